@@ -1,0 +1,157 @@
+"""How far does an activation go?
+
+    Time(T)              integration time T, what the paper calls strength
+    PathLength(T)        so long that a field of any speed travels T at its initial speed
+    Angle(theta)         path length theta ||a||: transfers between models and layers
+    Target(p, budget)    until P(desired | a) >= p, at most as far as the budget
+
+A number means `Time`. Under a unit-speed field time and path length are the same.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odesteer.ode.field import VectorField
+
+
+class Dose(ABC):
+    """How long each row is integrated, and at which probability it may stop."""
+
+    @property
+    def stop_at(self) -> float | None:
+        """The probability at which a row stops, or None to spend the whole dose."""
+        return None
+
+    @abstractmethod
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        """The signed integration time of each row: [..., d] -> [...]."""
+
+    @property
+    @abstractmethod
+    def is_zero(self) -> bool:
+        """True for a dose that moves nothing."""
+
+    @property
+    @abstractmethod
+    def size(self) -> float:
+        """The dose as one signed number, in its own unit."""
+
+
+def _finite(name: str, value: float) -> float:
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value}.")
+    return value
+
+
+@dataclass(frozen=True)
+class _Amount(Dose):
+    """Shared by the doses that are one signed number."""
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amount", _finite(type(self).__name__, self.amount))
+
+    @property
+    def is_zero(self) -> bool:
+        return self.amount == 0.0
+
+    @property
+    def size(self) -> float:
+        return self.amount
+
+
+@dataclass(frozen=True)
+class Time(_Amount):
+    """Integration time T; for a constant field the multiplier of its vector."""
+
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        return a.new_full(a.shape[:-1], self.amount)
+
+
+@dataclass(frozen=True)
+class PathLength(_Amount):
+    """Length travelled in activation space, at the field's initial speed."""
+
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        return _at_speed(field, a, a.new_full(a.shape[:-1], self.amount))
+
+
+@dataclass(frozen=True)
+class Angle(_Amount):
+    """Length travelled over ||a||, in radians for a flow on the sphere about 0."""
+
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        return _at_speed(field, a, self.amount * a.norm(dim=-1))
+
+
+def _at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
+    if field.unit_speed:
+        return length
+    speed = field(a).norm(dim=-1)
+    return torch.where(speed > 0, length / speed, torch.zeros_like(length))
+
+
+@dataclass(frozen=True)
+class Target(Dose):
+    """Stop each row where its calibrated probability reaches `probability`.
+
+    A row that is already there is returned bit for bit. A row that cannot get there spends
+    the whole budget.
+
+    Args:
+        probability: in (0, 1).
+        budget: at most this far: a positive number (`Time`) or another dose.
+
+    Raises:
+        ValueError: for a probability outside (0, 1) or a budget that is not positive.
+    """
+
+    probability: float
+    budget: "Dose | float"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability < 1.0:
+            raise ValueError(
+                f"Target probability must be between 0 and 1 (exclusive); got {self.probability}."
+            )
+        budget = as_dose(self.budget)
+        if isinstance(budget, Target) or budget.size <= 0:
+            raise ValueError(
+                f"Target budget must be a positive number, PathLength or Angle; got "
+                f"{self.budget!r}. To steer away, use the negated steering ~s with a target."
+            )
+        object.__setattr__(self, "budget", budget)
+
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        return as_dose(self.budget).time(field, a)
+
+    @property
+    def stop_at(self) -> float:
+        return self.probability
+
+    @property
+    def is_zero(self) -> bool:
+        return False
+
+    @property
+    def size(self) -> float:
+        return as_dose(self.budget).size
+
+
+def as_dose(strength: "Dose | float") -> Dose:
+    """A dose as it is, and a number as `Time`."""
+    return strength if isinstance(strength, Dose) else Time(strength)
+
+
+DOSES: dict[str, type[Dose]] = {
+    "time": Time,
+    "path-length": PathLength,
+    "angle": Angle,
+    "target": Target,
+}

@@ -1,0 +1,151 @@
+"""What is the right-hand side of da/dt = v(a)?
+
+A field maps activations [..., d] to velocities [..., d], each row by itself. It may know a
+barrier that it raises, and cheaper coordinates in which the same ODE closes (`reduce`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.ode import quadratic
+from odesteer.ode.barrier import Barrier
+from odesteer.ode.quadratic import QuadraticBarrier
+
+
+class Flow(Protocol):
+    """What a solver needs to know of an ODE, in whatever coordinates."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """dx/dt."""
+
+    def value(self, x: Tensor, /) -> Tensor:
+        """The barrier h at x."""
+
+    def turn(self, x: Tensor, time: Tensor, /) -> Tensor:
+        """The great-circle step, for fields tangent to a sphere."""
+
+    def length(self, x: Tensor, /) -> Tensor:
+        """The length in activation space of a displacement, [..., 1]."""
+
+
+class Reduction(NamedTuple):
+    """An ODE in coordinates of its own: its flow, the start there, and the way back."""
+
+    flow: Flow
+    start: Tensor
+    lift: Callable[[Tensor], Tensor]
+
+
+class VectorField(nn.Module, ABC):
+    """v: [..., d] -> [..., d]. `unit_speed` promises ||v|| = 1 wherever v is not 0."""
+
+    unit_speed: bool = False
+
+    def __init__(self, barrier: Barrier | None = None):
+        super().__init__()
+        self.barrier = barrier
+
+    @abstractmethod
+    def forward(self, a: Tensor) -> Tensor:
+        """v(a)."""
+
+    @abstractmethod
+    def reversed(self) -> "VectorField":
+        """-v, with the barrier -h where there is one."""
+
+    def reduce(self, a: Tensor) -> Reduction:
+        """The same ODE from `a`, in the cheapest coordinates known."""
+        return Reduction(self, a, lambda x: x)
+
+    def value(self, a: Tensor) -> Tensor:
+        """h(a) of the barrier; raises ValueError if the field has none."""
+        if self.barrier is None:
+            raise ValueError(
+                f"{type(self).__name__} has no barrier, so it cannot tell when a target is "
+                f"reached; use a strength, or a method with a barrier."
+            )
+        return self.barrier.value(a)
+
+    def turn(self, a: Tensor, time: Tensor) -> Tensor:
+        """a along its great circle for `time`; raises ValueError if the flow is on no sphere."""
+        sphere = None if self.barrier is None else self.barrier.sphere(a)
+        if sphere is None or not self.unit_speed:
+            raise ValueError(
+                f"The great-circle solver needs a unit-speed field on a sphere; "
+                f"{type(self).__name__} has none. Use 'euler', 'heun' or 'rk4'."
+            )
+        offset, radius = sphere
+        angle = torch.where(radius > 0, time / radius, torch.zeros_like(radius))
+        circle = angle.cos() * offset + angle.sin() * radius * self(a)
+        return a - offset + circle
+
+    def length(self, x: Tensor) -> Tensor:
+        return x.norm(dim=-1, keepdim=True)
+
+
+class ZeroField(VectorField):
+    """v = 0: the unsteered model."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return torch.zeros_like(a)
+
+    def reversed(self) -> "ZeroField":
+        return self
+
+
+class ConstantField(VectorField):
+    """v(a) = direction, any length. One Euler step is exact.
+
+    Args:
+        direction: [d].
+        barrier: the barrier it raises, if any.
+    """
+
+    def __init__(self, direction: Tensor, barrier: Barrier | None = None):
+        super().__init__(barrier)
+        self.direction: Tensor
+        self.register_buffer("direction", direction)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.direction.expand_as(a)
+
+    def reversed(self) -> "ConstantField":
+        return ConstantField(
+            -self.direction, None if self.barrier is None else self.barrier.affine(-1.0)
+        )
+
+
+class GradientField(VectorField):
+    """v = G grad h / ||G grad h||, and 0 at critical points of h.
+
+    Along it dh/dt = grad h . v >= 0 (Proposition 2 of ODESteer; ||grad h|| when G = I), so
+    time is path length. A quadratic barrier is integrated in k + 1 dimensions.
+
+    Args:
+        barrier: h; its `ascent` is G grad h.
+    """
+
+    unit_speed = True
+
+    def __init__(self, barrier: Barrier):
+        super().__init__(barrier)
+        self.barrier: Barrier
+
+    def forward(self, a: Tensor) -> Tensor:
+        ascent = self.barrier.ascent(a)
+        norm = ascent.norm(dim=-1, keepdim=True)
+        return torch.where(norm > 0, ascent / norm, torch.zeros_like(ascent))
+
+    def reversed(self) -> "GradientField":
+        return GradientField(self.barrier.affine(-1.0))
+
+    def reduce(self, a: Tensor) -> Reduction:
+        barrier = self.barrier
+        if not isinstance(barrier, QuadraticBarrier):
+            return super().reduce(a)
+        flow, start = quadratic.reduce(barrier, a)
+        return Reduction(flow, start, lambda x: quadratic.lift(barrier, a, start, x))

@@ -1,0 +1,50 @@
+"""Where does an activation end up?
+
+    a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates.
+"""
+
+import torch
+from torch import Tensor
+
+from odesteer.ode.field import VectorField
+from odesteer.ode.solver import Solver
+
+
+def solve(
+    field: VectorField,
+    a: Tensor,
+    time: Tensor | float,
+    *,
+    solver: Solver,
+    steps: int,
+    level: float | None = None,
+) -> Tensor:
+    """a(time) for a [..., d].
+
+    Rows with time 0, and rows whose barrier is at `level` already, come back bit for bit.
+
+    Args:
+        field: v.
+        a: the start.
+        time: signed, one number or one a row [...].
+        solver: how.
+        steps: for fixed-step solvers.
+        level: stop each row where the barrier reaches this value.
+    """
+    time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
+    reduction = field.reduce(a)
+    state = solver.integrate(reduction.flow, reduction.start, time, steps, level)
+    stays = time == 0
+    if level is not None:
+        stays = stays | (reduction.flow.value(reduction.start) >= level)
+    return torch.where(stays.unsqueeze(-1), a, reduction.lift(state))
+
+
+def trajectory(
+    field: VectorField, a: Tensor, time: Tensor | float, *, solver: Solver, steps: int
+) -> Tensor:
+    """The path at 0, time/steps, ..., time: [steps + 1, ..., d]; the first is `a` itself."""
+    time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
+    reduction = field.reduce(a)
+    path = solver.path(reduction.flow, reduction.start, time, steps)
+    return torch.cat([a.unsqueeze(0), reduction.lift(path[1:])])
