@@ -29,6 +29,10 @@ class _Junction(Barrier):
         self.parts = nn.ModuleList(parts)
         self.soft = bool(soft)
 
+    @property
+    def width(self) -> int | None:
+        return next((p.width for p in self.parts if p.width is not None), None)
+
     def _signed_values(self, a: Tensor) -> Tensor:
         return torch.stack([self.sign * part.value(a) for part in self.parts], dim=-1)
 

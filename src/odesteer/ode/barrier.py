@@ -59,6 +59,11 @@ class Barrier(nn.Module, ABC):
         """The barrier scale * h + offset; scale -1 is "not"."""
         return AffineBarrier(self, scale, offset)
 
+    @property
+    def width(self) -> int | None:
+        """d, or None where any width will do."""
+        return None
+
     def forward(self, a: Tensor) -> Tensor:
         return self.value(a)
 
@@ -86,6 +91,10 @@ class LinearBarrier(Barrier):
 
     def gradient(self, a: Tensor) -> Tensor:
         return self.weight.expand_as(a)
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
 
     def affine(self, scale: float, offset: float = 0.0) -> "LinearBarrier":
         return LinearBarrier(scale * self.weight, scale * self.bias + offset)
@@ -143,6 +152,10 @@ class AffineBarrier(Barrier):
 
     def sphere(self, a: Tensor) -> Sphere | None:
         return self.barrier.sphere(a)
+
+    @property
+    def width(self) -> int | None:
+        return self.barrier.width
 
     def affine(self, scale: float, offset: float = 0.0) -> "AffineBarrier":
         return AffineBarrier(self.barrier, scale * self.scale, scale * self.offset + offset)

@@ -57,6 +57,11 @@ class VectorField(nn.Module, ABC):
     def reversed(self) -> "VectorField":
         """-v, with the barrier -h where there is one."""
 
+    @property
+    def width(self) -> int | None:
+        """d, or None where any width will do."""
+        return None if self.barrier is None else self.barrier.width
+
     def reduce(self, a: Tensor) -> Reduction:
         """The same ODE from `a`, in the cheapest coordinates known."""
         return Reduction(self, a, lambda x: x)
@@ -112,6 +117,10 @@ class ConstantField(VectorField):
 
     def forward(self, a: Tensor) -> Tensor:
         return self.direction.expand_as(a)
+
+    @property
+    def width(self) -> int:
+        return self.direction.shape[0]
 
     def reversed(self) -> "ConstantField":
         return ConstantField(

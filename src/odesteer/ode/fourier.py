@@ -42,6 +42,10 @@ class FourierBarrier(Barrier):
     def _amplitude(self) -> float:
         return math.sqrt(2.0 / self.offset.shape[0])
 
+    @property
+    def width(self) -> int:
+        return self.frequency.shape[1]
+
     def features(self, a: Tensor) -> Tensor:
         """phi(a): [..., d] -> [..., D]."""
         return self._amplitude * torch.cos(a @ self.frequency.mT + self.offset)

@@ -80,7 +80,8 @@ class QuadraticBarrier(Barrier):
         rank: int | None = None,
     ) -> "QuadraticBarrier":
         """From A [d, d] and g [d]: y^T A y + g . y + constant, with the k largest |eigenvalues|."""
-        eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
+        double = form.double()
+        eigenvalues, vectors = torch.linalg.eigh((double + double.mT) / 2)
         return _from_eigen(eigenvalues, vectors, slope, constant, whitening, rank)
 
     @staticmethod
@@ -148,6 +149,10 @@ class QuadraticBarrier(Barrier):
         stretch = _unit(moved, gradient.norm(dim=-1, keepdim=True))
         return Sphere(a - self.whitening.centre, radius * stretch)
 
+    @property
+    def width(self) -> int:
+        return self.basis.shape[0]
+
     def affine(self, scale: float, offset: float = 0.0) -> "QuadraticBarrier":
         return QuadraticBarrier(
             self.whitening,
@@ -167,7 +172,8 @@ def _from_eigen(
     rank: int | None,
 ) -> QuadraticBarrier:
     """Keep the largest eigenvalues, add g to their span, make Lambda diagonal there."""
-    d = vectors.shape[0]
+    d, dtype = vectors.shape[0], whitening.centre.dtype
+    vectors, eigenvalues, slope = vectors.double(), eigenvalues.double(), slope.double()
     magnitude = eigenvalues.abs()
     order = magnitude.argsort(descending=True)
     if rank is None:
@@ -181,7 +187,10 @@ def _from_eigen(
             basis = torch.cat([basis, (remainder / remainder.norm()).unsqueeze(1)], dim=1)
             lam = torch.cat([lam, lam.new_zeros(1)])
     # Lambda stays diagonal: the truncated A vanishes on the added column.
-    return QuadraticBarrier(whitening, basis.contiguous(), lam, basis.mT @ slope, constant)
+    slope = basis.mT @ slope
+    return QuadraticBarrier(
+        whitening, basis.to(dtype).contiguous(), lam.to(dtype), slope.to(dtype), constant
+    )
 
 
 class ReducedFlow(NamedTuple):

@@ -116,6 +116,10 @@ class SketchBarrier(Barrier):
     def sphere(self, a: Tensor) -> Sphere:
         return Sphere(a, a.norm(dim=-1, keepdim=True))
 
+    @property
+    def width(self) -> int:
+        return self.index.shape[1] - 1
+
     def quadratic(self) -> QuadraticBarrier:
         """The same function as an exact quadratic form; degree 2 only.
 

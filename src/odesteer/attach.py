@@ -1,0 +1,348 @@
+"""How does a steering act inside a transformers model?
+
+A forward hook on one decoder block replaces the chosen tokens' activations a by a(T). Which
+tokens are chosen depends on what a token is: part of the prompt or generated, real or
+padding. One tracker a model finds that out, for the model's class and modules stay as they
+are: it watches the calls of the decoder (mask, cache) and of `generate` (how long the
+prompt was), and goes away with the last steering.
+
+    "last+generated"  the last real token of the prompt and every generated one (the paper)
+    "generated"       every generated token
+    "prompt"          every real token of the prompt
+    "all"             every real token
+    a mask            [t] or [batch, t], true at the positions to steer, counted from the
+                      start of the (padded) prompt
+
+Outside `generate`, a call without a cache is a prompt and a call that continues a cache is
+generation. Steering is not differentiable: gradients stop at steered tokens.
+"""
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.layers import find_layers, hidden_size, layer_index
+from odesteer.ode import Dose
+from odesteer.steering import Steering
+
+Positions = str | Tensor
+POSITIONS = ("last+generated", "generated", "prompt", "all")
+
+
+def attach(
+    steering: Steering,
+    model: nn.Module,
+    positions: Positions = "last+generated",
+    measure: bool = False,
+) -> "Handle":
+    """Steer a model until the handle is removed; use it in a `with` block.
+
+    Args:
+        steering: what to do; its `layer` says where.
+        model: any transformers causal language model, also wrapped by PEFT.
+        positions: which tokens, see above.
+        measure: also record displacement and log-odds for `Handle.stats` (costs two
+            evaluations of the barrier a token).
+
+    Raises:
+        ValueError: for a layer the model does not have, another width, unknown positions.
+    """
+    if steering.layer is None:
+        raise ValueError(
+            "This steering does not know its layer: fit it with layer=..., or use "
+            "dataclasses.replace(steering, layer=...)."
+        )
+    if isinstance(positions, str) and positions not in POSITIONS:
+        raise ValueError(
+            f"Unknown positions '{positions}'. Available: {', '.join(POSITIONS)}, or a mask."
+        )
+    index = layer_index(model, steering.layer)
+    width, expected = hidden_size(model), steering.hidden_size
+    if width is not None and expected is not None and width != expected:
+        raise ValueError(
+            f"This steering is for activations of width {expected}; {type(model).__name__} has "
+            f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
+        )
+    return Handle(steering, model, find_layers(model)[index], positions, measure)
+
+
+@dataclass
+class _Call:
+    """What the tokens of the running forward pass are."""
+
+    offset: int  # absolute position of the first token
+    prompt_length: int  # positions from here on are generated
+    real: Tensor | None  # [b, t], None when every token is
+    last: Tensor | None  # [b], absolute position of each prompt's last real token
+
+
+class Handle:
+    """A steering on a model. Also a context manager; removing twice is harmless."""
+
+    def __init__(
+        self,
+        steering: Steering,
+        model: nn.Module,
+        block: nn.Module,
+        positions: Positions,
+        measure: bool,
+    ):
+        self.steering = steering
+        self._positions = positions
+        self._measure = measure
+        self._seen = 0
+        self._sums: dict[str, Tensor] = {}
+        self._tracker = _Tracker.of(model)
+        self._tracker.acquire()
+        self._hook = block.register_forward_hook(self._on_output)
+        self._attached = True
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        if self._attached:
+            self._attached = False
+            self._hook.remove()
+            self._tracker.release()
+
+    def set_strength(self, strength: Dose | float) -> None:
+        """Change the dose while attached."""
+        self.steering = self.steering.with_strength(strength)
+
+    def stats(self) -> dict[str, float]:
+        """What happened so far.
+
+        `tokens` seen, `steered` of them, and with `measure=True` means over the steered
+        ones: share `moved`, `displacement` ||a(T) - a||, `relative_displacement` to ||a||,
+        `log_odds_before` and `log_odds_after` (where the method has a barrier).
+        """
+        steered = float(self._sums.get("steered", torch.zeros(())))
+        result = {"tokens": float(self._seen), "steered": steered}
+        for name, total in self._sums.items():
+            if name != "steered":
+                result[name] = float(total) / steered if steered else float("nan")
+        return result
+
+    def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        steered = self._apply(hidden)
+        if steered is hidden:
+            return output
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+    def _apply(self, hidden: Tensor) -> Tensor:
+        self._seen += hidden.shape[:-1].numel()
+        chosen = self._chosen(hidden)
+        if chosen is None:
+            self._record(hidden, moved := self.steering(hidden))
+            return moved
+        before = hidden[chosen]
+        after = self.steering(before)
+        self._record(before, after)
+        if after is before:
+            return hidden
+        result = hidden.clone()
+        result[chosen] = after
+        return result
+
+    def _chosen(self, hidden: Tensor) -> Tensor | None:
+        """A mask [b, t] of the tokens to steer; None for all of them."""
+        batch, t = hidden.shape[:2]
+        call = self._tracker.call or _Call(0, t, None, None)
+        device = hidden.device
+        position = call.offset + torch.arange(t, device=device)
+        if isinstance(self._positions, Tensor):
+            return _given(self._positions.to(device), position, batch)
+        if self._positions == "all":
+            return None if call.real is None else call.real.to(device)
+        if call.offset >= call.prompt_length and self._positions != "prompt":
+            return None if call.real is None else call.real.to(device)
+        generated = (position >= call.prompt_length).expand(batch, t)
+        if self._positions == "generated":
+            chosen = generated
+        elif self._positions == "prompt":
+            chosen = ~generated
+        else:
+            last = call.last
+            if last is None:
+                last = torch.full((batch,), call.prompt_length - 1, device=device)
+            chosen = generated | (position == last.to(device)[:, None])
+        return chosen if call.real is None else chosen & call.real.to(device)
+
+    def _record(self, before: Tensor, after: Tensor) -> None:
+        def add(name: str, total: Tensor) -> None:
+            self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+
+        add("steered", torch.tensor(float(before.shape[:-1].numel())))
+        if not self._measure:
+            return
+        step = (after.float() - before.float()).norm(dim=-1)
+        add("moved", (step > 0).float().sum().cpu())
+        add("displacement", step.sum().cpu())
+        norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        add("relative_displacement", (step / norm).sum().cpu())
+        if self.steering.field.barrier is not None:
+            add("log_odds_before", self.steering.log_odds(before).sum().cpu())
+            add("log_odds_after", self.steering.log_odds(after).sum().cpu())
+
+
+def _given(mask: Tensor, position: Tensor, batch: int) -> Tensor:
+    """The user's mask at these absolute positions; false beyond its end."""
+    mask = mask.bool().reshape(-1, mask.shape[-1])
+    if batch % len(mask):
+        raise ValueError(
+            f"The positions mask has {len(mask)} rows; the model is running a batch of {batch}."
+        )
+    inside = position < mask.shape[-1]
+    values = mask[:, position.clamp_max(mask.shape[-1] - 1)] & inside
+    return values.repeat_interleave(batch // len(mask), dim=0)  # beams
+
+
+class _Tracker:
+    """Knows what the tokens of the running forward pass are; shared by a model's handles.
+
+    Each thread has a state of its own, so that threads that share a model do not mix.
+    """
+
+    _all: "weakref.WeakKeyDictionary[nn.Module, _Tracker]" = weakref.WeakKeyDictionary()
+    _lock = threading.Lock()
+
+    def __init__(self, model: nn.Module):
+        # Weak: the registry must not keep the model alive.
+        self._model = weakref.ref(model)
+        self._users = 0
+        self._local = threading.local()
+        self._undo: list[Callable[[], None]] = []
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Tracker":
+        """The tracker of a model, or of the model that a PEFT wrapper holds."""
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with cls._lock:
+            if inner not in cls._all:
+                cls._all[inner] = cls(inner)
+            return cls._all[inner]
+
+    @property
+    def call(self) -> _Call | None:
+        return getattr(self._local, "call", None)
+
+    def acquire(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._install()
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                while self._undo:
+                    self._undo.pop()()
+
+    def _install(self) -> None:
+        model = self._model()
+        assert model is not None  # a handle that holds its block is being made
+        decoder = _owner(model, find_layers(model))
+        signature = inspect.signature(decoder.forward)
+
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            arguments = signature.bind_partial(*args, **kwargs).arguments
+            self._local.call = self._describe(arguments)
+
+        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+            self._local.call = None
+
+        hooks = [
+            decoder.register_forward_pre_hook(before, with_kwargs=True),
+            decoder.register_forward_hook(after, always_call=True),
+        ]
+        self._undo = [hook.remove for hook in hooks]
+        if hasattr(model, "generate"):
+            self._undo.append(self._watch_generate(model))
+
+    def _watch_generate(self, model: Any) -> Callable[[], None]:
+        """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
+        original = model.generate
+        had_own = "generate" in vars(model)
+
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
+            if prompt is None:
+                prompt = kwargs.get("inputs_embeds")
+            length = 1 if prompt is None else prompt.shape[1]
+            with self._generating(length, kwargs.get("attention_mask")):
+                return original(*args, **kwargs)
+
+        model.generate = generate
+        return lambda: (
+            setattr(model, "generate", original) if had_own else delattr(model, "generate")
+        )
+
+    @contextmanager
+    def _generating(self, length: int, mask: Tensor | None) -> Iterator[None]:
+        outer = getattr(self._local, "prompt", None)
+        self._local.prompt = (length, mask)
+        try:
+            yield
+        finally:
+            self._local.prompt = outer
+
+    def _describe(self, arguments: dict[str, Any]) -> _Call:
+        ids = arguments.get("input_ids")
+        if ids is None:
+            ids = arguments["inputs_embeds"]
+        batch, t = ids.shape[:2]
+        offset = _cached_length(arguments.get("past_key_values"))
+        prompt = getattr(self._local, "prompt", None)
+        if prompt is not None and offset >= prompt[0]:
+            # Decoding: nothing but generated tokens, and no look at the mask, which would
+            # make a GPU wait once a token.
+            return _Call(offset, prompt[0], None, None)
+        mask = arguments.get("attention_mask")
+        # Only a plain [b, positions] mask says which tokens are padding.
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        if prompt is not None:
+            length, prompt_mask = prompt
+            if mask is None and isinstance(prompt_mask, Tensor) and prompt_mask.dim() == 2:
+                mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
+        else:
+            length = offset + t if offset == 0 else offset
+        if mask is None or bool((mask != 0).all()):
+            return _Call(offset, length, None, None)
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        inside = (mask != 0) & (columns < length)
+        last = torch.where(inside, columns, -1).amax(dim=1)
+        # Positions beyond the mask (it may cover the prompt alone) are generated: real.
+        real = torch.ones(batch, t, dtype=torch.bool, device=mask.device)
+        known = mask[:, offset : offset + t] != 0
+        real[:, : known.shape[1]] = known
+        return _Call(offset, length, real, last)
+
+
+def _cached_length(cache: Any) -> int:
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2])  # the legacy form: a tuple of (keys, values) a layer
+
+
+def _owner(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
+    """The module that holds the list of blocks: the decoder without its head."""
+    for module in model.modules():
+        if any(child is blocks for child in module.children()):
+            return module
+    raise ValueError(f"{type(model).__name__} does not own its decoder blocks.")

@@ -1,0 +1,61 @@
+"""What does every engine offer?"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from odesteer.activations import Progress
+from odesteer.contrast import Contrast
+from odesteer.steering import Steering
+from odesteer.templates import Messages
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the default is greedy.
+
+    Args:
+        max_new_tokens: per generation.
+        temperature: 0 is greedy.
+        top_p: nucleus.
+        repetition_penalty: 1 is none.
+        seed: of the draw.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+class Backend(ABC):
+    """Where activations come from and go back to."""
+
+    @abstractmethod
+    def activations(
+        self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """(positive [n, d], negative [m, d]) by layer."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[str | Messages],
+        steering: Steering | None = None,
+        sampling: Sampling = Sampling(),
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """One generation a prompt."""
+
+    @abstractmethod
+    def logprobs(
+        self,
+        prompts: Sequence[str | Messages],
+        generations: Sequence[str],
+        steering: Steering | None = None,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """log p of every token of each generation after its prompt, in nats."""

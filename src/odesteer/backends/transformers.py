@@ -1,0 +1,132 @@
+"""How does a plain transformers model run, steered or not?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer.activations import Progress, activations
+from odesteer.backends.base import Backend, Sampling
+from odesteer.contrast import Contrast
+from odesteer.steering import Steering
+from odesteer.templates import Messages, encode
+
+
+@dataclass(frozen=True)
+class TransformersBackend(Backend):
+    """A model and a tokenizer in this process.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        template: how prompts become text, see `odesteer.templates`.
+        positions: which tokens are steered, see `odesteer.attach`.
+        batch_size: prompts a batch.
+    """
+
+    model: Any
+    tokenizer: Any
+    template: str = "auto"
+    positions: str = "last+generated"
+    batch_size: int = 16
+
+    def activations(
+        self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        return activations(self.model, self.tokenizer, contrast, list(layers), progress=progress)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Messages],
+        steering: Steering | None = None,
+        sampling: Sampling = Sampling(),
+        progress: Progress | None = None,
+    ) -> list[str]:
+        rows = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
+        texts: list[str] = [""] * len(rows)
+        done = 0
+        torch.manual_seed(sampling.seed)
+        with self._steered(steering), torch.no_grad():
+            for batch in _chunks(rows, self.batch_size):
+                ids, mask = self._padded([rows[i] for i in batch])
+                output = self.model.generate(
+                    input_ids=ids, attention_mask=mask, **self._generation_arguments(sampling)
+                )
+                new = output[:, ids.shape[1] :]
+                for i, tokens in zip(batch, new, strict=True):
+                    texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(rows))
+        return texts
+
+    def logprobs(
+        self,
+        prompts: Sequence[str | Messages],
+        generations: Sequence[str],
+        steering: Steering | None = None,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        starts = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
+        # Tokenised apart from the prompt: the tokens that were generated after it.
+        ends = [
+            list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in generations
+        ]
+        rows = [start + end for start, end in zip(starts, ends, strict=True)]
+        results: list[Tensor] = [torch.empty(0)] * len(rows)
+        done = 0
+        with self._steered(steering), torch.no_grad():
+            for batch in _chunks(rows, self.batch_size):
+                ids, mask = self._padded([rows[i] for i in batch])
+                longest = max(len(ends[i]) for i in batch)
+                logits = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
+                    logits_to_keep=longest + 1,
+                ).logits.float()
+                targets = ids[:, ids.shape[1] - longest :]
+                logp = logits[:, :-1].log_softmax(dim=-1)
+                logp = logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu()
+                for i, row in zip(batch, logp, strict=True):
+                    results[i] = row[len(row) - len(ends[i]) :]
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(rows))
+        return results
+
+    def _steered(self, steering: Steering | None) -> Any:
+        if steering is None:
+            return nullcontext()
+        return steering.attach(self.model, positions=self.positions)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, padded on the left so that every row ends where it generates."""
+        width = max(len(row) for row in rows)
+        fill = self.tokenizer.pad_token_id
+        fill = 0 if fill is None else fill
+        ids = [[fill] * (width - len(row)) + list(row) for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        device = next(self.model.parameters()).device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _generation_arguments(self, sampling: Sampling) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "do_sample": sampling.temperature > 0,
+            "repetition_penalty": sampling.repetition_penalty,
+            "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
+        }
+        if sampling.temperature > 0:
+            arguments |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return arguments
+
+
+def _chunks(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Row indices in batches of similar length."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

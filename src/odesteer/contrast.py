@@ -1,0 +1,197 @@
+"""What do we learn from?
+
+A contrast: texts that show the wanted behaviour and texts that show its opposite.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odesteer.templates import Messages, encode
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text of a contrast.
+
+    Attributes:
+        prompt: what was asked (text or chat messages), or None for a bare text.
+        response: what was answered, or the bare text.
+        group: examples of one group are never split between fitting and testing.
+    """
+
+    prompt: str | Messages | None
+    response: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Positive and negative examples, and how a prompt and a response become one text.
+
+    Attributes:
+        positive: what to steer towards.
+        negative: what to steer away from.
+        template: see `odesteer.templates`.
+
+    Raises:
+        ValueError: if a class is empty.
+    """
+
+    positive: tuple[Example, ...]
+    negative: tuple[Example, ...]
+    template: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, examples in (("positive", self.positive), ("negative", self.negative)):
+            if not examples:
+                raise ValueError(
+                    f"A contrast needs examples of both classes; the {name} class is empty."
+                )
+
+    @classmethod
+    def from_pairs(
+        cls,
+        positive: Sequence[Any],
+        negative: Sequence[Any],
+        groups: Sequence[Any] | None = None,
+        template: str = "auto",
+    ) -> "Contrast":
+        """From texts, chat message lists, or (prompt, response) rows; row i of both belong together.
+
+        The two may differ in length; then every row is a group of its own unless `groups`
+        (one a row, positives first) says otherwise.
+
+        Raises:
+            ValueError: for a row of another form, or groups of another length.
+        """
+        n, m = len(positive), len(negative)
+        if groups is None:
+            groups = [*range(n), *range(m)] if n == m else list(range(n + m))
+        if len(groups) != n + m:
+            raise ValueError(
+                f"A contrast needs one group a row, positives first: {n} + {m}; got {len(groups)}."
+            )
+        names = [str(group) for group in groups]
+        return cls(
+            tuple(_example(r, g) for r, g in zip(positive, names[:n], strict=True)),
+            tuple(_example(r, g) for r, g in zip(negative, names[n:], strict=True)),
+            template,
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], template: str = "auto") -> "Contrast":
+        """From dictionaries, such as the rows of a Hugging Face dataset, each either
+
+        - a pair: `positive`, `negative`, and optionally `prompt`, or
+        - one labelled text: `text` (or `prompt` and `response`) and `label` (1 or 0),
+
+        and optionally `group` or `topic`; without one, rows with the same prompt belong
+        together, and a row without a prompt belongs to itself.
+
+        Raises:
+            ValueError: naming the row that is of neither form.
+        """
+        positive: list[Example] = []
+        negative: list[Example] = []
+        for number, row in enumerate(rows, start=1):
+            prompt = row.get("prompt")
+            group = row.get("group", row.get("topic", prompt if prompt else number))
+            name = group if isinstance(group, str) else json.dumps(group)
+            if "positive" in row and "negative" in row:
+                positive.append(_example((prompt, row["positive"]), name))
+                negative.append(_example((prompt, row["negative"]), name))
+            elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
+                example = _example((prompt, row.get("text", row.get("response"))), name)
+                (positive if row["label"] else negative).append(example)
+            else:
+                raise ValueError(
+                    f"Row {number} of the contrast has the keys {', '.join(row) or 'none'}; it "
+                    f"needs 'positive' and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1."
+                )
+        return cls(tuple(positive), tuple(negative), template)
+
+    @classmethod
+    def from_jsonl(cls, path: str | os.PathLike[str], template: str = "auto") -> "Contrast":
+        """From a file with one JSON object a line; see `from_rows` for their keys.
+
+        Raises:
+            FileNotFoundError: if the file is not there.
+            ValueError: naming the line that is not a JSON object of that form.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"No contrast file at '{file}'. It is a JSONL file with 'positive' and 'negative' "
+                f"(and 'prompt') on each line."
+            )
+        return cls.from_rows(_json_lines(file), template)
+
+    @property
+    def groups(self) -> tuple[list[str], list[str]]:
+        """The group of every positive and of every negative example."""
+        return [e.group for e in self.positive], [e.group for e in self.negative]
+
+    def tokens(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of every positive and of every negative example."""
+
+        def ids(examples: tuple[Example, ...]) -> list[list[int]]:
+            return [encode(tokenizer, e.prompt, e.response, self.template) for e in examples]
+
+        return ids(self.positive), ids(self.negative)
+
+    def split(self, share: float = 0.5, seed: int = 0) -> tuple["Contrast", "Contrast"]:
+        """Two contrasts without a group in common; the first has `share` of the groups.
+
+        Raises:
+            ValueError: if there are too few groups for both to have some of each class.
+        """
+        names = sorted({*self.groups[0], *self.groups[1]})
+        order = np.random.default_rng(seed).permutation(len(names))
+        chosen = {names[i] for i in order[: round(share * len(names))]}
+        return self.where(chosen), self.where(set(names) - chosen)
+
+    def where(self, groups: set[str]) -> "Contrast":
+        """The examples of those groups."""
+        return Contrast(
+            tuple(e for e in self.positive if e.group in groups),
+            tuple(e for e in self.negative if e.group in groups),
+            self.template,
+        )
+
+
+def _example(row: Any, group: str) -> Example:
+    if isinstance(row, str):
+        return Example(None, row, group)
+    if isinstance(row, Sequence) and len(row) == 2 and isinstance(row[1], str):
+        return Example(row[0], row[1], group)
+    if isinstance(row, Sequence) and row and all(isinstance(part, Mapping) for part in row):
+        *before, last = row
+        if last.get("role") == "assistant" and before:
+            return Example(tuple(before), last["content"], group)
+        raise ValueError(
+            f"Chat messages of a contrast end with the assistant's turn, after at least one "
+            f"other; got roles {[part.get('role') for part in row]}."
+        )
+    raise ValueError(
+        f"A row of a contrast is a text, a (prompt, response) pair of texts, or chat messages; "
+        f"got {row!r:.80}."
+    )
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"Line {number} of '{file}' is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"Line {number} of '{file}' is not a JSON object: {line!r:.80}.")
+        yield row

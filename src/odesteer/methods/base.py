@@ -1,0 +1,237 @@
+"""What is a method, and what does every method do alike?
+
+A method learns a vector field from two matrices. Checking the data, held-out calibration
+and the making of the `Steering` are the same for all of them and live here.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
+
+from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.ode import Dose, VectorField
+from odesteer.steering import Calibration, Steering
+
+Groups = Sequence[Any] | Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Two classes of activations at one layer.
+
+    Attributes:
+        positive: [n, d].
+        negative: [m, d].
+        groups: [n + m] integers, positives first; rows of one group (one prompt, say) are
+            never split between fitting and testing.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    groups: np.ndarray | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """[n + m, d], positives first."""
+        return torch.cat([self.positive, self.negative])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n + m]: 1 for positive, 0 for negative."""
+        return np.repeat([1, 0], [len(self.positive), len(self.negative)])
+
+    @property
+    def log_prior_odds(self) -> float:
+        """log(n / m): what a probability learnt here must lose to become a density ratio."""
+        return float(np.log(len(self.positive) / len(self.negative)))
+
+    def folds(self, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(fit rows, test rows) of a stratified split by group; empty if it cannot be made."""
+        if self.groups is None:
+            return []
+        labels = self.labels
+        per_class = [len(np.unique(self.groups[labels == label])) for label in (0, 1)]
+        count = min(count, *per_class)
+        if count < 2:
+            return []
+        splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+        splits = splitter.split(labels, labels, self.groups)
+        return [(fit, test) for fit, test in splits if 0 < labels[fit].sum() < len(fit)]
+
+    def subset(self, index: np.ndarray) -> "Samples":
+        """The samples at those rows of `rows`."""
+        positive = index[index < len(self.positive)]
+        negative = index[index >= len(self.positive)] - len(self.positive)
+        groups = None if self.groups is None else self.groups[index]
+        return Samples(self.positive[positive], self.negative[negative], groups)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Learns a field from positive and negative activations.
+
+    Its fields are the hyperparameters, and nothing else is stored in it: `fit` returns a
+    `Steering`. Subclasses say what they learn in `learn`, and may choose hyperparameters
+    from the data in `tune`.
+
+    Args:
+        steps: fixed steps of the solver.
+        solver: a name in `odesteer.ode.SOLVERS`.
+    """
+
+    name: ClassVar[str]
+    default_strength: ClassVar[Dose | float] = 1.0
+
+    steps: int = 1
+    solver: str = "euler"
+
+    @abstractmethod
+    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+        """The field, from [n, d] and [m, d] in float64."""
+
+    def tune(self, samples: Samples) -> "Method":
+        """The method with every hyperparameter that is left to the data chosen."""
+        return self
+
+    def fit(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        *,
+        layer: int | None = None,
+        strength: Dose | float | None = None,
+        groups: tuple[Groups, Groups] | None = None,
+        calibrate: bool = True,
+        seed: int = 0,
+    ) -> Steering:
+        """A steering from activations of the two classes.
+
+        Args:
+            positive: [n, d].
+            negative: [m, d].
+            layer: the decoder block they are the outputs of.
+            strength: the dose; the method's own default where it is None.
+            groups: which rows belong together (say, to one prompt), one sequence a class;
+                without it row i of both classes belong together where n = m.
+            calibrate: learn P(positive | a) from held-out values of the barrier (5 folds).
+            seed: of the folds.
+
+        Raises:
+            ValueError: naming the method, for shapes that do not match, an empty class, NaN
+                or infinity.
+        """
+        samples = self.check(positive, negative, groups)
+        method = self.tune(samples)
+        # What is learnt lives where activations come from, in the precision it is used in.
+        field = method.learn(samples.positive, samples.negative).to(positive.device, torch.float32)
+        calibration, receipts = Calibration(), {"rows": [len(positive), len(negative)]}
+        if calibrate and field.barrier is not None:
+            held_out = method.held_out(samples, seed)
+            if held_out is not None:
+                calibration, quality = _platt(*held_out, name=self.name)
+                receipts |= {"held_out": quality._asdict()}
+        return Steering(
+            field=field,
+            strength=self.default_strength if strength is None else strength,
+            solver=self.solver,
+            steps=self.steps,
+            layer=layer,
+            method=self.name,
+            hyperparameters=asdict(method),
+            calibration=calibration,
+            receipts=receipts,
+        )
+
+    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+        """h of every row by a field learnt without its group, and its label.
+
+        None where the data cannot be split, or the method has no barrier.
+        """
+        values, labels = [], []
+        for fit, test in samples.folds(5, seed):
+            part = samples.subset(fit)
+            field = self.learn(part.positive, part.negative)
+            if field.barrier is None:
+                return None
+            values.append(field.barrier.value(samples.rows[test]).detach().cpu().numpy())
+            labels.append(samples.labels[test])
+        return (np.concatenate(values), np.concatenate(labels)) if values else None
+
+    def check(
+        self, positive: Tensor, negative: Tensor, groups: tuple[Groups, Groups] | None
+    ) -> Samples:
+        """The data in float64, or a ValueError that says what is wrong with it."""
+        shapes = f"positive {list(positive.shape)} and negative {list(negative.shape)}"
+        if positive.dim() != 2 or negative.dim() != 2 or positive.shape[1] != negative.shape[1]:
+            raise ValueError(
+                f"{self.name} learns from two matrices [n, d] and [m, d] of one width; got {shapes}."
+            )
+        if len(positive) == 0 or len(negative) == 0:
+            empty = "positive" if len(positive) == 0 else "negative"
+            raise ValueError(
+                f"{self.name} needs rows of both classes; the {empty} class is empty ({shapes}). "
+                f"Give at least one example of each."
+            )
+        for label, rows in (("positive", positive), ("negative", negative)):
+            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+            if bad:
+                raise ValueError(
+                    f"{self.name} needs finite activations; {bad} of {len(rows)} {label} rows hold "
+                    f"NaN or infinity. Drop them, or load the model in float32 or bfloat16 if it "
+                    f"overflows in float16."
+                )
+        return Samples(
+            positive.detach().double(),
+            negative.detach().double(),
+            _as_groups(len(positive), len(negative), groups, self.name),
+        )
+
+
+def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
+    """Quality of the method's calibrated barrier on held-out groups, or None: see `held_out`."""
+    held_out = method.held_out(samples, seed)
+    return None if held_out is None else _platt(*held_out, name=method.name)[1]
+
+
+def _as_groups(
+    n: int, m: int, groups: tuple[Groups, Groups] | None, name: str
+) -> np.ndarray:
+    if groups is None:
+        both = [*range(n), *range(m)] if n == m else list(range(n + m))
+    else:
+        if len(groups) != 2 or len(groups[0]) != n or len(groups[1]) != m:
+            raise ValueError(
+                f"{name} needs one group a row: {n} and {m}; got "
+                f"{' and '.join(str(len(part)) for part in groups)}."
+            )
+        both = [g.item() if isinstance(g, Tensor) else g for part in groups for g in part]
+    return np.unique(np.array([str(g) for g in both]), return_inverse=True)[1]
+
+
+def _platt(
+    values: np.ndarray, labels: np.ndarray, name: str
+) -> tuple[Calibration, BinaryQuality]:
+    """sigmoid(scale h + offset) fitted on held-out h, both classes weighing the same."""
+    spread = float(values.std()) or 1.0
+    model = LogisticRegression(C=1e4, class_weight="balanced").fit(values[:, None] / spread, labels)
+    scale, offset = float(model.coef_[0, 0]) / spread, float(model.intercept_[0])
+    if scale <= 0:
+        warnings.warn(
+            f"The barrier of {name} does not tell held-out positives from negatives (its slope "
+            f"is {scale:.3g}): its probabilities mean nothing. More or cleaner examples, or "
+            f"another layer, may help.",
+            stacklevel=4,
+        )
+        # Nearly flat, and increasing, so that a target is out of reach rather than inverted.
+        scale, offset = 1e-3 / spread, 0.0
+    # The two numbers fitted here are common to all rows, so the quality is as good as held out.
+    log_odds = scale * values + offset
+    return Calibration(scale, offset), binary_quality(log_odds, labels, balanced=True)

@@ -1,0 +1,22 @@
+"""The unsteered model.
+
+    v(a) = 0
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from odesteer.methods.base import Method
+from odesteer.ode import VectorField, ZeroField
+
+
+@dataclass(frozen=True)
+class NoSteering(Method):
+    """Moves nothing: the row that every comparison needs."""
+
+    name: ClassVar[str] = "none"
+
+    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return ZeroField()
