@@ -20,7 +20,7 @@ generation. Steering is not differentiable: gradients stop at steered tokens.
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.layers import find_layers, hidden_size, layer_index
+from odesteer.lookup import pick
 from odesteer.ode import Dose
 from odesteer.steering import Steering
 
@@ -40,6 +41,7 @@ def attach(
     steering: Steering,
     model: nn.Module,
     positions: Positions = "last+generated",
+    rows: Sequence[int] | None = None,
     measure: bool = False,
 ) -> "Handle":
     """Steer a model until the handle is removed; use it in a `with` block.
@@ -48,29 +50,39 @@ def attach(
         steering: what to do; its `layer` says where.
         model: any transformers causal language model, also wrapped by PEFT.
         positions: which tokens, see above.
+        rows: which rows of the batch (with beams: which prompts); None is all. Several
+            steerings on rows of their own share one batch.
         measure: also record displacement and log-odds for `Handle.stats` (costs two
             evaluations of the barrier a token).
 
     Raises:
         ValueError: for a layer the model does not have, another width, unknown positions.
     """
+    if isinstance(positions, str):
+        check_positions(positions)
+    index = check_fits(steering, model)
+    return Handle(steering, model, find_layers(model)[index], positions, rows, measure)
+
+
+def check_positions(positions: str) -> None:
+    """ValueError for a name that is none of `POSITIONS`."""
+    pick(dict.fromkeys(POSITIONS), positions, "positions")
+
+
+def check_fits(steering: Steering, model: nn.Module) -> int:
+    """The index of the block to steer; ValueError where steering and model do not fit."""
     if steering.layer is None:
         raise ValueError(
             "This steering does not know its layer: fit it with layer=..., or use "
             "dataclasses.replace(steering, layer=...)."
         )
-    if isinstance(positions, str) and positions not in POSITIONS:
-        raise ValueError(
-            f"Unknown positions '{positions}'. Available: {', '.join(POSITIONS)}, or a mask."
-        )
-    index = layer_index(model, steering.layer)
     width, expected = hidden_size(model), steering.hidden_size
     if width is not None and expected is not None and width != expected:
         raise ValueError(
             f"This steering is for activations of width {expected}; {type(model).__name__} has "
             f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
         )
-    return Handle(steering, model, find_layers(model)[index], positions, measure)
+    return layer_index(model, steering.layer)
 
 
 @dataclass
@@ -92,10 +104,12 @@ class Handle:
         model: nn.Module,
         block: nn.Module,
         positions: Positions,
+        rows: Sequence[int] | None,
         measure: bool,
     ):
         self.steering = steering
         self._positions = positions
+        self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
@@ -145,6 +159,10 @@ class Handle:
     def _apply(self, hidden: Tensor) -> Tensor:
         self._seen += hidden.shape[:-1].numel()
         chosen = self._chosen(hidden)
+        if self._rows is not None:
+            mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)
+            every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            chosen = (every if chosen is None else chosen) & mine[:, None]
         if chosen is None:
             self._record(hidden, moved := self.steering(hidden))
             return moved
@@ -239,6 +257,18 @@ class _Tracker:
     def call(self) -> _Call | None:
         return getattr(self._local, "call", None)
 
+    def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
+        """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
+        prompt = getattr(self._local, "prompt", None)
+        prompts = batch if prompt is None else prompt[2]
+        if batch % prompts or (len(rows) and int(rows.max()) >= prompts):
+            raise ValueError(
+                f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
+            )
+        mask = torch.zeros(prompts, dtype=torch.bool)
+        mask[rows] = True
+        return mask.repeat_interleave(batch // prompts)
+
     def acquire(self) -> None:
         with self._lock:
             self._users += 1
@@ -282,8 +312,8 @@ class _Tracker:
             prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
             if prompt is None:
                 prompt = kwargs.get("inputs_embeds")
-            length = 1 if prompt is None else prompt.shape[1]
-            with self._generating(length, kwargs.get("attention_mask")):
+            batch, length = (1, 1) if prompt is None else prompt.shape[:2]
+            with self._generating(length, kwargs.get("attention_mask"), batch):
                 return original(*args, **kwargs)
 
         model.generate = generate
@@ -292,9 +322,9 @@ class _Tracker:
         )
 
     @contextmanager
-    def _generating(self, length: int, mask: Tensor | None) -> Iterator[None]:
+    def _generating(self, length: int, mask: Tensor | None, batch: int) -> Iterator[None]:
         outer = getattr(self._local, "prompt", None)
-        self._local.prompt = (length, mask)
+        self._local.prompt = (length, mask, batch)
         try:
             yield
         finally:
@@ -315,7 +345,7 @@ class _Tracker:
         # Only a plain [b, positions] mask says which tokens are padding.
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         if prompt is not None:
-            length, prompt_mask = prompt
+            length, prompt_mask, _ = prompt
             if mask is None and isinstance(prompt_mask, Tensor) and prompt_mask.dim() == 2:
                 mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
         else:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -193,13 +193,17 @@ class Steering:
     # ---- attached to a model
 
     def attach(
-        self, model: Any, positions: "Positions" = "last+generated", measure: bool = False
+        self,
+        model: Any,
+        positions: "Positions" = "last+generated",
+        rows: Sequence[int] | None = None,
+        measure: bool = False,
     ) -> "Handle":
         """Steer `model` until the handle is removed; see `odesteer.attach.attach`."""
         # The verb lives with the engine; imported when used, so that a steering needs no model.
         from odesteer.attach import attach
 
-        return attach(self, model, positions=positions, measure=measure)
+        return attach(self, model, positions=positions, rows=rows, measure=measure)
 
     # ---- written down
 

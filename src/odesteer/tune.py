@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,13 +71,13 @@ def fit(
 
 
 def middle_layers(model: nn.Module) -> list[int]:
-    """The blocks from one fifth to four fifths of the depth.
+    """The blocks from one fifth to two thirds of the depth.
 
     Earlier ones have not read the text yet; later ones tell the classes apart as well, but
-    leave the model no blocks in which the change could take effect.
+    leave the model few blocks in which the change could take effect.
     """
     depth = len(find_layers(model))
-    return list(range(depth // 5, max(depth * 4 // 5, depth // 5 + 1)))
+    return list(range(depth // 5, max(depth * 2 // 3, depth // 5 + 1)))
 
 
 def rank_layers(
@@ -113,8 +114,11 @@ def best_layer(qualities: dict[int, BinaryQuality]) -> int:
 def describe_model(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     """What a steering remembers of the model it was fitted on."""
     config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None) or type(model).__name__
+    # A local directory says where this machine keeps its models, and nothing to anyone else.
+    name = Path(name).name if Path(name).is_dir() else name
     return {
-        "name": getattr(config, "_name_or_path", None) or type(model).__name__,
+        "name": name,
         "type": getattr(config, "model_type", None),
         "layers": len(find_layers(model)),
         "hidden_size": hidden_size(model),

@@ -31,6 +31,9 @@ class Sampling:
     seed: int = 0
 
 
+Steerings = Steering | Sequence[Steering | None] | None
+
+
 class Backend(ABC):
     """Where activations come from and go back to."""
 
@@ -44,18 +47,18 @@ class Backend(ABC):
     def generate(
         self,
         prompts: Sequence[str | Messages],
-        steering: Steering | None = None,
+        steering: Steerings = None,
         sampling: Sampling = Sampling(),
         progress: Progress | None = None,
     ) -> list[str]:
-        """One generation a prompt."""
+        """One generation a prompt; `steering` is one for all prompts, or one for each."""
 
     @abstractmethod
     def logprobs(
         self,
         prompts: Sequence[str | Messages],
         generations: Sequence[str],
-        steering: Steering | None = None,
+        steering: Steerings = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """log p of every token of each generation after its prompt, in nats."""

@@ -1,7 +1,7 @@
 """How does a plain transformers model run, steered or not?"""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odesteer.activations import Progress, activations
-from odesteer.backends.base import Backend, Sampling
+from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.contrast import Contrast
 from odesteer.steering import Steering
 from odesteer.templates import Messages, encode
@@ -41,7 +41,7 @@ class TransformersBackend(Backend):
     def generate(
         self,
         prompts: Sequence[str | Messages],
-        steering: Steering | None = None,
+        steering: Steerings = None,
         sampling: Sampling = Sampling(),
         progress: Progress | None = None,
     ) -> list[str]:
@@ -49,25 +49,24 @@ class TransformersBackend(Backend):
         texts: list[str] = [""] * len(rows)
         done = 0
         torch.manual_seed(sampling.seed)
-        with self._steered(steering), torch.no_grad():
-            for batch in _chunks(rows, self.batch_size):
-                ids, mask = self._padded([rows[i] for i in batch])
+        for batch in _chunks(rows, self.batch_size):
+            ids, mask = self._padded([rows[i] for i in batch])
+            with self._steered(steering, batch), torch.no_grad():
                 output = self.model.generate(
                     input_ids=ids, attention_mask=mask, **self._generation_arguments(sampling)
                 )
-                new = output[:, ids.shape[1] :]
-                for i, tokens in zip(batch, new, strict=True):
-                    texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(rows))
+            for i, tokens in zip(batch, output[:, ids.shape[1] :], strict=True):
+                texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
         return texts
 
     def logprobs(
         self,
         prompts: Sequence[str | Messages],
         generations: Sequence[str],
-        steering: Steering | None = None,
+        steering: Steerings = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         starts = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
@@ -78,30 +77,44 @@ class TransformersBackend(Backend):
         rows = [start + end for start, end in zip(starts, ends, strict=True)]
         results: list[Tensor] = [torch.empty(0)] * len(rows)
         done = 0
-        with self._steered(steering), torch.no_grad():
-            for batch in _chunks(rows, self.batch_size):
-                ids, mask = self._padded([rows[i] for i in batch])
-                longest = max(len(ends[i]) for i in batch)
+        for batch in _chunks(rows, self.batch_size):
+            ids, mask = self._padded([rows[i] for i in batch])
+            longest = max(len(ends[i]) for i in batch)
+            with self._steered(steering, batch), torch.no_grad():
                 logits = self.model(
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
                     logits_to_keep=longest + 1,
                 ).logits.float()
-                targets = ids[:, ids.shape[1] - longest :]
-                logp = logits[:, :-1].log_softmax(dim=-1)
-                logp = logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu()
-                for i, row in zip(batch, logp, strict=True):
-                    results[i] = row[len(row) - len(ends[i]) :]
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(rows))
+            targets = ids[:, ids.shape[1] - longest :]
+            logits = logits[:, :-1]
+            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            # Not log_softmax: it would write another [batch, tokens, vocabulary] tensor.
+            logp = (chosen - logits.logsumexp(dim=-1)).cpu()
+            for i, row in zip(batch, logp, strict=True):
+                results[i] = row[len(row) - len(ends[i]) :]
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
         return results
 
-    def _steered(self, steering: Steering | None) -> Any:
-        if steering is None:
-            return nullcontext()
-        return steering.attach(self.model, positions=self.positions)
+    @contextmanager
+    def _steered(self, steering: Steerings, batch: Sequence[int]) -> Iterator[None]:
+        """Every steering on its own rows of the batch (indices into the prompts)."""
+        with ExitStack() as stack:
+            if isinstance(steering, Steering):
+                stack.enter_context(steering.attach(self.model, positions=self.positions))
+            elif steering is not None:
+                rows_of: dict[int, list[int]] = {}
+                for row, i in enumerate(batch):
+                    rows_of.setdefault(id(steering[i]), []).append(row)
+                for rows in rows_of.values():
+                    one = steering[batch[rows[0]]]
+                    if one is not None:
+                        handle = one.attach(self.model, positions=self.positions, rows=rows)
+                        stack.enter_context(handle)
+            yield
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, padded on the left so that every row ends where it generates."""

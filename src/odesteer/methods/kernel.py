@@ -64,7 +64,7 @@ def fit_machine(
     return KernelMachine(features.landmarks, weights, float(model.intercept_[0]))
 
 
-def cross_validated_losses(
+def cross_validated_log_odds(
     rows: Tensor,
     labels: np.ndarray,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -74,24 +74,20 @@ def cross_validated_losses(
     landmarks: int,
     seed: int,
 ) -> np.ndarray:
-    """Mean held-out log-loss for every gamma and C: [gammas, Cs].
+    """Held-out log-odds of every row for every gamma and C: [gammas, Cs, n].
 
     Features are made once for each gamma and shared by the folds: they depend on the rows
     and not on the labels, and a kernel machine's solution lies in the span of its own rows.
     """
-    losses = np.zeros((len(gammas), len(Cs)))
-    rows_tested = sum(len(test) for _, test in folds)
+    log_odds = np.full((len(gammas), len(Cs), len(rows)), np.nan)
     for i, gamma in enumerate(gammas):
         features = kernel_features(rows, gamma, c0, landmarks, seed).features.cpu().numpy()
         for fit, test in folds:
             model = _regression(1.0, warm_start=True)
             for j, C in enumerate(Cs):
-                model.set_params(C=C)
-                model.fit(features[fit], labels[fit])
-                log_odds = model.decision_function(features[test])
-                wrong = np.where(labels[test] == 1, -log_odds, log_odds)
-                losses[i, j] += np.logaddexp(0.0, wrong).sum() / rows_tested
-    return losses
+                model.set_params(C=C).fit(features[fit], labels[fit])
+                log_odds[i, j, test] = model.decision_function(features[test])
+    return log_odds
 
 
 def _regression(C: float, warm_start: bool = False) -> LogisticRegression:

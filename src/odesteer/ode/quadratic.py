@@ -126,7 +126,7 @@ class QuadraticBarrier(Barrier):
         zeta = _unit(y, y.norm(dim=-1, keepdim=True)) @ self.basis
         return (self.curvature * zeta.square() + self.slope * zeta).sum(dim=-1) + self.constant
 
-    def _gradient_in_y(self, a: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_in_y(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient with respect to y, and ||y|| [..., 1]."""
         y = self.whitening(a)
         radius = y.norm(dim=-1, keepdim=True)
@@ -137,14 +137,14 @@ class QuadraticBarrier(Barrier):
         return _unit(q @ self.basis.mT - radial * unit, radius), radius
 
     def gradient(self, a: Tensor) -> Tensor:
-        return self.whitening.power(self._gradient_in_y(a)[0], -1)
+        return self.whitening.power(self.gradient_in_y(a)[0], -1)
 
     def ascent(self, a: Tensor) -> Tensor:
         """S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
-        return self.whitening.power(self._gradient_in_y(a)[0], 1)
+        return self.whitening.power(self.gradient_in_y(a)[0], 1)
 
     def sphere(self, a: Tensor) -> Sphere:
-        gradient, radius = self._gradient_in_y(a)
+        gradient, radius = self.gradient_in_y(a)
         moved = self.whitening.power(gradient, 1).norm(dim=-1, keepdim=True)
         stretch = _unit(moved, gradient.norm(dim=-1, keepdim=True))
         return Sphere(a - self.whitening.centre, radius * stretch)

@@ -1,0 +1,5 @@
+"""The command line: parses, calls the library, prints."""
+
+from odesteer.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,56 @@
+"""Which commands are there?"""
+
+from typing import Annotated
+
+import typer
+
+from odesteer.cli import demo, fit, generate, inspect
+
+EXAMPLES = """
+Steer language models by solving an ODE on their activations.
+
+Examples:
+
+    odesteer demo
+
+    odesteer fit smollm2 pairs.jsonl --out truthful
+
+    odesteer generate smollm2 "How are you?" --steering truthful --compare
+
+Exit codes: 0 done, 1 failed, 2 bad input. MODEL is a local directory, a Hub model, or smollm2.
+"""
+
+app = typer.Typer(
+    help=EXAMPLES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(fit.fit)
+app.command()(generate.generate)
+app.command()(generate.chat)
+app.command()(inspect.inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from odesteer import __version__
+
+        typer.echo(f"odesteer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `odesteer` command."""
+    app()

@@ -1,0 +1,96 @@
+"""What do all commands print alike: errors, progress, doses?"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from odesteer.ode import Dose
+
+# Results go to stdout and everything else to stderr, so that output can be piped.
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def teaching_errors(command: F) -> F:
+    """Bad input ends in one line on stderr and exit code 2; ODESTEER_DEBUG=1 shows the trace."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            if os.environ.get("ODESTEER_DEBUG"):
+                raise
+            err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("interrupted: nothing was written")
+            raise typer.Exit(130) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _plain(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()) or type(error).__name__)
+
+
+def say(line: str) -> None:
+    """A line about what happens now, on stderr."""
+    err.print(f"[dim]{line}[/]")
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on stderr; yields a callback of (done, total)."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def parse_dose(
+    strength: float | None, angle: float | None, target: float | None
+) -> "Dose | float | None":
+    """The dose of --strength, --angle and --target; None where none was given.
+
+    Raises:
+        ValueError: if strength and angle are both given, or a target has no budget.
+    """
+    from odesteer.ode import Angle, Target
+
+    if strength is not None and angle is not None:
+        raise ValueError("--strength and --angle both say how far; give one of them.")
+    amount = Angle(angle) if angle is not None else strength
+    if target is None:
+        return amount
+    if amount is None:
+        raise ValueError(
+            "--target stops as soon as the probability is reached and needs a budget: add "
+            "--angle 0.6, say."
+        )
+    return Target(target, budget=amount)

@@ -1,0 +1,75 @@
+"""`odesteer inspect`: what is in a steering?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from odesteer.cli import options
+from odesteer.cli.console import out, teaching_errors
+
+
+@teaching_errors
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A directory written by `odesteer fit`.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a saved steering: method, layer, dose, calibration and what was measured.
+
+    Example: odesteer inspect cheerful
+    """
+    import odesteer as ods
+
+    steering = ods.Steering.from_pretrained(path)
+    facts = {
+        "method": steering.method,
+        "layer": steering.layer,
+        "hidden size": steering.hidden_size,
+        "dose": str(steering.strength),
+        "solver": f"{steering.solver}, {steering.steps} steps",
+        "field": type(steering.field).__name__,
+        "barrier": type(steering.field.barrier).__name__ if steering.field.barrier else "none",
+        "calibration": f"P = sigmoid({steering.calibration.scale:.4g} h "
+        f"{steering.calibration.offset:+.4g})",
+        **{f"model {key}": value for key, value in steering.model.items()},
+        **{key: value for key, value in steering.hyperparameters.items() if value is not None},
+        **{
+            f"held-out {key}": value
+            for key, value in steering.receipts.get("held_out", {}).items()
+        },
+    }
+    if as_json:
+        out.print_json(data={key: _jsonable(value) for key, value in facts.items()})
+        return
+    table = Table(title=str(path), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        table.add_row(key, str(value))
+    out.print(table)
+    layers = steering.receipts.get("layers")
+    if layers:
+        out.print(layer_table(layers, steering.layer))
+
+
+def layer_table(layers: dict[str, dict[str, float]], chosen: int | None) -> Table:
+    """Held-out quality by layer; the chosen one is marked."""
+    table = Table(title="Held-out quality of the barrier by layer")
+    for heading in ("layer", "AUC", "log-loss", "calibration error", ""):
+        table.add_column(heading, justify="right")
+    for index, quality in layers.items():
+        is_chosen = int(index) == chosen
+        table.add_row(
+            index,
+            f"{quality['auc']:.3f}",
+            f"{quality['log_loss']:.3f}",
+            f"{quality['ece']:.3f}",
+            "chosen" if is_chosen else "",
+            style="bold green" if is_chosen else None,
+        )
+    return table
+
+
+def _jsonable(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,34 @@
+"""Options that several commands share, said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A local directory, a Hub model, or `smollm2` (works offline).")
+]
+SteeringPath = Annotated[
+    Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="Integration time T; negative steers away, 0 is the unsteered model."),
+]
+Angle = Annotated[
+    float | None,
+    typer.Option(help="Path length relative to the activation's norm; transfers between models."),
+]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        help="Stop each token where P(positive) reaches this; --strength or --angle is the budget."
+    ),
+]
+Positions = Annotated[
+    str, typer.Option(help="Tokens to steer: last+generated, generated, prompt or all.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

