@@ -1,10 +1,10 @@
 """What a steering knows, how steerings combine, and what a target promises."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny import two_gaussians
 
 from odesteer import (
     CAA,
@@ -19,6 +19,7 @@ from odesteer import (
     Time,
 )
 from odesteer.ode import ConstantField, LinearBarrier
+from tiny import two_gaussians
 
 D = 12
 CLASSES = two_gaussians(80, 80, seed=1)
@@ -57,7 +58,8 @@ def test_the_trajectory_starts_at_the_activation_ends_at_the_steered_one_and_cli
 
 def test_steering_needs_no_gradients_and_leaves_none():
     a = ROWS.clone().requires_grad_(True)
-    assert not A(a).requires_grad and not A.probability(a).requires_grad
+    assert not A(a).requires_grad
+    assert not A.probability(a).requires_grad
     with torch.inference_mode():
         torch.testing.assert_close(A(ROWS), A(a))
 
@@ -102,7 +104,7 @@ def test_not_turns_the_probability_and_the_direction_around(steering):
     torch.testing.assert_close(again(ROWS), steering(ROWS))
 
 
-@pytest.mark.parametrize("one, two", PAIRS)
+@pytest.mark.parametrize(("one", "two"), PAIRS)
 def test_where_and_holds_both_parts_hold(one, two):
     both = one & two
     inside = both.log_odds(ROWS) >= 0
@@ -111,14 +113,14 @@ def test_where_and_holds_both_parts_hold(one, two):
     assert bool((joint[2] < torch.minimum(joint[0], joint[1])).all())
 
 
-@pytest.mark.parametrize("one, two", PAIRS)
+@pytest.mark.parametrize(("one", "two"), PAIRS)
 def test_where_a_part_holds_or_holds(one, two):
     either = one | two
     some = (one.log_odds(ROWS) >= 0) | (two.log_odds(ROWS) >= 0)
     assert bool((either.log_odds(ROWS) >= 0)[some].all())
 
 
-@pytest.mark.parametrize("one, two", PAIRS)
+@pytest.mark.parametrize(("one", "two"), PAIRS)
 def test_junctions_obey_de_morgan_and_do_not_care_about_order(one, two):
     torch.testing.assert_close((~(one & two)).log_odds(ROWS), (~one | ~two).log_odds(ROWS))
     torch.testing.assert_close((one & two).log_odds(ROWS), (two & one).log_odds(ROWS))
@@ -128,13 +130,13 @@ def test_junctions_obey_de_morgan_and_do_not_care_about_order(one, two):
 def test_and_reaches_both_aims():
     both = (A & C).with_strength(3.0)
     held = [((s.probability(a) > 0.5).float().mean()) for a in (ROWS, both(ROWS)) for s in (A, C)]
-    assert held[0] < 0.8 and held[1] < 0.8
-    assert held[2] > 0.95 and held[3] > 0.95
+    assert held[0] < 0.8
+    assert held[1] < 0.8
+    assert held[2] > 0.95
+    assert held[3] > 0.95
 
 
 def test_steerings_of_two_layers_do_not_compose():
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=r"layers 2 and 5.*same layer"):
         A & replace(C, layer=5)
     with pytest.raises(ValueError, match=r"layers 2 and 5"):
@@ -205,7 +207,7 @@ def test_another_width_is_refused_with_both_widths(steering):
 
 
 @pytest.mark.parametrize(
-    "wrong, words",
+    ("wrong", "words"),
     [
         ({"solver": "euller"}, "Did you mean 'euler'"),
         ({"steps": 0}, "at least 1"),

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from odesteer import Angle, Steering
+from odesteer.layers import find_layers
 from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
 
 WIDTH, DEPTH, VOCABULARY = 32, 4, 64
@@ -68,7 +69,27 @@ def model(name: str = "llama", seed: int = 0) -> nn.Module:
         return ARCHITECTURES[name]().eval()
 
 
-WORDS = "the a cat dog bird sat ran flew on under mat tree moon is was good bad Q: A:".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "flew",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "moon",
+    "is",
+    "was",
+    "good",
+    "bad",
+    "Q:",
+    "A:",
+]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -135,3 +156,25 @@ def padded(rows: list[Tensor], left: bool = True) -> tuple[Tensor, Tensor]:
         where = slice(width - t, width) if left else slice(0, t)
         ids[i, where], mask[i, where] = row[0], 1
     return ids, mask
+
+
+def block_outputs(net: nn.Module, ids: Tensor, mask: Tensor | None = None) -> tuple[list, Tensor]:
+    """Every block's output as the next block sees it, and the logits."""
+    seen = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for block in find_layers(net)
+    ]
+    places = None if mask is None else (mask.cumsum(dim=1) - 1).clamp_min(0)
+    with torch.no_grad():
+        logits = net(input_ids=ids, attention_mask=mask, position_ids=places).logits
+    for hook in hooks:
+        hook.remove()
+    return seen, logits
+
+
+def hooked(net: nn.Module) -> list[nn.Module]:
+    """The modules that carry a forward hook."""
+    return [m for m in net.modules() if m._forward_hooks or m._forward_pre_hooks]

@@ -1,29 +1,56 @@
 """odesteer: steer language models by solving an ODE on their activations.
 
-    da/dt = v(a), a(0) = a; the steered activation is a(T)
+da/dt = v(a), a(0) = a; the steered activation is a(T)
 """
 
-from odesteer.activations import activations
-from odesteer.attach import Handle
-from odesteer.backends import TransformersBackend
-from odesteer.backends.base import Sampling
-from odesteer.contrast import Contrast
-from odesteer.methods import (
-    CAA,
-    ITI,
-    METHODS,
-    FourierODESteer,
-    Method,
-    NoSteering,
-    ODESteer,
-    OneStepODESteer,
-    PaperODESteer,
-)
-from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
-from odesteer.steering import Calibration, Steering
-from odesteer.tune import fit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from odesteer.attach import Handle
+    from odesteer.backends import Sampling, TransformersBackend
+    from odesteer.contrast import Contrast
+    from odesteer.extraction import activations
+    from odesteer.methods import (
+        CAA,
+        ITI,
+        METHODS,
+        FourierODESteer,
+        Method,
+        NoSteering,
+        ODESteer,
+        OneStepODESteer,
+        PaperODESteer,
+    )
+    from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
+    from odesteer.steering import Calibration, Steering
+    from odesteer.tune import fit
 
 __version__ = "0.1.0"
+
+# Imported at first use (PEP 562): torch and scikit-learn take seconds, and `odesteer --help`
+# needs neither.
+_HOMES = {
+    "odesteer.extraction": ("activations",),
+    "odesteer.attach": ("Handle",),
+    "odesteer.backends": ("Sampling", "TransformersBackend"),
+    "odesteer.contrast": ("Contrast",),
+    "odesteer.methods": (
+        "CAA",
+        "ITI",
+        "METHODS",
+        "FourierODESteer",
+        "Method",
+        "NoSteering",
+        "ODESteer",
+        "OneStepODESteer",
+        "PaperODESteer",
+    ),
+    "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "Target", "Time"),
+    "odesteer.steering": ("Calibration", "Steering"),
+    "odesteer.tune": ("fit",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CAA",
@@ -49,3 +76,15 @@ __all__ = [
     "activations",
     "fit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'odesteer' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +114,12 @@ class Handle:
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
         self._tracker = _Tracker.of(model)
-        self._tracker.acquire()
         self._hook = block.register_forward_hook(self._on_output)
+        try:
+            self._tracker.acquire()
+        except BaseException:
+            self._hook.remove()
+            raise
         self._attached = True
 
     def __enter__(self) -> "Handle":
@@ -123,6 +127,13 @@ class Handle:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def __deepcopy__(self, _memo: object) -> "Handle":
+        # The copy's `generate` would run the original model.
+        raise TypeError("A model cannot be copied while it is steered: remove the steering first.")
+
+    def __reduce__(self) -> str:
+        raise TypeError("A model cannot be pickled while it is steered: remove the steering first.")
 
     def remove(self) -> None:
         """Take everything off the model."""
@@ -138,8 +149,8 @@ class Handle:
     def stats(self) -> dict[str, float]:
         """What happened so far.
 
-        `tokens` seen, `steered` of them, and with `measure=True` means over the steered
-        ones: share `moved`, `displacement` ||a(T) - a||, `relative_displacement` to ||a||,
+        `tokens` the block has seen (padding included), `steered` of them, and with
+        `measure=True` means over the steered ones: share `moved`, `displacement` ||a(T) - a||, `relative_displacement` to ||a||,
         `log_odds_before` and `log_odds_after` (where the method has a barrier).
         """
         steered = float(self._sums.get("steered", torch.zeros(())))
@@ -234,8 +245,8 @@ class _Tracker:
     Each thread has a state of its own, so that threads that share a model do not mix.
     """
 
-    _all: "weakref.WeakKeyDictionary[nn.Module, _Tracker]" = weakref.WeakKeyDictionary()
-    _lock = threading.Lock()
+    _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, _Tracker]"] = weakref.WeakKeyDictionary()
+    _lock: ClassVar = threading.Lock()
 
     def __init__(self, model: nn.Module):
         # Weak: the registry must not keep the model alive.
@@ -247,7 +258,8 @@ class _Tracker:
     @classmethod
     def of(cls, model: nn.Module) -> "_Tracker":
         """The tracker of a model, or of the model that a PEFT wrapper holds."""
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        unwrap: Any = getattr(model, "get_base_model", None)
+        inner: nn.Module = model if unwrap is None else unwrap()
         with cls._lock:
             if inner not in cls._all:
                 cls._all[inner] = cls(inner)
@@ -261,7 +273,7 @@ class _Tracker:
         """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
         prompt = getattr(self._local, "prompt", None)
         prompts = batch if prompt is None else prompt[2]
-        if batch % prompts or (len(rows) and int(rows.max()) >= prompts):
+        if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
             raise ValueError(
                 f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
             )
@@ -271,9 +283,9 @@ class _Tracker:
 
     def acquire(self) -> None:
         with self._lock:
-            self._users += 1
-            if self._users == 1:
+            if self._users == 0:
                 self._install()
+            self._users += 1
 
     def release(self) -> None:
         with self._lock:
@@ -309,9 +321,8 @@ class _Tracker:
         had_own = "generate" in vars(model)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
-            if prompt is None:
-                prompt = kwargs.get("inputs_embeds")
+            named = [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
+            prompt = next((given for given in (*args[:1], *named) if given is not None), None)
             batch, length = (1, 1) if prompt is None else prompt.shape[:2]
             with self._generating(length, kwargs.get("attention_mask"), batch):
                 return original(*args, **kwargs)
@@ -341,25 +352,43 @@ class _Tracker:
             # Decoding: nothing but generated tokens, and no look at the mask, which would
             # make a GPU wait once a token.
             return _Call(offset, prompt[0], None, None)
-        mask = arguments.get("attention_mask")
-        # Only a plain [b, positions] mask says which tokens are padding.
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        mask = _plain(arguments.get("attention_mask"))
+        length = offset if offset > 0 else t
+        prompt_mask = mask
         if prompt is not None:
-            length, prompt_mask, _ = prompt
-            if mask is None and isinstance(prompt_mask, Tensor) and prompt_mask.dim() == 2:
-                mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
-        else:
-            length = offset + t if offset == 0 else offset
+            length, given, _ = prompt
+            # The mask given to `generate` covers the whole prompt; the one of this call ends
+            # with its chunk when the prompt is read in chunks.
+            prompt_mask = _plain(given)
+            if prompt_mask is None and mask is not None and mask.shape[1] >= length:
+                prompt_mask = mask
+            elif prompt_mask is not None:
+                prompt_mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
+            mask = prompt_mask if mask is None else mask
+        last = None if prompt_mask is None else _last(prompt_mask[:, :length])
         if mask is None or bool((mask != 0).all()):
-            return _Call(offset, length, None, None)
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        inside = (mask != 0) & (columns < length)
-        last = torch.where(inside, columns, -1).amax(dim=1)
+            return _Call(
+                offset,
+                length,
+                None,
+                None if prompt_mask is None else _last(prompt_mask[:, :length]),
+            )
         # Positions beyond the mask (it may cover the prompt alone) are generated: real.
         real = torch.ones(batch, t, dtype=torch.bool, device=mask.device)
         known = mask[:, offset : offset + t] != 0
         real[:, : known.shape[1]] = known
         return _Call(offset, length, real, last)
+
+
+def _plain(mask: Any) -> Tensor | None:
+    """A [b, positions] mask; any other form does not say which tokens are padding."""
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _last(mask: Tensor) -> Tensor:
+    """The position of the last real token of each row, [b]; -1 where there is none."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask != 0, columns, -1).amax(dim=1)
 
 
 def _cached_length(cache: Any) -> int:

@@ -62,7 +62,7 @@ class Contrast:
         groups: Sequence[Any] | None = None,
         template: str = "auto",
     ) -> "Contrast":
-        """From texts, chat message lists, or (prompt, response) rows; row i of both belong together.
+        """From texts, chat messages, or (prompt, response) rows; row i of both belong together.
 
         The two may differ in length; then every row is a group of its own unless `groups`
         (one a row, positives first) says otherwise.
@@ -97,24 +97,9 @@ class Contrast:
         Raises:
             ValueError: naming the row that is of neither form.
         """
-        positive: list[Example] = []
-        negative: list[Example] = []
-        for number, row in enumerate(rows, start=1):
-            prompt = row.get("prompt")
-            group = row.get("group", row.get("topic", prompt if prompt else number))
-            name = group if isinstance(group, str) else json.dumps(group)
-            if "positive" in row and "negative" in row:
-                positive.append(_example((prompt, row["positive"]), name))
-                negative.append(_example((prompt, row["negative"]), name))
-            elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
-                example = _example((prompt, row.get("text", row.get("response"))), name)
-                (positive if row["label"] else negative).append(example)
-            else:
-                raise ValueError(
-                    f"Row {number} of the contrast has the keys {', '.join(row) or 'none'}; it "
-                    f"needs 'positive' and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1."
-                )
-        return cls(tuple(positive), tuple(negative), template)
+        return cls._from_places(
+            ((f"Row {number}", row) for number, row in enumerate(rows, start=1)), template
+        )
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str], template: str = "auto") -> "Contrast":
@@ -130,7 +115,35 @@ class Contrast:
                 f"No contrast file at '{file}'. It is a JSONL file with 'positive' and 'negative' "
                 f"(and 'prompt') on each line."
             )
-        return cls.from_rows(_json_lines(file), template)
+        return cls._from_places(_json_lines(file), template)
+
+    @classmethod
+    def _from_places(
+        cls, rows: Iterable[tuple[str, Mapping[str, Any]]], template: str
+    ) -> "Contrast":
+        """From rows that know where they come from, for errors that say so."""
+        positive: list[Example] = []
+        negative: list[Example] = []
+        for place, row in rows:
+            prompt = row.get("prompt")
+            group = row.get("group", row.get("topic", prompt))
+            # A row of its own: no group that a user gives looks like this.
+            name = json.dumps(group) if group else f"({place})"
+            try:
+                if "positive" in row and "negative" in row:
+                    positive.append(_response(prompt, row["positive"], name))
+                    negative.append(_response(prompt, row["negative"], name))
+                elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
+                    example = _response(prompt, row.get("text", row.get("response")), name)
+                    (positive if row["label"] else negative).append(example)
+                else:
+                    raise ValueError(
+                        f"has the keys {', '.join(row) or 'none'}; a contrast needs 'positive' "
+                        f"and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1."
+                    )
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        return cls(tuple(positive), tuple(negative), template)
 
     @property
     def groups(self) -> tuple[list[str], list[str]]:
@@ -152,6 +165,8 @@ class Contrast:
             ValueError: if there are too few groups for both to have some of each class.
         """
         names = sorted({*self.groups[0], *self.groups[1]})
+        if len(names) < 2:
+            raise ValueError(f"Only groups can be split, and this contrast has {len(names)}.")
         order = np.random.default_rng(seed).permutation(len(names))
         chosen = {names[i] for i in order[: round(share * len(names))]}
         return self.where(chosen), self.where(set(names) - chosen)
@@ -184,14 +199,21 @@ def _example(row: Any, group: str) -> Example:
     )
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number} of '{file}' is not JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"Line {number} of '{file}' is not a JSON object: {line!r:.80}.")
-        yield row
+def _response(prompt: Any, response: Any, group: str) -> Example:
+    """An example of a row: a prompt and a response, a bare text, or whole chat messages."""
+    return _example(response if isinstance(response, list) else (prompt, response), group)
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"Line {number} of '{file}'"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{place} is not JSON: {error}.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is not a JSON object: {line!r:.80}.")
+            yield place, row

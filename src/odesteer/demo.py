@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from odesteer import plots
-from odesteer.activations import Progress, activations
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import Sampling
 from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
 from odesteer.contrast import Contrast
+from odesteer.extraction import Progress, activations
 from odesteer.judges import VaderMood
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.ode import Angle
@@ -109,9 +109,7 @@ def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
     """
     fit_set, test_set = contrast()
     with stage("Reading the fit sentences") as progress:
-        data = activations(
-            model, tokenizer, fit_set, middle_layers(model), progress=progress
-        )
+        data = activations(model, tokenizer, fit_set, middle_layers(model), progress=progress)
     with stage("Ranking the layers on held-out topics") as progress:
         qualities = rank_layers(data, fit_set.groups, progress=progress)
     layer = best_layer(qualities)
@@ -122,7 +120,10 @@ def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
             progress(done, len(METHODS))
     with stage("Reading the test sentences") as progress:
         positive, negative = activations(model, tokenizer, test_set, layer, progress=progress)
-    rows, labels = torch.cat([positive, negative]), np.repeat([1, 0], [len(positive), len(negative)])
+    rows, labels = (
+        torch.cat([positive, negative]),
+        np.repeat([1, 0], [len(positive), len(negative)]),
+    )
     test_quality = {
         name: binary_quality(steering.log_odds(rows).numpy(), labels)
         for name, steering in steerings.items()
@@ -206,7 +207,7 @@ def _mean_probability(steering: Steering, a: Tensor) -> float:
 
 def draw(result: DemoResult, folder: Path) -> list[Path]:
     """The three figures, as PNG files in `folder`."""
-    unit = f"mood of the text ({VaderMood.unit})"
+    unit = "mood (VADER, −1 gloomy to +1 bright)"
     rows = [
         {"method": c.method, "dose": c.dose, "perplexity": c.perplexity, "effect": c.effect}
         for c in result.conditions

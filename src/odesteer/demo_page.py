@@ -20,16 +20,20 @@ _CAPTIONS = {
 
 _CSS = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #0072b2; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto;
+  padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; font-size: 1.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+td:first-child { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.chosen { background: var(--soft); font-weight: 600; }
 .scroll { overflow-x: auto; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; background: white; border-radius: 6px; }
 figcaption, .note { color: #777; font-size: .9rem; }
-details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem; margin: .6rem 0; }
+details { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem;
+  margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 b.ours { color: var(--accent); }
 """
@@ -47,13 +51,14 @@ def write(result: DemoResult, folder: Path) -> Path:
 <p class="note">{escape(result.steerings["odesteer"].model.get("name", "SmolLM2-135M-Instruct"))},
 greedy decoding. Learnt from {counts["fit pairs"]} sentence pairs on {counts["fit topics"]} topics;
 judged on {counts["prompts"]} prompts of {counts["test topics"]} topics it has never seen.
-The last prompt token and every generated token are steered at the output of block {result.layer}.</p>
+The last prompt token and every generated token are steered, at the output of block
+{result.layer}.</p>
 <h2>Side by side</h2>{_texts(result)}
 <h2>Effect and cost</h2>
-<p class="note">Mood: {escape(VaderMood.unit)}; mean and 95 % bootstrap interval. Change: paired with
-the unsteered text. Perplexity: of the generated tokens under the unsteered model (2 to 4 is its own
-style, higher is stranger). P(wanted): mean over held-out bright sentences by the method's own
-calibrated barrier, before and after. Dose: path length over the activation's norm.</p>
+<p class="note">Mood: {escape(VaderMood.unit)}; mean and 95 % bootstrap interval. Change: paired
+with the unsteered text. Perplexity: of the generated tokens under the unsteered model (2 to 4 is
+its own style, higher is stranger). P(wanted): mean over held-out bright sentences by the
+method's own calibrated barrier, before and after. Dose: path length over the activation's norm.</p>
 <div class="scroll">{_effects(result)}</div>
 {figures}
 <h2>Which layer?</h2>
@@ -129,9 +134,7 @@ def _effects(result: DemoResult) -> str:
             probability,
             str(c.unscored),
         )
-        rows.append(
-            f"<tr><td>{_title(c)}</td>" + "".join(f'<td class="n">{x}</td>' for x in cells)
-        )
+        rows.append(f"<tr><td>{_title(c)}</td>" + "".join(f'<td class="n">{x}</td>' for x in cells))
     return f"<table>{head}{''.join(rows)}</table>"
 
 

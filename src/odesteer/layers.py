@@ -4,6 +4,8 @@ Found by structure, not by a list of names: the blocks are a `ModuleList` of the
 model, as long as the configuration says, and hold most of its parameters.
 """
 
+from typing import Any
+
 from torch import nn
 
 
@@ -52,7 +54,7 @@ def layer_index(model: nn.Module, layer: int) -> int:
 
 
 def _text_config_value(model: nn.Module, name: str) -> int | None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     value = getattr(config, name, None)

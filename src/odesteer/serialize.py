@@ -49,7 +49,7 @@ def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], 
         value = getattr(module, argument)
         path = f"{prefix}.{argument}"
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
+            tensors[path] = value.detach().cpu().contiguous().clone()
             tree[argument] = {"tensor": path}
         elif isinstance(value, nn.ModuleList):
             described = [describe(part, f"{path}.{i}") for i, part in enumerate(value)]
@@ -92,4 +92,4 @@ def _value(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _arguments(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    return [name for name in inspect.signature(cls).parameters]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -68,7 +69,7 @@ class Steering:
     layer: int | None = None
     method: str = "custom"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     _placed: dict[Any, VectorField] = field(default_factory=dict, init=False, repr=False)
@@ -286,7 +287,7 @@ class Steering:
                 receipts=config["receipts"],
                 model=config["model"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"'{folder / CONFIG}' is not a steering: {error}.") from None
 
     def _card(self) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from odesteer.activations import Progress, activations
 from odesteer.calibration import BinaryQuality
 from odesteer.contrast import Contrast
+from odesteer.extraction import Progress, activations
 from odesteer.layers import find_layers, hidden_size, layer_index
 from odesteer.lookup import pick
 from odesteer.methods import METHODS, Method, ODESteer
@@ -52,9 +52,7 @@ def fit(
     if isinstance(layer, str):
         if layer != "auto":
             raise ValueError(f'layer is a block index or "auto"; got {layer!r}.')
-        data = activations(
-            model, tokenizer, contrast, middle_layers(model), progress=progress
-        )
+        data = activations(model, tokenizer, contrast, middle_layers(model), progress=progress)
         qualities = rank_layers(data, contrast.groups, seed)
         index = best_layer(qualities)
     else:

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tiny import two_gaussians
 
 from odesteer import METHODS, Angle, PathLength, Steering
 from odesteer.ode import as_dose
+from tiny import two_gaussians
 
 # The paper's 8,000 buckets cost seconds and change nothing that is tested here.
 CHEAPER = {
@@ -54,7 +54,9 @@ def test_the_output_has_the_shape_and_dtype_of_its_input(name, shape, dtype):
     a = fresh()[: max(1, torch.Size(shape[:-1]).numel())].reshape(-1, D)
     a = a[: torch.Size(shape[:-1]).numel()].reshape(shape).to(dtype)
     out = fitted(name).with_strength(0.7)(a)
-    assert out.shape == a.shape and out.dtype == dtype and out.device == a.device
+    assert out.shape == a.shape
+    assert out.dtype == dtype
+    assert out.device == a.device
     assert bool(torch.isfinite(out).all())
 
 
@@ -116,7 +118,8 @@ def test_every_strength_moves_differently(name):
     moved = [fitted(name).with_strength(s)(a) for s in (-0.5, 0.25, 0.5, 1.0)]
     distance = [(m - a).norm(dim=-1) for m in moved]
     assert all(bool((d > 0).all()) for d in distance)
-    assert bool((distance[1] < distance[2]).all()) and bool((distance[2] < distance[3]).all())
+    assert bool((distance[1] < distance[2]).all())
+    assert bool((distance[2] < distance[3]).all())
 
 
 @moving_method
@@ -148,7 +151,8 @@ def test_the_same_seed_gives_equal_tensors(name):
 def test_fit_leaves_its_inputs_and_the_method_unchanged(name):
     positive, negative, method = POSITIVE.clone(), NEGATIVE.clone(), make(name)
     method.fit(positive, negative)
-    assert torch.equal(positive, POSITIVE) and torch.equal(negative, NEGATIVE)
+    assert torch.equal(positive, POSITIVE)
+    assert torch.equal(negative, NEGATIVE)
     assert method == make(name)
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.steps = 3
@@ -168,7 +172,7 @@ def test_fit_works_on_half_precision_and_on_rows_that_need_gradients(name):
 
 
 @every_method
-@pytest.mark.parametrize("n, m", [(40, 9), (1, 1), (6, 5)])
+@pytest.mark.parametrize(("n", "m"), [(40, 9), (1, 1), (6, 5)])
 def test_unequal_and_tiny_classes_can_be_learnt_from(name, n, m):
     out = make(name).fit(POSITIVE[:n], NEGATIVE[:m]).with_strength(0.5)(fresh())
     assert bool(torch.isfinite(out).all())
@@ -176,7 +180,7 @@ def test_unequal_and_tiny_classes_can_be_learnt_from(name, n, m):
 
 @every_method
 @pytest.mark.parametrize(
-    "positive, negative, words",
+    ("positive", "negative", "words"),
     [
         ((60, 12), (60, 11), ["[60, 12]", "[60, 11]", "one width"]),
         ((12,), (60, 12), ["[12]", "[60, 12]", "[n, d]"]),
@@ -186,7 +190,7 @@ def test_unequal_and_tiny_classes_can_be_learnt_from(name, n, m):
     ],
 )
 def test_wrong_shapes_are_answered_with_method_shapes_and_cure(name, positive, negative, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=name) as error:
         make(name).fit(torch.ones(positive), torch.ones(negative))
     assert all(word in str(error.value) for word in [name, *words]), str(error.value)
 
@@ -196,7 +200,7 @@ def test_wrong_shapes_are_answered_with_method_shapes_and_cure(name, positive, n
 def test_rows_that_are_not_finite_are_counted_and_the_cure_named(name, value):
     negative = NEGATIVE.clone()
     negative[3, 4] = negative[3, 5] = negative[17, 0] = value
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=name) as error:
         make(name).fit(POSITIVE, negative)
     assert all(word in str(error.value) for word in [name, "2 of 60 negative", "Drop"])
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny import two_gaussians
 from torch.nn.functional import normalize
 
 from odesteer import CAA, Angle, ODESteer
 from odesteer.methods.base import Samples
+from tiny import two_gaussians
 
 FIXED = ODESteer(gamma=1.0, C=1.0)
 # A quadratic kernel in 8 dimensions has 45 features: 100 rows span them, so nothing is lost.
@@ -57,7 +57,8 @@ def test_a_planted_quadratic_log_density_ratio_is_recovered():
     assert np.corrcoef(h, true)[0, 1] > 0.97
     # The calibrated log odds have the true scale, not only the true order.
     slope = np.polyfit(true.numpy(), steering.log_odds(rows).numpy(), 1)
-    assert slope[0] == pytest.approx(1.0, abs=0.2) and slope[1] == pytest.approx(0.0, abs=0.3)
+    assert slope[0] == pytest.approx(1.0, abs=0.2)
+    assert slope[1] == pytest.approx(0.0, abs=0.3)
 
 
 def test_classes_that_differ_in_covariance_alone_are_told_apart_as_well_as_can_be():
@@ -118,11 +119,12 @@ def test_fewer_landmarks_approximate_the_exact_fit():
                 exact.barrier.value(rows), method.fit(positive, negative).barrier.value(rows)
             )[0, 1]
         )
-    assert agreement[0] < agreement[1] < agreement[2] and agreement[2] > 0.95
+    assert agreement[0] < agreement[1] < agreement[2]
+    assert agreement[2] > 0.95
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.5])
-@pytest.mark.parametrize("gamma, C", [(0.01, 1.0), (0.3, 1.0), (1.0, 0.1)])
+@pytest.mark.parametrize(("gamma", "C"), [(0.01, 1.0), (0.3, 1.0), (1.0, 0.1)])
 def test_the_chosen_rank_is_low_and_keeps_the_direction_of_the_full_field(p, gamma, C):
     positive, negative = two_gaussians(150, 150, d=40, seed=10)
     everything = ODESteer(gamma=gamma, C=C, p=p, rank=40).fit(positive, negative, calibrate=False)
@@ -210,13 +212,16 @@ def test_gamma_and_C_must_be_positive(name, value):
 
 def test_what_the_data_chose_is_recorded():
     chosen = ODESteer().fit(*two_gaussians(60, 60)).hyperparameters
-    assert chosen["gamma"] in ODESteer().gammas and chosen["C"] in ODESteer().Cs
+    assert chosen["gamma"] in ODESteer().gammas
+    assert chosen["C"] in ODESteer().Cs
     assert isinstance(chosen["rank"], int)
 
 
 def test_a_given_hyperparameter_is_kept_while_the_others_are_chosen():
     chosen = ODESteer(gamma=0.7, rank=3).fit(*two_gaussians(60, 60)).hyperparameters
-    assert chosen["gamma"] == 0.7 and chosen["rank"] == 3 and chosen["C"] in ODESteer().Cs
+    assert chosen["gamma"] == 0.7
+    assert chosen["rank"] == 3
+    assert chosen["C"] in ODESteer().Cs
 
 
 def test_five_thousand_rows_take_seconds_with_landmarks():

@@ -56,9 +56,7 @@ def test_soft_or_is_above_the_maximum_by_at_most_log_n(parts: list[Barrier], a: 
 
 def test_equal_parts_are_exactly_log_n_apart(make_linear, a: Tensor) -> None:
     part = make_linear()
-    torch.testing.assert_close(
-        AndBarrier([part, part, part]).value(a), part.value(a) - math.log(3)
-    )
+    torch.testing.assert_close(AndBarrier([part, part, part]).value(a), part.value(a) - math.log(3))
     torch.testing.assert_close(OrBarrier([part, part, part]).value(a), part.value(a) + math.log(3))
 
 

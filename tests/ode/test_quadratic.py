@@ -82,9 +82,7 @@ def test_rank_keeps_the_largest_eigenvalues_and_all_of_g(rank: int, normal: Make
     barrier = QuadraticBarrier.from_form(A, g, 0.3, Whitening(torch.zeros(7).double()), rank)
     assert barrier.basis.shape == (7, rank + 1)
     y = _unit(a)
-    torch.testing.assert_close(
-        barrier.value(a), (y @ truncated * y).sum(dim=-1) + y @ g + 0.3
-    )
+    torch.testing.assert_close(barrier.value(a), (y @ truncated * y).sum(dim=-1) + y @ g + 0.3)
 
 
 def test_no_form_and_no_slope_is_a_constant_whose_flow_stands_still(normal: Make) -> None:
@@ -112,30 +110,33 @@ def test_gradient_is_orthogonal_to_the_offset(quadratic: QuadraticBarrier, norma
     torch.testing.assert_close(inner, torch.zeros_like(inner), rtol=0, atol=1e-12)
 
 
-def test_the_field_is_tangent_to_the_sphere_of_y(
-    quadratic: QuadraticBarrier, normal: Make
-) -> None:
+def test_the_field_is_tangent_to_the_sphere_of_y(quadratic: QuadraticBarrier, normal: Make) -> None:
     a = normal(5, 7, seed=2)
     velocity = quadratic.whitening.power(GradientField(quadratic)(a), -1)
     inner = (velocity * quadratic.whitening(a)).sum(dim=-1)
     torch.testing.assert_close(inner, torch.zeros_like(inner), rtol=0, atol=1e-12)
 
 
-def test_a_short_step_along_the_ascent_raises_h(
-    quadratic: QuadraticBarrier, normal: Make
-) -> None:
+def test_a_short_step_along_the_ascent_raises_h(quadratic: QuadraticBarrier, normal: Make) -> None:
     a = normal(50, 7, seed=2)
     moved = a + 1e-4 * GradientField(quadratic)(a)
     assert bool((quadratic.value(moved) > quadratic.value(a)).all())
 
 
-def test_the_centre_is_a_critical_point_and_stays(quadratic: QuadraticBarrier) -> None:
+def test_the_centre_is_a_critical_point(quadratic: QuadraticBarrier) -> None:
     centre = quadratic.whitening.centre
     assert bool(torch.isfinite(quadratic.value(centre)))
     assert torch.equal(quadratic.gradient(centre), torch.zeros_like(centre))
-    for name, solver in SOLVERS.items():
-        moved = solve(GradientField(quadratic), centre, 1.0, solver=solver, steps=5)
-        assert torch.equal(moved, centre), name
+    assert torch.equal(GradientField(quadratic)(centre), torch.zeros_like(centre))
+
+
+@pytest.mark.parametrize("name", list(SOLVERS))
+def test_the_centre_stays_where_it_is(name: str, quadratic: QuadraticBarrier, normal: Make) -> None:
+    centre = quadratic.whitening.centre
+    a = torch.stack([centre, normal(7, seed=2)])
+    moved = solve(GradientField(quadratic), a, 1.0, solver=SOLVERS[name], steps=5)
+    assert torch.equal(moved[0], centre)
+    assert bool(torch.isfinite(moved[1]).all()) and not torch.equal(moved[1], a[1])
 
 
 def test_shapes_that_do_not_fit_raise(normal: Make) -> None:
@@ -172,9 +173,7 @@ def test_every_row_takes_its_own_time_in_either_dimension(
     how = {"solver": SOLVERS["rk4"], "steps": 6}
     expected = solve(full_field(barrier), a, time, **how)
     assert _relative(solve(GradientField(barrier), a, time, **how), expected, a) < 1e-9
-    alone = torch.stack(
-        [solve(GradientField(barrier), a[i], time[i], **how) for i in range(5)]
-    )
+    alone = torch.stack([solve(GradientField(barrier), a[i], time[i], **how) for i in range(5)])
     assert _relative(alone, expected, a) < 1e-9
 
 
@@ -182,7 +181,7 @@ def test_adaptive_in_k_plus_one_dimensions_is_many_steps_in_d(
     quadratic: QuadraticBarrier, full_field: type[GradientField], normal: Make
 ) -> None:
     a = 2 * normal(5, 7, seed=2)
-    expected = solve(full_field(quadratic), a, 1.0, solver=SOLVERS["rk4"], steps=2000)
+    expected = solve(full_field(quadratic), a, 1.0, solver=SOLVERS["rk4"], steps=500)
     for tolerance in (1e-5, 1e-9):
         adaptive = Adaptive(tolerance=tolerance)
         reduced = solve(GradientField(quadratic), a, 1.0, solver=adaptive, steps=1)

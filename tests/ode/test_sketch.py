@@ -94,9 +94,7 @@ def test_the_quadratic_form_is_the_sketch_of_degree_two(
     form = sketch.quadratic()
     torch.testing.assert_close(form.value(activations), sketch.value(activations))
     torch.testing.assert_close(form.gradient(activations), sketch.gradient(activations))
-    torch.testing.assert_close(
-        GradientField(form)(activations), GradientField(sketch)(activations)
-    )
+    torch.testing.assert_close(GradientField(form)(activations), GradientField(sketch)(activations))
 
 
 @pytest.mark.parametrize(("gamma", "c0"), [(0.1, 0.0), (2.0, 0.5)])

@@ -7,9 +7,7 @@ import pytest
 from odesteer.ode import tableau
 from odesteer.ode.tableau import Tableau, rooted_trees
 
-BUILT_IN = {
-    name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)
-}
+BUILT_IN = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
 ORDERS = {"EULER": 1, "MIDPOINT": 2, "HEUN": 2, "RK4": 4, "RK4_38": 4, "DOPRI5": 5}
 
 A_ENTRIES = [
@@ -83,9 +81,7 @@ def test_the_embedded_method_is_not_the_method_itself() -> None:
         replace(BUILT_IN["DOPRI5"], b=BUILT_IN["DOPRI5"].b_error)
 
 
-@pytest.mark.parametrize(
-    "a", [((0.0,), (1.0, 0.0)), ((), ()), ((),), ((), (1.0,), (0.5, 0.5))]
-)
+@pytest.mark.parametrize("a", [((0.0,), (1.0, 0.0)), ((), ()), ((),), ((), (1.0,), (0.5, 0.5))])
 def test_rows_that_are_not_explicit_raise(a: tuple[tuple[float, ...], ...]) -> None:
     with pytest.raises(ValueError, match="explicit"):
         Tableau(a=a, b=(0.5, 0.5), order=2)

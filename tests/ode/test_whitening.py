@@ -27,9 +27,7 @@ def _covariance(normal: Make, d: int = 7) -> Tensor:
     return factor @ factor.mT + 0.1 * torch.eye(d, dtype=torch.float64)
 
 
-def test_y_is_the_inverse_of_s_times_the_offset(
-    whitening: Whitening, activations: Tensor
-) -> None:
+def test_y_is_the_inverse_of_s_times_the_offset(whitening: Whitening, activations: Tensor) -> None:
     expected = (activations - whitening.centre) @ torch.linalg.inv(_dense(whitening)).mT
     torch.testing.assert_close(whitening(activations), expected)
 

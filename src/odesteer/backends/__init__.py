@@ -1,6 +1,6 @@
 """Engines that run a language model, steered or not."""
 
-from odesteer.backends.base import Backend
+from odesteer.backends.base import Backend, Sampling
 from odesteer.backends.transformers import TransformersBackend
 
-__all__ = ["Backend", "TransformersBackend"]
+__all__ = ["Backend", "Sampling", "TransformersBackend"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from odesteer.activations import Progress
 from odesteer.contrast import Contrast
+from odesteer.extraction import Progress
 from odesteer.steering import Steering
 from odesteer.templates import Messages
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.activations import Progress, activations
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.contrast import Contrast
+from odesteer.extraction import Progress, activations
 from odesteer.steering import Steering
 from odesteer.templates import Messages, encode
 

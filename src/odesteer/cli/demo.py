@@ -20,18 +20,14 @@ def demo(
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")] = Path(
         "odesteer-demo"
     ),
-    model: Annotated[
-        str, typer.Option(help="A chat model; smollm2 works offline.")
-    ] = "smollm2",
+    model: Annotated[str, typer.Option(help="A chat model; smollm2 works offline.")] = "smollm2",
 ) -> None:
     """Steer a real model and write a page with texts, numbers and figures.
 
     Example: odesteer demo --out my-demo
     """
     if importlib.util.find_spec("vaderSentiment") is None:
-        raise ValueError(
-            "The demo judges moods with vaderSentiment: pip install 'odesteer[demo]'."
-        )
+        raise ValueError("The demo judges moods with vaderSentiment: pip install 'odesteer[demo]'.")
     from odesteer import demo as library
     from odesteer import demo_page
     from odesteer.models import load_model
@@ -39,9 +35,7 @@ def demo(
     output.mkdir(parents=True, exist_ok=True)
     language_model, tokenizer = load_model(model, say)
     result = library.run(language_model, tokenizer, progress)
-    out.print(
-        layer_table({str(i): q._asdict() for i, q in result.layers.items()}, result.layer)
-    )
+    out.print(layer_table({str(i): q._asdict() for i, q in result.layers.items()}, result.layer))
     out.print(_test_table(result))
     out.print(_texts(result))
     out.print(_effect_table(result))
@@ -87,23 +81,24 @@ def _clearest(result: "DemoResult") -> list[int]:
 
 
 def _effect_table(result: "DemoResult") -> Table:
+    """Narrow enough for a terminal of 80 columns; the page has every interval."""
     table = Table(
-        title=f"Mood (VADER, -1 gloomy to +1 bright) and fluency, n = {len(result.prompts)} prompts"
+        title=f"Mood (VADER, -1 gloomy to +1 bright) of {len(result.prompts)} texts, "
+        "change to unsteered with 95 % interval"
     )
     headings: tuple[tuple[str, Callable[..., str]], ...] = (
         ("dose", lambda c: f"{c.dose:g}" if c.dose else ""),
-        ("mood [95 %]", lambda c: _interval(c.effect)),
-        ("change [95 %]", lambda c: "" if c.method == "none" else _interval(c.difference)),
+        ("mood", lambda c: f"{c.effect[0]:+.2f}"),
+        ("change", lambda c: "" if c.method == "none" else _interval(c.difference)),
         ("perplexity", lambda c: f"{c.perplexity:.1f}"),
         ("P(wanted)", lambda c: "" if c.before is None else f"{c.before:.2f} -> {c.after:.2f}"),
-        ("unscored", lambda c: str(c.unscored)),
     )
-    table.add_column("method", style="bold")
+    table.add_column("method", style="bold", no_wrap=True)
     for heading, _ in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for condition in result.conditions:
         table.add_row(
-            f"{condition.method} {condition.dose_name}".strip(),
+            condition.method,
             *[cell(condition) for _, cell in headings],
             style="cyan" if condition.method == "odesteer" else None,
         )

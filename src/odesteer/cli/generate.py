@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from odesteer.steering import Steering
 
 
-def _load(
-    model: str, path: Any, dose: Any, positions: str
-) -> "tuple[Any, Any, Steering]":
+def _load(model: str, path: Any, dose: Any, positions: str) -> "tuple[Any, Any, Steering]":
     """Model, tokenizer and steering; the cheap one first, so that its errors come at once."""
     import odesteer as ods
     from odesteer.attach import check_fits, check_positions
@@ -58,8 +56,10 @@ def generate(
     sampling = ods.Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     with progress("Generating") as callback:
         steered = backend.generate(prompts, one, sampling, callback)
-        plain = backend.generate(prompts, None, sampling, callback) if compare else [None] * len(
-            prompts
+        plain = (
+            backend.generate(prompts, None, sampling, callback)
+            if compare
+            else [None] * len(prompts)
         )
     if as_json:
         rows = [
@@ -140,7 +140,9 @@ def chat(
                 out.print()
                 messages.pop()
                 continue
-        reply = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        reply = tokenizer.decode(
+            output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         messages.append({"role": "assistant", "content": reply})
         if on:
             err.print(f"[dim]{_summary(handle.stats())}[/]")
@@ -181,4 +183,4 @@ def _dose(name: str, value: float, steering: "Steering") -> Any:
         from odesteer.ode import Target
 
         return Target(value, budget=budget)
-    return parse_dose(*((value, None) if name == "strength" else (None, value)), None)
+    return parse_dose(value, None, None) if name == "strength" else parse_dose(None, value, None)

@@ -35,8 +35,7 @@ def inspect(
         **{f"model {key}": value for key, value in steering.model.items()},
         **{key: value for key, value in steering.hyperparameters.items() if value is not None},
         **{
-            f"held-out {key}": value
-            for key, value in steering.receipts.get("held_out", {}).items()
+            f"held-out {key}": value for key, value in steering.receipts.get("held_out", {}).items()
         },
     }
     if as_json:

@@ -132,7 +132,8 @@ class Method(ABC):
         method = self.tune(samples)
         # What is learnt lives where activations come from, in the precision it is used in.
         field = method.learn(samples.positive, samples.negative).to(positive.device, torch.float32)
-        calibration, receipts = Calibration(), {"rows": [len(positive), len(negative)]}
+        calibration = Calibration()
+        receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
         if calibrate and field.barrier is not None:
             held_out = method.held_out(samples, seed)
             if held_out is not None:
@@ -172,7 +173,8 @@ class Method(ABC):
         shapes = f"positive {list(positive.shape)} and negative {list(negative.shape)}"
         if positive.dim() != 2 or negative.dim() != 2 or positive.shape[1] != negative.shape[1]:
             raise ValueError(
-                f"{self.name} learns from two matrices [n, d] and [m, d] of one width; got {shapes}."
+                f"{self.name} learns from matrices [n, d] and [m, d] of one width; got {shapes}. "
+                f"Take both classes' activations from the same layer of the same model."
             )
         if len(positive) == 0 or len(negative) == 0:
             empty = "positive" if len(positive) == 0 else "negative"
@@ -185,8 +187,8 @@ class Method(ABC):
             if bad:
                 raise ValueError(
                     f"{self.name} needs finite activations; {bad} of {len(rows)} {label} rows hold "
-                    f"NaN or infinity. Drop them, or load the model in float32 or bfloat16 if it "
-                    f"overflows in float16."
+                    f"NaN or infinity ({shapes}). Drop them, or load the model in float32 or "
+                    f"bfloat16 if it overflows in float16."
                 )
         return Samples(
             positive.detach().double(),
@@ -201,9 +203,7 @@ def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQ
     return None if held_out is None else _platt(*held_out, name=method.name)[1]
 
 
-def _as_groups(
-    n: int, m: int, groups: tuple[Groups, Groups] | None, name: str
-) -> np.ndarray:
+def _as_groups(n: int, m: int, groups: tuple[Groups, Groups] | None, name: str) -> np.ndarray:
     if groups is None:
         both = [*range(n), *range(m)] if n == m else list(range(n + m))
     else:
@@ -216,9 +216,7 @@ def _as_groups(
     return np.unique(np.array([str(g) for g in both]), return_inverse=True)[1]
 
 
-def _platt(
-    values: np.ndarray, labels: np.ndarray, name: str
-) -> tuple[Calibration, BinaryQuality]:
+def _platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:
     """sigmoid(scale h + offset) fitted on held-out h, both classes weighing the same."""
     spread = float(values.std()) or 1.0
     model = LogisticRegression(C=1e4, class_weight="balanced").fit(values[:, None] / spread, labels)

@@ -1,6 +1,6 @@
 """The unsteered model.
 
-    v(a) = 0
+v(a) = 0
 """
 
 from dataclasses import dataclass

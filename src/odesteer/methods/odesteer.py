@@ -71,6 +71,13 @@ class ODESteer(Method):
     def __post_init__(self) -> None:
         if not 0.0 <= self.p <= 0.5:
             raise ValueError(f"odesteer needs 0 <= p <= 1/2 (1/2 whitens fully); got p={self.p}.")
+        if self.landmarks < 1 or self.folds < 2 or not 0.0 < self.fidelity < 1.0:
+            raise ValueError(
+                f"odesteer needs landmarks >= 1, folds >= 2 and 0 < fidelity < 1; got "
+                f"{self.landmarks}, {self.folds} and {self.fidelity}."
+            )
+        if self.rank is not None and self.rank < 0:
+            raise ValueError(f"odesteer needs rank >= 0 or None; got {self.rank}.")
         for name in ("gamma", "C"):
             value = getattr(self, name)
             if value is not None and not value > 0:

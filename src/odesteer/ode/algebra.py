@@ -10,6 +10,7 @@ soft "and" is below min, so h >= 0 still implies that every part is >= 0.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,15 @@ class _Junction(Barrier):
         self.soft = bool(soft)
 
     @property
+    def _barriers(self) -> list[Barrier]:
+        return cast("list[Barrier]", list(self.parts))
+
+    @property
     def width(self) -> int | None:
-        return next((p.width for p in self.parts if p.width is not None), None)
+        return next((p.width for p in self._barriers if p.width is not None), None)
 
     def _signed_values(self, a: Tensor) -> Tensor:
-        return torch.stack([self.sign * part.value(a) for part in self.parts], dim=-1)
+        return torch.stack([self.sign * part.value(a) for part in self._barriers], dim=-1)
 
     def _shares(self, a: Tensor) -> Tensor:
         """How much each part's gradient counts: softmax, or one-hot at the active part."""
@@ -49,14 +54,14 @@ class _Junction(Barrier):
         return self.sign * joined
 
     def gradient(self, a: Tensor) -> Tensor:
-        gradients = torch.stack([part.gradient(a) for part in self.parts], dim=-1)
+        gradients = torch.stack([part.gradient(a) for part in self._barriers], dim=-1)
         return (gradients * self._shares(a).unsqueeze(-2)).sum(dim=-1)
 
     def ascent(self, a: Tensor) -> Tensor:
         # A blend of ascents under different metrics need not raise h; one part's own does.
         if self.soft:
             return self.gradient(a)
-        ascents = torch.stack([part.ascent(a) for part in self.parts], dim=-1)
+        ascents = torch.stack([part.ascent(a) for part in self._barriers], dim=-1)
         return (ascents * self._shares(a).unsqueeze(-2)).sum(dim=-1)
 
 

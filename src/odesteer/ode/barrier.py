@@ -137,6 +137,8 @@ class AffineBarrier(Barrier):
 
     def __init__(self, barrier: Barrier, scale: float, offset: float = 0.0):
         super().__init__()
+        if scale == 0:
+            raise ValueError("An AffineBarrier with scale 0 is constant and has no gradient.")
         self.barrier = barrier
         self.scale = float(scale)
         self.offset = float(offset)

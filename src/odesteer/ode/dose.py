@@ -102,7 +102,8 @@ class Target(Dose):
     """Stop each row where its calibrated probability reaches `probability`.
 
     A row that is already there is returned bit for bit. A row that cannot get there spends
-    the whole budget.
+    the whole budget. The promise holds in the precision it is solved in: a cast back to
+    bfloat16 can lose as much as that precision does (about 0.001 of probability).
 
     Args:
         probability: in (0, 1).

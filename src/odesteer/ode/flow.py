@@ -1,6 +1,6 @@
 """Where does an activation end up?
 
-    a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates.
+a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates.
 """
 
 import torch
@@ -47,4 +47,5 @@ def trajectory(
     time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
     reduction = field.reduce(a)
     path = solver.path(reduction.flow, reduction.start, time, steps)
-    return torch.cat([a.unsqueeze(0), reduction.lift(path[1:])])
+    moved = torch.where((time == 0).unsqueeze(-1), a, reduction.lift(path[1:]))
+    return torch.cat([a.unsqueeze(0), moved])

@@ -10,7 +10,7 @@ Its flow never leaves the span of V and the activation's own remainder, so the O
 dimensions is one in k + 1, exactly: see `ReducedFlow`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from odesteer.ode.whitening import Whitening
 def _unit(x: Tensor, norm: Tensor) -> Tensor:
     """x / norm, and 0 where the norm is 0."""
     return torch.where(norm > 0, x / norm, torch.zeros_like(x))
+
+
+def _is_above_noise(length: Tensor, q: Tensor) -> Tensor:
+    """False where q is radial up to rounding: a critical point, where the field is 0."""
+    return length > 16 * torch.finfo(q.dtype).eps * q.norm(dim=-1, keepdim=True)
 
 
 class QuadraticBarrier(Barrier):
@@ -63,13 +68,25 @@ class QuadraticBarrier(Barrier):
         self.register_buffer("curvature", curvature)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
-        # What enters and leaves y in the reduced flow; equal to the basis when S = I.
         self.reader: Tensor
         self.writer: Tensor
         self.gram: Tensor
-        self.register_buffer("reader", whitening.power(basis.mT, -1).mT, persistent=False)
-        self.register_buffer("writer", whitening.power(basis.mT, 1).mT, persistent=False)
-        self.register_buffer("gram", self.writer.mT @ self.writer, persistent=False)
+        for name in ("reader", "writer", "gram"):
+            self.register_buffer(name, None, persistent=False)
+        self._derive()
+
+    def _derive(self) -> None:
+        """What enters and leaves y in the reduced flow; equal to the basis when S = I."""
+        self.reader = self.whitening.power(self.basis.mT, -1).mT
+        self.writer = self.whitening.power(self.basis.mT, 1).mT
+        self.gram = self.writer.mT @ self.writer
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
+        # In a new precision they are derived again, not cast: a barrier that was fitted and
+        # one that was loaded agree to the bit.
+        super()._apply(*args, **kwargs)
+        self._derive()
+        return self
 
     @staticmethod
     def from_form(
@@ -134,7 +151,10 @@ class QuadraticBarrier(Barrier):
         zeta = unit @ self.basis
         q = 2.0 * self.curvature * zeta + self.slope
         radial = (zeta * q).sum(dim=-1, keepdim=True)
-        return _unit(q @ self.basis.mT - radial * unit, radius), radius
+        tangent = q @ self.basis.mT - radial * unit
+        return _unit(
+            tangent * _is_above_noise(tangent.norm(dim=-1, keepdim=True), q), radius
+        ), radius
 
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self.gradient_in_y(a)[0], -1)
@@ -228,7 +248,9 @@ class ReducedFlow(NamedTuple):
         q = 2.0 * self.barrier.curvature * zeta + self.barrier.slope
         c = (zeta * q).sum(dim=-1, keepdim=True)
         tangent = torch.cat([q - c * zeta, -c * unit[..., -1:]], dim=-1)
-        return tangent, radius, self._radius(tangent)
+        length = self._radius(tangent)
+        moves = _is_above_noise(length, q) & (radius > 0)
+        return tangent * moves, radius, length * moves
 
     def length(self, x: Tensor) -> Tensor:
         """How far in a a displacement of the state reaches: [..., k + 1] -> [..., 1]."""

@@ -16,8 +16,8 @@ from odesteer.ode import tableau as tableaus
 from odesteer.ode.field import Flow
 from odesteer.ode.tableau import Tableau
 
-# Illinois halvings that bring an event inside a step to float32 precision.
-_EVENT_ITERATIONS = 24
+# Each at least halves the bracket and, once close, doubles the digits.
+_EVENT_ITERATIONS = 10
 
 
 class Solver(ABC):
@@ -49,37 +49,42 @@ class Solver(ABC):
             states.append(self.integrate(flow, states[-1], time / steps, 1))
         return torch.stack(states)
 
-    def _until(
-        self, flow: Flow, x: Tensor, after: Tensor, dt: Tensor, level: float
-    ) -> tuple[Tensor, Tensor]:
-        """Cut the step x -> after where the barrier reaches `level`; also which rows are done.
+    def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: float) -> Tensor:
+        """From x, the part of the step dt [..., 1] after which the barrier is at `level`.
 
-        The step's result is a smooth function of its length: regula falsi with the
-        Illinois rule finds the length where h = level. The end of the bracket that has
-        h >= level is returned, so the promise holds at the activation itself. The count
-        of iterations is fixed and nothing is read back from the device.
+        The step's result is a smooth function of its length; Ridders' method finds the
+        length where h = level. Of the bracket's ends the one with h >= level is returned,
+        so the promise holds at the activation itself. The count of iterations is fixed and
+        nothing is read back from the device. Only for rows that cross within dt.
+
+        Source: Ridders, "A new algorithm for computing a single root of a real continuous
+        function", IEEE Transactions on Circuits and Systems 26, 1979.
         """
-        before_h, after_h = flow.value(x) - level, flow.value(after) - level
-        there, reached = before_h >= 0, after_h >= 0
-        low, high = torch.zeros_like(dt[..., 0]), dt[..., 0]
-        f_low, f_high = before_h, after_h
-        best = after
+
+        def move(length: Tensor) -> tuple[Tensor, Tensor]:
+            state = self.step(flow, x, length)
+            return state, (flow.value(state) - level).unsqueeze(-1)
+
+        low, high = torch.zeros_like(dt), dt
+        # A guess that is exact may round to just below the level; this lifts it above.
+        nudge = 4 * torch.finfo(dt.dtype).eps * dt
+        f_low = (flow.value(x) - level).unsqueeze(-1)
+        best, f_high = move(dt)
         for _ in range(_EVENT_ITERATIONS):
-            span = f_high - f_low
-            fraction = torch.where(span > 0, -f_low / span, torch.full_like(span, 0.5))
-            middle = low + (high - low) * fraction.clamp(0.0, 1.0)
-            trial = self.step(flow, x, middle.unsqueeze(-1))
-            f = flow.value(trial) - level
-            above = f >= 0
-            best = torch.where((above & reached).unsqueeze(-1), trial, best)
-            # Illinois: halve the weight of an end that stays, so that both close in.
-            f_low, f_high = (
-                torch.where(above, f_low * 0.5, f),
-                torch.where(above, f, f_high * 0.5),
-            )
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        result = torch.where(there.unsqueeze(-1), x, best)
-        return result, there | reached
+            middle = (low + high) / 2
+            state, f_middle = move(middle)
+            curve = (f_middle.square() - f_low * f_high).clamp_min(0.0).sqrt()
+            shift = torch.where(curve > 0, f_middle / curve, torch.zeros_like(curve))
+            guess = middle - (middle - low) * shift + nudge
+            guessed, f_guess = move(guess)
+            for at, f, moved in ((middle, f_middle, state), (guess, f_guess, guessed)):
+                # Either point may tighten either end; signs and not sizes decide.
+                nearer = (f >= 0) & ((at - low).abs() <= (high - low).abs())
+                best, high = torch.where(nearer, moved, best), torch.where(nearer, at, high)
+                f_high = torch.where(nearer, f, f_high)
+                farther = (f < 0) & ((at - high).abs() <= (high - low).abs())
+                low, f_low = torch.where(farther, at, low), torch.where(farther, f, f_low)
+        return best
 
 
 @dataclass(frozen=True)
@@ -92,16 +97,19 @@ class FixedStep(Solver):
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
         dt = (time / steps).unsqueeze(-1)
-        done: Tensor | None = None
+        if level is None:
+            for _ in range(steps):
+                x = self.step(flow, x, dt)
+            return x
+        done = flow.value(x) >= level
+        crossed = torch.zeros_like(done)
         for _ in range(steps):
             after = self.step(flow, x, dt)
-            if level is None:
-                x = after
-                continue
-            after, stopped = self._until(flow, x, after, dt, level)
-            x = after if done is None else torch.where(done.unsqueeze(-1), x, after)
-            done = stopped if done is None else done | stopped
-        return x
+            # A row that crosses the level waits before the step in which it does.
+            crossed = crossed | (~done & (flow.value(after) >= level))
+            done = done | crossed
+            x = torch.where(done.unsqueeze(-1), x, after)
+        return torch.where(crossed.unsqueeze(-1), self._locate(flow, x, dt, level), x)
 
 
 @dataclass(frozen=True)
@@ -166,35 +174,46 @@ class Adaptive(Solver):
         dt = left / 10
         # A row is done when less is left than the arithmetic can resolve.
         smallest = left.abs() * torch.finfo(x.dtype).eps
+        # Where the field is not smooth (at the top of h it turns around) no step is small
+        # enough for the tolerance: such rows go on in steps of this length.
+        shortest = left.abs() / 250
+        there = torch.zeros_like(left, dtype=torch.bool)
+        if level is not None:
+            there = (flow.value(x) >= level).unsqueeze(-1)
+        crossed = torch.zeros_like(there)
         for _ in range(self.max_steps):
-            if not bool((left.abs() > smallest).any()):
-                return x
-            dt = torch.where(dt.abs() < left.abs(), dt, left)
+            active = (left.abs() > smallest) & ~there & ~crossed
+            if not bool(active.any()):
+                break
+            dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
             after, error = _stages(self.tableau, flow, x, dt)
-            allowed = self.tolerance * dt.abs() * _speed(flow, x)
-            ratio = flow.length(error) / allowed.clamp_min(torch.finfo(x.dtype).tiny)
-            # What rounding makes of the state is not the method's error and cannot shrink.
-            noise = 4 * torch.finfo(x.dtype).eps * flow.length(x)
-            accepted = ((ratio <= 1) | (flow.length(error) <= noise)) & (left.abs() > smallest)
+            size = flow.length(error)
+            allowed = self.tolerance * dt.abs() * flow.length(flow(x))
+            ratio = size / allowed.clamp_min(torch.finfo(x.dtype).tiny)
+            accepted = active & ((ratio <= 1) | (dt.abs() <= shortest))
             if level is not None:
-                after, stopped = self._until(flow, x, after, dt, level)
-                stopped = accepted & stopped.unsqueeze(-1)
+                # Waits before the step, whose length it keeps.
+                now = accepted & (flow.value(after) >= level).unsqueeze(-1)
+                crossed, accepted = crossed | now, accepted & ~now
             x = torch.where(accepted, after, x)
             left = torch.where(accepted, left - dt, left)
-            if level is not None:
-                left = torch.where(stopped, torch.zeros_like(left), left)
             # The error per unit step shrinks with the 4th power for a pair of order 5(4).
             factor = 0.9 * ratio.clamp_min(1e-10) ** (-1.0 / (self.tableau.order - 1))
-            dt = dt * factor.clamp(0.2, 5.0)
+            longer = dt * factor.clamp(0.2, 5.0)
+            longer = torch.where(longer.abs() < shortest, shortest * dt.sign(), longer)
+            dt = torch.where(active & ~crossed, longer, dt)
+        else:
+            self._give_up()
+        if level is None:
+            return x
+        return torch.where(crossed, self._locate(flow, x, dt, level), x)
+
+    def _give_up(self) -> None:
         raise RuntimeError(
             f"The adaptive solver did not finish in {self.max_steps} steps at tolerance "
             f"{self.tolerance}; the field may not be smooth. Raise the tolerance or take fixed "
             f"steps."
         )
-
-
-def _speed(flow: Flow, x: Tensor) -> Tensor:
-    return flow.length(flow(x))
 
 
 def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:

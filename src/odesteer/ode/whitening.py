@@ -58,9 +58,9 @@ class Whitening(nn.Module):
             power: p >= 0; 0 gives S = I.
             rank: r, the directions with a variance of their own; capped at d - 1.
         """
-        if power == 0.0:
-            return Whitening(centre)
         rank = min(rank, covariance.shape[0] - 1)
+        if power == 0.0 or rank <= 0:
+            return Whitening(centre)
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         rest = eigenvalues[: covariance.shape[0] - rank].mean()
         top, directions = eigenvalues[-rank:], vectors[:, -rank:]
@@ -77,9 +77,7 @@ class Whitening(nn.Module):
         """S^exponent x for x [..., d]: 1 leaves y for a, -1 enters it, 2 is the metric."""
         if self.is_plain:
             return x
-        return (
-            x + ((x @ self.directions) * (self.stretch**exponent - 1.0)) @ self.directions.mT
-        )
+        return x + ((x @ self.directions) * (self.stretch**exponent - 1.0)) @ self.directions.mT
 
     def forward(self, a: Tensor) -> Tensor:
         """y = S^-1 (a - m)."""

@@ -6,7 +6,7 @@ real tokens cannot see padding that comes after them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -141,6 +141,11 @@ def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[
         yield batch
 
 
+def _train_again(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        module.training = True
+
+
 class _Stop(Exception):
     """Raised by the deepest block's hook: nothing above it is needed."""
 
@@ -171,14 +176,9 @@ def _captured(
         raise RuntimeError(f"The model never ran its decoder block {deepest}.")
 
     training = [module for module in model.modules() if module.training]
-    hooks = []
-    try:
+    with ExitStack() as undo:
         model.eval()
+        undo.callback(_train_again, training)
         for index in set(indices):
-            hooks.append(blocks[index].register_forward_hook(capture(index)))
+            undo.callback(blocks[index].register_forward_hook(capture(index)).remove)
         yield forward
-    finally:
-        for registered in hooks:
-            registered.remove()
-        for module in training:
-            module.training = True

@@ -1,0 +1,5 @@
+"""`python -m odesteer`."""
+
+from odesteer.cli import main
+
+main()

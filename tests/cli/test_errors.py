@@ -1,0 +1,140 @@
+"""Bad input on the command line: one line that says what to do, exit code 2, nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import odesteer as ods
+
+PAIR = {"prompt": "How are you?", "positive": "Very well.", "negative": "Not well."}
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    # No Hub in tests: a name that is not local must fail at once and in words.
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "odesteer", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=settings,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(PAIR) for _ in range(3)))
+    return path
+
+
+@pytest.fixture
+def steering(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randn(20, 6, generator=generator) for _ in range(2))
+    return ods.CAA().fit(positive + 2, negative, layer=1).save_pretrained(tmp_path / "steering")
+
+
+def fails_with(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_an_unknown_method_is_answered_with_the_nearest_one(pairs: Path, tmp_path: Path) -> None:
+    result = run("fit", "smollm2", pairs, "--method", "cca", "--out", tmp_path / "out")
+    fails_with(result, "Unknown method 'cca'", "Did you mean 'caa'?", "odesteer-paper")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_contrast_file_is_named(tmp_path: Path) -> None:
+    result = run("fit", "smollm2", tmp_path / "none.jsonl", "--out", tmp_path / "out")
+    fails_with(result, "none.jsonl", "JSONL")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_contrast_with_one_class_says_which_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps({"text": "Fine.", "label": 1}))
+    fails_with(run("fit", "smollm2", path, "--out", tmp_path / "out"), "negative class is empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n\n{oops\n")
+    fails_with(run("fit", "smollm2", path, "--out", tmp_path / "out"), "Line 3", "JSON")
+
+
+def test_a_layer_that_is_no_number_is_refused_before_the_model_loads(
+    pairs: Path, tmp_path: Path
+) -> None:
+    result = run("fit", "no/model", pairs, "--layer", "middle", "--out", tmp_path / "out")
+    fails_with(result, "--layer", "'middle'")
+
+
+def test_a_model_that_cannot_be_reached_says_what_works_offline(
+    pairs: Path, tmp_path: Path
+) -> None:
+    result = run("fit", "nobody/nothing", pairs, "--out", tmp_path / "out")
+    fails_with(result, "Could not load the model 'nobody/nothing'", "smollm2", "offline")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_without_a_steering_is_named(tmp_path: Path) -> None:
+    fails_with(run("inspect", tmp_path), str(tmp_path), "steering_config.json")
+
+
+def test_a_damaged_steering_is_refused(steering: Path) -> None:
+    payload = bytearray((steering / "steering.safetensors").read_bytes())
+    payload[-1] ^= 1
+    (steering / "steering.safetensors").write_bytes(payload)
+    fails_with(run("inspect", steering), "checksum")
+
+
+def test_two_doses_at_once_are_refused(steering: Path) -> None:
+    result = run("generate", "smollm2", "Hi", "-s", steering, "--strength", "1", "--angle", "0.1")
+    fails_with(result, "--strength", "--angle", "one of them")
+
+
+def test_a_target_without_a_budget_says_how_to_give_one(steering: Path) -> None:
+    result = run("generate", "smollm2", "Hi", "-s", steering, "--target", "0.9")
+    fails_with(result, "budget", "--angle")
+
+
+def test_unknown_positions_are_refused_before_the_model_loads(steering: Path) -> None:
+    result = run("generate", "no/model", "Hi", "-s", steering, "--positions", "last")
+    fails_with(result, "Unknown positions 'last'", "last+generated")
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    result = run("fit", "--nonsense")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_inspect_prints_json_for_scripts(steering: Path) -> None:
+    result = run("inspect", steering, "--json")
+    facts = json.loads(result.stdout)
+    assert (result.returncode, facts["method"], facts["layer"]) == (0, "caa", 1)
+
+
+def test_help_is_quick_because_it_imports_no_torch() -> None:
+    code = "import sys, odesteer.cli.app; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "fit", "generate", "chat", "inspect"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert "Example:" in result.stdout

@@ -1,0 +1,117 @@
+"""Which part may know which: the table of the architecture, enforced."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import odesteer
+
+ROOT = Path(odesteer.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+NOTHING: set[str] = set()
+BELOW_TUNE = {
+    "ode",
+    "lookup",
+    "layers",
+    "templates",
+    "calibration",
+    "serialize",
+    "steering",
+    "methods",
+    "contrast",
+    "extraction",
+    "attach",
+    "backends",
+}
+MAY_IMPORT = {
+    "ode": NOTHING,
+    "lookup": NOTHING,
+    "layers": NOTHING,
+    "templates": NOTHING,
+    "calibration": NOTHING,
+    "serialize": {"ode", "lookup"},
+    "steering": {"ode", "lookup", "serialize"},
+    "methods": {"ode", "steering", "lookup", "calibration"},
+    "contrast": {"templates"},
+    "extraction": {"contrast", "layers"},
+    "attach": {"ode", "steering", "layers", "lookup"},
+    "backends": {"steering", "extraction", "attach", "contrast", "templates", "layers"},
+    "tune": BELOW_TUNE,
+}
+# When used, or for types: a steering is attached by the engine without needing it.
+MAY_IMPORT_LATE = {"steering": {"attach"}}
+
+
+def part_of(names):
+    """The first name below `odesteer` that is a file or folder; "" for the package itself."""
+    name = names[1] if len(names) > 1 else ""
+    return name if (ROOT / f"{name}.py").is_file() or ((ROOT / name).is_dir() and name) else ""
+
+
+def imports(file):
+    """(part, late) of every import of ours in a file; late: not run when the file is."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for inner in ast.walk(node)
+    }
+    package = ("odesteer", *file.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree):
+        targets = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            targets = [[*base, alias.name] for alias in node.names]
+        for names in targets:
+            if names[0] == "odesteer":
+                yield part_of(names), id(node) in late
+
+
+def home(file):
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_every_part_of_the_table_exists():
+    assert {home(file) for file in FILES} >= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_knows_only_what_the_table_allows(part):
+    for file in FILES:
+        if home(file) != part:
+            continue
+        for imported, late in imports(file):
+            later = MAY_IMPORT_LATE.get(part, NOTHING) if late else NOTHING
+            allowed = MAY_IMPORT[part] | {part} | later
+            assert imported in allowed, f"{file.relative_to(ROOT)} imports {imported or 'all'}"
+
+
+def test_nothing_but_the_command_line_knows_the_command_line():
+    for file in FILES:
+        if home(file) not in ("cli", "__main__"):
+            assert "cli" not in {part for part, _ in imports(file)}, file
+
+
+def test_the_mathematics_imports_torch_alone():
+    allowed = {"torch", "odesteer", *sys.stdlib_module_names}
+    for file in (ROOT / "ode").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in allowed
+
+
+@pytest.mark.parametrize("module", ["odesteer.ode", "odesteer"])
+def test_importing_the_library_does_not_import_transformers(module):
+    code = f"import sys, {module}; sys.exit('transformers' in sys.modules)"
+    environment = {"PYTHONPATH": str(ROOT.parent), "PATH": ""}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

@@ -1,0 +1,154 @@
+"""The main job on a real language model: SmolLM2-135M-Instruct, from the wheel or the cache."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from experiments.barrier_quality import BOLD, DEFAULT, LAYERS, measure
+
+import odesteer as ods
+from odesteer import demo
+from odesteer.models import SMOLLM2, load_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    return load_model(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def fitted(smollm2: tuple[Any, Any]) -> ods.Steering:
+    model, tokenizer = smollm2
+    fit_set, _ = demo.contrast()
+    positive, negative = ods.activations(model, tokenizer, fit_set, 14)
+    return ods.ODESteer().fit(positive, negative, layer=14, groups=fit_set.groups)
+
+
+def test_the_prompt_becomes_these_tokens(smollm2: tuple[Any, Any]) -> None:
+    from odesteer.templates import encode
+
+    _, tokenizer = smollm2
+    ids = encode(tokenizer, [{"role": "system", "content": "Be brief."}, _user("Hi")])
+    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert tokenizer.decode(ids) == expected + "<|im_start|>assistant\n"
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    plain = encode(tokenizer, "Why?", "So.", template="Q: {prompt}\nA: {response}")
+    assert tokenizer.decode(plain) == "Q: Why?\nA: So."
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_activations_match_the_reference_library(
+    smollm2: tuple[Any, Any], golden: dict[str, torch.Tensor]
+) -> None:
+    # The golden queries are answers of two TruthfulQA questions at block 13; find them.
+    from odesteer.benchmarks import TruthfulQA
+
+    model, tokenizer = smollm2
+    examples = [e for e, _ in TruthfulQA.load().examples if e.group in ("57", "631")]
+    contrast = ods.Contrast(tuple(examples), tuple(examples), "Q: {prompt}\nA: {response}")
+    rows, _ = ods.activations(model, tokenizer, contrast, 13)
+    nearest = torch.cdist(golden["queries"], rows).amin(dim=1)
+    assert (nearest / golden["queries"].norm(dim=1)).max() < 1e-4
+
+
+def test_a_held_out_negative_becomes_positive(
+    smollm2: tuple[Any, Any], fitted: ods.Steering
+) -> None:
+    model, tokenizer = smollm2
+    _, test_set = demo.contrast()
+    _, negative = ods.activations(model, tokenizer, test_set, 14)
+    assert fitted.probability(negative).mean() < 0.15
+    moved = fitted.with_strength(ods.Target(0.9, budget=ods.Angle(0.6)))(negative)
+    assert fitted.probability(moved).min() >= 0.9 - 1e-4
+
+
+def test_steering_changes_the_mood_of_generations(
+    smollm2: tuple[Any, Any], fitted: ods.Steering
+) -> None:
+    model, tokenizer = smollm2
+    backend = ods.TransformersBackend(model, tokenizer)
+    chats = [
+        [{"role": "system", "content": demo.SYSTEM}, _user(prompt)]
+        for prompt in demo.test_prompts()[::2]
+    ]
+    sampling = ods.Sampling(max_new_tokens=20)
+    from odesteer.judges import VaderMood
+
+    def mood(steering: ods.Steering | None) -> float:
+        texts = backend.generate(chats, steering, sampling)
+        return sum(s.value or 0.0 for s in VaderMood().score(texts, texts)) / len(texts)
+
+    unsteered = mood(None)
+    assert mood(fitted.with_strength(ods.Angle(0.25))) < unsteered - 0.2
+    assert mood(fitted.with_strength(0.0)) == unsteered
+
+
+def test_a_batch_of_steerings_says_what_each_says_alone(
+    smollm2: tuple[Any, Any], fitted: ods.Steering
+) -> None:
+    model, tokenizer = smollm2
+    backend = ods.TransformersBackend(model, tokenizer)
+    prompts = demo.test_prompts()[:3]
+    steerings = [None, fitted.with_strength(ods.Angle(0.2)), fitted.with_strength(ods.Angle(-0.2))]
+    sampling = ods.Sampling(max_new_tokens=12)
+    together = backend.generate(prompts, steerings, sampling)
+    alone = [backend.generate([p], s, sampling)[0] for p, s in zip(prompts, steerings, strict=True)]
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+def test_fit_generate_and_inspect_work_from_the_shell(tmp_path: Path) -> None:
+    rows = demo.contrast_rows()[::8]
+    contrast = tmp_path / "pairs.jsonl"
+    contrast.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def run(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "odesteer", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    out = tmp_path / "gloomy"
+    report = json.loads(
+        run("fit", SMOLLM2, contrast, "--layer", "14", "--angle", "0.2", "-o", out, "--json")
+    )
+    assert report["layer"] == 14
+    assert report["auc"] > 0.8
+    rows = json.loads(
+        run("generate", SMOLLM2, "How was your day?", "-s", out, "--compare", "--json")
+    )
+    assert rows[0]["generation"] != rows[0]["unsteered"]
+    assert json.loads(run("inspect", out, "--json"))["model layers"] == 30
+    bad = [sys.executable, "-m", "odesteer", "fit", SMOLLM2, str(contrast), "--layer", "30"]
+    done = subprocess.run([*bad, "-o", tmp_path / "x"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Layer 30 is out of range: this model has 30 decoder blocks" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_steering_of_another_width_is_refused(
+    smollm2: tuple[Any, Any], fitted: ods.Steering
+) -> None:
+    rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    narrow = replace(ods.CAA().fit(rows + 1, rows), layer=3)
+    with pytest.raises(ValueError, match="width 6"):
+        narrow.attach(smollm2[0])
+
+
+def test_the_default_barrier_is_as_good_as_the_best_single_setting(data_dir: Path) -> None:
+    table = measure((BOLD, DEFAULT))
+    for layer in LAYERS:
+        bold, default = table[BOLD][layer], table[DEFAULT][layer]
+        assert default.auc >= bold.auc - 0.01
+        assert default.log_loss <= bold.log_loss + 0.01
+        assert default.ece <= 0.05
