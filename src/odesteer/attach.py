@@ -150,8 +150,9 @@ class Handle:
         """What happened so far.
 
         `tokens` the block has seen (padding included), `steered` of them, and with
-        `measure=True` means over the steered ones: share `moved`, `displacement` ||a(T) - a||, `relative_displacement` to ||a||,
-        `log_odds_before` and `log_odds_after` (where the method has a barrier).
+        `measure=True` means over the steered ones: share `moved`, `displacement`
+        ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
+        `log_odds_after` (where the method has a barrier).
         """
         steered = float(self._sums.get("steered", torch.zeros(())))
         result = {"tokens": float(self._seen), "steered": steered}
