@@ -127,8 +127,10 @@ class Contrast:
         for place, row in rows:
             prompt = row.get("prompt")
             group = row.get("group", row.get("topic", prompt))
-            # A row of its own: no group that a user gives looks like this.
-            name = json.dumps(group) if group else f"({place})"
+            # A row of its own: no group that a user gives looks like that.
+            name = group if isinstance(group, str) else json.dumps(group)
+            if not group:
+                name = f"({place})"
             try:
                 if "positive" in row and "negative" in row:
                     positive.append(_response(prompt, row["positive"], name))
