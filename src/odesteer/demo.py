@@ -35,8 +35,10 @@ DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
 SYSTEM = "You are a person writing to a friend."
 TEST_TOPICS = ("weather", "morning", "city", "garden", "music", "books", "sea", "weekend")
+# 12 prompts and 20 tokens keep the whole demo below 90 seconds on two cores.
+PROMPT_TOPICS = TEST_TOPICS[:6]
 PROMPTS_PER_TOPIC = 2
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 FIGURES = ("tradeoff.png", "flow.png", "portrait.png")
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
@@ -92,9 +94,9 @@ def contrast_rows() -> list[dict[str, str]]:
 
 
 def test_prompts() -> list[str]:
-    """Unseen prompts: evenly spaced ones of every test topic."""
+    """Unseen prompts: evenly spaced ones of six test topics."""
     prompts: list[str] = []
-    for topic in TEST_TOPICS:
+    for topic in PROMPT_TOPICS:
         own = [row["prompt"] for row in contrast_rows() if row["topic"] == topic]
         prompts += own[:: len(own) // PROMPTS_PER_TOPIC][:PROMPTS_PER_TOPIC]
     return prompts
@@ -170,7 +172,8 @@ def _conditions(
     asked = [chat for _ in settings for chat in chats]
     steered = [steering for *_, steering in settings for _ in chats]
     with stage("Generating") as progress:
-        backend = TransformersBackend(model, tokenizer, batch_size=len(asked) // 4)
+        # A decoding step costs little more for 120 rows than for 30: one batch.
+        backend = TransformersBackend(model, tokenizer, batch_size=len(asked))
         texts = backend.generate(asked, steered, Sampling(max_new_tokens=NEW_TOKENS), progress)
     with stage("Perplexity under the unsteered model") as progress:
         backend = TransformersBackend(model, tokenizer, batch_size=24)

@@ -50,7 +50,7 @@ def write(result: DemoResult, folder: Path) -> Path:
 <h1>A cheerful model, steered to melancholy</h1>
 <p class="note">{escape(result.steerings["odesteer"].model.get("name", "SmolLM2-135M-Instruct"))},
 greedy decoding. Learnt from {counts["fit pairs"]} sentence pairs on {counts["fit topics"]} topics;
-judged on {counts["prompts"]} prompts of {counts["test topics"]} topics it has never seen.
+judged on {counts["prompts"]} prompts of topics it has never seen.
 The last prompt token and every generated token are steered, at the output of block
 {result.layer}.</p>
 <h2>Side by side</h2>{_texts(result)}

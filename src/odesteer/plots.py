@@ -138,7 +138,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
             title=f"Effect against fluency (n = {base['effect'][3]} prompts, 95 % intervals;\n"
             "numbers are path length / ‖a‖)",
         )
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
         figure.savefig(path)
         plt.close(figure)
 

@@ -18,7 +18,7 @@ from odesteer.ode import Dose
 from odesteer.steering import Steering
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
-_RANKING = ODESteer(gamma=1.0, C=1.0)
+_RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
 
 
 def fit(
