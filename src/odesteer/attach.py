@@ -1,10 +1,8 @@
 """How does a steering act inside a transformers model?
 
 A forward hook on one decoder block replaces the chosen tokens' activations a by a(T). Which
-tokens are chosen depends on what a token is: part of the prompt or generated, real or
-padding. One tracker a model finds that out, for the model's class and modules stay as they
-are: it watches the calls of the decoder (mask, cache) and of `generate` (how long the
-prompt was), and goes away with the last steering.
+tokens are chosen depends on what a token is (`odesteer.tracker`). The model's class and
+modules stay as they are.
 
     "last+generated"  the last real token of the prompt and every generated one (the paper)
     "generated"       every generated token
@@ -17,13 +15,8 @@ Outside `generate`, a call without a cache is a prompt and a call that continues
 generation. Steering is not differentiable: gradients stop at steered tokens.
 """
 
-import inspect
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +25,7 @@ from odesteer.layers import find_layers, hidden_size, layer_index
 from odesteer.lookup import pick
 from odesteer.ode import Dose
 from odesteer.steering import Steering
+from odesteer.tracker import Call, Tracker
 
 Positions = str | Tensor
 POSITIONS = ("last+generated", "generated", "prompt", "all")
@@ -85,16 +79,6 @@ def check_fits(steering: Steering, model: nn.Module) -> int:
     return layer_index(model, steering.layer)
 
 
-@dataclass
-class _Call:
-    """What the tokens of the running forward pass are."""
-
-    offset: int  # absolute position of the first token
-    prompt_length: int  # positions from here on are generated
-    real: Tensor | None  # [b, t], None when every token is
-    last: Tensor | None  # [b], absolute position of each prompt's last real token
-
-
 class Handle:
     """A steering on a model. Also a context manager; removing twice is harmless."""
 
@@ -113,7 +97,7 @@ class Handle:
         self._measure = measure
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
-        self._tracker = _Tracker.of(model)
+        self._tracker = Tracker.of(model)
         self._hook = block.register_forward_hook(self._on_output)
         try:
             self._tracker.acquire()
@@ -190,7 +174,7 @@ class Handle:
     def _chosen(self, hidden: Tensor) -> Tensor | None:
         """A mask [b, t] of the tokens to steer; None for all of them."""
         batch, t = hidden.shape[:2]
-        call = self._tracker.call or _Call(0, t, None, None)
+        call = self._tracker.call or Call(0, t, None, None)
         device = hidden.device
         position = call.offset + torch.arange(t, device=device)
         if isinstance(self._positions, Tensor):
@@ -238,171 +222,3 @@ def _given(mask: Tensor, position: Tensor, batch: int) -> Tensor:
     inside = position < mask.shape[-1]
     values = mask[:, position.clamp_max(mask.shape[-1] - 1)] & inside
     return values.repeat_interleave(batch // len(mask), dim=0)  # beams
-
-
-class _Tracker:
-    """Knows what the tokens of the running forward pass are; shared by a model's handles.
-
-    Each thread has a state of its own, so that threads that share a model do not mix.
-    """
-
-    _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, _Tracker]"] = weakref.WeakKeyDictionary()
-    _lock: ClassVar = threading.Lock()
-
-    def __init__(self, model: nn.Module):
-        # Weak: the registry must not keep the model alive.
-        self._model = weakref.ref(model)
-        self._users = 0
-        self._local = threading.local()
-        self._undo: list[Callable[[], None]] = []
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "_Tracker":
-        """The tracker of a model, or of the model that a PEFT wrapper holds."""
-        unwrap: Any = getattr(model, "get_base_model", None)
-        inner: nn.Module = model if unwrap is None else unwrap()
-        with cls._lock:
-            if inner not in cls._all:
-                cls._all[inner] = cls(inner)
-            return cls._all[inner]
-
-    @property
-    def call(self) -> _Call | None:
-        return getattr(self._local, "call", None)
-
-    def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
-        """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
-        prompt = getattr(self._local, "prompt", None)
-        prompts = batch if prompt is None else prompt[2]
-        if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
-            raise ValueError(
-                f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
-            )
-        mask = torch.zeros(prompts, dtype=torch.bool)
-        mask[rows] = True
-        return mask.repeat_interleave(batch // prompts)
-
-    def acquire(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._install()
-            self._users += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                while self._undo:
-                    self._undo.pop()()
-
-    def _install(self) -> None:
-        model = self._model()
-        assert model is not None  # a handle that holds its block is being made
-        decoder = _owner(model, find_layers(model))
-        signature = inspect.signature(decoder.forward)
-
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            arguments = signature.bind_partial(*args, **kwargs).arguments
-            self._local.call = self._describe(arguments)
-
-        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-            self._local.call = None
-
-        hooks = [
-            decoder.register_forward_pre_hook(before, with_kwargs=True),
-            decoder.register_forward_hook(after, always_call=True),
-        ]
-        self._undo = [hook.remove for hook in hooks]
-        if hasattr(model, "generate"):
-            self._undo.append(self._watch_generate(model))
-
-    def _watch_generate(self, model: Any) -> Callable[[], None]:
-        """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
-        original = model.generate
-        had_own = "generate" in vars(model)
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            named = [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
-            prompt = next((given for given in (*args[:1], *named) if given is not None), None)
-            batch, length = (1, 1) if prompt is None else prompt.shape[:2]
-            with self._generating(length, kwargs.get("attention_mask"), batch):
-                return original(*args, **kwargs)
-
-        model.generate = generate
-        return lambda: (
-            setattr(model, "generate", original) if had_own else delattr(model, "generate")
-        )
-
-    @contextmanager
-    def _generating(self, length: int, mask: Tensor | None, batch: int) -> Iterator[None]:
-        outer = getattr(self._local, "prompt", None)
-        self._local.prompt = (length, mask, batch)
-        try:
-            yield
-        finally:
-            self._local.prompt = outer
-
-    def _describe(self, arguments: dict[str, Any]) -> _Call:
-        ids = arguments.get("input_ids")
-        if ids is None:
-            ids = arguments["inputs_embeds"]
-        batch, t = ids.shape[:2]
-        offset = _cached_length(arguments.get("past_key_values"))
-        prompt = getattr(self._local, "prompt", None)
-        if prompt is not None and offset >= prompt[0]:
-            # Decoding: nothing but generated tokens, and no look at the mask, which would
-            # make a GPU wait once a token.
-            return _Call(offset, prompt[0], None, None)
-        mask = _plain(arguments.get("attention_mask"))
-        length = offset if offset > 0 else t
-        prompt_mask = mask
-        if prompt is not None:
-            length, given, _ = prompt
-            # The mask given to `generate` covers the whole prompt; the one of this call ends
-            # with its chunk when the prompt is read in chunks.
-            prompt_mask = _plain(given)
-            if prompt_mask is None and mask is not None and mask.shape[1] >= length:
-                prompt_mask = mask
-            elif prompt_mask is not None:
-                prompt_mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
-            mask = prompt_mask if mask is None else mask
-        last = None if prompt_mask is None else _last(prompt_mask[:, :length])
-        if mask is None or bool((mask != 0).all()):
-            return _Call(
-                offset,
-                length,
-                None,
-                None if prompt_mask is None else _last(prompt_mask[:, :length]),
-            )
-        # Positions beyond the mask (it may cover the prompt alone) are generated: real.
-        real = torch.ones(batch, t, dtype=torch.bool, device=mask.device)
-        known = mask[:, offset : offset + t] != 0
-        real[:, : known.shape[1]] = known
-        return _Call(offset, length, real, last)
-
-
-def _plain(mask: Any) -> Tensor | None:
-    """A [b, positions] mask; any other form does not say which tokens are padding."""
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _last(mask: Tensor) -> Tensor:
-    """The position of the last real token of each row, [b]; -1 where there is none."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask != 0, columns, -1).amax(dim=1)
-
-
-def _cached_length(cache: Any) -> int:
-    if cache is None:
-        return 0
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return int(cache[0][0].shape[-2])  # the legacy form: a tuple of (keys, values) a layer
-
-
-def _owner(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
-    """The module that holds the list of blocks: the decoder without its head."""
-    for module in model.modules():
-        if any(child is blocks for child in module.children()):
-            return module
-    raise ValueError(f"{type(model).__name__} does not own its decoder blocks.")

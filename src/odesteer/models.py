@@ -50,6 +50,8 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
 
     source = str(_smollm2(say)) if name == SMOLLM2 else name
     gpu = torch.cuda.is_available()
+    if say is not None:
+        say(f"Loading {name}")
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)

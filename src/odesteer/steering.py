@@ -6,32 +6,24 @@ composed and attached. float32, the cast back, `no_grad` and devices are dealt w
 """
 
 import copy
-import hashlib
-import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from odesteer import ode
 from odesteer.lookup import pick
-from odesteer.ode import DOSES, SOLVERS, Barrier, Dose, GradientField, VectorField, as_dose
+from odesteer.ode import SOLVERS, Barrier, Dose, GradientField, VectorField, as_dose
+from odesteer.saving import dose_from_json, dose_to_json, read, write
 from odesteer.serialize import describe, rebuild
 
 if TYPE_CHECKING:
     from odesteer.attach import Handle, Positions
-
-SCHEMA = 1
-CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
 
 
 class Calibration(NamedTuple):
@@ -76,15 +68,20 @@ class Steering:
 
     def __post_init__(self) -> None:
         pick(SOLVERS, self.solver, "solver")
-        as_dose(self.strength)
+        _ = self.dose  # refuses a strength that is no number
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
+
+    @property
+    def dose(self) -> Dose:
+        """The strength as a dose; a number is a `Time`."""
+        return as_dose(self.strength)
 
     # ---- what it does to an activation
 
     def __call__(self, a: Tensor) -> Tensor:
         """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit."""
-        dose = as_dose(self.strength)
+        dose = self.dose
         if dose.is_zero or a.numel() == 0:
             return a
         with torch.no_grad():
@@ -105,7 +102,7 @@ class Steering:
         Raises:
             ValueError: for a `Target`, whose rows stop at different times.
         """
-        dose = as_dose(self.strength)
+        dose = self.dose
         if dose.stop_at is not None:
             raise ValueError(
                 "A target stops each row at its own time; ask for the trajectory of its budget: "
@@ -214,31 +211,20 @@ class Steering:
         Raises:
             ValueError: if a part of it is code (a `ModuleBarrier`).
         """
-        folder = Path(path)
         tree, tensors = describe(self.field)
-        payload = dump_tensors(tensors)
         config = {
-            "schema": SCHEMA,
             "method": self.method,
             "hyperparameters": self.hyperparameters,
             "layer": self.layer,
-            "dose": _dose_to_json(self.strength),
+            "dose": dose_to_json(self.dose),
             "solver": self.solver,
             "steps": self.steps,
             "calibration": self.calibration._asdict(),
             "model": self.model,
             "receipts": self.receipts,
             "field": tree,
-            "sha256": hashlib.sha256(payload).hexdigest(),
         }
-        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
-        # The configuration holds the hash of the tensors and comes last: a directory cut off
-        # in the middle is detected on load.
-        _write(folder / TENSORS, payload)
-        _write(folder / "README.md", self._card().encode())
-        _write(folder / CONFIG, text.encode())
-        return folder
+        return write(Path(path), config, tensors, self._card())
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Steering":
@@ -248,36 +234,14 @@ class Steering:
             FileNotFoundError: if it is not there.
             ValueError: if it is not a steering, is damaged, or was written by a newer version.
         """
-        folder = Path(path)
-        for name in (CONFIG, TENSORS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"No steering at '{folder}': {name} is missing. A steering is a directory "
-                    f"written by save_pretrained or `odesteer fit --out`."
-                )
+        config, tensors = read(Path(path))
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{folder / CONFIG}' is not valid JSON: {error}.") from None
-        if not isinstance(config, dict) or config.get("schema") != SCHEMA:
-            found = config.get("schema") if isinstance(config, dict) else None
-            raise ValueError(
-                f"'{folder / CONFIG}' has schema {found!r}; this version reads schema {SCHEMA}. "
-                f"Upgrade odesteer, or fit again."
-            )
-        payload = (folder / TENSORS).read_bytes()
-        if hashlib.sha256(payload).hexdigest() != config.get("sha256"):
-            raise ValueError(
-                f"'{folder / TENSORS}' does not match its checksum: the copy is incomplete or was "
-                f"changed. Copy the whole directory again."
-            )
-        try:
-            field_ = rebuild(config["field"], load_tensors(payload))
+            field_ = rebuild(config["field"], tensors)
             if not isinstance(field_, VectorField):
                 raise ValueError(f"it holds a {type(field_).__name__}, which is not a field")
             return cls(
                 field=field_,
-                strength=_dose_from_json(config["dose"]),
+                strength=dose_from_json(config["dose"]),
                 solver=config["solver"],
                 steps=config["steps"],
                 layer=config["layer"],
@@ -287,8 +251,8 @@ class Steering:
                 receipts=config["receipts"],
                 model=config["model"],
             )
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"'{folder / CONFIG}' is not a steering: {error}.") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is not a steering: {error}.") from None
 
     def _card(self) -> str:
         held_out = self.receipts.get("held_out", {})
@@ -302,7 +266,7 @@ class Steering:
             "",
             f"- model: {self.model.get('name', 'not recorded')}",
             f"- layer: output of decoder block {self.layer}",
-            f"- dose: {self.strength}",
+            f"- dose: {self.dose}",
             f"- solver: {self.solver}, {self.steps} steps",
             *[f"- held-out {key}: {value}" for key, value in held_out.items()],
             "",
@@ -346,38 +310,3 @@ class Steering:
     def hidden_size(self) -> int | None:
         """d, or None where the field takes any width."""
         return self.field.width
-
-
-def _dose_to_json(strength: Dose | float) -> dict[str, Any]:
-    dose = as_dose(strength)
-    name = next(name for name, cls in DOSES.items() if type(dose) is cls)
-    if isinstance(dose, ode.Target):
-        return {
-            "type": name,
-            "probability": dose.probability,
-            "budget": _dose_to_json(dose.budget),
-        }
-    return {"type": name, "amount": dose.size}
-
-
-def _dose_from_json(tree: dict[str, Any]) -> Dose:
-    values = {key: value for key, value in tree.items() if key != "type"}
-    if "budget" in values:
-        values["budget"] = _dose_from_json(values["budget"])
-    return pick(DOSES, tree["type"], "dose")(**values)
-
-
-def _write(path: Path, payload: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename: never half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-        # mkstemp makes the file private; a new file gets what the umask grants.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -41,10 +41,10 @@ def steering(tmp_path: Path) -> Path:
 
 
 def fails_with(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    lines = result.stderr.strip().splitlines()
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("Loading ")]
     assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
     assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
     for word in words:
         assert word in lines[0]
 

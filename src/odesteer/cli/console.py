@@ -40,7 +40,7 @@ def teaching_errors(command: F) -> F:
             err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("interrupted: nothing was written")
+            err.print("interrupted")
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]

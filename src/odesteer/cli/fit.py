@@ -47,7 +47,7 @@ def fit(
     pick(ods.METHODS, method, "method")
     data = ods.Contrast.from_jsonl(contrast, template=template)
     language_model, tokenizer = load_model(model, say)
-    with progress("Fitting") as callback:
+    with progress("Reading texts and fitting") as callback:
         steering = ods.fit(
             language_model,
             tokenizer,
@@ -65,7 +65,7 @@ def fit(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
         )
         return
-    out.print(f"Wrote {path}: {method} at layer {steering.layer}, dose {steering.strength}")
+    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}")
     if held_out:
         out.print(
             f"On held-out groups: AUC {held_out['auc']:.3f}, log-loss {held_out['log_loss']:.3f} "

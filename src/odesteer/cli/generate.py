@@ -73,7 +73,7 @@ def generate(
             typer.echo(text)
         return
     table = Table(show_lines=True)
-    for heading in ("prompt", "unsteered", f"{one.method}, {one.strength}"):
+    for heading in ("prompt", "unsteered", f"{one.method}, {one.dose}"):
         table.add_column(heading, overflow="fold")
     for row in zip(prompts, plain, steered, strict=True):
         table.add_row(*[str(cell) for cell in row])
@@ -103,7 +103,7 @@ def chat(
 
     if tokenizer.chat_template is None:
         raise ValueError("Chat needs a model with a chat template; use `odesteer generate`.")
-    err.print(f"[dim]{one.method} at layer {one.layer}, dose {one.strength}\n{HELP}[/]")
+    err.print(f"[dim]{one.method} at layer {one.layer}, {one.dose}\n{HELP}[/]")
     messages: list[dict[str, str]] = []
     on = True
     while True:
@@ -166,15 +166,22 @@ def _command(
         messages.clear()
     elif name in ("strength", "angle", "target"):
         try:
-            steering = replace(steering, strength=_dose(name, float(value), steering))
+            steering = replace(steering, strength=_dose(name, _number(name, value), steering))
         except ValueError as error:
             err.print(f"[red]{error}[/]")
             return steering, on
     else:
         err.print(f"[dim]{HELP}[/]")
         return steering, on
-    err.print(f"[dim]dose {steering.strength if on else 'off'}[/]")
+    err.print(f"[dim]{steering.dose if on else 'unsteered'}[/]")
     return steering, on
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"/{name} takes a number; got '{text}'.") from None
 
 
 def _dose(name: str, value: float, steering: "Steering") -> Any:

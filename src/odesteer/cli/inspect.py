@@ -26,7 +26,7 @@ def inspect(
         "method": steering.method,
         "layer": steering.layer,
         "hidden size": steering.hidden_size,
-        "dose": str(steering.strength),
+        "dose": str(steering.dose),
         "solver": f"{steering.solver}, {steering.steps} steps",
         "field": type(steering.field).__name__,
         "barrier": type(steering.field.barrier).__name__ if steering.field.barrier else "none",

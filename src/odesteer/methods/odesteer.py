@@ -7,7 +7,7 @@ The object is the paper's; the estimate differs from its configuration (`PaperOD
 four ways, each measured in docs/barriers.md: the sphere is centred at the mean m of the
 activations, the degree-2 kernel is exact instead of sketched, gamma and C are chosen by
 cross-validation, and the gradient may be taken in partially whitened coordinates (p).
-The ODE is solved in k + 1 dimensions (`odesteer.ode.quadratic`), along great circles.
+The ODE is solved in k + 1 dimensions (`odesteer.ode.reduction`), along great circles.
 
 Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM Alignment",
 ICLR 2026, https://arxiv.org/abs/2602.17560

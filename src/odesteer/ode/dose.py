@@ -70,6 +70,9 @@ class _Amount(Dose):
 class Time(_Amount):
     """Integration time T; for a constant field the multiplier of its vector."""
 
+    def __str__(self) -> str:
+        return f"strength {self.amount:g}"
+
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return a.new_full(a.shape[:-1], self.amount)
 
@@ -78,6 +81,9 @@ class Time(_Amount):
 class PathLength(_Amount):
     """Length travelled in activation space, at the field's initial speed."""
 
+    def __str__(self) -> str:
+        return f"path length {self.amount:g}"
+
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return _at_speed(field, a, a.new_full(a.shape[:-1], self.amount))
 
@@ -85,6 +91,9 @@ class PathLength(_Amount):
 @dataclass(frozen=True)
 class Angle(_Amount):
     """Length travelled over ||a||, in radians for a flow on the sphere about 0."""
+
+    def __str__(self) -> str:
+        return f"angle {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return _at_speed(field, a, self.amount * a.norm(dim=-1))
@@ -128,6 +137,9 @@ class Target(Dose):
                 f"{self.budget!r}. To steer away, use the negated steering ~s with a target."
             )
         object.__setattr__(self, "budget", budget)
+
+    def __str__(self) -> str:
+        return f"until P >= {self.probability:g} within {self.budget}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return as_dose(self.budget).time(field, a)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from odesteer.ode import quadratic
+from odesteer.ode import reduction
 from odesteer.ode.barrier import Barrier
 from odesteer.ode.quadratic import QuadraticBarrier
 
@@ -156,5 +156,5 @@ class GradientField(VectorField):
         barrier = self.barrier
         if not isinstance(barrier, QuadraticBarrier):
             return super().reduce(a)
-        flow, start = quadratic.reduce(barrier, a)
-        return Reduction(flow, start, lambda x: quadratic.lift(barrier, a, start, x))
+        flow, start = reduction.reduce(barrier, a)
+        return Reduction(flow, start, lambda x: reduction.lift(barrier, a, start, x))
