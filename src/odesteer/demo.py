@@ -9,7 +9,7 @@ under the unsteered model. Nothing is chosen on the test topics.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from odesteer.judges import VaderMood
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.ode import Angle
 from odesteer.steering import Steering
-from odesteer.tune import best_layer, middle_layers, rank_layers
+from odesteer.tune import best_layer, describe_model, middle_layers, rank_layers
 
 DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
@@ -118,7 +118,9 @@ def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
     steerings: dict[str, Steering] = {}
     with stage("Fitting CAA, ITI and ODESteer") as progress:
         for done, method in enumerate(METHODS, start=1):
-            steerings[method.name] = method.fit(*data[layer], layer=layer, groups=fit_set.groups)
+            steering = method.fit(*data[layer], layer=layer, groups=fit_set.groups)
+            described = describe_model(model, tokenizer)
+            steerings[method.name] = replace(steering, model=described)
             progress(done, len(METHODS))
     with stage("Reading the test sentences") as progress:
         positive, negative = activations(model, tokenizer, test_set, layer, progress=progress)

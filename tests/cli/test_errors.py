@@ -138,3 +138,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
     assert "Example:" in result.stdout
+
+
+def test_the_help_of_fit_lists_every_method() -> None:
+    shown = run("fit", "--help").stdout
+    assert all(f"{name}" in shown for name in ods.METHODS)

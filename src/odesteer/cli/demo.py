@@ -83,8 +83,8 @@ def _clearest(result: "DemoResult") -> list[int]:
 def _effect_table(result: "DemoResult") -> Table:
     """Narrow enough for a terminal of 80 columns; the page has every interval."""
     table = Table(
-        title=f"Mood (VADER, -1 gloomy to +1 bright) of {len(result.prompts)} texts, "
-        "change to unsteered with 95 % interval"
+        title=f"Mood by VADER (-1 gloomy, +1 bright), n = {len(result.prompts)}, "
+        "change with 95 % interval"
     )
     headings: tuple[tuple[str, Callable[..., str]], ...] = (
         ("dose", lambda c: f"{c.dose:g}" if c.dose else ""),

@@ -15,11 +15,17 @@ def fit(
     contrast: Annotated[
         Path,
         typer.Argument(
-            help="JSONL: `positive` and `negative` (and `prompt`) a line, or `text` and `label`."
+            metavar="CONTRAST",
+            help="JSONL: `positive` and `negative` (and `prompt`) a line, or `text` and `label`.",
         ),
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
-    method: Annotated[str, typer.Option(help="Name of a method.")] = "odesteer",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="none, caa, iti, odesteer, odesteer-paper, odesteer-one-step or odesteer-fourier."
+        ),
+    ] = "odesteer",
     layer: Annotated[
         str, typer.Option(help="Block index, negative from the end, or `auto`: by held-out loss.")
     ] = "auto",
@@ -45,7 +51,8 @@ def fit(
     from odesteer.models import load_model
 
     pick(ods.METHODS, method, "method")
-    data = ods.Contrast.from_jsonl(contrast, template=template)
+    # A shell passes "\\n" as two characters.
+    data = ods.Contrast.from_jsonl(contrast, template=template.replace("\\n", "\n"))
     language_model, tokenizer = load_model(model, say)
     with progress("Reading texts and fitting") as callback:
         steering = ods.fit(

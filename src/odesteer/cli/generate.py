@@ -32,7 +32,7 @@ def _load(model: str, path: Any, dose: Any, positions: str) -> "tuple[Any, Any, 
 @teaching_errors
 def generate(
     model: options.Model,
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more prompts.")],
     steering: options.SteeringPath,
     strength: options.Strength = None,
     angle: options.Angle = None,

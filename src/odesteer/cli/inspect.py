@@ -12,7 +12,9 @@ from odesteer.cli.console import out, teaching_errors
 
 @teaching_errors
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A directory written by `odesteer fit`.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A directory written by `odesteer fit`.")
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Show a saved steering: method, layer, dose, calibration and what was measured.

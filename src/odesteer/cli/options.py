@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Argument(help="A local directory, a Hub model, or `smollm2` (works offline).")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A local directory, a Hub model, or `smollm2` (works offline)."
+    ),
 ]
 SteeringPath = Annotated[
     Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
