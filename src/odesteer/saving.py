@@ -24,8 +24,8 @@ SCHEMA = 1
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
 
 
-def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> Path:
-    """Write the directory; schema and hash are added to the configuration."""
+def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose: str) -> Path:
+    """Write the directory; schema and hash are added to the configuration, `dose` to the card."""
     payload = dump_tensors(tensors)
     config = {"schema": SCHEMA, **config, "sha256": hashlib.sha256(payload).hexdigest()}
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -33,7 +33,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card
     # The configuration holds the hash of the tensors and comes last: a directory cut off in
     # the middle is detected when it is read.
     write_whole(folder / TENSORS, payload)
-    write_whole(folder / "README.md", card.encode())
+    write_whole(folder / "README.md", _card(config, dose).encode())
     write_whole(folder / CONFIG, text.encode())
     return folder
 
@@ -71,6 +71,35 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, load_tensors(payload)
     except SafetensorError as error:
         raise ValueError(f"'{folder / TENSORS}' is not a safetensors file: {error}.") from None
+
+
+def _card(config: dict[str, Any], dose: str) -> str:
+    """What a person who finds the directory should know."""
+    held_out = config["receipts"].get("held_out", {})
+    lines = [
+        "---",
+        "library_name: odesteer",
+        "tags: [activation-steering, odesteer]",
+        "---",
+        "",
+        f"# A steering learnt by `{config['method']}`",
+        "",
+        f"- model: {config['model'].get('name', 'not recorded')}",
+        f"- layer: output of decoder block {config['layer']}",
+        f"- dose: {dose}",
+        f"- solver: {config['solver']}, {config['steps']} steps",
+        *[f"- held-out {key}: {value}" for key, value in held_out.items()],
+        "",
+        "```python",
+        "import odesteer as ods",
+        "",
+        'steering = ods.Steering.from_pretrained("path/to/this/directory")',
+        "with steering.attach(model):",
+        "    model.generate(**inputs)",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def dose_to_json(dose: Dose) -> dict[str, Any]:

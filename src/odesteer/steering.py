@@ -163,7 +163,10 @@ class Steering:
         )
 
     def __and__(self, other: "Steering") -> "Steering":
-        """Both aims in one ODE: h = -log(e^-h1 + e^-h2) of the calibrated barriers."""
+        """Both aims in one ODE: h = -log(e^-h1 + e^-h2) of the calibrated barriers.
+
+        The dose is the left one's; `with_strength` changes it.
+        """
         return self._joined(other, ode.AndBarrier, "&")
 
     def __or__(self, other: "Steering") -> "Steering":
@@ -224,7 +227,7 @@ class Steering:
             "receipts": self.receipts,
             "field": tree,
         }
-        return write(Path(path), config, tensors, self._card())
+        return write(Path(path), config, tensors, str(self.dose))
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Steering":
@@ -253,33 +256,6 @@ class Steering:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a steering: {error}.") from None
-
-    def _card(self) -> str:
-        held_out = self.receipts.get("held_out", {})
-        lines = [
-            "---",
-            "library_name: odesteer",
-            "tags: [activation-steering, odesteer]",
-            "---",
-            "",
-            f"# A steering learnt by `{self.method}`",
-            "",
-            f"- model: {self.model.get('name', 'not recorded')}",
-            f"- layer: output of decoder block {self.layer}",
-            f"- dose: {self.dose}",
-            f"- solver: {self.solver}, {self.steps} steps",
-            *[f"- held-out {key}: {value}" for key, value in held_out.items()],
-            "",
-            "```python",
-            "import odesteer as ods",
-            "",
-            'steering = ods.Steering.from_pretrained("path/to/this/directory")',
-            "with steering.attach(model):",
-            "    model.generate(**inputs)",
-            "```",
-            "",
-        ]
-        return "\n".join(lines)
 
     # ---- inside
 
