@@ -7,6 +7,7 @@ generations from unseen prompts at three doses, judged by VADER and by their per
 under the unsteered model. Nothing is chosen on the test topics.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -87,8 +88,6 @@ def contrast() -> tuple[Contrast, Contrast]:
 
 def contrast_rows() -> list[dict[str, str]]:
     """The lines of the contrast file that comes with the package."""
-    import json
-
     text = files("odesteer").joinpath("data/melancholy.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 

@@ -63,7 +63,8 @@ def _test_table(result: "DemoResult") -> Table:
 def _texts(result: "DemoResult") -> Table:
     table = Table(title="Greedy generations on unseen prompts", show_lines=True)
     table.add_column("", style="bold")
-    chosen = _clearest(result)
+    # The first two prompts: because they come first, not because they look best.
+    chosen = range(min(2, len(result.prompts)))
     for i in chosen:
         table.add_column(result.prompts[i], overflow="fold", ratio=1)
     for condition in result.conditions:
@@ -73,11 +74,6 @@ def _texts(result: "DemoResult") -> Table:
             style="cyan" if condition.method == "odesteer" else None,
         )
     return table
-
-
-def _clearest(result: "DemoResult") -> list[int]:
-    """The first two prompts: shown because they come first, not because they look best."""
-    return list(range(min(2, len(result.prompts))))
 
 
 def _effect_table(result: "DemoResult") -> Table:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from odesteer.ode import reduction
 from odesteer.ode.barrier import Barrier
-from odesteer.ode.quadratic import QuadraticBarrier
+from odesteer.ode.quadratic import QuadraticBarrier, unit_or_zero
 
 
 class Flow(Protocol):
@@ -146,8 +146,7 @@ class GradientField(VectorField):
 
     def forward(self, a: Tensor) -> Tensor:
         ascent = self.barrier.ascent(a)
-        norm = ascent.norm(dim=-1, keepdim=True)
-        return torch.where(norm > 0, ascent / norm, torch.zeros_like(ascent))
+        return unit_or_zero(ascent, ascent.norm(dim=-1, keepdim=True))
 
     def reversed(self) -> "GradientField":
         return GradientField(self.barrier.affine(-1.0))

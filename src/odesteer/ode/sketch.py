@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.barrier import Barrier, Sphere
-from odesteer.ode.quadratic import QuadraticBarrier
+from odesteer.ode.quadratic import QuadraticBarrier, unit_or_zero
 from odesteer.ode.whitening import Whitening
 
 
@@ -111,7 +111,7 @@ class SketchBarrier(Barrier):
             gradient = gradient + (buckets[..., index] * sign)[..., :-1]
         gradient = math.sqrt(self.gamma) * gradient
         radial = (gradient * unit).sum(dim=-1, keepdim=True)
-        return torch.where(norm > 0, (gradient - radial * unit) / norm, torch.zeros_like(a))
+        return unit_or_zero(gradient - radial * unit, norm)
 
     def sphere(self, a: Tensor) -> Sphere:
         return Sphere(a, a.norm(dim=-1, keepdim=True))
@@ -144,4 +144,4 @@ class SketchBarrier(Barrier):
 
 def _normalise(a: Tensor) -> tuple[Tensor, Tensor]:
     norm = a.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, a / norm, torch.zeros_like(a)), norm
+    return unit_or_zero(a, norm), norm
