@@ -12,7 +12,7 @@ import odesteer
 ROOT = Path(odesteer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 NOTHING: set[str] = set()
-BELOW_TUNE = {
+BELOW_FITTING = {
     "ode",
     "lookup",
     "layers",
@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "tracker": {"layers"},
     "attach": {"ode", "steering", "layers", "lookup", "tracker"},
     "backends": {"steering", "extraction", "attach", "contrast", "templates", "layers"},
-    "tune": BELOW_TUNE,
+    "fitting": BELOW_FITTING,
+    "tuning": BELOW_FITTING | {"fitting", "bootstrap", "saving"},
 }
 # When used, or for types: a steering is attached by the engine without needing it.
 MAY_IMPORT_LATE = {"steering": {"attach"}}

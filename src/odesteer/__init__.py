@@ -16,15 +16,18 @@ if TYPE_CHECKING:
         ITI,
         METHODS,
         FourierODESteer,
+        LinearAcT,
         Method,
+        MiMiC,
         NoSteering,
         ODESteer,
         OneStepODESteer,
         PaperODESteer,
+        RepE,
     )
     from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
     from odesteer.steering import Calibration, Steering
-    from odesteer.tune import fit
+    from odesteer.fitting import fit
 
 __version__ = "0.1.0"
 
@@ -40,15 +43,18 @@ _HOMES = {
         "ITI",
         "METHODS",
         "FourierODESteer",
+        "LinearAcT",
         "Method",
+        "MiMiC",
         "NoSteering",
         "ODESteer",
         "OneStepODESteer",
         "PaperODESteer",
+        "RepE",
     ),
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
-    "odesteer.tune": ("fit",),
+    "odesteer.fitting": ("fit",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -62,12 +68,15 @@ __all__ = [
     "Contrast",
     "FourierODESteer",
     "Handle",
+    "LinearAcT",
     "Method",
+    "MiMiC",
     "NoSteering",
     "ODESteer",
     "OneStepODESteer",
     "PaperODESteer",
     "PathLength",
+    "RepE",
     "Sampling",
     "Steering",
     "Target",

@@ -30,7 +30,7 @@ from odesteer.judges import VaderMood
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.ode import Angle
 from odesteer.steering import Steering
-from odesteer.tune import best_layer, describe_model, middle_layers, rank_layers
+from odesteer.fitting import best_layer, describe_model, middle_layers, rank_layers
 
 DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())

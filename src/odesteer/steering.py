@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odesteer import ode
 from odesteer.lookup import pick
-from odesteer.ode import SOLVERS, Barrier, Dose, GradientField, VectorField, as_dose
+from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, GradientField, VectorField, as_dose
 from odesteer.saving import dose_from_json, dose_to_json, read, write
 from odesteer.serialize import describe, rebuild
 
@@ -79,13 +79,19 @@ class Steering:
 
     # ---- what it does to an activation
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit."""
+    def __call__(self, a: Tensor, velocity: Tensor | None = None) -> Tensor:
+        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
+
+        Args:
+            a: activations.
+            velocity: for a field that reads the prompt, what `velocity` made of each row's
+                prompt [..., d]; without it each row counts as its own prompt.
+        """
         dose = self.dose
         if dose.is_zero or a.numel() == 0:
             return a
         with torch.no_grad():
-            field_, start = self._prepare(a)
+            field_, start, dose = self._directed(a, velocity)
             moved = ode.solve(
                 field_,
                 start,
@@ -109,11 +115,17 @@ class Steering:
                 "steering.with_strength(steering.strength.budget).trajectory(a)."
             )
         with torch.no_grad():
-            field_, start = self._prepare(a)
+            field_, start, dose = self._directed(a)
             time = dose.time(field_, start)
             return ode.trajectory(
                 field_, start, time, solver=SOLVERS[self.solver], steps=self.steps
             )
+
+    def velocity(self, prompt: Tensor) -> Tensor:
+        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
+        with torch.no_grad():
+            field_, point = self._prepare(prompt)
+            return field_(point)
 
     # ---- what it knows about an activation
 
@@ -281,6 +293,18 @@ class Steering:
         if key not in self._placed:
             self._placed[key] = copy.deepcopy(self.field).to(a.device, dtype)
         return self._placed[key], a.to(dtype)
+
+    def _directed(
+        self, a: Tensor, velocity: Tensor | None = None
+    ) -> tuple[VectorField, Tensor, Dose]:
+        """Field, start and dose; a one-way field goes back by going forwards reversed."""
+        field_, start = self._prepare(a)
+        if velocity is not None:
+            field_ = GivenField(velocity.to(start), field_.barrier)
+        dose = self.dose
+        if dose.size < 0 and field_.one_way:
+            return field_.reversed(), start, dose.scaled(-1.0)
+        return field_, start, dose
 
     @property
     def hidden_size(self) -> int | None:

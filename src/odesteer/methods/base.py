@@ -6,7 +6,7 @@ and the making of the `Steering` are the same for all of them and live here.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -17,10 +17,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.methods.facts import Facts
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 
 Groups = Sequence[Any] | Tensor | np.ndarray
+Progress = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,16 @@ class Samples:
         negative: [m, d].
         groups: [n + m] integers, positives first; rows of one group (one prompt, say) are
             never split between fitting and testing.
+        rewards: [n + m] graded labels, positives first, for methods that read them.
+        prompts: [n, d], the last prompt token's activation of each pair of rows, for methods
+            that read it.
     """
 
     positive: Tensor
     negative: Tensor
     groups: np.ndarray | None = None
+    rewards: Tensor | None = None
+    prompts: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -70,8 +77,13 @@ class Samples:
         """The samples at those rows of `rows`."""
         positive = index[index < len(self.positive)]
         negative = index[index >= len(self.positive)] - len(self.positive)
-        groups = None if self.groups is None else self.groups[index]
-        return Samples(self.positive[positive], self.negative[negative], groups)
+        return Samples(
+            self.positive[positive],
+            self.negative[negative],
+            None if self.groups is None else self.groups[index],
+            None if self.rewards is None else self.rewards[index],
+            None if self.prompts is None else self.prompts[positive],
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,12 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    facts: ClassVar[Facts]
     default_strength: ClassVar[Dose | float] = 1.0
+    # Row i of both classes answers the same prompt, and the method learns from that.
+    needs_pairs: ClassVar[bool] = False
+    # At several layers, a later one learns from activations that the earlier ones have moved.
+    incremental: ClassVar[bool] = False
 
     steps: int = 1
     solver: str = "euler"
@@ -96,6 +113,10 @@ class Method(ABC):
     @abstractmethod
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
         """The field, from [n, d] and [m, d] in float64."""
+
+    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+        """The field, for methods that read more than two matrices or take long to learn."""
+        return self.learn(samples.positive, samples.negative)
 
     def tune(self, samples: Samples) -> "Method":
         """The method with every hyperparameter that is left to the data chosen."""
@@ -109,8 +130,11 @@ class Method(ABC):
         layer: int | None = None,
         strength: Dose | float | None = None,
         groups: tuple[Groups, Groups] | None = None,
+        rewards: tuple[Tensor, Tensor] | None = None,
+        prompts: Tensor | None = None,
         calibrate: bool = True,
         seed: int = 0,
+        progress: Progress | None = None,
     ) -> Steering:
         """A steering from activations of the two classes.
 
@@ -121,17 +145,21 @@ class Method(ABC):
             strength: the dose; the method's own default where it is None.
             groups: which rows belong together (say, to one prompt), one sequence a class;
                 without it row i of both classes belong together where n = m.
+            rewards: graded labels [n] and [m]; only methods that say so read them.
+            prompts: activations [n, d] of each pair's last prompt token; only methods that
+                say so read them.
             calibrate: learn P(positive | a) from held-out values of the barrier (5 folds).
             seed: of the folds.
+            progress: called with (steps done, steps in all) by methods that train.
 
         Raises:
             ValueError: naming the method, for shapes that do not match, an empty class, NaN
-                or infinity.
+                or infinity, or unpaired rows where pairs are needed.
         """
-        samples = self.check(positive, negative, groups)
+        samples = self.check(positive, negative, groups, rewards, prompts)
         method = self.tune(samples)
         # What is learnt lives where activations come from, in the precision it is used in.
-        field = method.learn(samples.positive, samples.negative).to(positive.device, torch.float32)
+        field = method.learn_from(samples, progress).to(positive.device, torch.float32)
         calibration = Calibration()
         receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
         if calibrate and field.barrier is not None:
@@ -158,8 +186,7 @@ class Method(ABC):
         """
         values, labels = [], []
         for fit, test in samples.folds(5, seed):
-            part = samples.subset(fit)
-            field = self.learn(part.positive, part.negative)
+            field = self.learn_from(samples.subset(fit))
             if field.barrier is None:
                 return None
             values.append(field.barrier.value(samples.rows[test]).detach().cpu().numpy())
@@ -167,7 +194,12 @@ class Method(ABC):
         return (np.concatenate(values), np.concatenate(labels)) if values else None
 
     def check(
-        self, positive: Tensor, negative: Tensor, groups: tuple[Groups, Groups] | None
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        groups: tuple[Groups, Groups] | None = None,
+        rewards: tuple[Tensor, Tensor] | None = None,
+        prompts: Tensor | None = None,
     ) -> Samples:
         """The data in float64, or a ValueError that says what is wrong with it."""
         shapes = f"positive {list(positive.shape)} and negative {list(negative.shape)}"
@@ -182,7 +214,15 @@ class Method(ABC):
                 f"{self.name} needs rows of both classes; the {empty} class is empty ({shapes}). "
                 f"Give at least one example of each."
             )
-        for label, rows in (("positive", positive), ("negative", negative)):
+        parts = [("positive", positive), ("negative", negative)]
+        if prompts is not None:
+            if prompts.shape != positive.shape or len(positive) != len(negative):
+                raise ValueError(
+                    f"{self.name} takes one prompt activation a pair of rows; got prompts "
+                    f"{list(prompts.shape)} for {shapes}."
+                )
+            parts.append(("prompt", prompts))
+        for label, rows in parts:
             bad = int((~torch.isfinite(rows)).any(dim=1).sum())
             if bad:
                 raise ValueError(
@@ -190,10 +230,22 @@ class Method(ABC):
                     f"NaN or infinity ({shapes}). Drop them, or load the model in float32 or "
                     f"bfloat16 if it overflows in float16."
                 )
+        numbers = _as_groups(len(positive), len(negative), groups, self.name)
+        if self.needs_pairs and (
+            len(positive) != len(negative)
+            or not np.array_equal(numbers[: len(positive)], numbers[len(positive) :])
+        ):
+            raise ValueError(
+                f"{self.name} learns from pairs: row i of both classes answers the same prompt; "
+                f"got {shapes}{'' if len(positive) != len(negative) else ' in other groups'}. "
+                f"Pair them (Contrast.paired), or use caa, which needs no pairs."
+            )
         return Samples(
             positive.detach().double(),
             negative.detach().double(),
-            _as_groups(len(positive), len(negative), groups, self.name),
+            numbers,
+            None if rewards is None else _as_rewards(positive, negative, rewards, self.name),
+            None if prompts is None else prompts.detach().double(),
         )
 
 
@@ -214,6 +266,19 @@ def _as_groups(n: int, m: int, groups: tuple[Groups, Groups] | None, name: str) 
             )
         both = [g.item() if isinstance(g, Tensor) else g for part in groups for g in part]
     return np.unique(np.array([str(g) for g in both]), return_inverse=True)[1]
+
+
+def _as_rewards(
+    positive: Tensor, negative: Tensor, rewards: tuple[Tensor, Tensor], name: str
+) -> Tensor:
+    sizes = [len(part) for part in rewards]
+    both = torch.cat([torch.as_tensor(part).detach().double().flatten() for part in rewards])
+    if sizes != [len(positive), len(negative)] or not bool(torch.isfinite(both).all()):
+        raise ValueError(
+            f"{name} takes one finite reward a row: {len(positive)} and {len(negative)}; got "
+            f"{' and '.join(map(str, sizes))}."
+        )
+    return both.to(positive.device)
 
 
 def _platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:

@@ -10,12 +10,11 @@ Model", NeurIPS 2023, https://arxiv.org/abs/2306.03341
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from odesteer.methods.base import Method, Samples
-from odesteer.ode import ConstantField, LinearBarrier, VectorField
+from odesteer.methods.probe import linear_probe
+from odesteer.ode import ConstantField, VectorField
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,9 @@ class ITI(Method):
 
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
-        # Newton reaches the optimum in a few steps where lbfgs, on raw activations whose
-        # scales differ by orders of magnitude, still has not after 1,000.
-        probe = LogisticRegression(C=self.C, solver="newton-cholesky", max_iter=100)
-        probe.fit(samples.rows.cpu().numpy(), samples.labels)
-        theta = torch.as_tensor(probe.coef_[0]).to(positive)
-        bias = float(probe.intercept_[0]) - samples.log_prior_odds
+        probe = linear_probe(samples, self.C)
+        theta = probe.weight
         direction = theta / theta.norm()
         if self.spread:
             direction = direction * (samples.rows @ direction).std()
-        return ConstantField(direction, LinearBarrier(theta, bias))
+        return ConstantField(direction, probe)

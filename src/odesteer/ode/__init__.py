@@ -3,13 +3,15 @@
 from odesteer.ode.algebra import AndBarrier, OrBarrier
 from odesteer.ode.barrier import AffineBarrier, Barrier, LinearBarrier, ModuleBarrier
 from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.field import ConstantField, GradientField, VectorField, ZeroField
+from odesteer.ode.field import ConstantField, GivenField, GradientField, VectorField, ZeroField
 from odesteer.ode.flow import solve, trajectory
 from odesteer.ode.fourier import FourierBarrier
+from odesteer.ode.network import Dense, Network, NetworkBarrier
 from odesteer.ode.quadratic import QuadraticBarrier
 from odesteer.ode.sketch import SketchBarrier
 from odesteer.ode.solver import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver
 from odesteer.ode.tableau import Tableau
+from odesteer.ode.transport import FormBarrier, TransportField
 from odesteer.ode.whitening import Whitening
 
 __all__ = [
@@ -21,12 +23,17 @@ __all__ = [
     "Angle",
     "Barrier",
     "ConstantField",
+    "Dense",
     "Dose",
+    "FormBarrier",
     "FourierBarrier",
+    "GivenField",
     "GradientField",
     "GreatCircle",
     "LinearBarrier",
     "ModuleBarrier",
+    "Network",
+    "NetworkBarrier",
     "OrBarrier",
     "PathLength",
     "QuadraticBarrier",
@@ -36,6 +43,7 @@ __all__ = [
     "Tableau",
     "Target",
     "Time",
+    "TransportField",
     "VectorField",
     "Whitening",
     "ZeroField",

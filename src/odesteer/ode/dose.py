@@ -40,6 +40,10 @@ class Dose(ABC):
     def size(self) -> float:
         """The dose as one signed number, in its own unit."""
 
+    @abstractmethod
+    def scaled(self, factor: float) -> "Dose":
+        """The dose `factor` times as large; -1 goes the other way."""
+
 
 def _finite(name: str, value: float) -> float:
     value = float(value)
@@ -64,6 +68,9 @@ class _Amount(Dose):
     @property
     def size(self) -> float:
         return self.amount
+
+    def scaled(self, factor: float) -> "Dose":
+        return type(self)(factor * self.amount)
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,9 @@ class Target(Dose):
     @property
     def size(self) -> float:
         return as_dose(self.budget).size
+
+    def scaled(self, factor: float) -> "Target":
+        return Target(self.probability, as_dose(self.budget).scaled(factor))
 
 
 def as_dose(strength: "Dose | float") -> Dose:

@@ -41,9 +41,19 @@ class Reduction(NamedTuple):
 
 
 class VectorField(nn.Module, ABC):
-    """v: [..., d] -> [..., d]. `unit_speed` promises ||v|| = 1 wherever v is not 0."""
+    """v: [..., d] -> [..., d].
+
+    Attributes:
+        unit_speed: promises ||v|| = 1 wherever v is not 0.
+        one_way: v is 0 on one side of a gate. A negative dose then follows the reversed
+            field, whose gate opens on the other side, instead of this one backwards.
+        reads_prompt: v is decided by the activation of the prompt's last token, and is the
+            same for all tokens that follow; `forward` takes that activation.
+    """
 
     unit_speed: bool = False
+    one_way: bool = False
+    reads_prompt: bool = False
 
     def __init__(self, barrier: Barrier | None = None):
         super().__init__()
@@ -125,6 +135,29 @@ class ConstantField(VectorField):
     def reversed(self) -> "ConstantField":
         return ConstantField(
             -self.direction, None if self.barrier is None else self.barrier.affine(-1.0)
+        )
+
+
+class GivenField(VectorField):
+    """A velocity of its own for each row, which the row keeps wherever it goes.
+
+    What a field that freezes its velocity at the start reduces to (`reduce`).
+
+    Args:
+        velocity: [..., d], as the activations it is asked about.
+        barrier: the barrier it raises, if any.
+    """
+
+    def __init__(self, velocity: Tensor, barrier: Barrier | None = None):
+        super().__init__(barrier)
+        self.velocity = velocity
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.velocity.expand_as(a)
+
+    def reversed(self) -> "GivenField":
+        return GivenField(
+            -self.velocity, None if self.barrier is None else self.barrier.affine(-1.0)
         )
 
 

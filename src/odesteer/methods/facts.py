@@ -1,0 +1,23 @@
+"""What should a reader know of a method before using it?"""
+
+from typing import NamedTuple
+
+
+class Facts(NamedTuple):
+    """A method's row in the table of all methods (`odesteer methods`).
+
+    Attributes:
+        field: v(a), as a formula.
+        barrier: h(a), or "-" where the method has none.
+        exact: what the exact flow of the field is.
+        strength: what a plain number as strength means.
+        source: authors, venue, year and link.
+        keeps_norm: the flow keeps the norm of a (or of a - centre).
+    """
+
+    field: str
+    barrier: str
+    exact: str
+    strength: str
+    source: str
+    keeps_norm: bool = False
