@@ -21,6 +21,7 @@ BELOW_FITTING = {
     "serialize",
     "saving",
     "steering",
+    "layered",
     "methods",
     "contrast",
     "extraction",
@@ -38,16 +39,25 @@ MAY_IMPORT = {
     "saving": {"ode", "lookup"},
     "steering": {"ode", "lookup", "serialize", "saving"},
     "methods": {"ode", "steering", "lookup", "calibration"},
+    "layered": {"ode", "saving", "steering"},
     "contrast": {"templates"},
     "extraction": {"contrast", "layers"},
     "tracker": {"layers"},
     "attach": {"ode", "steering", "layers", "lookup", "tracker"},
-    "backends": {"steering", "extraction", "attach", "contrast", "templates", "layers"},
+    "backends": {
+        "steering",
+        "layered",
+        "extraction",
+        "attach",
+        "contrast",
+        "templates",
+        "layers",
+    },
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "saving"},
 }
 # When used, or for types: a steering is attached by the engine without needing it.
-MAY_IMPORT_LATE = {"steering": {"attach"}}
+MAY_IMPORT_LATE = {"steering": {"attach"}, "layered": {"attach"}}
 
 
 def part_of(names):

@@ -11,23 +11,29 @@ if TYPE_CHECKING:
     from odesteer.backends import Sampling, TransformersBackend
     from odesteer.contrast import Contrast
     from odesteer.extraction import activations
+    from odesteer.fitting import fit
+    from odesteer.layered import LayeredSteering, load
     from odesteer.methods import (
         CAA,
         ITI,
         METHODS,
         FourierODESteer,
+        GaussianODESteer,
+        HeadITI,
         LinearAcT,
         Method,
         MiMiC,
+        MixtureODESteer,
+        NetworkODESteer,
         NoSteering,
         ODESteer,
         OneStepODESteer,
         PaperODESteer,
         RepE,
+        SafetyFilter,
     )
     from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
     from odesteer.steering import Calibration, Steering
-    from odesteer.fitting import fit
 
 __version__ = "0.1.0"
 
@@ -38,19 +44,25 @@ _HOMES = {
     "odesteer.attach": ("Handle",),
     "odesteer.backends": ("Sampling", "TransformersBackend"),
     "odesteer.contrast": ("Contrast",),
+    "odesteer.layered": ("LayeredSteering", "load"),
     "odesteer.methods": (
         "CAA",
         "ITI",
         "METHODS",
         "FourierODESteer",
+        "GaussianODESteer",
+        "HeadITI",
         "LinearAcT",
         "Method",
         "MiMiC",
+        "MixtureODESteer",
+        "NetworkODESteer",
         "NoSteering",
         "ODESteer",
         "OneStepODESteer",
         "PaperODESteer",
         "RepE",
+        "SafetyFilter",
     ),
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
@@ -67,16 +79,22 @@ __all__ = [
     "Calibration",
     "Contrast",
     "FourierODESteer",
+    "GaussianODESteer",
     "Handle",
+    "HeadITI",
+    "LayeredSteering",
     "LinearAcT",
     "Method",
     "MiMiC",
+    "MixtureODESteer",
+    "NetworkODESteer",
     "NoSteering",
     "ODESteer",
     "OneStepODESteer",
     "PaperODESteer",
     "PathLength",
     "RepE",
+    "SafetyFilter",
     "Sampling",
     "Steering",
     "Target",
@@ -84,6 +102,7 @@ __all__ = [
     "TransformersBackend",
     "activations",
     "fit",
+    "load",
 ]
 
 

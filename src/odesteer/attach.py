@@ -12,16 +12,25 @@ modules stay as they are.
                       start of the (padded) prompt
 
 Outside `generate`, a call without a cache is a prompt and a call that continues a cache is
-generation. Steering is not differentiable: gradients stop at steered tokens.
+generation; inside `scoring`, each row is a prompt of a known length and what was generated
+after it. Steering is not differentiable: gradients stop at steered tokens.
 """
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odesteer.layers import find_layers, hidden_size, layer_index
+from odesteer.layers import (
+    attention_output,
+    find_layers,
+    hidden_size,
+    input_width,
+    layer_index,
+)
 from odesteer.lookup import pick
 from odesteer.ode import Dose
 from odesteer.steering import Steering
@@ -58,6 +67,11 @@ def attach(
     return Handle(steering, model, find_layers(model)[index], positions, rows, measure)
 
 
+def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
+    """While open, a row's first `lengths` [b] tokens (padding included) are its prompt."""
+    return Tracker.of(model).scoring(lengths)
+
+
 def check_positions(positions: str) -> None:
     """ValueError for a name that is none of `POSITIONS`."""
     pick(dict.fromkeys(POSITIONS), positions, "positions")
@@ -71,12 +85,15 @@ def check_fits(steering: Steering, model: nn.Module) -> int:
             "dataclasses.replace(steering, layer=...)."
         )
     width, expected = hidden_size(model), steering.hidden_size
+    index = layer_index(model, steering.layer)
+    if steering.site == "heads":
+        width = input_width(attention_output(find_layers(model)[index]))
     if width is not None and expected is not None and width != expected:
         raise ValueError(
             f"This steering is for activations of width {expected}; {type(model).__name__} has "
             f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
         )
-    return layer_index(model, steering.layer)
+    return index
 
 
 class Handle:
@@ -98,7 +115,11 @@ class Handle:
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
         self._tracker = Tracker.of(model)
-        self._hook = block.register_forward_hook(self._on_output)
+        self._local = threading.local()
+        if steering.site == "heads":
+            self._hook = attention_output(block).register_forward_pre_hook(self._on_input)
+        else:
+            self._hook = block.register_forward_hook(self._on_output)
         try:
             self._tracker.acquire()
         except BaseException:
@@ -152,24 +173,47 @@ class Handle:
             return output
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
+    def _on_input(self, _module: nn.Module, args: Any) -> Any:
+        steered = self._apply(args[0])
+        return None if steered is args[0] else (steered, *args[1:])
+
     def _apply(self, hidden: Tensor) -> Tensor:
         self._seen += hidden.shape[:-1].numel()
+        velocity = self._velocity(hidden) if self.steering.field.reads_prompt else None
         chosen = self._chosen(hidden)
         if self._rows is not None:
             mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)
             every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
             chosen = (every if chosen is None else chosen) & mine[:, None]
+        if velocity is not None:
+            velocity = velocity.unsqueeze(1).expand(*hidden.shape[:2], -1)
         if chosen is None:
-            self._record(hidden, moved := self.steering(hidden))
+            self._record(hidden, moved := self.steering(hidden, velocity))
             return moved
         before = hidden[chosen]
-        after = self.steering(before)
+        after = self.steering(before, None if velocity is None else velocity[chosen])
         self._record(before, after)
         if after is before:
             return hidden
         result = hidden.clone()
         result[chosen] = after
         return result
+
+    def _velocity(self, hidden: Tensor) -> Tensor:
+        """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
+        batch, t, d = hidden.shape
+        call = self._tracker.call or Call(0, t, None, None)
+        kept: Tensor | None = getattr(self._local, "velocity", None)
+        if kept is None or call.offset == 0 or len(kept) != batch:
+            kept = torch.zeros(batch, d, device=hidden.device)
+        place = call.prompt_ends(batch, hidden.device) - call.offset
+        here = (place >= 0) & (place < t)
+        if bool(here.any()):
+            rows = torch.arange(batch, device=hidden.device)
+            prompts = hidden[rows, place.clamp(0, t - 1)]
+            kept = torch.where(here[:, None], self.steering.velocity(prompts), kept)
+        self._local.velocity = kept
+        return kept
 
     def _chosen(self, hidden: Tensor) -> Tensor | None:
         """A mask [b, t] of the tokens to steer; None for all of them."""
@@ -181,18 +225,19 @@ class Handle:
             return _given(self._positions.to(device), position, batch)
         if self._positions == "all":
             return None if call.real is None else call.real.to(device)
-        if call.offset >= call.prompt_length and self._positions != "prompt":
+        length = call.prompt_length
+        if isinstance(length, Tensor):
+            generated = position >= length.to(device)[:, None]
+        elif call.offset >= length and self._positions != "prompt":
             return None if call.real is None else call.real.to(device)
-        generated = (position >= call.prompt_length).expand(batch, t)
+        else:
+            generated = (position >= length).expand(batch, t)
         if self._positions == "generated":
             chosen = generated
         elif self._positions == "prompt":
             chosen = ~generated
         else:
-            last = call.last
-            if last is None:
-                last = torch.full((batch,), call.prompt_length - 1, device=device)
-            chosen = generated | (position == last.to(device)[:, None])
+            chosen = generated | (position == call.prompt_ends(batch, device)[:, None])
         return chosen if call.real is None else chosen & call.real.to(device)
 
     def _record(self, before: Tensor, after: Tensor) -> None:

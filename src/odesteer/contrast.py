@@ -160,6 +160,43 @@ class Contrast:
 
         return ids(self.positive), ids(self.negative)
 
+    def prompt_lengths(self, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """How many of `tokens` are the prompt's, for every positive and negative example."""
+
+        def lengths(examples: tuple[Example, ...]) -> list[int]:
+            return [
+                0 if e.prompt is None else len(encode(tokenizer, e.prompt, None, self.template))
+                for e in examples
+            ]
+
+        return lengths(self.positive), lengths(self.negative)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether row i of both classes is of one group, for every row."""
+        return self.groups[0] == self.groups[1]
+
+    def paired(self) -> "Contrast":
+        """Each group's i-th positive beside its i-th negative; what has no partner is left out.
+
+        Raises:
+            ValueError: if no group has examples of both classes.
+        """
+        positive: list[Example] = []
+        negative: list[Example] = []
+        for name in dict.fromkeys(self.groups[0]):
+            ups = [e for e in self.positive if e.group == name]
+            downs = [e for e in self.negative if e.group == name]
+            count = min(len(ups), len(downs))
+            positive += ups[:count]
+            negative += downs[:count]
+        if not positive:
+            raise ValueError(
+                "No positive and negative example share a group, so nothing can be paired: give "
+                "both the same prompt or group, or use a method that needs no pairs."
+            )
+        return Contrast(tuple(positive), tuple(negative), self.template)
+
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["Contrast", "Contrast"]:
         """Two contrasts without a group in common; the first has `share` of the groups.
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.contrast import Contrast
-from odesteer.layers import find_layers, layer_index
+from odesteer.layers import attention_output, find_layers, layer_index
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
-Tokens = Literal["last", "mean"]
+Tokens = Literal["last", "mean", "response"]
+Site = Literal["residual", "heads"]
 
 
 @overload
@@ -27,6 +28,7 @@ def activations(
     layer: int,
     *,
     tokens: Tokens = ...,
+    site: Site = ...,
     batch_tokens: int = ...,
     progress: Progress | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -38,6 +40,7 @@ def activations(
     layer: Sequence[int],
     *,
     tokens: Tokens = ...,
+    site: Site = ...,
     batch_tokens: int = ...,
     progress: Progress | None = ...,
 ) -> dict[int, tuple[Tensor, Tensor]]: ...
@@ -48,6 +51,7 @@ def activations(
     layer: int | Sequence[int],
     *,
     tokens: Tokens = "last",
+    site: Site = "residual",
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
@@ -58,7 +62,10 @@ def activations(
         tokenizer: its tokenizer.
         contrast: the texts.
         layer: 0-based block index, negative from the end; a list gives a dict by index.
-        tokens: "last" token of each text (the paper) or the "mean" over its tokens.
+        tokens: "last" token of each text (the paper), the "mean" over its tokens, or the mean
+            over the tokens of its "response" alone.
+        site: the block's output ("residual"), or its attention heads' outputs side by side
+            ("heads").
         batch_tokens: padded tokens a batch.
         progress: called with (rows done, rows in all).
 
@@ -67,11 +74,14 @@ def activations(
     """
     layers = [layer] if isinstance(layer, int) else list(layer)
     positive, negative = contrast.tokens(tokenizer)
+    starts = contrast.prompt_lengths(tokenizer) if tokens == "response" else ([], [])
     both = extract(
         model,
         positive + negative,
         layers,
         tokens=tokens,
+        site=site,
+        starts=[*starts[0], *starts[1]],
         batch_tokens=batch_tokens,
         progress=progress,
     )
@@ -88,19 +98,29 @@ def extract(
     layers: Sequence[int],
     *,
     tokens: Tokens = "last",
+    site: Site = "residual",
+    starts: Sequence[int] = (),
     batch_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """One [n, d] float32 CPU tensor a layer, for n rows of token ids."""
+    """One [n, d] float32 CPU tensor a layer, for n rows of token ids.
+
+    Args:
+        model: a transformers causal language model.
+        token_rows: the texts' tokens.
+        layers: block indices.
+        tokens, site, batch_tokens, progress: see `activations`.
+        starts: where each row's response starts, for tokens="response".
+    """
     if any(not row for row in token_rows):
         raise ValueError("A text without a single token has no activation; drop empty texts.")
-    if tokens not in ("last", "mean"):
-        raise ValueError(f"tokens must be 'last' or 'mean'; got {tokens!r}.")
+    if tokens not in ("last", "mean", "response"):
+        raise ValueError(f"tokens must be 'last', 'mean' or 'response'; got {tokens!r}.")
     indices = [layer_index(model, layer) for layer in layers]
     device = next(model.parameters()).device
     results: list[list[Tensor | None]] = [[None] * len(token_rows) for _ in layers]
     done = 0
-    with _captured(model, indices) as forward, torch.no_grad():
+    with _captured(model, indices, site) as forward, torch.no_grad():
         for batch in _batches(token_rows, batch_tokens):
             lengths = torch.tensor([len(token_rows[i]) for i in batch])
             width = int(lengths.max())
@@ -108,8 +128,13 @@ def extract(
             ids = torch.zeros(len(batch), width, dtype=torch.long)
             ids[mask] = torch.tensor([token for i in batch for token in token_rows[i]])
             captured = forward(ids.to(device), mask.long().to(device))
+            pooled = mask
+            if tokens == "response":
+                # At least the last token, should a response have melted into its prompt's tokens.
+                first = torch.tensor([starts[i] for i in batch]).minimum(lengths - 1)
+                pooled = mask & (torch.arange(width) >= first[:, None])
             for layer_results, index in zip(results, indices, strict=True):
-                rows = _pool(captured[index], mask, lengths, tokens)
+                rows = _pool(captured[index], pooled, lengths, tokens)
                 for i, row in zip(batch, rows, strict=True):
                     layer_results[i] = row
             done += len(batch)
@@ -124,7 +149,7 @@ def _pool(hidden: Tensor, mask: Tensor, lengths: Tensor, tokens: Tokens) -> Tens
         chosen = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
         return chosen.float().cpu()
     total = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
-    return (total / lengths.unsqueeze(-1)).cpu()
+    return (total / mask.sum(dim=1, keepdim=True)).cpu()
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
@@ -152,20 +177,23 @@ class _Stop(Exception):
 
 @contextmanager
 def _captured(
-    model: nn.Module, indices: Sequence[int]
+    model: nn.Module, indices: Sequence[int], site: Site
 ) -> Iterator[Callable[[Tensor, Tensor], dict[int, Tensor]]]:
     """A forward function that returns the blocks' outputs; the model is left as it was."""
     blocks = find_layers(model)
     outputs: dict[int, Tensor] = {}
     deepest = max(indices)
 
-    def capture(index: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[index] = output[0] if isinstance(output, tuple) else output
-            if index == deepest:
-                raise _Stop
+    def keep(index: int, value: Any) -> None:
+        outputs[index] = value[0] if isinstance(value, tuple) else value
+        if index == deepest:
+            raise _Stop
 
-        return hook
+    def capture(index: int) -> Callable[..., None]:
+        return lambda _module, _args, output: keep(index, output)
+
+    def capture_input(index: int) -> Callable[..., None]:
+        return lambda _module, args: keep(index, args)
 
     def forward(ids: Tensor, mask: Tensor) -> dict[int, Tensor]:
         outputs.clear()
@@ -180,5 +208,9 @@ def _captured(
         model.eval()
         undo.callback(_train_again, training)
         for index in set(indices):
-            undo.callback(blocks[index].register_forward_hook(capture(index)).remove)
+            if site == "heads":
+                module = attention_output(blocks[index])
+                undo.callback(module.register_forward_pre_hook(capture_input(index)).remove)
+            else:
+                undo.callback(blocks[index].register_forward_hook(capture(index)).remove)
         yield forward

@@ -3,22 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from odesteer.calibration import BinaryQuality
 from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, activations
-from odesteer.layers import find_layers, hidden_size, layer_index
+from odesteer.extraction import Progress, activations, extract
+from odesteer.layered import LayeredSteering
+from odesteer.layers import find_layers, head_width, hidden_size, layer_index
 from odesteer.lookup import pick
 from odesteer.methods import METHODS, Method, ODESteer
 from odesteer.methods.base import held_out_quality
 from odesteer.ode import Dose
 from odesteer.steering import Steering
+from odesteer.templates import encode
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 _RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
+
+
+class Reading(NamedTuple):
+    """What a method learns from at one layer: [n, d], [m, d] and, where it asks, [n, d]."""
+
+    positive: Tensor
+    negative: Tensor
+    prompts: Tensor | None = None
 
 
 def fit(
@@ -26,46 +36,136 @@ def fit(
     tokenizer: Any,
     contrast: Contrast,
     method: str | Method = "odesteer",
-    layer: int | str = "auto",
+    layer: int | str | Sequence[int] = "auto",
     strength: Dose | float | None = None,
     seed: int = 0,
+    incremental: bool | None = None,
     progress: Progress | None = None,
-) -> Steering:
+) -> Steering | LayeredSteering:
     """Learn a steering for a model from a contrast.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        contrast: what to steer towards and away from.
+        contrast: what to steer towards and away from; for a method that needs pairs, each
+            group's i-th positive beside its i-th negative.
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layer: a 0-based block index, negative from the end, or "auto": the middle block
-            with the smallest held-out log-loss.
-        strength: the dose; the method's own default where it is None.
+            with the smallest held-out log-loss (for methods that steer attention heads, all
+            blocks). Several indices give a `LayeredSteering`.
+        strength: the dose, at each layer; the method's own default where it is None.
         seed: of the folds.
-        progress: called with (texts read, texts in all).
+        incremental: of several layers, let the later ones learn from negatives that the
+            earlier ones have moved; None: as the method's source does.
+        progress: called with (texts read, texts in all) and, by methods that train, with
+            (steps done, steps in all).
 
     Raises:
         ValueError: for an unknown method, a layer the model does not have, or a contrast
             the method cannot learn from.
     """
     chosen = pick(METHODS, method, "method")() if isinstance(method, str) else method
+    if chosen.site == "heads":
+        chosen = chosen.for_model(head_width(model))
+    if chosen.needs_pairs and not contrast.is_paired:
+        contrast = contrast.paired()
+    about = describe_model(model, tokenizer)
+    qualities: dict[int, BinaryQuality] = {}
     if isinstance(layer, str):
         if layer != "auto":
             raise ValueError(f'layer is a block index or "auto"; got {layer!r}.')
-        data = activations(model, tokenizer, contrast, middle_layers(model), progress=progress)
-        qualities = rank_layers(data, contrast.groups, seed)
-        index = best_layer(qualities)
-    else:
+        if chosen.site == "heads":
+            layer = list(range(len(find_layers(model))))
+        else:
+            data = activations(model, tokenizer, contrast, middle_layers(model), progress=progress)
+            qualities = rank_layers(data, contrast.groups, seed)
+            layer = best_layer(qualities)
+            if chosen.tokens == "last" and not chosen.reads_prompts:
+                return _fit_one(
+                    chosen,
+                    Reading(*data[layer]),
+                    contrast,
+                    layer,
+                    strength,
+                    seed,
+                    about,
+                    qualities,
+                    progress,
+                )
+    if isinstance(layer, int):
         index = layer_index(model, layer)
-        data = activations(model, tokenizer, contrast, [index], progress=progress)
-        qualities = {}
-    steering = chosen.fit(
-        *data[index], layer=index, strength=strength, groups=contrast.groups, seed=seed
+        reading = read(model, tokenizer, contrast, [index], chosen, progress)[index]
+        return _fit_one(
+            chosen, reading, contrast, index, strength, seed, about, qualities, progress
+        )
+    indices = sorted({layer_index(model, each) for each in layer})
+    if not indices:
+        raise ValueError("layer is an empty list; name at least one block.")
+    readings = read(model, tokenizer, contrast, indices, chosen, progress)
+    methods = chosen.choose_layers(
+        {index: (r.positive, r.negative) for index, r in readings.items()}, contrast.groups, seed
+    )
+    parts: list[Steering] = []
+    for index, one in methods.items():
+        reading = readings[index]
+        if parts and (chosen.incremental if incremental is None else incremental):
+            with LayeredSteering(tuple(parts)).attach(model, positions="all"):
+                moved = read(model, tokenizer, contrast, [index], chosen, progress)[index]
+            reading = reading._replace(negative=moved.negative)
+        parts.append(_fit_one(one, reading, contrast, index, strength, seed, about, {}, progress))
+    return LayeredSteering(tuple(parts))
+
+
+def read(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    layers: Sequence[int],
+    method: Method,
+    progress: Progress | None = None,
+) -> dict[int, Reading]:
+    """What `method` learns from at each layer."""
+    tokens: Any = method.tokens
+    site: Any = method.site
+    data = activations(
+        model, tokenizer, contrast, layers, tokens=tokens, site=site, progress=progress
+    )
+    # Bare texts have no prompt to read.
+    if not method.reads_prompts or any(e.prompt is None for e in contrast.positive):
+        return {index: Reading(*rows) for index, rows in data.items()}
+    prompts = [encode(tokenizer, e.prompt, None, contrast.template) for e in contrast.positive]
+    last = extract(model, prompts, list(data), progress=progress)
+    return {
+        index: Reading(*rows, at_prompt)
+        for (index, rows), at_prompt in zip(data.items(), last, strict=True)
+    }
+
+
+def _fit_one(
+    method: Method,
+    reading: Reading,
+    contrast: Contrast,
+    layer: int,
+    strength: Dose | float | None,
+    seed: int,
+    model: dict[str, Any],
+    qualities: dict[int, BinaryQuality],
+    progress: Progress | None,
+) -> Steering:
+    steering = method.fit(
+        reading.positive,
+        reading.negative,
+        layer=layer,
+        strength=strength,
+        groups=contrast.groups,
+        prompts=reading.prompts,
+        seed=seed,
+        progress=progress,
     )
     receipts = dict(steering.receipts)
     if qualities:
         receipts["layers"] = {str(i): quality._asdict() for i, quality in qualities.items()}
-    return replace(steering, model=describe_model(model, tokenizer), receipts=receipts)
+    return replace(steering, model=model, receipts=receipts)
 
 
 def middle_layers(model: nn.Module) -> list[int]:

@@ -53,6 +53,50 @@ def layer_index(model: nn.Module, layer: int) -> int:
     return layer % depth
 
 
+def attention_output(block: nn.Module) -> nn.Module:
+    """The projection of a block's attention that mixes the heads' outputs.
+
+    Its input is the heads' outputs side by side, [..., heads * head width].
+
+    Raises:
+        ValueError: if the block has no attention, or none with such a projection.
+    """
+    for attention in block.modules():
+        if "attention" not in type(attention).__name__.lower():
+            continue
+        # Named by what it is in every family: the output projection.
+        for candidate in ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj"):
+            module = getattr(attention, candidate, None)
+            if isinstance(module, nn.Module) and getattr(module, "weight", None) is not None:
+                return module
+    raise ValueError(
+        f"{type(block).__name__} has no attention whose heads can be steered; steer the residual "
+        f"stream instead."
+    )
+
+
+def input_width(module: nn.Module) -> int:
+    """The width of what a linear projection reads (also GPT-2's transposed kind)."""
+    features: int | None = getattr(module, "in_features", None)
+    weight: Any = module.weight
+    return int(weight.shape[0]) if features is None else features
+
+
+def head_width(model: nn.Module) -> int:
+    """The width of one attention head, as the configuration says it.
+
+    Raises:
+        ValueError: if it does not say.
+    """
+    given = _text_config_value(model, "head_dim")
+    width, heads = hidden_size(model), _text_config_value(model, "num_attention_heads")
+    if given is not None:
+        return given
+    if width is None or not heads:
+        raise ValueError(f"{type(model).__name__} does not say how wide its attention heads are.")
+    return width // heads
+
+
 def _text_config_value(model: nn.Module, name: str) -> int | None:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):

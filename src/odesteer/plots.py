@@ -31,7 +31,7 @@ LABELS = {
     "odesteer-one-step": "one Euler step",
     "odesteer": "ODESteer",
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,7 +54,7 @@ def flow_figure(
         path: the PNG.
         layer: for the title.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         axes.axhline(0.0, color="#999999", linewidth=0.8)
         axes.annotate(
@@ -91,7 +91,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
         unit: of the effect.
         path: the PNG.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
         base = rows[0]
         methods = dict.fromkeys(row["method"] for row in rows[1:])
@@ -197,7 +197,7 @@ def portrait_figure(
     arrows = (barrier.gradient_in_y(points)[0] @ plane.mT).numpy()
     arrows[outside] = np.nan
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         height = 1.1 + 5.4 * (high[1] - low[1]) / (high[0] - low[0])
         figure, axes = plt.subplots(figsize=(7.2, min(height, 6.5)), layout="constrained")
         # White is h = 0 and both signs get their own half of the colours.

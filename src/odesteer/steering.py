@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from odesteer.attach import Handle, Positions
 
 
+SITES = ("residual", "heads")
+# Attributes that are JSON values as they are.
+_PLAIN = ("solver", "steps", "layer", "site", "method", "hyperparameters", "receipts", "model")
+
+
 class Calibration(NamedTuple):
     """P(positive | a) = sigmoid(scale * h(a) + offset) when both classes are equally likely.
 
@@ -47,6 +52,8 @@ class Steering:
         solver: a name in `odesteer.ode.SOLVERS`.
         steps: fixed steps of that solver.
         layer: 0-based index of the decoder block whose output is steered.
+        site: "residual" for the block's output; "heads" for the outputs of its attention
+            heads, side by side, before they are mixed.
         method: the name of the method that learnt it.
         hyperparameters: of that method.
         calibration: from h to a probability.
@@ -64,10 +71,12 @@ class Steering:
     calibration: Calibration = field(default_factory=Calibration)
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    site: str = "residual"
     _placed: dict[Any, VectorField] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         pick(SOLVERS, self.solver, "solver")
+        pick(dict.fromkeys(SITES), self.site, "site")
         _ = self.dose  # refuses a strength that is no number
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
@@ -186,10 +195,14 @@ class Steering:
         return self._joined(other, ode.OrBarrier, "|")
 
     def _joined(self, other: "Steering", junction: Callable[..., Barrier], sign: str) -> "Steering":
-        if self.layer != other.layer:
+        places = [(s.layer, s.site) for s in (self, other)]
+        if places[0] != places[1]:
+            layers = " and ".join(
+                f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in places
+            )
             raise ValueError(
-                f"Steerings compose at one layer; these are at layers {self.layer} and "
-                f"{other.layer}. Fit both at the same layer, or attach both."
+                f"Steerings compose at one layer; these are at layers {layers}. Fit both at the "
+                f"same layer, or attach both."
             )
         parts = [s.barrier.affine(*s.calibration) for s in (self, other)]
         return Steering(
@@ -201,6 +214,7 @@ class Steering:
             method=f"({self.method} {sign} {other.method})",
             hyperparameters={"left": self.hyperparameters, "right": other.hyperparameters},
             model=self.model,
+            site=self.site,
         )
 
     # ---- attached to a model
@@ -226,19 +240,7 @@ class Steering:
         Raises:
             ValueError: if a part of it is code (a `ModuleBarrier`).
         """
-        tree, tensors = describe(self.field)
-        config = {
-            "method": self.method,
-            "hyperparameters": self.hyperparameters,
-            "layer": self.layer,
-            "dose": dose_to_json(self.dose),
-            "solver": self.solver,
-            "steps": self.steps,
-            "calibration": self.calibration._asdict(),
-            "model": self.model,
-            "receipts": self.receipts,
-            "field": tree,
-        }
+        config, tensors = self.describe()
         return write(Path(path), config, tensors, str(self.dose))
 
     @classmethod
@@ -247,9 +249,38 @@ class Steering:
 
         Raises:
             FileNotFoundError: if it is not there.
-            ValueError: if it is not a steering, is damaged, or was written by a newer version.
+            ValueError: if it is not a steering of one layer, is damaged, or was written by a
+                newer version.
         """
         config, tensors = read(Path(path))
+        if "parts" in config:
+            raise ValueError(
+                f"'{path}' holds a steering of several layers: read it with odesteer.load."
+            )
+        return cls.rebuild(config, tensors, path)
+
+    def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What `save_pretrained` writes: JSON values, and tensors whose names have a prefix."""
+        tree, tensors = describe(self.field, prefix)
+        return {
+            "method": self.method,
+            "hyperparameters": self.hyperparameters,
+            "layer": self.layer,
+            "site": self.site,
+            "dose": dose_to_json(self.dose),
+            "solver": self.solver,
+            "steps": self.steps,
+            "calibration": self.calibration._asdict(),
+            "model": self.model,
+            "receipts": self.receipts,
+            "field": tree,
+        }, tensors
+
+    @classmethod
+    def rebuild(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
+    ) -> "Steering":
+        """The steering that `describe` described; ValueError, naming `path`, if it is none."""
         try:
             field_ = rebuild(config["field"], tensors)
             if not isinstance(field_, VectorField):
@@ -257,14 +288,8 @@ class Steering:
             return cls(
                 field=field_,
                 strength=dose_from_json(config["dose"]),
-                solver=config["solver"],
-                steps=config["steps"],
-                layer=config["layer"],
-                method=config["method"],
-                hyperparameters=config["hyperparameters"],
                 calibration=Calibration(**config["calibration"]),
-                receipts=config["receipts"],
-                model=config["model"],
+                **{key: config[key] for key in _PLAIN},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a steering: {error}.") from None

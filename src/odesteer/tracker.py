@@ -24,9 +24,16 @@ class Call:
     """What the tokens of the running forward pass are."""
 
     offset: int  # absolute position of the first token
-    prompt_length: int  # positions from here on are generated
+    prompt_length: int | Tensor  # positions from here on are generated; a tensor is one a row, [b]
     real: Tensor | None  # [b, t], None when every token is
     last: Tensor | None  # [b], absolute position of each prompt's last real token
+
+    def prompt_ends(self, batch: int, device: torch.device) -> Tensor:
+        """[b], absolute position of the last token of each prompt."""
+        last = self.last
+        if last is None:
+            last = torch.as_tensor(self.prompt_length) - 1
+        return last.to(device).expand(batch)
 
 
 class Tracker:
@@ -131,6 +138,19 @@ class Tracker:
         finally:
             self._local.prompt = outer
 
+    @contextmanager
+    def scoring(self, lengths: Tensor) -> Iterator[None]:
+        """While open, calls hold prompts of these lengths [b] (padding included) and what follows.
+
+        For reading prompts together with their continuations in one pass, as if each
+        continuation had been generated.
+        """
+        self._local.lengths = lengths
+        try:
+            yield
+        finally:
+            self._local.lengths = None
+
     def _describe(self, arguments: dict[str, Any]) -> Call:
         ids = arguments.get("input_ids")
         if ids is None:
@@ -143,6 +163,10 @@ class Tracker:
             # make a GPU wait once a token.
             return Call(offset, prompt[0], None, None)
         mask = _plain(arguments.get("attention_mask"))
+        lengths = getattr(self._local, "lengths", None)
+        if lengths is not None:
+            real = None if mask is None else mask[:, offset : offset + t] != 0
+            return Call(offset, lengths, real, lengths - 1)
         length = offset if offset > 0 else t
         prompt_mask = mask
         if prompt is not None:

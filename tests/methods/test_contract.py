@@ -21,6 +21,7 @@ D = 12
 POSITIVE, NEGATIVE = two_gaussians(60, 60, D, seed=1)
 # The unsteered model moves nothing, so no strength can change what a probe says.
 MOVING = [name for name in METHODS if name != "none"]
+PAIRS = [name for name in METHODS if METHODS[name].needs_pairs]
 _fitted: dict[str, Steering] = {}
 
 
@@ -36,6 +37,17 @@ def fitted(name):
 
 def fresh(n=200, seed=7):
     return torch.cat(two_gaussians(n, n, D, seed=seed))
+
+
+def moving_rows(name, a, strength):
+    """Which rows a steering moves: all of them, or those on one side of its gate."""
+    steering = fitted(name).with_strength(strength)
+    moved = (steering(a) != a).any(dim=-1)
+    if not steering.field.one_way:
+        assert bool(moved.all())
+    # A gate that hardly opens would make every promise about the moved rows empty.
+    assert moved.float().mean() > 0.2
+    return moved
 
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -115,23 +127,44 @@ def test_small_strength_raises_what_a_held_out_probe_calls_positive(name, small)
 @moving_method
 def test_every_strength_moves_differently(name):
     a = fresh()
-    moved = [fitted(name).with_strength(s)(a) for s in (-0.5, 0.25, 0.5, 1.0)]
-    distance = [(m - a).norm(dim=-1) for m in moved]
-    assert all(bool((d > 0).all()) for d in distance)
-    assert bool((distance[1] < distance[2]).all())
-    assert bool((distance[2] < distance[3]).all())
+    for sign in (1, -1):
+        mine = a[moving_rows(name, a, sign * 0.5)]
+        strengths = [sign * s for s in (0.25, 0.5, 1.0)]
+        moved = [fitted(name).with_strength(s)(mine) for s in strengths]
+        distance = [(m - mine).norm(dim=-1) for m in moved]
+        assert bool((distance[0] > 0).all())
+        assert bool((distance[0] < distance[1]).all())
+        assert bool((distance[1] < distance[2]).all())
 
 
 @moving_method
-def test_a_short_way_raises_the_barrier_of_every_row(name):
+def test_a_negative_strength_moves_other_rows_or_the_other_way(name):
+    a = fresh()
+    if fitted(name).field.one_way:
+        assert not bool((moving_rows(name, a, 0.5) & moving_rows(name, a, -0.5)).any())
+    else:
+        there = fitted(name).with_strength(0.05)(a) - a
+        back = fitted(name).with_strength(-0.05)(a) - a
+        assert bool((torch.cosine_similarity(there, back, dim=-1) < -0.9).all())
+
+
+@moving_method
+def test_a_short_way_raises_the_barrier_of_every_row_it_moves(name):
     steering, a = fitted(name).with_strength(PathLength(0.02)), fresh().double()
-    assert bool((steering.log_odds(steering(a)) > steering.log_odds(a)).all())
+    if steering.field.barrier is None:
+        with pytest.raises(ValueError, match="has no barrier"):
+            steering.log_odds(a)
+        return
+    mine = a[moving_rows(name, a, PathLength(0.02))]
+    assert bool((steering.log_odds(steering(mine)) > steering.log_odds(mine)).all())
 
 
 @moving_method
 def test_the_barrier_tells_fresh_rows_apart(name):
     positive, negative = two_gaussians(300, 300, D, seed=21)
     steering = fitted(name)
+    if steering.field.barrier is None:
+        pytest.skip(f"{name} has no barrier")
     right = torch.cat([steering.probability(positive) > 0.5, steering.probability(negative) < 0.5])
     # The best possible share is Phi(0.8) = 0.79.
     assert right.float().mean() > 0.7
@@ -174,8 +207,43 @@ def test_fit_works_on_half_precision_and_on_rows_that_need_gradients(name):
 @every_method
 @pytest.mark.parametrize(("n", "m"), [(40, 9), (1, 1), (6, 5)])
 def test_unequal_and_tiny_classes_can_be_learnt_from(name, n, m):
+    m = n if name in PAIRS else m
     out = make(name).fit(POSITIVE[:n], NEGATIVE[:m]).with_strength(0.5)(fresh())
     assert bool(torch.isfinite(out).all())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_rows_that_are_no_pairs_are_refused_where_pairs_are_needed(name):
+    with pytest.raises(ValueError, match=rf"{name} learns from pairs.*\[60, 12\].*\[59, 12\].*caa"):
+        make(name).fit(POSITIVE, NEGATIVE[:59])
+    shifted = [*range(1, 60), 0]
+    with pytest.raises(ValueError, match=rf"{name} learns from pairs.*other groups"):
+        make(name).fit(POSITIVE, NEGATIVE, groups=(range(60), shifted))
+
+
+@every_method
+def test_rewards_and_prompts_must_be_one_a_row(name):
+    with pytest.raises(ValueError, match=rf"{name} takes one finite reward a row: 60 and 60"):
+        make(name).fit(POSITIVE, NEGATIVE, rewards=(torch.ones(60), torch.ones(59)))
+    with pytest.raises(ValueError, match=rf"{name} takes one prompt activation.*\[59, 12\]"):
+        make(name).fit(POSITIVE, NEGATIVE, prompts=POSITIVE[:59])
+
+
+@every_method
+def test_every_method_says_what_it_is(name):
+    facts = METHODS[name].facts
+    assert all(facts[:5]), facts
+    assert facts.barrier == "-" or fitted(name).field.barrier is not None
+
+
+@moving_method
+def test_the_norm_is_kept_exactly_where_the_table_says_so(name):
+    a = fresh().double()
+    change = (fitted(name).with_strength(0.7)(a).norm(dim=-1) - a.norm(dim=-1)).abs().max()
+    if METHODS[name].facts.keeps_norm:
+        assert change < 1e-6
+    elif name != "odesteer":  # keeps the distance from a centre that is near 0 here
+        assert change > 1e-3
 
 
 @every_method

@@ -11,9 +11,13 @@ from odesteer.ode import (
     AndBarrier,
     Barrier,
     FourierBarrier,
+    GaussianBarrier,
     GradientField,
     LinearBarrier,
+    MixtureBarrier,
     ModuleBarrier,
+    Network,
+    NetworkBarrier,
     OrBarrier,
     QuadraticBarrier,
     SketchBarrier,
@@ -68,6 +72,36 @@ def _linear(d: int = D, seed: int = 0) -> LinearBarrier:
     return LinearBarrier(_normal(d, seed=seed + 9), 0.4)
 
 
+def _covariance(d: int = D, seed: int = 0) -> Tensor:
+    """Symmetric positive definite [d, d]."""
+    root = _normal(d, d, seed=seed) / d**0.5
+    return root @ root.mT + 0.3 * torch.eye(d, dtype=torch.float64)
+
+
+def _gaussian(d: int = D, seed: int = 0) -> GaussianBarrier:
+    barrier = GaussianBarrier.from_moments(
+        _normal(d, seed=seed + 10),
+        _covariance(d, seed + 11),
+        _normal(d, seed=seed + 12),
+        _covariance(d, seed + 13),
+    )
+    assert isinstance(barrier, GaussianBarrier)
+    return barrier
+
+
+def _mixture(whitened: bool = True, d: int = D, seed: int = 0) -> MixtureBarrier:
+    positive, negative = _normal(9, d, seed=seed + 14), _normal(6, d, seed=seed + 15)
+    weights = torch.arange(1.0, 10.0, dtype=torch.float64)
+    return MixtureBarrier(_whitening(whitened, d, seed), positive, negative, 1.5, weights)
+
+
+def _network(activation: str = "silu", d: int = D, seed: int = 0) -> NetworkBarrier:
+    generator = torch.Generator().manual_seed(seed)
+    network = Network.draw([d, 8, 6, 1], activation, generator).double()
+    scale = 0.5 + _normal(d, seed=seed + 16).abs()
+    return NetworkBarrier(network, _normal(d, seed=seed + 17), scale, -0.2)
+
+
 def _parts() -> list[Barrier]:
     return [_linear(), _quadratic(whitened=True), _fourier()]
 
@@ -81,6 +115,9 @@ _BARRIERS: dict[str, Callable[[], Barrier]] = {
     "sketch-3": lambda: _sketch(3),
     "fourier": _fourier,
     "module": _module,
+    "gaussian": _gaussian,
+    "mixture": _mixture,
+    "network": _network,
     "affine": lambda: AffineBarrier(_sketch(), -2.5, 0.3),
     "and-soft": lambda: AndBarrier(_parts(), soft=True),
     "and-hard": lambda: AndBarrier(_parts(), soft=False),
@@ -150,6 +187,26 @@ def make_linear() -> Callable[..., LinearBarrier]:
 @pytest.fixture
 def make_fourier() -> Callable[..., FourierBarrier]:
     return _fourier
+
+
+@pytest.fixture
+def make_covariance() -> Callable[..., Tensor]:
+    return _covariance
+
+
+@pytest.fixture
+def make_gaussian() -> Callable[..., GaussianBarrier]:
+    return _gaussian
+
+
+@pytest.fixture
+def make_mixture() -> Callable[..., MixtureBarrier]:
+    return _mixture
+
+
+@pytest.fixture
+def make_network() -> Callable[..., NetworkBarrier]:
+    return _network
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress
+from odesteer.layered import LayeredSteering
 from odesteer.steering import Steering
 from odesteer.templates import Messages
 
@@ -31,7 +32,8 @@ class Sampling:
     seed: int = 0
 
 
-Steerings = Steering | Sequence[Steering | None] | None
+AnySteering = Steering | LayeredSteering
+Steerings = AnySteering | Sequence[AnySteering | None] | None
 
 
 class Backend(ABC):

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer.attach import scoring
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
+from odesteer.layered import LayeredSteering
 from odesteer.steering import Steering
 from odesteer.templates import Messages, encode
 
@@ -80,7 +82,12 @@ class TransformersBackend(Backend):
         for batch in _chunks(rows, self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             longest = max(len(ends[i]) for i in batch)
-            with self._steered(steering, batch), torch.no_grad():
+            read = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
+            with (
+                self._steered(steering, batch),
+                scoring(self.model, read.to(ids.device)),
+                torch.no_grad(),
+            ):
                 logits = self.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -103,7 +110,7 @@ class TransformersBackend(Backend):
     def _steered(self, steering: Steerings, batch: Sequence[int]) -> Iterator[None]:
         """Every steering on its own rows of the batch (indices into the prompts)."""
         with ExitStack() as stack:
-            if isinstance(steering, Steering):
+            if isinstance(steering, Steering | LayeredSteering):
                 stack.enter_context(steering.attach(self.model, positions=self.positions))
             elif steering is not None:
                 rows_of: dict[int, list[int]] = {}

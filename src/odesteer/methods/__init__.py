@@ -2,13 +2,18 @@
 
 from odesteer.methods.base import Method
 from odesteer.methods.caa import CAA
+from odesteer.methods.gaussian import GaussianODESteer
 from odesteer.methods.iti import ITI
+from odesteer.methods.iti_heads import HeadITI
 from odesteer.methods.linear_act import LinearAcT
 from odesteer.methods.mimic import MiMiC
+from odesteer.methods.mixture import MixtureODESteer
+from odesteer.methods.network import NetworkODESteer
 from odesteer.methods.none import NoSteering
 from odesteer.methods.odesteer import ODESteer
 from odesteer.methods.paper import FourierODESteer, OneStepODESteer, PaperODESteer
 from odesteer.methods.repe import RepE
+from odesteer.methods.safety import SafetyFilter
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -17,12 +22,17 @@ METHODS: dict[str, type[Method]] = {
         CAA,
         RepE,
         ITI,
+        HeadITI,
         MiMiC,
         LinearAcT,
         ODESteer,
         PaperODESteer,
         OneStepODESteer,
         FourierODESteer,
+        GaussianODESteer,
+        MixtureODESteer,
+        NetworkODESteer,
+        SafetyFilter,
     )
 }
 
@@ -31,12 +41,17 @@ __all__ = [
     "ITI",
     "METHODS",
     "FourierODESteer",
+    "GaussianODESteer",
+    "HeadITI",
     "LinearAcT",
     "Method",
     "MiMiC",
+    "MixtureODESteer",
+    "NetworkODESteer",
     "NoSteering",
     "ODESteer",
     "OneStepODESteer",
     "PaperODESteer",
     "RepE",
+    "SafetyFilter",
 ]

@@ -104,6 +104,11 @@ class Method(ABC):
     default_strength: ClassVar[Dose | float] = 1.0
     # Row i of both classes answers the same prompt, and the method learns from that.
     needs_pairs: ClassVar[bool] = False
+    # What of the model it learns from: the tokens pooled and the place, see `extraction`, and
+    # whether it also reads the last prompt token's activation.
+    tokens: ClassVar[str] = "last"
+    site: ClassVar[str] = "residual"
+    reads_prompts: ClassVar[bool] = False
     # At several layers, a later one learns from activations that the earlier ones have moved.
     incremental: ClassVar[bool] = False
 
@@ -165,7 +170,7 @@ class Method(ABC):
         if calibrate and field.barrier is not None:
             held_out = method.held_out(samples, seed)
             if held_out is not None:
-                calibration, quality = _platt(*held_out, name=self.name)
+                calibration, quality = platt(*held_out, name=self.name)
                 receipts |= {"held_out": quality._asdict()}
         return Steering(
             field=field,
@@ -177,7 +182,18 @@ class Method(ABC):
             hyperparameters=asdict(method),
             calibration=calibration,
             receipts=receipts,
+            site=self.site,
         )
+
+    def for_model(self, head_width: int | None) -> "Method":
+        """The method with what it must know of the model."""
+        return self
+
+    def choose_layers(
+        self, data: dict[int, tuple[Tensor, Tensor]], groups: tuple[Groups, Groups], seed: int
+    ) -> "dict[int, Method]":
+        """The method to fit at each layer, where several are read and some may be left out."""
+        return dict.fromkeys(data, self)
 
     def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
         """h of every row by a field learnt without its group, and its label.
@@ -252,7 +268,7 @@ class Method(ABC):
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
     """Quality of the method's calibrated barrier on held-out groups, or None: see `held_out`."""
     held_out = method.held_out(samples, seed)
-    return None if held_out is None else _platt(*held_out, name=method.name)[1]
+    return None if held_out is None else platt(*held_out, name=method.name)[1]
 
 
 def _as_groups(n: int, m: int, groups: tuple[Groups, Groups] | None, name: str) -> np.ndarray:
@@ -281,7 +297,7 @@ def _as_rewards(
     return both.to(positive.device)
 
 
-def _platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:
+def platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:
     """sigmoid(scale h + offset) fitted on held-out h, both classes weighing the same."""
     spread = float(values.std()) or 1.0
     model = LogisticRegression(C=1e4, class_weight="balanced").fit(values[:, None] / spread, labels)

@@ -19,10 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from odesteer.methods.base import Method, Samples
+from odesteer.methods.covariance import pooled_whitening
 from odesteer.methods.kernel import cross_validated_log_odds, fit_machine
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField, Whitening
 
@@ -126,7 +126,9 @@ class ODESteer(Method):
         gammas: tuple[float, ...],
         Cs: tuple[float, ...],
     ) -> np.ndarray:
-        rows = _unit_rows(_whitening(samples.rows, self.p, self.covariance_rank), samples.rows)
+        rows = _unit_rows(
+            pooled_whitening(samples.rows, self.p, self.covariance_rank), samples.rows
+        )
         return cross_validated_log_odds(
             rows, samples.labels, folds, gammas, Cs, 1.0, self.landmarks, self.seed
         )
@@ -134,7 +136,7 @@ class ODESteer(Method):
     def _barrier(self, positive: Tensor, negative: Tensor) -> QuadraticBarrier:
         samples = Samples(positive, negative)
         gamma, C = self.gamma or 1.0, self.C or 1.0
-        whitening = _whitening(samples.rows, self.p, self.covariance_rank)
+        whitening = pooled_whitening(samples.rows, self.p, self.covariance_rank)
         rows = _unit_rows(whitening, samples.rows)
         machine = fit_machine(rows, samples.labels, gamma, C, 1.0, self.landmarks, self.seed)
         return QuadraticBarrier.from_kernel(
@@ -178,18 +180,6 @@ def _truncated(barrier: QuadraticBarrier, kept: Tensor) -> QuadraticBarrier:
     return QuadraticBarrier(
         barrier.whitening, barrier.basis, curvature, barrier.slope, barrier.constant
     )
-
-
-def _whitening(rows: Tensor, p: float, rank: int) -> Whitening:
-    """The coordinates y: pooled mean and, for p > 0, a Ledoit-Wolf shrunk covariance.
-
-    Both pool the classes, so that they carry nothing of the labels into a fold.
-    """
-    centre = rows.mean(dim=0)
-    if p == 0.0:
-        return Whitening(centre)
-    covariance, _ = ledoit_wolf(rows.cpu().numpy())
-    return Whitening.from_covariance(centre, torch.as_tensor(covariance).to(rows), p, rank)
 
 
 def _unit_rows(whitening: Whitening, rows: Tensor) -> Tensor:

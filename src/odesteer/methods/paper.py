@@ -101,7 +101,7 @@ class FourierODESteer(Method):
         samples = Samples(positive, negative)
         rows = samples.rows
         generator = torch.Generator().manual_seed(self.seed)
-        bandwidth = self.bandwidth or _median_distance(rows, generator)
+        bandwidth = self.bandwidth or median_distance(rows, generator)
         # Drawn on the CPU, so that a seed means the same features on every device.
         frequency = torch.randn(self.components, rows.shape[1], generator=generator) / bandwidth
         offset = 2 * math.pi * torch.rand(self.components, generator=generator)
@@ -118,7 +118,7 @@ def _regression(features: Tensor, samples: Samples, C: float) -> tuple[Tensor, f
     return weight, float(model.intercept_[0]) - samples.log_prior_odds
 
 
-def _median_distance(rows: Tensor, generator: torch.Generator) -> float:
+def median_distance(rows: Tensor, generator: torch.Generator) -> float:
     """Over at most 1,000 rows; 1 where all rows are alike."""
     chosen = rows[torch.randperm(len(rows), generator=generator)[:1000].to(rows.device)]
     distances = torch.pdist(chosen)

@@ -3,11 +3,23 @@
 from odesteer.ode.algebra import AndBarrier, OrBarrier
 from odesteer.ode.barrier import AffineBarrier, Barrier, LinearBarrier, ModuleBarrier
 from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.field import ConstantField, GivenField, GradientField, VectorField, ZeroField
+from odesteer.ode.field import (
+    ConstantField,
+    GivenField,
+    GradientField,
+    PlainGradientField,
+    VectorField,
+    ZeroField,
+)
 from odesteer.ode.flow import solve, trajectory
 from odesteer.ode.fourier import FourierBarrier
+from odesteer.ode.gaussian import GaussianBarrier
+from odesteer.ode.mixture import MixtureBarrier
 from odesteer.ode.network import Dense, Network, NetworkBarrier
 from odesteer.ode.quadratic import QuadraticBarrier
+from odesteer.ode.rectified import Hourglass, RectifiedField
+from odesteer.ode.rotation import RotationField
+from odesteer.ode.safety import SafetyField
 from odesteer.ode.sketch import SketchBarrier
 from odesteer.ode.solver import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver
 from odesteer.ode.tableau import Tableau
@@ -27,17 +39,24 @@ __all__ = [
     "Dose",
     "FormBarrier",
     "FourierBarrier",
+    "GaussianBarrier",
     "GivenField",
     "GradientField",
     "GreatCircle",
+    "Hourglass",
     "LinearBarrier",
+    "MixtureBarrier",
     "ModuleBarrier",
     "Network",
     "NetworkBarrier",
     "OrBarrier",
     "PathLength",
+    "PlainGradientField",
     "QuadraticBarrier",
+    "RectifiedField",
+    "RotationField",
     "RungeKutta",
+    "SafetyField",
     "SketchBarrier",
     "Solver",
     "Tableau",

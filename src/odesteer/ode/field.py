@@ -190,3 +190,21 @@ class GradientField(VectorField):
             return super().reduce(a)
         flow, start = reduction.reduce(barrier, a)
         return Reduction(flow, start, lambda x: reduction.lift(barrier, a, start, x))
+
+
+class PlainGradientField(VectorField):
+    """v = grad h, as long as it is: dh/dt = ||grad h||^2, so a step raises h by about its length times that.
+
+    Args:
+        barrier: h.
+    """
+
+    def __init__(self, barrier: Barrier):
+        super().__init__(barrier)
+        self.barrier: Barrier
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.barrier.gradient(a)
+
+    def reversed(self) -> "PlainGradientField":
+        return PlainGradientField(self.barrier.affine(-1.0))

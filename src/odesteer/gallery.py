@@ -1,0 +1,311 @@
+"""What does every method do to data that can be seen?
+
+Every method, fitted with its defaults on the planes of `odesteer.planar`, and the share of
+held-out negatives that end in the desired region when all methods move them equally far:
+the same mean of ||a(T) - a|| over all of them, whether a method moves each a little or some
+a lot.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odesteer.bootstrap import Interval, interval
+from odesteer.lookup import pick
+from odesteer.matching import match
+from odesteer.methods import METHODS, Method
+from odesteer.methods.base import platt
+from odesteer.ode import Time
+from odesteer.planar import EXTENT, PLANES, Plane, lift
+from odesteer.saving import write_whole
+from odesteer.steering import Steering
+
+# Displacements over the mean distance of the held-out negatives to the desired region: with 1
+# a perfect method brings all of them there, and 3 shows who goes too far.
+DOSES = (1.0, 1.5, 3.0)
+SHOWN = 1.5
+UNSTEERED, PERFECT = "none", "best possible"
+LEAST_POINTS = 40
+GRID, ARROWS, TRACKS, TRACK_POINTS = 121, 9, 8, 13
+# 2,000 draws give the ends of an interval to about a tenth of its width, in a second for all.
+DRAWS = 2000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method on a plane at a dose.
+
+    Attributes:
+        dose: the displacement asked for, in mean distances to the desired region.
+        moved: the displacement there is, in the same unit; less than `dose` where the method
+            moves no further.
+        strength: with which the method moves so far.
+        share: of held-out negatives that end in the desired region, with a 95 % interval.
+    """
+
+    method: str
+    plane: str
+    dose: float
+    moved: float
+    strength: float
+    share: Interval
+
+    @property
+    def falls_short(self) -> bool:
+        """The method does not move the rows as far as the dose asks."""
+        return self.moved < 0.99 * self.dose
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn of a method on a plane, all of it at height z = +1.
+
+    Attributes:
+        log_odds: calibrated h on the grid, [GRID, GRID], y first; None without a barrier.
+        direction: of the field on the coarse grid, of length 1 or 0, [ARROWS, ARROWS, 2].
+        tracks: the ways of some held-out negatives at the dose `SHOWN`, [points, TRACKS, 2].
+    """
+
+    log_odds: np.ndarray | None
+    direction: np.ndarray
+    tracks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Everything that was measured, and everything that is drawn.
+
+    Attributes:
+        points: negatives to learn from, and negatives held out (fewer positives where the
+            classes are imbalanced).
+        seed: of the data.
+        distances: mean distance of the held-out negatives to the desired region, by plane.
+        examples: what was learnt from, by plane: positive [n, 2] and negative [m, 2].
+        outcomes: of every method, plane and dose.
+        panels: of every method and plane.
+    """
+
+    points: int
+    seed: int
+    distances: dict[str, float]
+    examples: dict[str, tuple[np.ndarray, np.ndarray]]
+    outcomes: list[Outcome]
+    panels: dict[tuple[str, str], Panel]
+
+    @property
+    def methods(self) -> list[str]:
+        """Their names in order: the unsteered row first, the best possible one last."""
+        return list(dict.fromkeys(outcome.method for outcome in self.outcomes))
+
+    def outcome(self, method: str, plane: str, dose: float) -> Outcome:
+        """The one of that method, plane and dose."""
+        wanted = (method, plane, dose)
+        return next(o for o in self.outcomes if (o.method, o.plane, o.dose) == wanted)
+
+    def as_json(self) -> dict[str, Any]:
+        """The table, without the pictures."""
+        return {
+            "points": self.points,
+            "seed": self.seed,
+            "planes": {
+                name: {
+                    "title": plane.title,
+                    "desired": plane.region,
+                    "mean_distance": round(self.distances[name], 4),
+                }
+                for name, plane in PLANES.items()
+            },
+            "outcomes": [
+                asdict(o) | {"share": o.share._asdict(), "falls_short": o.falls_short}
+                for o in self.outcomes
+            ],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write `as_json`; the file is whole or absent."""
+        write_whole(path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A plane with data drawn: what to learn from, what to check with, what to move."""
+
+    plane: Plane
+    positive: Tensor
+    negative: Tensor
+    check: tuple[Tensor, Tensor]
+    held_out: Tensor
+
+    @classmethod
+    def draw(cls, plane: Plane, points: int, seed: int) -> "Scene":
+        """Three draws that share no point; a seed shares none with another seed."""
+        sets = []
+        for part in range(3):
+            own = 3 * seed + part
+            sets.append([lift(rows, own) for rows in plane.draw(points, own)])
+        (positive, negative), (above, below), (_, held_out) = sets
+        return cls(plane, positive, negative, (above, below), held_out)
+
+    @property
+    def distance(self) -> Tensor:
+        """Of the held-out negatives to the desired region, [n]."""
+        return self.plane.distance(self.held_out[:, :2])
+
+    def share(self, rows: Tensor) -> Interval:
+        """How many rows are in the desired region."""
+        return interval(self.plane.desired(rows[:, :2]).numpy(), draws=DRAWS)
+
+
+def drawable(names: Sequence[str] | None = None) -> list[str]:
+    """The methods that can be shown: those that move whole activations.
+
+    Args:
+        names: of `METHODS`; None for all.
+
+    Raises:
+        ValueError: for a name that is no method, or is one for attention heads.
+    """
+    if names is None:
+        names = [name for name, method in METHODS.items() if method.site == "residual"]
+    for name in names:
+        if pick(METHODS, name, "method").site != "residual":
+            raise ValueError(
+                f"{name} moves attention {METHODS[name].site}, which points in a plane do not "
+                f"have; leave it out."
+            )
+    shown = [name for name in dict.fromkeys(names) if name != UNSTEERED]
+    if not shown:
+        raise ValueError(f"The gallery needs a method; choose among {', '.join(METHODS)}.")
+    return shown
+
+
+def run(
+    names: Sequence[str] | None = None,
+    points: int = 400,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Gallery:
+    """The whole measurement; deterministic on one machine.
+
+    Args:
+        names: of `METHODS`; None for all that can be drawn.
+        points: see `Gallery`.
+        seed: of the data; a method's own seed is its default.
+        progress: called with (fits done, fits in all).
+
+    Raises:
+        ValueError: for a name that is no method, or too few points.
+    """
+    if points < LEAST_POINTS:
+        raise ValueError(f"The gallery needs at least {LEAST_POINTS} points; got {points}.")
+    shown = drawable(names)
+    scenes = {name: Scene.draw(plane, points, seed) for name, plane in PLANES.items()}
+    distances = {name: float(scene.distance.mean()) for name, scene in scenes.items()}
+    outcomes = [
+        Outcome(UNSTEERED, plane, dose, 0.0, 0.0, scene.share(scene.held_out))
+        for plane, scene in scenes.items()
+        for dose in DOSES
+    ]
+    panels = {}
+    for method in shown:
+        for plane, scene in scenes.items():
+            if progress is not None:
+                progress(len(panels), len(shown) * len(scenes))
+            steering = fit(METHODS[method](), scene)
+            for dose in DOSES:
+                found = match(steering, scene.held_out, dose * distances[plane])
+                steering = steering.with_strength(Time(found.strength))
+                share = scene.share(steering(scene.held_out))
+                moved = found.displacement / distances[plane]
+                outcomes.append(Outcome(method, plane, dose, moved, found.strength, share))
+                if dose == SHOWN:
+                    panels[method, plane] = _panel(steering, scene)
+    outcomes += [_perfect(plane, dose, scenes[plane]) for plane in scenes for dose in DOSES]
+    if progress is not None:
+        progress(len(panels), len(panels))
+    examples = {
+        name: (scene.positive[:, :2].numpy(), scene.negative[:, :2].numpy())
+        for name, scene in scenes.items()
+    }
+    return Gallery(points, seed, distances, examples, outcomes, panels)
+
+
+def fit(method: Method, scene: Scene) -> Steering:
+    """The method on the scene's data, calibrated on a fresh draw of it."""
+    if "components" in {field.name for field in fields(method)}:
+        # 8,000 buckets for the 10 products of three coordinates and a constant take minutes;
+        # 512 hold the same kernel.
+        method = replace(method, components=512)
+    positive, negative = scene.positive, scene.negative
+    if method.needs_pairs:
+        count = min(len(positive), len(negative))
+        positive, negative = positive[:count], negative[:count]
+    # Data is free here, so the calibration needs no folds, which would train everything six
+    # times. It warns where a barrier cannot tell the classes apart, which is what we show.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steering = method.fit(positive, negative, calibrate=False)
+        if steering.field.barrier is None:
+            return steering
+        values = torch.cat([steering.log_odds(rows) for rows in scene.check]).double().numpy()
+        labels = np.repeat([1, 0], [len(rows) for rows in scene.check])
+        return replace(steering, calibration=platt(values, labels, method.name)[0])
+
+
+def _perfect(plane: str, dose: float, scene: Scene) -> Outcome:
+    """The nearest ones go straight to the region, for as long as the displacement lasts."""
+    distance = scene.distance
+    unit = distance.mean()
+    spent = distance.sort().values.cumsum(dim=0) / len(distance)
+    affordable = int((spent <= 1.0001 * dose * unit).sum())
+    arrives = np.arange(len(distance)) < affordable
+    moved = float(spent[affordable - 1] / unit) if affordable else 0.0
+    return Outcome(PERFECT, plane, dose, moved, float("nan"), interval(arrives, draws=DRAWS))
+
+
+def _panel(steering: Steering, scene: Scene) -> Panel:
+    grid, coarse = _grid(GRID, EXTENT), _grid(ARROWS, EXTENT * (1.0 - 1.0 / ARROWS))
+    log_odds = None if steering.field.barrier is None else steering.log_odds(grid).numpy()
+    with torch.no_grad():
+        velocity = steering.field(coarse)[..., :2]
+    length = velocity.norm(dim=-1, keepdim=True)
+    # Next to nothing is nothing: a direction of rounding is none.
+    still = length <= 1e-4 * length.max().clamp_min(1e-12)
+    direction = torch.where(still, torch.zeros_like(velocity), velocity / length)
+    return Panel(log_odds, direction.numpy(), _tracks(steering, _spread_out(scene.held_out)))
+
+
+def _tracks(steering: Steering, rows: Tensor) -> np.ndarray:
+    """The solver's own way; for one exact step, where smaller doses would have led."""
+    if steering.steps > 1:
+        return steering.trajectory(rows)[..., :2].numpy()
+    parts = torch.linspace(0.0, 1.0, TRACK_POINTS).tolist()
+    way = [steering.with_strength(steering.dose.scaled(part))(rows) for part in parts]
+    return torch.stack(way)[..., :2].numpy()
+
+
+def _spread_out(rows: Tensor) -> Tensor:
+    """TRACKS of the rows at z = +1, each as far as can be from those before."""
+    above = rows[rows[:, 2] > 0]
+    # Not the outermost: among the half that is closest to the others.
+    typical = above[torch.cdist(above, above).sort(dim=1).values[:, 10].argsort()[: len(above) // 2]]
+    chosen = [0]
+    while len(chosen) < min(TRACKS, len(typical)):
+        distance = torch.cdist(typical, typical[chosen]).min(dim=1).values
+        chosen.append(int(distance.argmax()))
+    return typical[chosen]
+
+
+def _grid(count: int, extent: float) -> Tensor:
+    axis = torch.linspace(-extent, extent, count)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return lift(torch.stack([x, y], dim=-1), None)
