@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "saving": {"ode", "lookup"},
     "steering": {"ode", "lookup", "serialize", "saving"},
     "methods": {"ode", "steering", "lookup", "calibration"},
+    "composition": {"ode", "steering"},
     "layered": {"ode", "saving", "steering"},
     "contrast": {"templates"},
     "extraction": {"contrast", "layers"},
@@ -54,10 +55,14 @@ MAY_IMPORT = {
         "layers",
     },
     "fitting": BELOW_FITTING,
-    "tuning": BELOW_FITTING | {"fitting", "bootstrap", "saving"},
+    "tuning": BELOW_FITTING | {"fitting", "bootstrap"},
 }
 # When used, or for types: a steering is attached by the engine without needing it.
-MAY_IMPORT_LATE = {"steering": {"attach"}, "layered": {"attach"}}
+MAY_IMPORT_LATE = {
+    "steering": {"attach", "composition"},
+    "layered": {"attach"},
+    "tuning": {"judges"},
+}
 
 
 def part_of(names):

@@ -30,6 +30,10 @@ def _sketch():
     return ode.SketchBarrier(*hashes, _random(16), 0.1, gamma=0.5, c0=1.0)
 
 
+def _network():
+    return ode.Network.draw([D, 4, 1], "gelu", torch.Generator().manual_seed(1))
+
+
 BARRIERS = {
     "linear": lambda: ode.LinearBarrier(_random(D), 0.3),
     "quadratic": lambda: ode.QuadraticBarrier.from_form(
@@ -40,6 +44,11 @@ BARRIERS = {
     ),
     "sketch": _sketch,
     "fourier": lambda: ode.FourierBarrier(_random(8, D), _random(8), _random(8), 0.2),
+    "gaussian": lambda: ode.GaussianBarrier(_random(D), torch.eye(D), _random(D), 0.3),
+    "mixture": lambda: ode.MixtureBarrier(
+        _whitening(), _random(4, D), _random(3, D), 0.8, negative_weights=torch.ones(3)
+    ),
+    "network": lambda: ode.NetworkBarrier(_network(), _random(D), _random(D).abs() + 1, 0.3),
     "affine": lambda: ode.AffineBarrier(_sketch(), -2.0, 0.5),
     "and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["fourier"]()]),
     "hard and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["affine"]()], soft=False),
@@ -49,6 +58,10 @@ FIELDS = {
     "zero": ode.ZeroField,
     "constant": lambda: ode.ConstantField(_random(D)),
     "constant with a barrier": lambda: ode.ConstantField(_random(D), BARRIERS["fourier"]()),
+    "safety": lambda: ode.SafetyField(BARRIERS["quadratic"](), 1.5, 0.2),
+    "safety of a nominal field": lambda: ode.SafetyField(
+        BARRIERS["linear"](), 1.5, nominal=ode.ConstantField(_random(D)), limit=3.0
+    ),
 } | {name: lambda make=make: ode.GradientField(make()) for name, make in BARRIERS.items()}
 
 

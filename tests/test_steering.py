@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import odesteer as ods
 from odesteer import (
     CAA,
     ITI,
@@ -217,3 +218,54 @@ def test_another_width_is_refused_with_both_widths(steering):
 def test_a_wrong_setting_is_refused_when_it_is_made(wrong, words):
     with pytest.raises(ValueError, match=words):
         Steering(ConstantField(torch.ones(D)), **wrong)
+
+
+# ---- several into one
+
+
+def _two(seed):
+    positive, negative = two_gaussians(80, 80, seed=seed)
+    return ODESteer(gamma=1.0, C=1.0).fit(positive, negative, layer=3)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_all_of_and_any_of_join_the_calibrated_barriers(soft):
+    one, two = _two(1), CAA().fit(*two_gaussians(80, 80, seed=9), layer=3)
+    a = torch.cat(two_gaussians(20, 20, seed=4))
+    odds = torch.stack([one.log_odds(a), two.log_odds(a)])
+    least = -torch.logsumexp(-odds, dim=0) if soft else odds.amin(dim=0)
+    most = torch.logsumexp(odds, dim=0) if soft else odds.amax(dim=0)
+    torch.testing.assert_close(ods.all_of(one, two, soft=soft).log_odds(a), least)
+    torch.testing.assert_close(ods.any_of(one, two, soft=soft).log_odds(a), most)
+    torch.testing.assert_close((one & two).log_odds(a), ods.all_of(one, two).log_odds(a))
+    torch.testing.assert_close((one | two).log_odds(a), ods.any_of(one, two).log_odds(a))
+    with pytest.raises(ValueError, match="got none"):
+        ods.all_of()
+
+
+def test_a_guarded_steering_never_leaves_the_other_ones_region():
+    kept = _two(1)
+    away = ~kept.with_strength(6.0)
+    a = two_gaussians(60, 60, seed=4)[0]
+    start = a[kept.log_odds(a) > 0.5]
+    assert len(start) > 20
+    free = kept.log_odds(away(start))
+    held = ods.guarded(away, by=kept, alpha=2.0)
+
+    exactly = replace(held, solver="dopri5")
+    assert float(free.min()) < -0.5
+    assert float(kept.log_odds(exactly(start)).min()) > -1e-3
+    assert float(kept.log_odds(held(start)).min()) > -0.05
+    # Backwards it goes the other way, and is guarded all the same.
+    back = replace(exactly, strength=-6.0)
+    assert float(kept.log_odds(back(start)).min()) > -1e-3
+    assert bool((kept.log_odds(back(start)) > kept.log_odds(start)).float().mean() > 0.9)
+
+
+def test_a_guard_that_has_nothing_to_object_to_changes_nothing():
+    kept = _two(1)
+    a = torch.cat(two_gaussians(20, 20, seed=4))
+    held = ods.guarded(kept, by=kept, alpha=1e-6)
+    assert torch.equal(held.field(a), kept.field(a))
+    with pytest.raises(ValueError, match="layers 3 and 4"):
+        ods.guarded(kept, by=CAA().fit(*two_gaussians(9, 9), layer=4))

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from odesteer.attach import Handle
     from odesteer.backends import Sampling, TransformersBackend
+    from odesteer.composition import all_of, any_of, guarded
     from odesteer.contrast import Contrast
     from odesteer.extraction import activations
     from odesteer.fitting import fit
     from odesteer.layered import LayeredSteering, load
     from odesteer.methods import (
         CAA,
+        HPR,
         ITI,
         METHODS,
         FourierODESteer,
@@ -29,11 +31,14 @@ if TYPE_CHECKING:
         ODESteer,
         OneStepODESteer,
         PaperODESteer,
+        REControl,
         RepE,
         SafetyFilter,
+        TruthFlow,
     )
     from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
     from odesteer.steering import Calibration, Steering
+    from odesteer.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -43,10 +48,12 @@ _HOMES = {
     "odesteer.extraction": ("activations",),
     "odesteer.attach": ("Handle",),
     "odesteer.backends": ("Sampling", "TransformersBackend"),
+    "odesteer.composition": ("all_of", "any_of", "guarded"),
     "odesteer.contrast": ("Contrast",),
     "odesteer.layered": ("LayeredSteering", "load"),
     "odesteer.methods": (
         "CAA",
+        "HPR",
         "ITI",
         "METHODS",
         "FourierODESteer",
@@ -61,17 +68,21 @@ _HOMES = {
         "ODESteer",
         "OneStepODESteer",
         "PaperODESteer",
+        "REControl",
         "RepE",
         "SafetyFilter",
+        "TruthFlow",
     ),
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
     "odesteer.fitting": ("fit",),
+    "odesteer.tuning": ("Tuned", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CAA",
+    "HPR",
     "ITI",
     "METHODS",
     "SOLVERS",
@@ -93,6 +104,7 @@ __all__ = [
     "OneStepODESteer",
     "PaperODESteer",
     "PathLength",
+    "REControl",
     "RepE",
     "SafetyFilter",
     "Sampling",
@@ -100,9 +112,15 @@ __all__ = [
     "Target",
     "Time",
     "TransformersBackend",
+    "TruthFlow",
+    "Tuned",
     "activations",
+    "all_of",
+    "any_of",
     "fit",
+    "guarded",
     "load",
+    "tune",
 ]
 
 

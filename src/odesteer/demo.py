@@ -26,11 +26,11 @@ from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
+from odesteer.fitting import best_layer, describe_model, middle_layers, rank_layers
 from odesteer.judges import VaderMood
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.ode import Angle
 from odesteer.steering import Steering
-from odesteer.fitting import best_layer, describe_model, middle_layers, rank_layers
 
 DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())

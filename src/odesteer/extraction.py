@@ -166,9 +166,16 @@ def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[
         yield batch
 
 
-def _train_again(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
-        module.training = True
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode (no dropout) inside; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class _Stop(Exception):
@@ -203,10 +210,8 @@ def _captured(
             return outputs
         raise RuntimeError(f"The model never ran its decoder block {deepest}.")
 
-    training = [module for module in model.modules() if module.training]
     with ExitStack() as undo:
-        model.eval()
-        undo.callback(_train_again, training)
+        undo.enter_context(evaluating(model))
         for index in set(indices):
             if site == "heads":
                 module = attention_output(blocks[index])

@@ -141,6 +141,23 @@ def read(
     }
 
 
+def fit_readings(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    method: Method,
+    readings: dict[int, Reading],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Steering]:
+    """One steering a layer, each by itself, from what was read of the contrast (see `read`)."""
+    about = describe_model(model, tokenizer)
+    return [
+        _fit_one(method, reading, contrast, index, None, seed, about, {}, progress)
+        for index, reading in readings.items()
+    ]
+
+
 def _fit_one(
     method: Method,
     reading: Reading,

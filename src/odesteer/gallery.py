@@ -33,7 +33,8 @@ DOSES = (1.0, 1.5, 3.0)
 SHOWN = 1.5
 UNSTEERED, PERFECT = "none", "best possible"
 LEAST_POINTS = 40
-GRID, ARROWS, TRACKS, TRACK_POINTS = 121, 9, 8, 13
+GRID, ARROWS = (145, 121), (11, 9)  # columns and rows of points where h and v are drawn
+TRACKS, TRACK_POINTS = 8, 13
 # 2,000 draws give the ends of an interval to about a tenth of its width, in a second for all.
 DRAWS = 2000
 
@@ -70,8 +71,8 @@ class Panel:
     """What is drawn of a method on a plane, all of it at height z = +1.
 
     Attributes:
-        log_odds: calibrated h on the grid, [GRID, GRID], y first; None without a barrier.
-        direction: of the field on the coarse grid, of length 1 or 0, [ARROWS, ARROWS, 2].
+        log_odds: calibrated h on `grid(*GRID)`; None without a barrier.
+        direction: of the field on `grid(*ARROWS)`, of length 1 or 0, [rows, columns, 2].
         tracks: the ways of some held-out negatives at the dose `SHOWN`, [points, TRACKS, 2].
     """
 
@@ -132,7 +133,9 @@ class Gallery:
 
     def save(self, path: Path) -> None:
         """Write `as_json`; the file is whole or absent."""
-        write_whole(path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(
+            path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode()
+        )
 
 
 @dataclass(frozen=True)
@@ -272,13 +275,22 @@ def _perfect(plane: str, dose: float, scene: Scene) -> Outcome:
     return Outcome(PERFECT, plane, dose, moved, float("nan"), interval(arrives, draws=DRAWS))
 
 
+def grid(columns: int, rows: int) -> Tensor:
+    """The centres of so many tiles of the plane, lowest first: [rows, columns, 2]."""
+    x, y = (
+        extent * (torch.arange(count) * 2.0 + 1.0 - count) / count
+        for extent, count in zip(EXTENT, (columns, rows), strict=True)
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
 def _panel(steering: Steering, scene: Scene) -> Panel:
-    grid, coarse = _grid(GRID, EXTENT), _grid(ARROWS, EXTENT * (1.0 - 1.0 / ARROWS))
-    log_odds = None if steering.field.barrier is None else steering.log_odds(grid).numpy()
+    fine, coarse = lift(grid(*GRID), None), lift(grid(*ARROWS), None)
+    log_odds = None if steering.field.barrier is None else steering.log_odds(fine).numpy()
     with torch.no_grad():
         velocity = steering.field(coarse)[..., :2]
     length = velocity.norm(dim=-1, keepdim=True)
-    # Next to nothing is nothing: a direction of rounding is none.
+    # A direction made of rounding is none.
     still = length <= 1e-4 * length.max().clamp_min(1e-12)
     direction = torch.where(still, torch.zeros_like(velocity), velocity / length)
     return Panel(log_odds, direction.numpy(), _tracks(steering, _spread_out(scene.held_out)))
@@ -297,15 +309,11 @@ def _spread_out(rows: Tensor) -> Tensor:
     """TRACKS of the rows at z = +1, each as far as can be from those before."""
     above = rows[rows[:, 2] > 0]
     # Not the outermost: among the half that is closest to the others.
-    typical = above[torch.cdist(above, above).sort(dim=1).values[:, 10].argsort()[: len(above) // 2]]
+    typical = above[
+        torch.cdist(above, above).sort(dim=1).values[:, 10].argsort()[: len(above) // 2]
+    ]
     chosen = [0]
     while len(chosen) < min(TRACKS, len(typical)):
         distance = torch.cdist(typical, typical[chosen]).min(dim=1).values
         chosen.append(int(distance.argmax()))
     return typical[chosen]
-
-
-def _grid(count: int, extent: float) -> Tensor:
-    axis = torch.linspace(-extent, extent, count)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return lift(torch.stack([x, y], dim=-1), None)

@@ -8,6 +8,7 @@ different things and a gated method moves only some rows.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from odesteer.ode import RotationField, Time, TransportField
@@ -26,47 +27,60 @@ class Match(NamedTuple):
     displacement: float
 
 
-def mean_displacement(steering: Steering, rows: Tensor, strength: float) -> float:
-    """mean_i ||a_i(T) - a_i|| of rows [n, d] at T = strength."""
+def mean_displacement(
+    steering: Steering, rows: Tensor, strength: float, relative: bool = False
+) -> float:
+    """mean_i ||a_i(T) - a_i|| of rows [n, d] at T = strength, or the mean of it over ||a_i||."""
     moved = steering.with_strength(Time(strength))(rows)
-    return float((moved - rows).norm(dim=-1).mean())
+    return _mean_length(moved - rows, rows, relative)
+
+
+def _mean_length(steps: Tensor, rows: Tensor, relative: bool) -> float:
+    length = steps.norm(dim=-1)
+    return float((length / rows.norm(dim=-1) if relative else length).mean())
 
 
 def match(
-    steering: Steering, rows: Tensor, displacement: float, tolerance: float = 1e-3
+    steering: Steering,
+    rows: Tensor,
+    displacement: float,
+    tolerance: float = 2e-3,
+    relative: bool = False,
 ) -> Match:
-    """The least strength that moves the rows so far, to a relative tolerance.
+    """The least strength found that moves the rows so far, to a relative tolerance.
 
-    Where none does, the least with (nearly) the largest displacement there is: a map is at
-    most carried out whole (`MAPS`), and other flows are followed for `DETOUR` times as long
-    as their initial speed asks for.
+    Where none does, the least that moves them (nearly) as far as they go: a map is at most
+    carried out whole (`MAPS`), and other flows are followed for `DETOUR` times as long as
+    their initial speed asks for.
 
     Args:
         steering: any; its own strength is not used.
         rows: [n, d].
         displacement: > 0.
-        tolerance: relative.
+        tolerance: the displacement is at most (1 + tolerance) times as large.
+        relative: displacements are over ||a_i||.
     """
-    field = steering.field.to(rows.device)
-    speed = float(field(rows).norm(dim=-1).mean())
+    with torch.no_grad():
+        speed = _mean_length(steering.field(rows), rows, relative)
     if speed == 0:
         return Match(0.0, 0.0)
-    straight = displacement / speed
-    ceiling = 1.0 if isinstance(field, MAPS) else DETOUR * straight
+    # A little more than a straight line needs, so that for one this is the answer.
+    straight = (1.0 + tolerance / 2.0) * displacement / speed
+    ceiling = 1.0 if isinstance(steering.field, MAPS) else DETOUR * straight
     tried = [Match(0.0, 0.0)]
-    # Upwards in small steps: on a sphere the displacement rises and falls again.
-    strength = min(ceiling, straight) / 4.0
+    # In small steps: on a sphere the displacement grows and shrinks again.
+    strength = min(ceiling, straight) / 2.0
     while tried[-1].displacement < displacement and tried[-1].strength < ceiling:
-        tried.append(Match(strength, mean_displacement(steering, rows, strength)))
-        strength = min(ceiling, 1.25 * strength)
-    low, high = tried[-2], tried[-1]
+        tried.append(Match(strength, mean_displacement(steering, rows, strength, relative)))
+        strength = min(ceiling, straight if strength < straight else 1.25 * strength)
+    low, high = tried[-2:]
     if high.displacement < displacement:
-        most = max(tried, key=lambda match: match.displacement).displacement
-        return next(m for m in tried if m.displacement >= (1.0 - tolerance) * most)
+        most = max(found.displacement for found in tried)
+        return next(found for found in tried if found.displacement >= (1.0 - tolerance) * most)
     while high.displacement > (1.0 + tolerance) * displacement:
         middle = (low.strength + high.strength) / 2.0
         if not low.strength < middle < high.strength:
-            break  # neighbours in floating point: the displacement jumps
-        half = Match(middle, mean_displacement(steering, rows, middle))
+            break  # neighbours in floating point: the displacement jumps there
+        half = Match(middle, mean_displacement(steering, rows, middle, relative))
         low, high = (half, high) if half.displacement < displacement else (low, half)
     return high

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EXTENT = 2.3  # nearly all points lie within it, in both coordinates
-HEIGHT = 1.0
+# Nearly all points have |x| and |y| below these.
+EXTENT = (2.3, 1.9)
+HEIGHT = 1.0  # about as wide as the other two coordinates
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plane:
 
     def distance(self, points: Tensor) -> Tensor:
         """How far the desired region is: [n, 2] -> [n], 0 inside; right to about 0.005."""
-        axis = torch.linspace(-1.5 * EXTENT, 1.5 * EXTENT, 601)
+        axis = torch.linspace(-3.0, 3.0, 601)
         grid = torch.cartesian_prod(axis, axis)
         inside = self.desired(grid).view(601, 601)
         core = inside.clone()
@@ -110,8 +111,8 @@ def _factor(degrees: float, along: float, across: float) -> Tensor:
     return torch.tensor([[c * along, -s * across], [s * along, c * across]])
 
 
-_MEANS = torch.tensor([[0.9, 0.4], [-0.8, -0.3]])
-_FACTORS = torch.stack([_factor(-60.0, 0.75, 0.25), _factor(20.0, 0.75, 0.3)])
+_MEANS = torch.tensor([[0.5, 0.3], [-0.5, -0.3]])
+_FACTORS = torch.stack([_factor(-65.0, 0.8, 0.3), _factor(25.0, 0.7, 0.25)])
 IMBALANCE = 4
 
 
@@ -161,9 +162,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 PLANES = {
-    "moons": Plane(
-        "two moons", moons, _nearer_to_upper_arc, "nearer to the noise-free upper moon"
-    ),
+    "moons": Plane("two moons", moons, _nearer_to_upper_arc, "nearer to the noise-free upper moon"),
     "gaussians": Plane(
         "Gaussians, 1 : 4",
         gaussians,

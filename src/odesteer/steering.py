@@ -8,7 +8,7 @@ composed and attached. float32, the cast back, `no_grad` and devices are dealt w
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odesteer import ode
 from odesteer.lookup import pick
-from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, GradientField, VectorField, as_dose
+from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
 from odesteer.saving import dose_from_json, dose_to_json, read, write
 from odesteer.serialize import describe, rebuild
 
@@ -184,38 +184,16 @@ class Steering:
         )
 
     def __and__(self, other: "Steering") -> "Steering":
-        """Both aims in one ODE: h = -log(e^-h1 + e^-h2) of the calibrated barriers.
+        """Both aims in one ODE; see `odesteer.composition.all_of`."""
+        from odesteer.composition import all_of
 
-        The dose is the left one's; `with_strength` changes it.
-        """
-        return self._joined(other, ode.AndBarrier, "&")
+        return all_of(self, other)
 
     def __or__(self, other: "Steering") -> "Steering":
-        """Either aim: h = log(e^h1 + e^h2) of the calibrated barriers."""
-        return self._joined(other, ode.OrBarrier, "|")
+        """Either aim; see `odesteer.composition.any_of`."""
+        from odesteer.composition import any_of
 
-    def _joined(self, other: "Steering", junction: Callable[..., Barrier], sign: str) -> "Steering":
-        places = [(s.layer, s.site) for s in (self, other)]
-        if places[0] != places[1]:
-            layers = " and ".join(
-                f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in places
-            )
-            raise ValueError(
-                f"Steerings compose at one layer; these are at layers {layers}. Fit both at the "
-                f"same layer, or attach both."
-            )
-        parts = [s.barrier.affine(*s.calibration) for s in (self, other)]
-        return Steering(
-            field=GradientField(junction(parts)),
-            strength=self.strength,
-            solver="heun",
-            steps=max(10, self.steps, other.steps),
-            layer=self.layer,
-            method=f"({self.method} {sign} {other.method})",
-            hyperparameters={"left": self.hyperparameters, "right": other.hyperparameters},
-            model=self.model,
-            site=self.site,
-        )
+        return any_of(self, other)
 
     # ---- attached to a model
 

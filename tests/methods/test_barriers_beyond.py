@@ -1,5 +1,6 @@
 """Do Gaussian, mixture and network barriers and the safety filter find the known answers?"""
 
+import copy
 import math
 
 import numpy as np
@@ -134,15 +135,15 @@ def test_fewer_rows_than_dimensions_give_finite_useful_fields(method, n, m):
 
 @pytest.mark.parametrize("method", [GaussianODESteer(), *FLEXIBLE], **by_name)
 def test_rings_that_no_line_tells_apart_are_told_apart(method):
-    barrier = method.fit(*rings(150, 1)).barrier
-    linear = GaussianODESteer(shared=True).fit(*rings(150, 1)).barrier
+    barrier = method.fit(*rings(150, 1), calibrate=False).barrier
+    linear = GaussianODESteer(shared=True).fit(*rings(150, 1), calibrate=False).barrier
     assert held_out_auc(barrier, *rings(300, 7)) > 0.99
     assert held_out_auc(linear, *rings(300, 7)) < 0.65
 
 
 @pytest.mark.parametrize("method", [GaussianODESteer(), *FLEXIBLE], **by_name)
 def test_from_the_outer_ring_every_row_goes_inwards_and_arrives(method):
-    steering = method.fit(*rings(150, 1), strength=PathLength(1.6))
+    steering = method.fit(*rings(150, 1), strength=PathLength(1.9), calibrate=False)
     _, outer = rings(100, 9)
     moved = steering(outer)
     inwards = torch.cosine_similarity(moved - outer, -outer, dim=-1)
@@ -153,7 +154,7 @@ def test_from_the_outer_ring_every_row_goes_inwards_and_arrives(method):
 
 @pytest.mark.parametrize("method", FLEXIBLE, **by_name)
 def test_two_gaussians_are_ranked_nearly_as_well_as_can_be(method):
-    barrier = method.fit(*two_gaussians(300, 300, 12, seed=1)).barrier
+    barrier = method.fit(*two_gaussians(300, 300, 12, seed=1), calibrate=False).barrier
     # The best possible is Phi(1.6 / sqrt 2) = 0.871.
     assert held_out_auc(barrier, *two_gaussians(1000, 1000, 12, seed=2)) > 0.82
 
@@ -181,7 +182,8 @@ def test_the_bandwidth_is_chosen_from_the_multiples_and_a_given_one_is_kept():
 
 
 def test_landmarks_bound_the_centres_of_each_class():
-    barrier = MixtureODESteer(landmarks=30).learn(*(x.double() for x in rings(100, 1))).barrier
+    method = MixtureODESteer(landmarks=30, bandwidth=0.5)
+    barrier = method.learn(*(x.double() for x in rings(100, 1))).barrier
     assert barrier.positive.shape == barrier.negative.shape == (30, 2)
     assert held_out_auc(barrier, *(x.double() for x in rings(300, 7))) > 0.99
 
@@ -192,22 +194,25 @@ def test_landmarks_bound_the_centres_of_each_class():
 def test_the_network_never_touches_the_global_random_state():
     torch.manual_seed(0), np.random.seed(0)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    NetworkODESteer(epochs=2).fit(*rings(50, 1))
+    NetworkODESteer(epochs=2).fit(*rings(50, 1), calibrate=False)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
 def test_another_seed_gives_another_network_of_the_same_quality():
-    one, two = (NetworkODESteer(seed=seed).fit(*rings(150, 1)) for seed in (0, 1))
-    assert not torch.equal(one.barrier.value(rings(9, 3)[0]), two.barrier.value(rings(9, 3)[0]))
-    assert held_out_auc(two.barrier, *rings(300, 7)) > 0.99
+    data = [x.double() for x in rings(100, 1)]
+    one, two = (NetworkODESteer(epochs=40, seed=s).learn(*data).barrier for s in (0, 1))
+    assert not torch.equal(one.value(data[0]), two.value(data[0]))
+    for barrier in (one, two):
+        assert held_out_auc(barrier, *(x.double() for x in rings(300, 7))) > 0.99
 
 
 def test_a_caller_in_inference_mode_gets_the_same_network():
-    outside = NetworkODESteer(epochs=3).fit(*rings(50, 1)).field.state_dict()
+    outside = NetworkODESteer(epochs=3).fit(*rings(50, 1), calibrate=False)
     with torch.inference_mode():
-        inside = NetworkODESteer(epochs=3).fit(*rings(50, 1)).field.state_dict()
-    assert all(torch.equal(outside[key], inside[key]) for key in outside)
+        inside = NetworkODESteer(epochs=3).fit(*rings(50, 1), calibrate=False)
+    one, two = outside.field.state_dict(), inside.field.state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_progress_counts_epochs_to_the_end():
@@ -244,21 +249,28 @@ def filtered():
 
 def test_comfortable_rows_stay_and_the_deficit_of_the_others_shrinks_exponentially(filtered):
     fresh = torch.cat(two_gaussians(200, 200, 12, seed=2)).double()
+    field = copy.deepcopy(filtered.field).double()
+    barrier = field.barrier
     for strength in (0.5, 1.0, 2.0):
         moved = filtered.with_strength(strength)(fresh)
-        before, after = (filtered.barrier.double().value(x) - 0.4 for x in (fresh, moved))
+        before, after = (barrier.value(x) - 0.4 for x in (fresh, moved))
         stays = before >= 0
         assert 50 < int(stays.sum()) < 350
         assert torch.equal(moved[stays], fresh[stays])
-        expected = before[~stays] * math.exp(-1.3 * strength)
-        torch.testing.assert_close(after[~stays], expected, rtol=2e-3, atol=2e-3)
+        expected = before * math.exp(-1.3 * strength)
+        follows = ~stays & (field(fresh).norm(dim=-1) < 0.99 * field.limit)
+        torch.testing.assert_close(after[follows], expected[follows], rtol=2e-3, atol=2e-3)
+        # Rows near a critical point would need more than the filter may do in that time.
+        held_back = ~stays & ~follows
+        assert int(held_back.sum()) < 0.03 * int(follows.sum())
+        assert bool((after[held_back] > before[held_back]).all())
 
 
 def test_comfortable_rows_keep_every_bit_in_every_precision(filtered):
     fresh = torch.cat(two_gaussians(200, 200, 12, seed=2))
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         a = fresh.to(dtype)
-        stays = filtered.barrier.float().value(a.float()) >= 0.4
+        stays = filtered.barrier.value(a.float()) >= 0.4
         assert torch.equal(filtered.with_strength(1.0)(a)[stays], a[stays])
 
 
@@ -266,7 +278,7 @@ def test_a_negative_strength_and_inversion_filter_the_other_way(filtered):
     fresh = torch.cat(two_gaussians(200, 200, 12, seed=2))
     away = filtered.with_strength(-1.0)(fresh)
     assert torch.equal(away, (~filtered).with_strength(1.0)(fresh))
-    h = filtered.barrier.float().value(fresh)
+    h = filtered.barrier.value(fresh)
     there = h <= -0.4
     assert torch.equal(away[there], fresh[there])
     assert bool((filtered.barrier.value(away)[~there] < h[~there]).all())

@@ -16,6 +16,10 @@ CHEAPER = {
     "odesteer-paper": {"components": 256},
     "odesteer-one-step": {"components": 256},
     "odesteer-fourier": {"components": 128},
+    # Twelve dimensions bear larger steps, and then need fewer of them.
+    "hpr": {"lr": 2e-3, "min_steps": 150},
+    "re-control": {"lr": 1e-3, "min_steps": 200},
+    "truthflow": {"lr": 2e-3, "min_steps": 200},
 }
 D = 12
 POSITIVE, NEGATIVE = two_gaussians(60, 60, D, seed=1)

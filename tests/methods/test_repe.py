@@ -38,7 +38,7 @@ def test_it_is_the_leading_eigenvector_of_the_second_moment_of_the_differences()
     positive, negative = two_gaussians(50, 50, D)
     difference = (positive - negative).double()
     u = direction(positive.double(), negative.double())
-    eigenvalues, vectors = torch.linalg.eigh(difference.mT @ difference)
+    _, vectors = torch.linalg.eigh(difference.mT @ difference)
     torch.testing.assert_close(u.norm(), torch.ones(()).double())
     assert float((vectors[:, -1] @ u).abs()) > 1 - 1e-9
 

@@ -60,7 +60,6 @@ def test_every_strength_is_on_the_line_to_the_image_in_any_number_of_steps(metho
     a = randn(20, 4, seed=5)
     line = steering.field.double()(a)
     for strength in (0.3, 1.0, 2.0):
-        from dataclasses import replace
 
         many = replace(steering, solver=solver, steps=7, strength=strength)
         torch.testing.assert_close(many(a), a + strength * line, atol=1e-5, rtol=1e-5)

@@ -140,17 +140,23 @@ def test_the_limit_bounds_the_change_and_nothing_else(make_quadratic, normal: Ma
     assert torch.equal(limited(a)[length < 15.0], free(a)[length < 15.0])
 
 
-@pytest.mark.parametrize("nominal", [False, True])
-def test_reversed_filters_for_minus_h_and_twice_is_itself(
-    nominal: bool, make_quadratic, normal: Make
-) -> None:
+def test_reversed_it_filters_for_minus_h(make_quadratic, normal: Make) -> None:
     barrier, a = make_quadratic(), 2 * normal(30, 7, seed=1)
-    base = _nominal(normal) if nominal else None
-    field = SafetyField(barrier, ALPHA, MARGIN, base, limit=4.0)
-    opposite = SafetyField(barrier.affine(-1.0), ALPHA, MARGIN, base and base.reversed(), 4.0)
+    field = SafetyField(barrier, ALPHA, MARGIN, limit=4.0)
+    opposite = SafetyField(barrier.affine(-1.0), ALPHA, MARGIN, limit=4.0)
     assert torch.equal(field.reversed()(a), opposite(a))
     torch.testing.assert_close(field.reversed().reversed()(a), field(a), rtol=0, atol=0)
-    assert field.one_way is not nominal and field.unit_speed is False
+    assert field.one_way
+
+
+def test_a_guarded_field_reversed_is_guarded_by_the_same_barrier(
+    make_quadratic, normal: Make
+) -> None:
+    barrier, a, base = make_quadratic(), 2 * normal(30, 7, seed=1), _nominal(normal)
+    field = SafetyField(barrier, ALPHA, MARGIN, base, limit=4.0)
+    away = SafetyField(barrier, ALPHA, MARGIN, base.reversed(), limit=4.0)
+    assert torch.equal(field.reversed()(a), away(a))
+    assert field.one_way
 
 
 @pytest.mark.parametrize("nominal", [False, True])

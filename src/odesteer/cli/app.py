@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import demo, fit, generate, inspect
+from odesteer.cli import demo, fit, generate, inspect, tune
 
 EXAMPLES = """
 Steer language models by solving an ODE on their activations.
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(fit.fit)
+app.command()(tune.tune)
 app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(inspect.inspect)

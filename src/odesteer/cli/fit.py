@@ -7,6 +7,7 @@ import typer
 
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
+from odesteer.cli.source import as_layers, dosed, read_contrast
 
 
 @teaching_errors
@@ -20,18 +21,19 @@ def fit(
         ),
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
-    method: Annotated[
-        str,
+    method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
+    layer: options.Layer = "auto",
+    incremental: Annotated[
+        bool | None,
         typer.Option(
-            help="none, caa, iti, odesteer, odesteer-paper, odesteer-one-step or odesteer-fourier."
+            help="Later layers learn from what earlier ones moved; by default as the method's "
+            "source does."
         ),
-    ] = "odesteer",
-    layer: Annotated[
-        str, typer.Option(help="Block index, negative from the end, or `auto`: by held-out loss.")
-    ] = "auto",
+    ] = None,
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    spread: options.Spread = False,
     template: Annotated[
         str,
         typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
@@ -45,43 +47,42 @@ def fit(
     """
     # What can be wrong is checked before anything slow happens.
     dose = parse_dose(strength, angle, target)
-    block: int | str = layer if layer == "auto" else _as_index(layer)
+    blocks = as_layers(layer)
     import odesteer as ods
     from odesteer.lookup import pick
     from odesteer.models import load_model
 
     pick(ods.METHODS, method, "method")
-    # A shell passes "\\n" as two characters.
-    data = ods.Contrast.from_jsonl(contrast, template=template.replace("\\n", "\n"))
+    data = read_contrast(contrast, template)
     language_model, tokenizer = load_model(model, say)
     with progress("Reading texts and fitting") as callback:
-        steering = ods.fit(
+        fitted = ods.fit(
             language_model,
             tokenizer,
             data,
             method=method,
-            layer=block,
-            strength=dose,
+            layer=blocks,
             seed=seed,
+            incremental=incremental,
             progress=callback,
         )
+    steering = dosed(fitted, dose, spread)
     path = steering.save_pretrained(output)
-    held_out = steering.receipts.get("held_out", {})
+    parts = steering.parts if isinstance(steering, ods.LayeredSteering) else (steering,)
+    measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}
     if as_json:
+        held_out = {"layers": measured} if len(parts) > 1 else measured[parts[0].layer]
         out.print_json(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
         )
         return
     out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}")
-    if held_out:
+    for index, held_out in measured.items():
+        if not held_out:
+            continue
+        where = f" (layer {index})" if len(parts) > 1 else ""
         out.print(
-            f"On held-out groups: AUC {held_out['auc']:.3f}, log-loss {held_out['log_loss']:.3f} "
-            f"(chance 0.693), calibration error {held_out['ece']:.3f}, n = {held_out['n']}"
+            f"On held-out groups{where}: AUC {held_out['auc']:.3f}, "
+            f"log-loss {held_out['log_loss']:.3f} (chance 0.693), "
+            f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}"
         )
-
-
-def _as_index(layer: str) -> int:
-    try:
-        return int(layer)
-    except ValueError:
-        raise ValueError(f"--layer is a block index or 'auto'; got '{layer}'.") from None

@@ -1,42 +1,31 @@
 """`odesteer generate` and `odesteer chat`: text from a steered model."""
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from odesteer.cli import options
-from odesteer.cli.console import err, out, parse_dose, progress, say, teaching_errors
+from odesteer.cli.console import err, out, parse_dose, progress, teaching_errors
+from odesteer.cli.source import obtain
 
 if TYPE_CHECKING:
-    from odesteer.steering import Steering
-
-
-def _load(model: str, path: Any, dose: Any, positions: str) -> "tuple[Any, Any, Steering]":
-    """Model, tokenizer and steering; the cheap one first, so that its errors come at once."""
-    import odesteer as ods
-    from odesteer.attach import check_fits, check_positions
-    from odesteer.models import load_model
-
-    check_positions(positions)
-    steering = ods.Steering.from_pretrained(path)
-    if dose is not None:
-        steering = replace(steering, strength=dose)
-    language_model, tokenizer = load_model(model, say)
-    check_fits(steering, language_model)
-    return language_model, tokenizer, steering
+    from odesteer.backends.base import AnySteering
 
 
 @teaching_errors
 def generate(
     model: options.Model,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more prompts.")],
-    steering: options.SteeringPath,
+    steering: options.SteeringPath = None,
+    method: options.MethodNow = None,
+    contrast: options.ContrastNow = None,
+    layer: options.Layer = "auto",
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    spread: options.Spread = False,
     positions: options.Positions = "last+generated",
     max_new_tokens: options.MaxNewTokens = 48,
     temperature: options.Temperature = 0.0,
@@ -44,12 +33,16 @@ def generate(
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Generate with a steering.
+    """Generate with a steering, saved or fitted now.
 
     Example: odesteer generate smollm2 "How was the trip?" -s cheerful --angle -0.2 --compare
+
+    Example: odesteer generate smollm2 "How was the trip?" --method mimic --layer 14
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = _load(model, steering, dose, positions)
+    language_model, tokenizer, one = obtain(
+        model, steering, method, contrast, layer, dose, spread, positions, seed
+    )
     import odesteer as ods
 
     backend = ods.TransformersBackend(language_model, tokenizer, positions=positions)
@@ -86,10 +79,14 @@ HELP = "/strength 5   /angle 0.3   /target 0.9   /off   /on   /reset   /help   /
 @teaching_errors
 def chat(
     model: options.Model,
-    steering: options.SteeringPath,
+    steering: options.SteeringPath = None,
+    method: options.MethodNow = None,
+    contrast: options.ContrastNow = None,
+    layer: options.Layer = "auto",
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    spread: options.Spread = False,
     positions: options.Positions = "last+generated",
     max_new_tokens: options.MaxNewTokens = 200,
 ) -> None:
@@ -98,7 +95,9 @@ def chat(
     Example: odesteer chat smollm2 -s cheerful --angle 0.2
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = _load(model, steering, dose, positions)
+    language_model, tokenizer, one = obtain(
+        model, steering, method, contrast, layer, dose, spread, positions
+    )
     from transformers import TextStreamer
 
     if tokenizer.chat_template is None:
@@ -157,8 +156,8 @@ def _summary(stats: dict[str, float]) -> str:
 
 
 def _command(
-    line: str, steering: "Steering", on: bool, messages: list[dict[str, str]]
-) -> "tuple[Steering, bool]":
+    line: str, steering: "AnySteering", on: bool, messages: list[dict[str, str]]
+) -> "tuple[AnySteering, bool]":
     name, _, value = line[1:].partition(" ")
     if name in ("off", "on"):
         on = name == "on"
@@ -166,7 +165,7 @@ def _command(
         messages.clear()
     elif name in ("strength", "angle", "target"):
         try:
-            steering = replace(steering, strength=_dose(name, _number(name, value), steering))
+            steering = steering.with_strength(_dose(name, _number(name, value), steering))
         except ValueError as error:
             err.print(f"[red]{error}[/]")
             return steering, on
@@ -184,7 +183,7 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"/{name} takes a number; got '{text}'.") from None
 
 
-def _dose(name: str, value: float, steering: "Steering") -> Any:
+def _dose(name: str, value: float, steering: "AnySteering") -> Any:
     if name == "target":
         budget = getattr(steering.strength, "budget", steering.strength)
         from odesteer.ode import Target

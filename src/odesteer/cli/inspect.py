@@ -1,13 +1,16 @@
 """`odesteer inspect`: what is in a steering?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
+
+if TYPE_CHECKING:
+    from odesteer.steering import Steering
 
 
 @teaching_errors
@@ -23,10 +26,23 @@ def inspect(
     """
     import odesteer as ods
 
-    steering = ods.Steering.from_pretrained(path)
-    facts = {
+    one = ods.load(path)
+    parts = one.parts if isinstance(one, ods.LayeredSteering) else (one,)
+    if as_json:
+        described = [
+            {key: _jsonable(value) for key, value in _facts(part).items()} for part in parts
+        ]
+        out.print_json(data=described[0] if len(parts) == 1 else {"parts": described})
+        return
+    for part in parts:
+        _print(path, part)
+
+
+def _facts(steering: "Steering") -> dict[str, Any]:
+    return {
         "method": steering.method,
         "layer": steering.layer,
+        "site": steering.site,
         "hidden size": steering.hidden_size,
         "dose": str(steering.dose),
         "solver": f"{steering.solver}, {steering.steps} steps",
@@ -40,13 +56,13 @@ def inspect(
             f"held-out {key}": value for key, value in steering.receipts.get("held_out", {}).items()
         },
     }
-    if as_json:
-        out.print_json(data={key: _jsonable(value) for key, value in facts.items()})
-        return
+
+
+def _print(path: Path, steering: "Steering") -> None:
     table = Table(title=str(path), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for key, value in facts.items():
+    for key, value in _facts(steering).items():
         table.add_row(key, str(value))
     out.print(table)
     layers = steering.receipts.get("layers")

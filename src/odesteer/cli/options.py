@@ -12,8 +12,31 @@ Model = Annotated[
     ),
 ]
 SteeringPath = Annotated[
-    Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
+    Path | None, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
 ]
+METHOD_NAMES = (
+    "none, caa, repe, iti, iti-heads, mimic, linear-act, hpr, re-control, truthflow, odesteer, "
+    "odesteer-paper, odesteer-one-step, odesteer-fourier, odesteer-gaussian, odesteer-mixture, "
+    "odesteer-network or safety-filter; `odesteer methods` explains them."
+)
+MethodNow = Annotated[
+    str | None,
+    typer.Option("--method", "-m", help=f"Instead of --steering: fit now. {METHOD_NAMES}"),
+]
+ContrastNow = Annotated[
+    Path | None,
+    typer.Option(
+        "--contrast", "-c", help="JSONL to fit --method on; the packaged moods by default."
+    ),
+]
+Layer = Annotated[
+    str,
+    typer.Option(
+        help="Block index, negative from the end, several as `10,13,16`, or `auto`: by held-out "
+        "loss."
+    ),
+]
+Spread = Annotated[bool, typer.Option("--spread", help="Share one dose out over several layers.")]
 Strength = Annotated[
     float | None,
     typer.Option(help="Integration time T; negative steers away, 0 is the unsteered model."),

@@ -3,6 +3,7 @@
 from odesteer.methods.base import Method
 from odesteer.methods.caa import CAA
 from odesteer.methods.gaussian import GaussianODESteer
+from odesteer.methods.hpr import HPR
 from odesteer.methods.iti import ITI
 from odesteer.methods.iti_heads import HeadITI
 from odesteer.methods.linear_act import LinearAcT
@@ -12,8 +13,10 @@ from odesteer.methods.network import NetworkODESteer
 from odesteer.methods.none import NoSteering
 from odesteer.methods.odesteer import ODESteer
 from odesteer.methods.paper import FourierODESteer, OneStepODESteer, PaperODESteer
+from odesteer.methods.re_control import REControl
 from odesteer.methods.repe import RepE
 from odesteer.methods.safety import SafetyFilter
+from odesteer.methods.truthflow import TruthFlow
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -25,6 +28,9 @@ METHODS: dict[str, type[Method]] = {
         HeadITI,
         MiMiC,
         LinearAcT,
+        HPR,
+        REControl,
+        TruthFlow,
         ODESteer,
         PaperODESteer,
         OneStepODESteer,
@@ -38,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "CAA",
+    "HPR",
     "ITI",
     "METHODS",
     "FourierODESteer",
@@ -52,6 +59,8 @@ __all__ = [
     "ODESteer",
     "OneStepODESteer",
     "PaperODESteer",
+    "REControl",
     "RepE",
     "SafetyFilter",
+    "TruthFlow",
 ]

@@ -27,7 +27,8 @@ class GaussianODESteer(Method):
     """Follows the gradient of the log ratio of two Gaussians.
 
     The quadratic h is unbounded, and far from the rows it says nothing: keep the dose small.
-    A class of one or two rows takes the covariance of both.
+    The gradient is plain (G = I), so it favours directions of little variance; in the metric of
+    the covariance LDA would be CAA. A class of one or two rows takes the covariance of both.
 
     Args:
         shared: one covariance for both classes (LDA).

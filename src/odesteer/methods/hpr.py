@@ -78,7 +78,7 @@ class HPR(Method):
             labels = torch.as_tensor(samples.labels).to(rows)
             angles = torch.cat([rows.new_zeros(len(samples.positive)), _angles(samples).to(rows)])
             d = rows.shape[1]
-            widths = [d, *(max(1, d // 2**i) for i in (1, 2, 3)), 1]
+            widths = [d, *(max(8, d // 2**i) for i in (1, 2, 3)), 1]
             angle = Network.draw(widths, "gelu", generator).to(rows.device)
             theta = rows.new_zeros(d)
 

@@ -26,7 +26,6 @@ from odesteer.methods.base import Method, Samples
 from odesteer.methods.covariance import pooled_whitening
 from odesteer.methods.facts import Facts
 from odesteer.methods.paper import median_distance
-from odesteer.methods.temperature import best_sharpness
 from odesteer.ode import Angle, Dose, GradientField, MixtureBarrier, VectorField, Whitening
 
 

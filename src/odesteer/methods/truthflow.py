@@ -20,7 +20,7 @@ from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Dose, Hourglass, RectifiedField, VectorField
 
 # Where the held-out loss is looked at: the same times after every epoch.
-_TIMES = 8
+_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class TruthFlow(Method):
 
     Differences from the original, all for few pairs: prompts and corrections are each centred
     and divided by one number before the flow learns between them (a prompt is many times as
-    long as a correction, and a small error of the one would drown the other), so what the
-    flow does not learn is the mean correction; training makes at least `min_steps` steps, and
-    keeps the epoch with the smallest loss on held-out pairs; LayerNorm in the network.
+    long as a correction, and a small error of the one would drown the other); training makes
+    at least `min_steps` steps, and keeps the epoch with the smallest loss on held-out pairs;
+    the network normalises each row by itself (LayerNorm).
 
     Args:
         k: directions the correction may have; fewer where there are fewer pairs.

@@ -193,7 +193,7 @@ class GradientField(VectorField):
 
 
 class PlainGradientField(VectorField):
-    """v = grad h, as long as it is: dh/dt = ||grad h||^2, so a step raises h by about its length times that.
+    """v = grad h, not normalised: h rises at the rate ||grad h||^2.
 
     Args:
         barrier: h.

@@ -38,7 +38,7 @@ class SafetyField(VectorField):
         barrier: h.
         alpha: > 0, the rate at which a deficit may shrink, per unit of time.
         margin: the value of h to keep.
-        nominal: v0; None is 0, and then a negative dose follows `reversed`.
+        nominal: v0; None is 0.
         limit: the longest u, > 0; None: any.
 
     Raises:
@@ -66,7 +66,6 @@ class SafetyField(VectorField):
         self.margin = float(margin)
         self.nominal = nominal
         self.limit = None if limit is None else float(limit)
-        self.one_way = nominal is None
 
     def forward(self, a: Tensor) -> Tensor:
         gradient, ascent = self.barrier.gradient(a), self.barrier.ascent(a)
@@ -81,9 +80,12 @@ class SafetyField(VectorField):
         return nominal + speed * direction
 
     def reversed(self) -> "SafetyField":
-        """The filter of -h, which keeps -h above the margin, on the reversed nominal field."""
-        nominal = None if self.nominal is None else self.nominal.reversed()
-        barrier = self.barrier.affine(-1.0)
+        """Without a nominal field, the filter of -h; with one, the same guard on its reverse."""
+        barrier, nominal = self.barrier, self.nominal
+        if nominal is None:
+            barrier = barrier.affine(-1.0)
+        else:
+            nominal = nominal.reversed()
         return SafetyField(barrier, self.alpha, self.margin, nominal, self.limit)
 
     @property

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odesteer.tuning.replay import AnySteering, Text, padded, replay
+from odesteer.backends.base import AnySteering
+from odesteer.tuning.replay import Text, padded, replay
 
 _BATCH = 16
 

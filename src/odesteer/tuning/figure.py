@@ -7,6 +7,7 @@ layer has a marker of its own, so that the figure also reads in grey.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ from odesteer.tuning.result import Trial, Tuned, layer_name
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _GREY, _DARK = "#777777", "#222222"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,10 +41,10 @@ def draw(tuned: Tuned, path: Path) -> Path:
         _trials(axes, tuned)
         _front(axes, tuned)
         _chosen(axes, tuned)
-        wanted = tuned.wanted
         axes.set(
             xlabel="damage: KL from the unsteered model, 95th percentile over tokens (nats)",
-            ylabel=f"effect on {wanted.label}\n(standard deviations, 95 % interval)",
+            ylabel="effect, standard deviations of the unsteered read-out\n"
+            f"({tuned.wanted.label}, 95 % interval)",
             title=_title(tuned),
         )
         axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
@@ -123,6 +124,7 @@ def _front(axes: Axes, tuned: Tuned) -> None:
         color=_DARK,
         linewidth=1.6,
         linestyle=":",
+        drawstyle="steps-post",
         label="Pareto front",
         zorder=4,
     )
@@ -130,25 +132,12 @@ def _front(axes: Axes, tuned: Tuned) -> None:
 
 def _chosen(axes: Axes, tuned: Tuned) -> None:
     chosen = tuned.chosen
-    axes.plot(
-        *_points([chosen]),
-        "o",
-        color=_DARK,
-        markersize=14,
-        markerfacecolor="none",
-        markeredgewidth=1.6,
-        zorder=5,
+    what = (
+        "unsteered" if chosen.layer is None else f"layer {layer_name(chosen.layer)}, {chosen.dose}"
     )
-    where = "" if chosen.layer is None else f": layer {layer_name(chosen.layer)}, {chosen.dose}"
-    axes.annotate(
-        f"chosen{where}",
-        (chosen.kl_95, chosen.effect.mean),
-        (-10, 12),
-        textcoords="offset points",
-        ha="right",
-        color=_DARK,
-        fontweight="bold",
-    )
+    ring: dict[str, Any] = {"color": _DARK, "markerfacecolor": "none", "markeredgewidth": 1.6}
+    axes.plot(*_points([chosen]), "o", markersize=14, zorder=5, **ring)
+    axes.plot([], [], "o", markersize=9, label=f"chosen: {what}", **ring)
 
 
 def _points(trials: list[Trial]) -> tuple[list[float], list[float]]:

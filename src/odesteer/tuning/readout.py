@@ -19,13 +19,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from odesteer.backends import Sampling, TransformersBackend
+from odesteer.backends.base import AnySteering
 from odesteer.bootstrap import Interval, interval
 from odesteer.calibration import binary_quality
 from odesteer.contrast import Example
 from odesteer.extraction import extract
 from odesteer.methods.base import Samples
 from odesteer.templates import Messages
-from odesteer.tuning.replay import AnySteering, Text, replay
+from odesteer.tuning.replay import Text, replay
 
 if TYPE_CHECKING:
     from odesteer.judges import Judge
@@ -47,7 +48,6 @@ class Outcome(NamedTuple):
 class ReadOut(ABC):
     """Reads texts, or has prompts answered, under steerings; the first is the unsteered model."""
 
-    label: str
     sign: int = 1  # 1 where more is wanted, -1 where less is
     groups: Sequence[str]  # of what is read
 
@@ -151,8 +151,6 @@ class ProbeReadOut(ReadOut):
     negatives: Sequence[Text]
     positives: Sequence[Text]
     groups: Sequence[str]
-    label: str = "P(positive)"
-    sign: int = 1
 
     def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
         log_odds = np.full((len(steerings), len(self.negatives)), np.nan)
@@ -204,7 +202,6 @@ class JudgeReadOut(ReadOut):
         negatives: Sequence[Example],
     ):
         self.backend, self.judge, self.prompts = backend, judge, prompts
-        self.label = judge.name
         self.groups = [str(i) for i in range(len(prompts))]
         examples = [*positives, *negatives]
         scores = self._scores([e.prompt for e in examples], [e.response for e in examples])

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.attach import scoring
+from odesteer.backends.base import AnySteering
 from odesteer.contrast import Example
-from odesteer.layered import LayeredSteering
 from odesteer.layers import find_layers
-from odesteer.steering import Steering
 from odesteer.templates import encode
 
-AnySteering = Steering | LayeredSteering
 _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**25  # 128 MB in float32; a vocabulary can be larger than a model's width
 
@@ -124,18 +122,6 @@ def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
     ids = [[0] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout), and afterwards every module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _runner(

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from odesteer.backends.base import AnySteering
 from odesteer.bootstrap import Interval
 from odesteer.ode import Dose
 from odesteer.saving import dose_to_json
-from odesteer.tuning.replay import AnySteering
 
 
 class Trial(NamedTuple):
@@ -63,24 +63,51 @@ class Trial(NamedTuple):
 _NUMBERS = ("value", "kl", "kl_95", "perplexity_ratio")
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class Wanted:
     """What was asked for.
 
     Attributes:
-        max_kl: budget of `Trial.kl_95`.
+        max_kl: budget of `Trial.kl_95`, nats a token.
         max_perplexity_ratio: budget of `Trial.perplexity_ratio`.
         value: the read-out to reach, or None.
         effect: the effect to reach, or None.
+        judge: the name of what reads; None for the probe, whose values are probabilities.
         sign: 1 where a higher value is better, -1 where a lower one is.
-        label: what the value is called.
+
+    Raises:
+        ValueError: for two targets, a probability outside (0, 1), or an impossible budget.
     """
 
     max_kl: float
     max_perplexity_ratio: float
     value: float | None = None
     effect: float | None = None
+    judge: str | None = None
     sign: int = 1
-    label: str = "P(positive)"
+
+    def __post_init__(self) -> None:
+        if self.value is not None and self.effect is not None:
+            raise ValueError(
+                f"A target read-out ({self.value:g}) and a target effect ({self.effect:g}) both "
+                f"say what to reach; give one of them."
+            )
+        if self.value is not None and self.judge is None and not 0.0 < self.value < 1.0:
+            raise ValueError(
+                f"The target is the probability of the positive class to reach, between 0 and 1 "
+                f"(exclusive); got {self.value:g}. For standard deviations give a target effect."
+            )
+        if not self.max_kl >= 0.0 or not self.max_perplexity_ratio >= 1.0:
+            raise ValueError(
+                f"A budget needs a max KL of at least 0 nats and a max perplexity ratio of at "
+                f"least 1, which is no damage at all; got {self.max_kl:g} and "
+                f"{self.max_perplexity_ratio:g}."
+            )
+
+    @property
+    def label(self) -> str:
+        """What the value is called."""
+        return "P(positive)" if self.judge is None else self.judge
 
     def to_json(self) -> dict[str, Any]:
         """Target and budget as JSON values; no bound is None."""

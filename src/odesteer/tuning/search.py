@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from odesteer.backends import TransformersBackend
+from odesteer.backends.base import AnySteering
 from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, activations
-from odesteer.fitting import fit, middle_layers, rank_layers
+from odesteer.extraction import Progress, activations, evaluating
+from odesteer.fitting import Reading, fit, fit_readings, middle_layers, rank_layers, read
 from odesteer.layered import LayeredSteering
 from odesteer.layers import find_layers, layer_index
 from odesteer.lookup import pick
@@ -25,7 +26,7 @@ from odesteer.ode import Angle, Dose, as_dose
 from odesteer.templates import Messages, encode
 from odesteer.tuning.damage import continuations, measure
 from odesteer.tuning.readout import JudgeReadOut, Probe, ProbeReadOut, ReadOut, fit_probe
-from odesteer.tuning.replay import AnySteering, as_texts, evaluating
+from odesteer.tuning.replay import as_texts
 from odesteer.tuning.result import Trial, Tuned, Wanted, choose, judged
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ Layer = int | str | tuple[int, ...]
 Prompt = str | Messages
 T = TypeVar("T")
 
-DOSES: tuple[Dose, ...] = tuple(Angle(angle) for angle in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4))
+DOSES: tuple[Dose, ...] = tuple(Angle(angle) for angle in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3))
 FIT_SHARE = 2 / 3  # of the groups
 CANDIDATES = 3
 # Enough for an interval that tells neighbouring doses apart, few enough for two CPU cores.
-TEXTS, PROMPTS, NEW_TOKENS = 64, 24, 24
+TEXTS, PROMPTS, NEW_TOKENS = 48, 24, 24
 # Of the time: how long each stage took on SmolLM2-135M, roughly.
 _STAGES = {"read": 20, "rank": 10, "fit": 10, "effect": 35, "damage": 25}
 
@@ -84,7 +85,7 @@ def tune(
         layers: candidates: block indices, or several for a steering of several; None: the three
             middle blocks with the smallest held-out log-loss (for methods that steer attention
             heads, all blocks as one candidate).
-        doses: a number is an integration time; None: angles from 0.05 to 0.4. The unsteered
+        doses: a number is an integration time; None: angles from 0.05 to 0.3. The unsteered
             model is always a candidate as well.
         target: the mean read-out to reach: P(positive) in (0, 1), or with a judge its score.
         target_effect: instead of `target`, the effect to reach, in standard deviations of the
@@ -107,11 +108,14 @@ def tune(
             contrast with too few groups to hold any out.
     """
     one = pick(METHODS, method, "method")() if isinstance(method, str) else method
-    wanted = _wanted(target, target_effect, max_kl, max_perplexity_ratio, judge)
+    name = None if judge is None else judge.name
+    wanted = Wanted(max_kl, max_perplexity_ratio, target, target_effect, name)
     amounts = _amounts(doses)
     candidates = _candidates(model, one, layers)
     block = None if judge is not None else _late_block(model, candidates)
     fit_part, held_out = _split(contrast, seed)
+    if one.needs_pairs and not fit_part.is_paired:
+        fit_part = fit_part.paired()
     asked = _asked(tokenizer, held_out, prompts, judge, seed)
     stages = _Stages(progress)
     with evaluating(model):
@@ -125,7 +129,7 @@ def tune(
             )
             best = sorted(ranked, key=lambda index: ranked[index].log_loss)
             candidates = sorted(best[:CANDIDATES])
-        fitted = _fit_each(model, tokenizer, fit_part, one, candidates, seed, stages)
+        fitted = _fit_each(model, tokenizer, fit_part, one, candidates, data, seed, stages)
         readout: ReadOut
         if block is None:
             assert judge is not None
@@ -148,7 +152,7 @@ def tune(
                 zip(steerings, readout.outcomes(raw, seed), damages, strict=True)
             )
         ],
-        wanted := wanted._replace(label=readout.label, sign=readout.sign),
+        wanted := replace(wanted, sign=readout.sign),
     )
     choice = choose(trials, wanted)
     if not choice.met:
@@ -170,31 +174,6 @@ def tune(
 
 
 # ---- what was asked for
-
-
-def _wanted(
-    target: float | None,
-    target_effect: float | None,
-    max_kl: float,
-    max_perplexity_ratio: float,
-    judge: "Judge | None",
-) -> Wanted:
-    if target is not None and target_effect is not None:
-        raise ValueError(
-            f"target ({target:g}) and target_effect ({target_effect:g}) both say what to reach; "
-            f"give one of them."
-        )
-    if target is not None and judge is None and not 0.0 < target < 1.0:
-        raise ValueError(
-            f"target is the probability of the positive class to reach, between 0 and 1 "
-            f"(exclusive); got {target:g}. For standard deviations use target_effect."
-        )
-    if not max_kl >= 0.0 or not max_perplexity_ratio >= 1.0:
-        raise ValueError(
-            f"The budget needs max_kl >= 0 (nats) and max_perplexity_ratio >= 1, which is no "
-            f"damage at all; got {max_kl:g} and {max_perplexity_ratio:g}."
-        )
-    return Wanted(max_kl, max_perplexity_ratio, target, target_effect)
 
 
 def _amounts(doses: Sequence[Dose | float] | None) -> list[Dose]:
@@ -299,24 +278,20 @@ def _fit_each(
     part: Contrast,
     method: Method,
     candidates: Sequence[Layer],
+    data: dict[int, tuple[Tensor, Tensor]],
     seed: int,
     stages: "_Stages",
 ) -> list[AnySteering]:
-    """The method fitted at each candidate; single layers are read in one pass."""
+    """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
     progress = stages.of("fit")
     single = [candidate for candidate in candidates if isinstance(candidate, int)]
     if method.site == "residual" and len(single) == len(candidates):
-        together = fit(
-            model,
-            tokenizer,
-            part,
-            method,
-            layer=single,
-            seed=seed,
-            incremental=False,
-            progress=progress,
-        )
-        return list(together.parts) if isinstance(together, LayeredSteering) else [together]
+        as_read = method.tokens == "last" and not method.reads_prompts and set(single) <= set(data)
+        if as_read:
+            readings = {index: Reading(*data[index]) for index in single}
+        else:
+            readings = read(model, tokenizer, part, single, method, progress)
+        return [*fit_readings(model, tokenizer, part, method, readings, seed, progress)]
     return [
         fit(model, tokenizer, part, method, layer=candidate, seed=seed, progress=progress)
         for candidate in candidates

@@ -1,0 +1,103 @@
+"""Which steering does a command use: one from a directory, or one fitted now?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odesteer.cli.console import progress, say
+
+if TYPE_CHECKING:
+    from odesteer.backends.base import AnySteering
+    from odesteer.ode import Dose
+
+
+def obtain(
+    model: str,
+    path: Path | None,
+    method: str | None,
+    contrast: Path | None,
+    layer: str,
+    dose: "Dose | float | None",
+    spread: bool,
+    positions: str,
+    seed: int = 0,
+) -> "tuple[Any, Any, AnySteering]":
+    """Model, tokenizer and steering; the cheap parts first, so that their errors come at once."""
+    if (path is None) == (method is None):
+        raise ValueError(
+            "Give a steering (--steering DIR, from `odesteer fit`) or a method to fit now "
+            "(--method caa)" + (", not both." if path else ".")
+        )
+    if path is not None and contrast is not None:
+        raise ValueError("--contrast is for --method; a saved steering is fitted already.")
+    import odesteer as ods
+    from odesteer.attach import check_fits, check_positions
+    from odesteer.lookup import pick
+    from odesteer.models import load_model
+
+    check_positions(positions)
+    one: AnySteering
+    if path is not None:
+        one = ods.load(path)
+        language_model, tokenizer = load_model(model, say)
+    else:
+        name = str(method)
+        pick(ods.METHODS, name, "method")
+        blocks = as_layers(layer)
+        if spread and isinstance(blocks, int):
+            raise ValueError(f"--spread is for several layers; got --layer {layer}.")
+        data = read_contrast(contrast)
+        language_model, tokenizer = load_model(model, say)
+        with progress("Reading texts and fitting") as callback:
+            one = ods.fit(
+                language_model,
+                tokenizer,
+                data,
+                method=name,
+                layer=blocks,
+                seed=seed,
+                progress=callback,
+            )
+        say(f"Fitted {one.method} at layer {one.layer}.")
+    for part in one.parts if isinstance(one, ods.LayeredSteering) else [one]:
+        check_fits(part, language_model)
+    return language_model, tokenizer, dosed(one, dose, spread)
+
+
+def read_contrast(path: Path | None, template: str = "auto") -> Any:
+    """A contrast file, or the moods that come with the package (towards melancholy)."""
+    import odesteer as ods
+
+    if path is None:
+        from odesteer.demo import contrast
+
+        return contrast()[0]
+    # A shell passes "\\n" as two characters.
+    return ods.Contrast.from_jsonl(path, template=template.replace("\\n", "\n"))
+
+
+def as_layers(layer: str) -> int | str | list[int]:
+    """`auto`, an index, or several with commas.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if layer == "auto":
+        return layer
+    try:
+        indices = [int(part) for part in layer.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--layer is a block index, several with commas, or 'auto'; got '{layer}'."
+        ) from None
+    return indices[0] if len(indices) == 1 else indices
+
+
+def dosed(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":
+    """The steering at the dose asked for, at every layer or shared out over them."""
+    from odesteer.layered import LayeredSteering
+
+    if not spread:
+        return one if dose is None else one.with_strength(dose)
+    if not isinstance(one, LayeredSteering):
+        raise ValueError(f"--spread is for several layers; this steering has one, {one.layer}.")
+    return one.spread(one.strength if dose is None else dose)

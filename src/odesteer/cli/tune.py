@@ -1,0 +1,115 @@
+"""`odesteer tune`: layer and dose chosen on held-out data, to a steering on disk."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from odesteer.cli import options
+from odesteer.cli.console import out, progress, say, teaching_errors
+from odesteer.cli.source import read_contrast
+
+FIGURE = "tune.png"
+N = TypeVar("N", int, float)
+
+
+@teaching_errors
+def tune(
+    model: options.Model,
+    contrast: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONTRAST",
+            help="JSONL: `positive` and `negative` (and `prompt`) a line, or `text` and `label`.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
+    method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Candidates such as `10,13`, or `auto`: the best three by held-out loss."
+        ),
+    ] = "auto",
+    angles: Annotated[
+        str | None,
+        typer.Option(help="Candidate doses such as `0.1,0.2`; six from 0.05 to 0.3 by default."),
+    ] = None,
+    target_probability: Annotated[
+        float | None,
+        typer.Option(help="Least damage that reaches this mean P(positive), 0 to 1."),
+    ] = None,
+    target_effect: Annotated[
+        float | None,
+        typer.Option(help="Least damage that reaches this effect, in standard deviations."),
+    ] = None,
+    max_kl: Annotated[
+        float, typer.Option(help="Budget: 95th percentile of KL from the unsteered model, nats.")
+    ] = 1.0,
+    max_perplexity_ratio: Annotated[
+        float, typer.Option(help="Budget: perplexity of unsteered text, steered over unsteered.")
+    ] = 1.25,
+    template: Annotated[
+        str,
+        typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
+    ] = "auto",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Choose layer and dose on held-out texts, under a damage budget.
+
+    Without a target: the largest effect within the budget. Writes the steering, with all
+    numbers in its receipts, and tune.png beside it.
+
+    Example: odesteer tune smollm2 pairs.jsonl --target-probability 0.8 --out gloomy
+    """
+    # What can be wrong is checked before anything slow happens.
+    blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
+    amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
+    import odesteer as ods
+    from odesteer.lookup import pick
+    from odesteer.models import load_model
+    from odesteer.tuning.result import Wanted
+
+    pick(ods.METHODS, method, "method")
+    Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)
+    data = read_contrast(contrast, template)
+    language_model, tokenizer = load_model(model, say)
+    with progress("Tuning") as callback, warnings.catch_warnings():
+        # The reason is printed below, met or not.
+        warnings.filterwarnings("ignore", message="(?s).*within the budget")
+        tuned = ods.tune(
+            language_model,
+            tokenizer,
+            data,
+            method=method,
+            layers=blocks,
+            doses=None if amounts is None else [ods.Angle(amount) for amount in amounts],
+            target=target_probability,
+            target_effect=target_effect,
+            max_kl=max_kl,
+            max_perplexity_ratio=max_perplexity_ratio,
+            seed=seed,
+            progress=callback,
+        )
+    path = tuned.steering.save_pretrained(output)
+    tuned.plot(path / FIGURE)
+    if as_json:
+        out.print_json(data={"path": str(path), **tuned.facts})
+        return
+    out.print(tuned.table(), soft_wrap=True, markup=False)
+    say(
+        f'">" chosen, "!" beyond the budget; effects and damage on held-out texts ({path / FIGURE})'
+    )
+    reason = tuned.reason[0].upper() + tuned.reason[1:]
+    out.print(reason if tuned.met else f"Not met: {tuned.reason}", soft_wrap=True, markup=False)
+    out.print(f"Wrote {path}: {method} at layer {tuned.steering.layer}, {tuned.steering.dose}")
+
+
+def _list(text: str, kind: Callable[[str], N], option: str, such_as: str) -> list[N]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers such as {such_as}; got '{text}'.") from None
