@@ -9,7 +9,7 @@ a lot.
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from odesteer.bootstrap import Interval, interval
 from odesteer.lookup import pick
 from odesteer.matching import match
-from odesteer.methods import METHODS, Method
+from odesteer.methods import METHODS, Method, PaperODESteer
 from odesteer.methods.base import platt
 from odesteer.ode import Time
 from odesteer.planar import EXTENT, PLANES, Plane, lift
@@ -49,7 +49,7 @@ class Outcome:
         dose: the displacement asked for, in mean distances to the desired region.
         moved: the displacement there is, in the same unit; less than `dose` where the method
             moves no further.
-        strength: with which the method moves so far.
+        strength: with which the method moves so far; None where there is no method.
         share: of held-out negatives that end in the desired region, with a 95 % interval.
     """
 
@@ -57,13 +57,13 @@ class Outcome:
     plane: str
     dose: float
     moved: float
-    strength: float
+    strength: float | None
     share: Interval
 
     @property
     def falls_short(self) -> bool:
         """The method does not move the rows as far as the dose asks."""
-        return self.moved < 0.99 * self.dose
+        return self.strength is not None and self.moved < 0.99 * self.dose
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,10 @@ class Gallery:
     def save(self, path: Path) -> None:
         """Write `as_json`; the file is whole or absent."""
         write_whole(
-            path, (json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n").encode()
+            path,
+            (
+                json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            ).encode(),
         )
 
 
@@ -168,26 +171,27 @@ class Scene:
         return interval(self.plane.desired(rows[:, :2]).numpy(), draws=DRAWS)
 
 
-def drawable(names: Sequence[str] | None = None) -> list[str]:
-    """The methods that can be shown: those that move whole activations.
+def check(names: Sequence[str] | None, points: int) -> list[str]:
+    """The names of the methods to draw: those that move whole activations.
 
     Args:
         names: of `METHODS`; None for all.
+        points: see `Gallery`.
 
     Raises:
-        ValueError: for a name that is no method, or is one for attention heads.
+        ValueError: for a name that is no method, or is one for attention heads; for too few
+            points.
     """
+    if points < LEAST_POINTS:
+        raise ValueError(f"The gallery needs at least {LEAST_POINTS} points; got {points}.")
     if names is None:
         names = [name for name, method in METHODS.items() if method.site == "residual"]
     for name in names:
         if pick(METHODS, name, "method").site != "residual":
-            raise ValueError(
-                f"{name} moves attention {METHODS[name].site}, which points in a plane do not "
-                f"have; leave it out."
-            )
+            raise ValueError(f"{name} moves attention heads, and a plane has none; leave it out.")
     shown = [name for name in dict.fromkeys(names) if name != UNSTEERED]
     if not shown:
-        raise ValueError(f"The gallery needs a method; choose among {', '.join(METHODS)}.")
+        raise ValueError(f"'{UNSTEERED}' is always in the table; name a method to compare it with.")
     return shown
 
 
@@ -206,19 +210,17 @@ def run(
         progress: called with (fits done, fits in all).
 
     Raises:
-        ValueError: for a name that is no method, or too few points.
+        ValueError: see `check`.
     """
-    if points < LEAST_POINTS:
-        raise ValueError(f"The gallery needs at least {LEAST_POINTS} points; got {points}.")
-    shown = drawable(names)
+    shown = check(names, points)
     scenes = {name: Scene.draw(plane, points, seed) for name, plane in PLANES.items()}
     distances = {name: float(scene.distance.mean()) for name, scene in scenes.items()}
     outcomes = [
-        Outcome(UNSTEERED, plane, dose, 0.0, 0.0, scene.share(scene.held_out))
+        Outcome(UNSTEERED, plane, dose, 0.0, None, scene.share(scene.held_out))
         for plane, scene in scenes.items()
         for dose in DOSES
     ]
-    panels = {}
+    panels: dict[tuple[str, str], Panel] = {}
     for method in shown:
         for plane, scene in scenes.items():
             if progress is not None:
@@ -244,7 +246,7 @@ def run(
 
 def fit(method: Method, scene: Scene) -> Steering:
     """The method on the scene's data, calibrated on a fresh draw of it."""
-    if "components" in {field.name for field in fields(method)}:
+    if isinstance(method, PaperODESteer):
         # 8,000 buckets for the 10 products of three coordinates and a constant take minutes;
         # 512 hold the same kernel.
         method = replace(method, components=512)
@@ -272,7 +274,7 @@ def _perfect(plane: str, dose: float, scene: Scene) -> Outcome:
     affordable = int((spent <= 1.0001 * dose * unit).sum())
     arrives = np.arange(len(distance)) < affordable
     moved = float(spent[affordable - 1] / unit) if affordable else 0.0
-    return Outcome(PERFECT, plane, dose, moved, float("nan"), interval(arrives, draws=DRAWS))
+    return Outcome(PERFECT, plane, dose, moved, None, interval(arrives, draws=DRAWS))
 
 
 def grid(columns: int, rows: int) -> Tensor:

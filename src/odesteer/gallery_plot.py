@@ -1,16 +1,20 @@
 """How does the gallery look on one page?"""
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from odesteer.gallery import ARROWS, GRID, SHOWN, Gallery, grid
 from odesteer.planar import EXTENT, PLANES
-from odesteer.plots import STYLE, plt
+from odesteer.plots import STYLE  # which draws without a window system
+from odesteer.saving import write_whole
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
 WANTED, UNWANTED = "#0072B2", "#D55E00"
@@ -68,8 +72,14 @@ def gallery_figure(gallery: Gallery, path: Path) -> None:
                         color="#555555",
                     )
         _legend(figure, size, bottom)
-        figure.savefig(path, dpi=200, facecolor="white")
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=200, facecolor="white")
         plt.close(figure)
+    # 256 colours are all it has; written so, the file is a quarter as large.
+    small = BytesIO()
+    quantized = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    quantized.save(small, "PNG", optimize=True)
+    write_whole(path, small.getvalue())
 
 
 def colours() -> tuple[Colormap, BoundaryNorm]:
@@ -147,12 +157,18 @@ def _legend(figure: Any, size: tuple[float, float], bottom: float) -> None:
         dot("unwanted examples", color=UNWANTED, markersize=4, markeredgewidth=0),
         Line2D([], [], color="#222222", linewidth=1.2, label="learnt boundary, h = 0"),
         Line2D([], [], color="#222222", linewidth=1, linestyle=":", label="true boundary"),
-        dot("held-out start", mfc="white", mec="#111111", mew=0.7, markersize=4),
+        dot("held-out negative", mfc="white", mec="#111111", mew=0.7, markersize=4),
         Line2D(
-            [], [], color="#111111", linewidth=1, marker="o", markersize=3.5, label="its way, end"
+            [],
+            [],
+            color="#111111",
+            linewidth=1,
+            marker="o",
+            markersize=3.5,
+            label="its way and end",
         ),
         Line2D(
-            [], [], color="#666666", linestyle="none", marker="$→$", markersize=9, label="field"
+            [], [], color="#666666", linestyle="none", marker="$→$", markersize=9, label="field v"
         ),
     )
     figure.legend(
@@ -178,7 +194,10 @@ def _legend(figure: Any, size: tuple[float, float], bottom: float) -> None:
         interpolation="none",
     )
     named = [0, 2, 5, 8, 10]
-    bar.set_xticks([place + 1 for place in named], [f"{LEVELS[place]:+g}" for place in named])
+    bar.set_xticks(
+        [place + 1 for place in named],
+        [f"{LEVELS[place]:+g}" if LEVELS[place] else "0" for place in named],
+    )
     bar.set(yticks=[])
     bar.tick_params(labelsize=7.5, length=2)
     bar.set_xlabel("calibrated log-odds h", fontsize=8, labelpad=1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SITES = ("residual", "heads")
 # Attributes that are JSON values as they are.
-_PLAIN = ("solver", "steps", "layer", "site", "method", "hyperparameters", "receipts", "model")
+_PLAIN = ("solver", "steps", "layer", "method", "hyperparameters", "receipts", "model")
 
 
 class Calibration(NamedTuple):
@@ -267,6 +267,8 @@ class Steering:
                 field=field_,
                 strength=dose_from_json(config["dose"]),
                 calibration=Calibration(**config["calibration"]),
+                # Files from before there were other sites do not name it.
+                site=config.get("site", "residual"),
                 **{key: config[key] for key in _PLAIN},
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -115,10 +115,58 @@ def test_unknown_positions_are_refused_before_the_model_loads(steering: Path) ->
     fails_with(result, "Unknown positions 'last'", "last+generated")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "cca"], ["Unknown method 'cca'", "Did you mean 'caa'?"]),
+        (["--layers", "10,middle"], ["--layers", "10,13, or auto", "'10,middle'"]),
+        (["--angles", "small"], ["--angles", "0.1,0.2", "'small'"]),
+        (["--target-probability", "90"], ["between 0 and 1", "90", "target effect"]),
+        (
+            ["--target-probability", "0.9", "--target-effect", "2"],
+            ["0.9", "2", "give one of them"],
+        ),
+        (["--max-kl", "-1"], ["max KL of at least 0", "-1"]),
+        (["--max-perplexity-ratio", "0.5"], ["perplexity ratio of at least 1", "0.5"]),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_the_model_loads(
+    pairs: Path, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    result = run("tune", "no/model", pairs, "--out", tmp_path / "out", *options)
+    fails_with(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_option_is_a_usage_error() -> None:
     result = run("fit", "--nonsense")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "cca"], ["Unknown method 'cca'", "Did you mean 'caa'?"]),
+        (["--methods", "iti-heads"], ["iti-heads", "attention heads"]),
+        (["--points", "7"], ["at least 40 points", "7"]),
+    ],
+)
+def test_a_gallery_that_cannot_be_drawn_writes_nothing(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    fails_with(run("gallery", *arguments, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("gallery", "--out", tmp_path / "file")
+    fails_with(result, "Cannot write to", str(tmp_path / "file"), "--out")
+
+
+def test_a_method_that_does_not_exist_is_not_explained() -> None:
+    fails_with(run("methods", "odestear"), "Unknown method 'odestear'", "Did you mean 'odesteer'?")
 
 
 def test_inspect_prints_json_for_scripts(steering: Path) -> None:
@@ -133,7 +181,9 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
     assert result.stdout.strip() == "False", result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "generate", "chat", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["demo", "fit", "tune", "generate", "chat", "inspect", "gallery", "methods"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import demo, fit, generate, inspect, tune
+from odesteer.cli import demo, fit, gallery, generate, inspect, methods, tune
 
 EXAMPLES = """
 Steer language models by solving an ODE on their activations.
@@ -14,6 +14,8 @@ Examples:
     odesteer demo
 
     odesteer fit smollm2 pairs.jsonl --out truthful
+
+    odesteer tune smollm2 pairs.jsonl --out truthful
 
     odesteer generate smollm2 "How are you?" --steering truthful --compare
 
@@ -33,6 +35,8 @@ app.command()(tune.tune)
 app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(inspect.inspect)
+app.command()(methods.methods)
+app.command()(gallery.gallery)
 
 
 def _version(wanted: bool) -> None:

@@ -103,9 +103,11 @@ def tune(
     say(
         f'">" chosen, "!" beyond the budget; effects and damage on held-out texts ({path / FIGURE})'
     )
-    reason = tuned.reason[0].upper() + tuned.reason[1:]
-    out.print(reason if tuned.met else f"Not met: {tuned.reason}", soft_wrap=True, markup=False)
-    out.print(f"Wrote {path}: {method} at layer {tuned.steering.layer}, {tuned.steering.dose}")
+    out.print(("" if tuned.met else "Not met. ") + tuned.reason, soft_wrap=True, markup=False)
+    out.print(
+        f"Wrote {path}: {method} at layer {tuned.steering.layer}, {tuned.steering.dose} "
+        f"(tuned in {tuned.facts['seconds']:.0f} seconds)"
+    )
 
 
 def _list(text: str, kind: Callable[[str], N], option: str, such_as: str) -> list[N]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method
+from odesteer.methods.facts import Facts
 from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 
@@ -26,6 +27,13 @@ class CAA(Method):
     """
 
     name: ClassVar[str] = "caa"
+    facts: ClassVar[Facts] = Facts(
+        field="mean(positive) - mean(negative)",
+        barrier="log ratio of N(mean+, I) and N(mean-, I), linear",
+        exact="straight line, one Euler step",
+        strength="multiplier of the vector",
+        source="Rimsky et al., ACL 2024, arXiv 2312.06681",
+    )
 
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
         above, below = positive.mean(dim=0), negative.mean(dim=0)

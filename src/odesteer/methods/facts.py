@@ -12,7 +12,7 @@ class Facts(NamedTuple):
         exact: what the exact flow of the field is.
         strength: what a plain number as strength means.
         source: authors, venue, year and link.
-        keeps_norm: the flow keeps the norm of a (or of a - centre).
+        keeps_norm: ||a|| stays what it was, to rounding, with the method's own solver.
     """
 
     field: str

@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method, Samples
+from odesteer.methods.facts import Facts
 from odesteer.methods.probe import linear_probe
 from odesteer.ode import ConstantField, VectorField
 
@@ -31,6 +32,13 @@ class ITI(Method):
     """
 
     name: ClassVar[str] = "iti"
+    facts: ClassVar[Facts] = Facts(
+        field="theta / ||theta||, theta the normal of a linear probe",
+        barrier="theta.a + b + log(n-/n+), by logistic regression",
+        exact="straight line, one Euler step",
+        strength="path length; with spread=True, standard deviations along theta",
+        source="Li et al., NeurIPS 2023, arXiv 2306.03341",
+    )
 
     C: float = 1.0
     spread: bool = False

@@ -1,7 +1,7 @@
 """Linear-AcT: optimal transport of each coordinate by itself.
 
     M_j(a) = w_j a_j + b_j
-    w = sum(y~ x~) / sum(x~^2) over sorted, centred negatives x~ and positives y~,  b = mean+ - w mean-
+    w = sum(y~ x~) / sum(x~^2),  b = mean+ - w mean-,  x~, y~: sorted, centred negatives, positives
     v(a) = M(a) - a where a_j is inside the negatives' range, else 0
     h(a) = sum_j (w_j - 1) a_j^2 / 2 + b_j a_j + const
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method
+from odesteer.methods.facts import Facts
 from odesteer.ode import VectorField, ZeroField
 
 
@@ -17,6 +18,14 @@ class NoSteering(Method):
     """Moves nothing: the row that every comparison needs."""
 
     name: ClassVar[str] = "none"
+    facts: ClassVar[Facts] = Facts(
+        field="0",
+        barrier="-",
+        exact="the identity",
+        strength="nothing",
+        source="-",
+        keeps_norm=True,
+    )
 
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
         return ZeroField()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from odesteer.methods.base import Method, Samples
 from odesteer.methods.covariance import pooled_whitening
+from odesteer.methods.facts import Facts
 from odesteer.methods.kernel import cross_validated_log_odds, fit_machine
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField, Whitening
 
@@ -52,6 +53,13 @@ class ODESteer(Method):
     """
 
     name: ClassVar[str] = "odesteer"
+    facts: ClassVar[Facts] = Facts(
+        field="G grad h / ||G grad h||, G = Sigma^2p",
+        barrier="log density ratio, an exact quadratic on the sphere of y = Sigma^-p (a - m)",
+        exact="keeps ||y|| (not ||a||); closes in k + 1 dimensions, where it is solved",
+        strength="path length",
+        source="Zhao et al., ICLR 2026, arXiv 2602.17560; estimated better",
+    )
     default_strength: ClassVar[Dose | float] = Angle(0.3)
 
     steps: int = 10

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from odesteer.methods.base import Method, Samples
+from odesteer.methods.facts import Facts
 from odesteer.ode import (
     Dose,
     FourierBarrier,
@@ -42,6 +43,13 @@ class PaperODESteer(Method):
 
     name: ClassVar[str] = "odesteer-paper"
     default_strength: ClassVar[Dose | float] = 5.0
+    facts: ClassVar[Facts] = Facts(
+        field="grad h / ||grad h||",
+        barrier="log density ratio by a count sketch of a / ||a||, degree 2",
+        exact="stays on the sphere about 0, which Euler's steps leave; no closed form",
+        strength="path length",
+        source="Zhao et al., ICLR 2026, arXiv 2602.17560",
+    )
 
     steps: int = 10
     degree: int = 2
@@ -90,6 +98,13 @@ class FourierODESteer(Method):
 
     name: ClassVar[str] = "odesteer-fourier"
     default_strength: ClassVar[Dose | float] = 5.0
+    facts: ClassVar[Facts] = Facts(
+        field="grad h / ||grad h||",
+        barrier="log density ratio by random Fourier features",
+        exact="none",
+        strength="path length",
+        source="Zhao et al., ICLR 2026, arXiv 2602.17560, the code",
+    )
 
     steps: int = 10
     components: int = 512

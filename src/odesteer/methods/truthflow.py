@@ -48,6 +48,8 @@ class TruthFlow(Method):
 
     name: ClassVar[str] = "truthflow"
     needs_pairs: ClassVar[bool] = True
+    tokens: ClassVar[str] = "response"
+    reads_prompts: ClassVar[bool] = True
     default_strength: ClassVar[Dose | float] = 1.5
     facts: ClassVar[Facts] = Facts(
         field="correction predicted from the prompt's last token by a rectified flow",

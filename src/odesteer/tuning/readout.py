@@ -77,8 +77,18 @@ class ReadOut(ABC):
 
         Source: Glass, "Primary, Secondary, and Meta-Analysis of Research", Educational
         Researcher 5, 1976.
+
+        Raises:
+            ValueError: if the first row has no finite value.
         """
-        spread = float(np.nanstd(raw[0], ddof=1)) if np.isfinite(raw[0]).sum() > 1 else 0.0
+        known = raw[0][np.isfinite(raw[0])]
+        if len(known) == 0:
+            raise ValueError(
+                "There is no read-out of the unsteered model to compare with: the judge scored "
+                "none of its answers, or its activations are not finite (load it in float32 or "
+                "bfloat16)."
+            )
+        spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
         result = []
         for row in raw:
             both = np.isfinite(row) & np.isfinite(raw[0])
@@ -131,7 +141,7 @@ def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
     model = regression(best, np.arange(len(labels)))
     weight = model.coef_[0] / spread
     bias = float(model.intercept_[0] - weight @ mean)
-    return Probe(block, torch.as_tensor(weight), bias)
+    return Probe(block, torch.as_tensor(weight).double(), bias)
 
 
 @dataclass(frozen=True)

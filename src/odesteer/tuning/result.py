@@ -172,6 +172,11 @@ def choose(trials: Sequence[Trial], wanted: Wanted) -> Choice:
         trials: as `judged` left them; at least one is feasible.
         wanted: budget and target.
     """
+    choice = _choose(trials, wanted)
+    return choice._replace(reason=choice.reason[0].upper() + choice.reason[1:])
+
+
+def _choose(trials: Sequence[Trial], wanted: Wanted) -> Choice:
     feasible = [t for t in trials if t.feasible]
     reached = [t for t in feasible if wanted.excess(t) >= 0]
     if wanted.target is None:

@@ -5,6 +5,7 @@ the method is fitted once. On the held-out part, every candidate at every dose: 
 (`readout`) and the damage (`damage`). What is chosen from that is `result`'s question.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -116,44 +117,23 @@ def tune(
     fit_part, held_out = _split(contrast, seed)
     if one.needs_pairs and not fit_part.is_paired:
         fit_part = fit_part.paired()
+    started = time.perf_counter()
     asked = _asked(tokenizer, held_out, prompts, judge, seed)
     stages = _Stages(progress)
     with evaluating(model):
-        to_rank = [] if candidates else middle_layers(model)
-        data = _read(
-            model, tokenizer, fit_part, [*to_rank, *([] if block is None else [block])], stages
-        )
-        if to_rank:
-            ranked = rank_layers(
-                {index: data[index] for index in to_rank}, fit_part.groups, seed, stages.of("rank")
-            )
-            best = sorted(ranked, key=lambda index: ranked[index].log_loss)
-            candidates = sorted(best[:CANDIDATES])
-        fitted = _fit_each(model, tokenizer, fit_part, one, candidates, data, seed, stages)
+        fitted, probe = _learn(model, tokenizer, fit_part, one, candidates, block, seed, stages)
         readout: ReadOut
-        if block is None:
-            assert judge is not None
+        if judge is not None:
             readout = _judged(model, tokenizer, judge, asked, held_out, seed)
         else:
-            samples = CAA().check(*data[block], fit_part.groups)  # all methods check alike
-            probe = fit_probe(block, samples, seed)
+            assert probe is not None  # there is a block to read
             readout = _probed(model, tokenizer, probe, held_out, seed)
         steerings = [fitted[0].with_strength(Angle(0.0))]
         steerings += [steering.with_strength(dose) for steering in fitted for dose in amounts]
-        raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
-        texts = continuations(model, tokenizer, [ids for ids, _ in asked], NEW_TOKENS)
-        count = stages.count("damage", len(steerings) * len(texts))
-        damages = measure(model, texts, steerings, vocabulary=len(tokenizer), progress=count)
-        facts = readout.facts(raw)
-    trials = judged(
-        [
-            Trial(steering.layer if i else None, steering.dose, *outcome, *harm[:3])
-            for i, (steering, outcome, harm) in enumerate(
-                zip(steerings, readout.outcomes(raw, seed), damages, strict=True)
-            )
-        ],
-        wanted := replace(wanted, sign=readout.sign),
-    )
+        prompt_ids = [ids for ids, _ in asked]
+        trials, facts = _measure(model, tokenizer, steerings, readout, prompt_ids, seed, stages)
+    wanted = replace(wanted, sign=readout.sign)
+    trials = judged(trials, wanted)
     choice = choose(trials, wanted)
     if not choice.met:
         warnings.warn(choice.reason, stacklevel=2)
@@ -162,8 +142,8 @@ def tune(
         "seed": seed,
         **wanted.to_json(),
         "split": {"fit": _sizes(fit_part), "held_out": _sizes(held_out)},
-        "readout": facts,
-        "n": {"texts": readout.size, "prompts": len(texts), "tokens": damages[0].tokens},
+        **facts,
+        "seconds": round(time.perf_counter() - started, 1),
         "met": choice.met,
         "reason": choice.reason,
         "chosen": choice.trial.to_json(),
@@ -260,16 +240,67 @@ def _asked(
     return [(text.prompt, None) for text in _some(both, PROMPTS, seed)]
 
 
-# ---- what is measured
+# ---- what is learnt and measured
 
 
-def _read(
-    model: nn.Module, tokenizer: Any, part: Contrast, layers: list[int], stages: "_Stages"
-) -> dict[int, tuple[Tensor, Tensor]]:
-    if not layers:
-        return {}
-    layers = list(dict.fromkeys(layers))
-    return activations(model, tokenizer, part, layers, progress=stages.of("read"))
+def _learn(
+    model: nn.Module,
+    tokenizer: Any,
+    part: Contrast,
+    method: Method,
+    candidates: list[Layer],
+    block: int | None,
+    seed: int,
+    stages: "_Stages",
+) -> tuple[list[AnySteering], Probe | None]:
+    """The method fitted at each candidate, and the probe of `block`, from one reading."""
+    to_rank = [] if candidates else middle_layers(model)
+    to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
+    data = {}
+    if to_read:
+        data = activations(model, tokenizer, part, to_read, progress=stages.of("read"))
+    if to_rank:
+        rows = {index: data[index] for index in to_rank}
+        quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
+        candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
+    fitted = _fit_each(model, tokenizer, part, method, candidates, data, seed, stages)
+    if block is None:
+        return fitted, None
+    samples = CAA().check(*data[block], part.groups)  # all methods check alike
+    return fitted, fit_probe(block, samples, seed)
+
+
+def _measure(
+    model: nn.Module,
+    tokenizer: Any,
+    steerings: list[AnySteering],
+    readout: ReadOut,
+    prompts: list[list[int]],
+    seed: int,
+    stages: "_Stages",
+) -> tuple[list[Trial], dict[str, Any]]:
+    """A trial of each steering (the first moves nothing), and what the receipt says of it."""
+    raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
+    texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
+    count = stages.count("damage", len(steerings) * len(texts))
+    damages = measure(model, texts, steerings, vocabulary=len(tokenizer), progress=count)
+    outcomes = readout.outcomes(raw, seed)
+    trials = [
+        Trial(
+            steering.layer if number else None,
+            steering.dose,
+            outcome.value,
+            outcome.effect,
+            damage.kl,
+            damage.kl_95,
+            damage.perplexity_ratio,
+        )
+        for number, (steering, outcome, damage) in enumerate(
+            zip(steerings, outcomes, damages, strict=True)
+        )
+    ]
+    n = {"texts": readout.size, "prompts": len(texts), "tokens": damages[0].tokens}
+    return trials, {"readout": readout.facts(raw), "n": n}
 
 
 def _fit_each(

@@ -1,0 +1,155 @@
+"""`odesteer methods`: which methods are there, and what is each?"""
+
+import inspect
+import re
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from odesteer.cli import options
+from odesteer.cli.console import out, teaching_errors
+
+if TYPE_CHECKING:
+    from odesteer.methods import Method
+
+
+@teaching_errors
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One method, with everything about it.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List every method, or show one: field, barrier, exact flow, solver, strength, source.
+
+    Example: odesteer methods odesteer
+    """
+    from odesteer.lookup import pick
+    from odesteer.methods import METHODS
+
+    if name is not None:
+        method = pick(METHODS, name, "method")
+        if as_json:
+            out.print_json(data=facts_of(method))
+        else:
+            _show(method)
+        return
+    rows = [facts_of(method) for method in METHODS.values()]
+    if as_json:
+        out.print_json(data=rows)
+        return
+    table = Table(box=None, padding=(0, 2, 1, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], _lines(row))
+    out.print("Steering solves da/dt = v(a), a(0) = a, up to the strength.\n")
+    out.print(table)
+    out.print("Everything about one, with its hyperparameters: [bold]odesteer methods NAME[/]")
+
+
+def facts_of(method: "type[Method]") -> dict[str, Any]:
+    """Everything about a method as JSON values."""
+    from odesteer.ode import as_dose
+
+    return {
+        "name": method.name,
+        **method.facts._asdict(),
+        "steps": _default(method, "steps"),
+        "solver": _default(method, "solver"),
+        "default_strength": str(as_dose(method.default_strength)),
+        "needs_pairs": method.needs_pairs,
+        "site": method.site,
+        "hyperparameters": {
+            field.name: _plain(_default(method, field.name))
+            for field in fields(method)
+            if field.name not in ("steps", "solver")
+        },
+    }
+
+
+def _default(method: "type[Method]", name: str) -> Any:
+    field = next(field for field in fields(method) if field.name == name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    # A method as a hyperparameter (the safety filter's barrier) is written by its name.
+    return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
+
+
+def _solved(row: dict[str, Any]) -> str:
+    return f"{row['solver']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}"
+
+
+def _lines(row: dict[str, Any]) -> str:
+    notes = [_solved(row), f"strength: {row['strength']}"]
+    notes += ["keeps the norm"] if row["keeps_norm"] else ["norm not kept"]
+    notes += ["needs pairs"] if row["needs_pairs"] else ["no pairs needed"]
+    notes += ["moves attention heads"] if row["site"] == "heads" else []
+    barrier = "none" if row["barrier"] == "-" else row["barrier"]
+    lines = [
+        f"h(a): {barrier}",
+        f"exact flow: {row['exact']}",
+        " · ".join(notes),
+        f"source: {row['source']}",
+    ]
+    return f"v(a) = {escape(row['field'])}\n[dim]{escape(chr(10).join(lines))}[/]"
+
+
+def _show(method: "type[Method]") -> None:
+    row, meanings = facts_of(method), argument_meanings(method)
+    prose = re.split(r"\n\s*(?:Args|Raises):", inspect.cleandoc(method.__doc__ or ""))[0].strip()
+    # Line breaks of the source say nothing; the terminal has its own width.
+    paragraphs = [" ".join(part.split()) for part in prose.split("\n\n")]
+    out.print(f"[bold]{method.name}[/]", end="\n\n")
+    out.print("\n\n".join(escape(paragraph) for paragraph in paragraphs), end="\n\n")
+    about = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    about.add_column(style="bold", no_wrap=True)
+    about.add_column(overflow="fold")
+    for label, value in (
+        ("field v(a)", row["field"]),
+        ("barrier h(a)", "none" if row["barrier"] == "-" else row["barrier"]),
+        ("exact flow", row["exact"]),
+        ("solved by", _solved(row)),
+        ("strength", f"{row['strength']} (default: {row['default_strength']})"),
+        ("norm", "kept" if row["keeps_norm"] else "not kept"),
+        (
+            "data",
+            "pairs: row i of both classes answers one prompt" if row["needs_pairs"] else "any",
+        ),
+        ("moves", "attention heads" if row["site"] == "heads" else "the output of a block"),
+        ("source", row["source"]),
+    ):
+        about.add_row(label, escape(value))
+    out.print(about)
+    if not row["hyperparameters"]:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Hyperparameters", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    for name, default in row["hyperparameters"].items():
+        table.add_row(name, escape(str(default)), escape(meanings.get(name, "")))
+    out.print()
+    out.print(table)
+
+
+def argument_meanings(method: "type[Method]") -> dict[str, str]:
+    """What the docstrings of a method and its parents say of each hyperparameter."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(method.__mro__):
+        section = re.search(
+            r"^Args:\n(.*?)(?=^\S|\Z)",
+            inspect.cleandoc(cls.__dict__.get("__doc__") or ""),
+            re.S | re.M,
+        )
+        if section is None:
+            continue
+        entries = re.split(r"^    (?=\S)", section[1], flags=re.M)[1:]
+        for names, text in (entry.split(":", 1) for entry in entries):
+            meanings |= dict.fromkeys(re.split(r",\s*", names), " ".join(text.split()))
+    return meanings

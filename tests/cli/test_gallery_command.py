@@ -1,0 +1,39 @@
+"""`odesteer gallery` writes two files and prints a table that fits a terminal."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from odesteer.cli import console
+from odesteer.cli.app import app
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.out, "width", 80)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_it_writes_both_files_and_prints_every_cell(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    arguments = ["gallery", "--methods", "caa, mimic", "--points", "60", "--out", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in folder.iterdir()} == {"gallery.png", "gallery.json"}
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    outcomes = json.loads((folder / "gallery.json").read_text())["outcomes"]
+    for method in ("none", "caa", "mimic"):
+        shares = [o["share"]["mean"] for o in outcomes if o["method"] == method]
+        cells = lines[method].split()[1:]
+        assert [cell.split("±")[0] for cell in cells] == [f"{100 * s:.0f}" for s in shares]
+    assert "60 held-out negatives" in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+
+
+def test_json_is_the_file(tmp_path: Path) -> None:
+    arguments = ["gallery", "--methods", "caa", "--points", "60", "--out", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((tmp_path / "gallery.json").read_text())
