@@ -8,9 +8,10 @@ comments are split in three: 40 % to fit the methods, 30 % to fit the probes, 30
 
 Every method is fitted with its defaults. Its strength is then set so that the mean relative
 displacement ||a(T) - a|| / ||a|| over the held-out negatives is the same for all (gated methods
-move some rows further and leave others). The score is the share of held-out negatives that a
-probe calls positive. The probes saw neither the rows that the methods learnt from nor the
-ones they are asked about:
+move some rows further and leave others). The row "odesteer until P" spends the same mean
+displacement otherwise: each row is moved until its own P reaches a level, the same for all,
+and not further. The score is the share of held-out negatives that a probe calls positive. The
+probes saw neither the rows that the methods learnt from nor the ones they are asked about:
 
     linear   logistic regression on standardised rows, C by cross-validation
     RBF      support vector machine on standardised rows, C by cross-validation
@@ -23,6 +24,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -45,16 +47,18 @@ from odesteer.benchmarks.truthfulqa import TEMPLATE
 from odesteer.bootstrap import interval
 from odesteer.contrast import Contrast
 from odesteer.extraction import activations
-from odesteer.matching import match, mean_displacement
+from odesteer.matching import match
 from odesteer.methods import METHODS
 from odesteer.models import SMOLLM2, load_model
-from odesteer.ode import Time
+from odesteer.ode import Angle, Target, Time
+from odesteer.steering import Steering
 
 LAYERS = (10, 16)
 DOSES = (0.05, 0.1, 0.2)
 PAIRS, COMMENTS, LONGEST = 2, 800, 300  # pairs a question; comments a class, their characters
 # They act elsewhere, or do nothing.
 LEFT_OUT = ("none", "iti-heads")
+UNTIL = "odesteer until P"
 
 
 def truthfulqa() -> Contrast:
@@ -162,18 +166,41 @@ def measure(data: str, keep: Path | None, seed: int) -> dict[str, Any]:
                     groups=(groups[0][fit[0]], groups[1][fit[1]]),
                     calibrate=False,
                 )
-            table[name] = {}
-            for dose in DOSES:
-                strength = match(steering, targets, dose, relative=True).strength
-                moved = steering.with_strength(Time(strength))(targets)
-                table[name][str(dose)] = {
-                    "strength": strength,
-                    "displacement": mean_displacement(steering, targets, strength, relative=True),
-                    **_shares(judges, moved, of_target),
-                }
-            print(f"layer {layer} {name}: {table[name]}", file=sys.stderr)
+            ways = {name: _at, UNTIL: _until} if name == "odesteer" else {name: _at}
+            for label, way in ways.items():
+                table[label] = {}
+                for dose in DOSES:
+                    dosed = way(steering, targets, dose)
+                    moved = dosed(targets)
+                    table[label][str(dose)] = {
+                        "dose": str(dosed.dose),
+                        "displacement": _displacement(moved, targets),
+                        **_shares(judges, moved, of_target),
+                    }
+                print(f"layer {layer} {label}: {table[label]}", file=sys.stderr)
         result["layers"][layer] = {**about, "methods": table}
     return result
+
+
+def _at(steering: Steering, rows: Tensor, dose: float) -> Steering:
+    """The steering at the strength whose mean relative displacement is `dose`."""
+    return steering.with_strength(Time(match(steering, rows, dose, relative=True).strength))
+
+
+def _until(steering: Steering, rows: Tensor, dose: float) -> Steering:
+    """The steering that stops at the probability for which the displacement is `dose`."""
+    low, high = -5.0, 15.0  # log-odds
+    for _ in range(20):
+        middle = (low + high) / 2
+        target = Target(1.0 / (1.0 + math.exp(-middle)), budget=Angle(1.0))
+        dosed = steering.with_strength(target)
+        short = _displacement(dosed(rows), rows) < dose
+        low, high = (middle, high) if short else (low, middle)
+    return dosed
+
+
+def _displacement(moved: Tensor, rows: Tensor) -> float:
+    return float(((moved - rows).norm(dim=-1) / rows.norm(dim=-1)).mean())
 
 
 def _shares(judges: dict[str, Pipeline], rows: Tensor, groups: np.ndarray) -> dict[str, Any]:

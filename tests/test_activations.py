@@ -199,7 +199,7 @@ def test_an_empty_text_has_no_activation():
 
 
 def test_an_unknown_choice_of_tokens_is_refused():
-    with pytest.raises(ValueError, match="'last' or 'mean'"):
+    with pytest.raises(ValueError, match="'last', 'mean' or 'response'"):
         ods.activations(model(), tokenizer(), CONTRAST, 0, tokens="first")
 
 

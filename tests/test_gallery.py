@@ -88,7 +88,7 @@ def test_tracks_start_at_held_out_negatives_and_end_where_they_are_steered(
     for name in ("mimic", "odesteer-gaussian"):
         tracks = torch.as_tensor(result.panels[name, "gaussians"].tracks)
         nearest = torch.cdist(tracks[0], scene.held_out[:, :2]).min(dim=1)
-        assert (nearest.values == 0).all()
+        assert (nearest.values < 1e-3).all()  # cdist rounds
         strength = result.outcome(name, "gaussians", SHOWN).strength
         assert strength is not None
         steering = gallery.fit(METHODS[name](), scene).with_strength(Time(strength))

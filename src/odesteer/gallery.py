@@ -308,12 +308,11 @@ def _tracks(steering: Steering, rows: Tensor) -> np.ndarray:
 
 
 def _spread_out(rows: Tensor) -> Tensor:
-    """TRACKS of the rows at z = +1, each as far as can be from those before."""
+    """TRACKS of the rows at z = +1, each as far as can be from those before it."""
     above = rows[rows[:, 2] > 0]
-    # Not the outermost: among the half that is closest to the others.
-    typical = above[
-        torch.cdist(above, above).sort(dim=1).values[:, 10].argsort()[: len(above) // 2]
-    ]
+    # Not the outliers, which would come first.
+    neighbours = torch.cdist(above, above).sort(dim=1).values[:, min(10, len(above) - 1)]
+    typical = above[neighbours.argsort()[: -(-3 * len(above) // 4)]]
     chosen = [0]
     while len(chosen) < min(TRACKS, len(typical)):
         distance = torch.cdist(typical, typical[chosen]).min(dim=1).values

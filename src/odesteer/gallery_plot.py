@@ -31,18 +31,13 @@ def gallery_figure(gallery: Gallery, path: Path) -> None:
         path: the PNG, white behind, so that it can stand on a dark page.
     """
     methods = list(dict.fromkeys(method for method, _ in gallery.panels))
-    columns = min(COLUMNS, len(methods))
-    rows = -(-len(methods) // columns)
-    margin, gap, between, title, top, bottom = 0.08, 0.05, 0.22, 0.27, 0.16, 1.0
-    count = len(PLANES)
-    # One method alone would fill the page.
+    rows = -(-len(methods) // COLUMNS)
+    # All in inches.
+    margin, gap, between, title, top, bottom = 0.08, 0.05, 0.22, 0.27, 0.16, 1.13
     width = (WIDTH - 2 * margin - (COLUMNS - 1) * between) / COLUMNS
-    side = (width - (count - 1) * gap) / count
+    side = (width - (len(PLANES) - 1) * gap) / len(PLANES)
     tall = side * EXTENT[1] / EXTENT[0]
-    size = (
-        2 * margin + columns * width + (columns - 1) * between,
-        top + rows * (title + tall) + bottom,
-    )
+    size = (WIDTH, top + rows * (title + tall) + bottom)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=size, facecolor="white")
         for number, method in enumerate(methods):
@@ -205,8 +200,10 @@ def _legend(figure: Any, size: tuple[float, float], bottom: float) -> None:
         0.012,
         0.1 / size[1],
         "Percent: held-out negatives that end inside the true boundary when every method moves "
-        f"them equally far on average,\n{SHOWN:g} times their mean distance to it "
-        "(or as far as the method goes, where it says so).",
+        f"them equally far on average,\n{SHOWN:g} times their mean distance to it (or as far as "
+        "the method goes, where it says so). Every point has a third coordinate,\n+1 or −1 by "
+        "the toss of a coin, in place of an activation's many other coordinates. Seen from above, "
+        "at +1.",
         fontsize=8,
         color="#333333",
         linespacing=1.3,

@@ -144,18 +144,9 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--methods", "cca"], ["Unknown method 'cca'", "Did you mean 'caa'?"]),
-        (["--methods", "iti-heads"], ["iti-heads", "attention heads"]),
-        (["--points", "7"], ["at least 40 points", "7"]),
-    ],
-)
-def test_a_gallery_that_cannot_be_drawn_writes_nothing(
-    arguments: list[str], words: list[str], tmp_path: Path
-) -> None:
-    fails_with(run("gallery", *arguments, "--out", tmp_path / "out"), *words)
+def test_a_gallery_of_an_unknown_method_is_refused_before_it_writes(tmp_path: Path) -> None:
+    result = run("gallery", "--methods", "caa,itti", "--out", tmp_path / "out")
+    fails_with(result, "Unknown method 'itti'", "Did you mean 'iti'?")
     assert not (tmp_path / "out").exists()
 
 
@@ -193,3 +184,29 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 def test_the_help_of_fit_lists_every_method() -> None:
     shown = run("fit", "--help").stdout
     assert all(f"{name}" in shown for name in ods.METHODS)
+
+
+def test_generate_needs_a_steering_or_a_method_and_not_both(steering: Path) -> None:
+    fails_with(run("generate", "no/model", "Hi"), "--steering DIR", "--method caa")
+    both = run("generate", "no/model", "Hi", "-s", steering, "-m", "caa")
+    fails_with(both, "--steering DIR", "not both")
+    contrast = run("generate", "no/model", "Hi", "-s", steering, "-c", steering)
+    fails_with(contrast, "--contrast is for --method")
+
+
+def test_a_method_that_there_is_not_is_refused_before_the_model_loads() -> None:
+    fails_with(run("generate", "no/model", "Hi", "-m", "mimik"), "Unknown method 'mimik'", "mimic")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--layer", "ten"), ("--layer is a block index", "'ten'")),
+        (("--layer", "10,"), ("--layer is a block index", "'10,'")),
+        (("--layer", "14", "--spread"), ("--spread is for several layers", "14")),
+    ],
+)
+def test_layers_that_make_no_sense_are_refused_before_the_model_loads(
+    options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    fails_with(run("generate", "no/model", "Hi", "-m", "caa", *options), *words)

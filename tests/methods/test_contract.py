@@ -17,7 +17,7 @@ CHEAPER = {
     "odesteer-one-step": {"components": 256},
     "odesteer-fourier": {"components": 128},
     # Twelve dimensions bear larger steps, and then need fewer of them.
-    "hpr": {"lr": 2e-3, "min_steps": 150},
+    "hpr": {"lr": 2e-3, "min_steps": 80},
     "re-control": {"lr": 1e-3, "min_steps": 200},
     "truthflow": {"lr": 2e-3, "min_steps": 200},
 }

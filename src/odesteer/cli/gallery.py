@@ -33,11 +33,12 @@ def gallery(
     Writes gallery.png and gallery.json. Example: odesteer gallery --methods caa,odesteer
     """
     from odesteer import gallery as library
-    from odesteer.gallery_plot import gallery_figure
 
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     library.check(names, points)
     _make_writable(output)
+    from odesteer.gallery_plot import gallery_figure
+
     with progress("Fitting and steering") as done:
         result = library.run(names, points, seed, done)
     result.save(output / "gallery.json")

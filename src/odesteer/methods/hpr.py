@@ -101,11 +101,6 @@ class HPR(Method):
                 score=score,
                 progress=progress,
             )
-            if not bool(theta.any()):
-                raise ValueError(
-                    f"{self.name} found no direction in which positives and negatives differ; "
-                    f"are both classes the same {len(samples.positive)} rows?"
-                )
             field = RotationField(theta / theta.norm(), angle.in_units(scale))
             return field.to(samples.positive.dtype)
 

@@ -30,6 +30,10 @@ class TruthFlow(Method):
     With `prompts`, v is decided once a prompt and added to every token. Without, x0 is the
     negative row itself and each activation predicts its own correction.
 
+    A flow carries one distribution into another, noise included: where a prompt decides the
+    correction, it finds it; where the corrections are mostly noise, it predicts one of them
+    rather than their mean, which `CAA` takes (measured in docs/methods.md).
+
     Differences from the original, all for few pairs: prompts and corrections are each centred
     and divided by one number before the flow learns between them (a prompt is many times as
     long as a correction, and a small error of the one would drown the other); training makes

@@ -73,7 +73,7 @@ class RotationField(VectorField):
 
     def __init__(self, theta: Tensor, angle: Network, mirrored: bool = False):
         right = angle.width == len(theta) and angle.outputs == 1
-        if not right or abs(float(theta.norm()) - 1.0) > 1e-3:
+        if not right or not abs(float(theta.norm()) - 1.0) < 1e-3:
             raise ValueError(
                 f"RotationField needs theta [d] of length 1 and a network [d] -> 1; got "
                 f"{list(theta.shape)} of length {float(theta.norm()):.4g} and [{angle.width}] -> "
