@@ -49,6 +49,8 @@ BARRIERS = {
         _whitening(), _random(4, D), _random(3, D), 0.8, negative_weights=torch.ones(3)
     ),
     "network": lambda: ode.NetworkBarrier(_network(), _random(D), _random(D).abs() + 1, 0.3),
+    "form": lambda: ode.FormBarrier(_random(D), torch.eye(D), _random(D), 0.3),
+    "diagonal form": lambda: ode.FormBarrier(_random(D), _random(D).abs(), _random(D), 0.3),
     "affine": lambda: ode.AffineBarrier(_sketch(), -2.0, 0.5),
     "and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["fourier"]()]),
     "hard and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["affine"]()], soft=False),
@@ -62,6 +64,24 @@ FIELDS = {
     "safety of a nominal field": lambda: ode.SafetyField(
         BARRIERS["linear"](), 1.5, nominal=ode.ConstantField(_random(D)), limit=3.0
     ),
+    "transport": lambda: ode.TransportField(BARRIERS["form"]()),
+    "transport with a gate and a support": lambda: ode.TransportField(
+        BARRIERS["diagonal form"](), BARRIERS["linear"](), _random(D) - 2, _random(D) + 2
+    ),
+    "rotation": lambda: ode.RotationField(
+        torch.nn.functional.normalize(_random(D), dim=0), _network(), mirrored=True
+    ),
+    "rectified": lambda: ode.RectifiedField(
+        ode.Hourglass.draw(D, 2, torch.Generator().manual_seed(1)),
+        _random(D),
+        1.5,
+        _random(D),
+        0.5,
+        torch.linalg.qr(_random(D, 2)).Q,
+        4,
+        reads_prompt=True,
+    ),
+    "plain gradient": lambda: ode.PlainGradientField(BARRIERS["network"]()),
 } | {name: lambda make=make: ode.GradientField(make()) for name, make in BARRIERS.items()}
 
 

@@ -20,7 +20,7 @@ from odesteer.layers import find_layers
 from odesteer.templates import encode
 
 _BATCH_TOKENS = 2048
-_BATCH_LOGITS = 2**25  # 128 MB in float32; a vocabulary can be larger than a model's width
+_BATCH_LOGITS = 2**23  # 32 MB in float32, of which three or four live at once
 
 
 class Text(NamedTuple):
