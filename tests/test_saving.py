@@ -51,6 +51,7 @@ BARRIERS = {
     "network": lambda: ode.NetworkBarrier(_network(), _random(D), _random(D).abs() + 1, 0.3),
     "form": lambda: ode.FormBarrier(_random(D), torch.eye(D), _random(D), 0.3),
     "diagonal form": lambda: ode.FormBarrier(_random(D), _random(D).abs(), _random(D), 0.3),
+    "metric": lambda: ode.MetricBarrier(BARRIERS["linear"](), _whitening()),
     "affine": lambda: ode.AffineBarrier(_sketch(), -2.0, 0.5),
     "and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["fourier"]()]),
     "hard and": lambda: ode.AndBarrier([BARRIERS["linear"](), BARRIERS["affine"]()], soft=False),

@@ -26,6 +26,7 @@ CLASSES: dict[str, type[nn.Module]] = {
         ode.GradientField,
         ode.Hourglass,
         ode.LinearBarrier,
+        ode.MetricBarrier,
         ode.MixtureBarrier,
         ode.Network,
         ode.NetworkBarrier,

@@ -25,7 +25,7 @@ from odesteer.ode import LinearBarrier, SafetyField
 from tiny import two_gaussians
 
 FLEXIBLE = [MixtureODESteer(), NetworkODESteer()]
-LEARNT = [GaussianODESteer(), GaussianODESteer(shared=True), *FLEXIBLE, SafetyFilter()]
+LEARNT = [GaussianODESteer(shared=False), GaussianODESteer(shared=True), *FLEXIBLE, SafetyFilter()]
 by_name = {"ids": lambda method: f"{method.name}{'-lda' * getattr(method, 'shared', False)}"}
 
 
@@ -65,7 +65,7 @@ def two_known():
 
 def test_qda_approaches_the_true_log_ratio(two_known):
     above, below, positive, negative = two_known
-    barrier = GaussianODESteer().learn(positive, negative).barrier
+    barrier = GaussianODESteer(shared=False).learn(positive, negative).barrier
     a = torch.cat([positive[:500], negative[:500]])
     truth = above.log_prob(a) - below.log_prob(a)
     assert float((barrier.value(a) - truth).abs().mean()) < 0.1
@@ -77,22 +77,37 @@ def test_qda_approaches_the_true_log_ratio(two_known):
 def test_lda_is_linear_along_the_inverse_covariance_times_the_mean_difference(two_known):
     _, _, positive, negative = two_known
     barrier = GaussianODESteer(shared=True, shrinkage=0.1).learn(positive, negative).barrier
-    assert isinstance(barrier, LinearBarrier)
+    assert isinstance(barrier.barrier, LinearBarrier)
     centred = torch.cat([positive - positive.mean(dim=0), negative - negative.mean(dim=0)])
     sample = centred.mT @ centred / len(centred)
     shrunk = 0.9 * sample + 0.1 * sample.diagonal().mean() * torch.eye(4)
     difference = positive.mean(dim=0) - negative.mean(dim=0)
-    torch.testing.assert_close(barrier.weight, torch.linalg.solve(shrunk, difference))
+    torch.testing.assert_close(barrier.barrier.weight, torch.linalg.solve(shrunk, difference))
     middle = (positive.mean(dim=0) + negative.mean(dim=0)) / 2
     assert float(barrier.value(middle)) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_full_shrinkage_is_the_direction_of_caa(two_known):
     _, _, positive, negative = two_known
-    field = GaussianODESteer(shared=True, shrinkage=1.0).learn(positive, negative)
+    field = GaussianODESteer(shared=True, shrinkage=1.0, p=0.0).learn(positive, negative)
     caa = CAA().learn(positive, negative)
     a = positive[:5]
     torch.testing.assert_close(field(a), caa(a) / caa(a).norm(dim=-1, keepdim=True))
+
+
+def test_in_the_metric_of_the_covariance_the_discriminant_goes_where_caa_goes():
+    """Sigma Sigma^-1 (mean+ - mean-): theory, item 8."""
+    positive, negative = two_gaussians(6000, 6000, 6, seed=1)
+    stretch = torch.tensor([5.0, 0.2, 1.0, 3.0, 0.5, 1.0])
+    positive, negative = positive * stretch, negative * stretch
+    caa = CAA().fit(positive, negative, calibrate=False).field(positive[:1])
+    cosines = []
+    for p in (0.0, 0.25, 0.5):
+        method = GaussianODESteer(p=p, shrinkage=0.0, covariance_rank=5)
+        field = method.fit(positive, negative, calibrate=False).field
+        cosines.append(float(torch.cosine_similarity(field(positive[:1]), caa)))
+    assert cosines[0] < cosines[1] < cosines[2]
+    assert cosines[2] > 0.97
 
 
 def test_a_class_of_one_or_two_rows_takes_the_covariance_of_both():
@@ -108,12 +123,12 @@ def test_a_class_of_one_or_two_rows_takes_the_covariance_of_both():
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.1])
 def test_a_shrinkage_beyond_one_is_refused(shrinkage):
     with pytest.raises(ValueError, match=str(shrinkage)):
-        GaussianODESteer(shrinkage=shrinkage)
+        GaussianODESteer(shared=False, shrinkage=shrinkage)
 
 
 def test_without_shrinkage_fewer_rows_than_dimensions_are_refused_with_the_cure():
     with pytest.raises(ValueError, match=r"positive covariance \[30, 30\].*Shrink"):
-        GaussianODESteer(shrinkage=0.0).learn(rows(10, 30, 1), rows(10, 30, 2))
+        GaussianODESteer(shared=False, shrinkage=0.0).learn(rows(10, 30, 1), rows(10, 30, 2))
 
 
 # ---- all of them
@@ -133,7 +148,7 @@ def test_fewer_rows_than_dimensions_give_finite_useful_fields(method, n, m):
     assert float(((moved - fresh) @ difference).mean()) > 0
 
 
-@pytest.mark.parametrize("method", [GaussianODESteer(), *FLEXIBLE], **by_name)
+@pytest.mark.parametrize("method", [GaussianODESteer(shared=False), *FLEXIBLE], **by_name)
 def test_rings_that_no_line_tells_apart_are_told_apart(method):
     barrier = method.fit(*rings(150, 1), calibrate=False).barrier
     linear = GaussianODESteer(shared=True).fit(*rings(150, 1), calibrate=False).barrier
@@ -141,7 +156,7 @@ def test_rings_that_no_line_tells_apart_are_told_apart(method):
     assert held_out_auc(linear, *rings(300, 7)) < 0.65
 
 
-@pytest.mark.parametrize("method", [GaussianODESteer(), *FLEXIBLE], **by_name)
+@pytest.mark.parametrize("method", [GaussianODESteer(shared=False), *FLEXIBLE], **by_name)
 def test_from_the_outer_ring_every_row_goes_inwards_and_arrives(method):
     steering = method.fit(*rings(150, 1), strength=PathLength(1.9), calibrate=False)
     _, outer = rings(100, 9)

@@ -78,7 +78,11 @@ def test_rank_keeps_the_largest_eigenvalues_and_all_of_g(rank: int, normal: Make
     A, g, a = normal(7, 7), normal(7, seed=1), normal(5, 7, seed=2)
     eigenvalues, vectors = torch.linalg.eigh((A + A.mT) / 2)
     kept = eigenvalues.abs().argsort(descending=True)[:rank]
-    truncated = vectors[:, kept] @ torch.diag(eigenvalues[kept]) @ vectors[:, kept].mT
+    # The others are their mean.
+    rest = (eigenvalues.sum() - eigenvalues[kept].sum()) / (7 - rank)
+    others = torch.full_like(eigenvalues, float(rest))
+    others[kept] = eigenvalues[kept]
+    truncated = vectors @ torch.diag(others) @ vectors.mT
     barrier = QuadraticBarrier.from_form(A, g, 0.3, Whitening(torch.zeros(7).double()), rank)
     assert barrier.basis.shape == (7, rank + 1)
     y = _unit(a)
@@ -186,3 +190,19 @@ def test_adaptive_in_k_plus_one_dimensions_is_many_steps_in_d(
         adaptive = Adaptive(tolerance=tolerance)
         reduced = solve(GradientField(quadratic), a, 1.0, solver=adaptive, steps=1)
         assert _relative(reduced, expected, a) < 2 * tolerance
+
+
+def test_what_is_cut_off_counts_as_its_mean_so_the_level_stays_where_it_was():
+    """On a sphere many equal eigenvalues are a constant; dropping them would shift h by it."""
+    d, generator = 40, torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64)).Q
+    eigenvalues = torch.cat([torch.tensor([9.0, -8.0, 7.0]), torch.full((d - 3,), 2.0)]).double()
+    form = basis * eigenvalues @ basis.mT
+    slope = torch.randn(d, generator=generator, dtype=torch.float64)
+    whole = QuadraticBarrier.from_form(form, slope, 0.5, Whitening(torch.zeros(d).double()))
+    a = torch.randn(30, d, generator=generator, dtype=torch.float64)
+    cut = QuadraticBarrier.from_form(form, slope, 0.5, Whitening(torch.zeros(d).double()), rank=3)
+    assert cut.basis.shape[1] == 4
+    for barrier in (cut, whole.truncated(3)):
+        torch.testing.assert_close(barrier.value(a), whole.value(a))
+        torch.testing.assert_close(barrier.gradient(a), whole.gradient(a))

@@ -65,7 +65,7 @@ class NetworkODESteer(Method):
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.1
-    patience: int = 10
+    patience: int = 30
     seed: int = 0
 
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:

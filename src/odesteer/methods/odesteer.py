@@ -168,26 +168,16 @@ class ODESteer(Method):
         full = replace(self, rank=None)._barrier(part.positive, part.negative)
         rows = samples.rows[test]
         reference = GradientField(full)(rows)
-        order = full.curvature.abs().argsort(descending=True)
-        low, high = 0, len(order)
+        low, high = 0, len(full.curvature)
         while low < high:
             middle = (low + high) // 2
-            field = GradientField(_truncated(full, order[:middle]))
+            field = GradientField(full.truncated(middle))
             cosine = (field(rows) * reference).sum(dim=-1)
             if bool((cosine >= enough).all()):
                 high = middle
             else:
                 low = middle + 1
         return low
-
-
-def _truncated(barrier: QuadraticBarrier, kept: Tensor) -> QuadraticBarrier:
-    """The barrier with the other curvatures set to 0 (same basis, so g stays in its span)."""
-    curvature = torch.zeros_like(barrier.curvature)
-    curvature[kept] = barrier.curvature[kept]
-    return QuadraticBarrier(
-        barrier.whitening, barrier.basis, curvature, barrier.slope, barrier.constant
-    )
 
 
 def _unit_rows(whitening: Whitening, rows: Tensor) -> Tensor:

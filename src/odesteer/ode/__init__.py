@@ -14,6 +14,7 @@ from odesteer.ode.field import (
 from odesteer.ode.flow import solve, trajectory
 from odesteer.ode.fourier import FourierBarrier
 from odesteer.ode.gaussian import GaussianBarrier
+from odesteer.ode.metric import MetricBarrier
 from odesteer.ode.mixture import MixtureBarrier
 from odesteer.ode.network import Dense, Network, NetworkBarrier
 from odesteer.ode.quadratic import QuadraticBarrier
@@ -45,6 +46,7 @@ __all__ = [
     "GreatCircle",
     "Hourglass",
     "LinearBarrier",
+    "MetricBarrier",
     "MixtureBarrier",
     "ModuleBarrier",
     "Network",

@@ -169,6 +169,17 @@ class QuadraticBarrier(Barrier):
         stretch = unit_or_zero(moved, gradient.norm(dim=-1, keepdim=True))
         return Sphere(a - self.whitening.centre, radius * stretch)
 
+    def truncated(self, rank: int) -> "QuadraticBarrier":
+        """The same basis with the `rank` largest curvatures; the others count as their mean."""
+        kept = self.curvature.abs().argsort(descending=True)[:rank]
+        left = self.width - rank
+        rest = (self.curvature.sum() - self.curvature[kept].sum()) / max(left, 1)
+        curvature = torch.zeros_like(self.curvature)
+        curvature[kept] = self.curvature[kept] - rest
+        return QuadraticBarrier(
+            self.whitening, self.basis, curvature, self.slope, self.constant + rest
+        )
+
     @property
     def width(self) -> int:
         return self.basis.shape[0]
@@ -191,7 +202,11 @@ def _from_eigen(
     whitening: Whitening,
     rank: int | None,
 ) -> QuadraticBarrier:
-    """Keep the largest eigenvalues, add g to their span, make Lambda diagonal there."""
+    """Keep the largest eigenvalues, add g to their span, make Lambda diagonal there.
+
+    The others count as their mean c, which on ||y|| = 1 is c times what the kept directions
+    leave: Lambda - c, and c in the constant.
+    """
     d, dtype = vectors.shape[0], whitening.centre.dtype
     vectors, eigenvalues, slope = vectors.double(), eigenvalues.double(), slope.double()
     magnitude = eigenvalues.abs()
@@ -200,14 +215,17 @@ def _from_eigen(
         rank = int((magnitude > 1e-12 * magnitude.max()).sum())
     kept = order[:rank]
     basis, lam = vectors[:, kept], eigenvalues[kept]
+    rest = (eigenvalues.sum() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
+    lam = lam - rest
     if rank < d:
         remainder = slope - basis @ (basis.mT @ slope)
         remainder = remainder - basis @ (basis.mT @ remainder)  # twice is enough (Kahan)
         if remainder.norm() > 1e-12 * slope.norm():
             basis = torch.cat([basis, (remainder / remainder.norm()).unsqueeze(1)], dim=1)
             lam = torch.cat([lam, lam.new_zeros(1)])
-    # Lambda stays diagonal: the truncated A vanishes on the added column.
+    # Lambda stays diagonal: what is left of A vanishes on the added column.
     slope = basis.mT @ slope
+    constant = (torch.as_tensor(constant, dtype=rest.dtype, device=rest.device) + rest).to(dtype)
     return QuadraticBarrier(
         whitening, basis.to(dtype).contiguous(), lam.to(dtype), slope.to(dtype), constant
     )
