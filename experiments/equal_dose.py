@@ -48,7 +48,7 @@ from odesteer.bootstrap import interval
 from odesteer.contrast import Contrast
 from odesteer.extraction import activations
 from odesteer.matching import match
-from odesteer.methods import METHODS
+from odesteer.methods import METHODS, GaussianODESteer, Method
 from odesteer.models import SMOLLM2, load_model
 from odesteer.ode import Angle, Target, Time
 from odesteer.steering import Steering
@@ -58,6 +58,9 @@ DOSES = (0.05, 0.1, 0.2)
 PAIRS, COMMENTS, LONGEST = 2, 800, 300  # pairs a question; comments a class, their characters
 # They act elsewhere, or do nothing.
 LEFT_OUT = ("none", "iti-heads")
+CONTESTANTS: dict[str, Method] = {
+    name: method() for name, method in METHODS.items() if name not in LEFT_OUT
+} | {"odesteer-gaussian, QDA": GaussianODESteer(shared=False)}
 UNTIL = "odesteer until P"
 
 
@@ -155,12 +158,12 @@ def measure(data: str, keep: Path | None, seed: int) -> dict[str, Any]:
             "unsteered": _shares(judges, targets, of_target),
         }
         table: dict[str, Any] = {}
-        for name, method in METHODS.items():
-            if name in LEFT_OUT or (method.needs_pairs and not paired):
+        for name, method in CONTESTANTS.items():
+            if method.needs_pairs and not paired:
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # calibration is not used here
-                steering = method().fit(
+                steering = method.fit(
                     positive[fit[0]],
                     negative[fit[1]],
                     groups=(groups[0][fit[0]], groups[1][fit[1]]),

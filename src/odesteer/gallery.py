@@ -131,6 +131,24 @@ class Gallery:
             ],
         }
 
+    def markdown(self) -> str:
+        """The table: percent that arrive, and half the width of the 95 % interval."""
+        columns = [(plane, dose) for plane in PLANES for dose in DOSES]
+        lines = [
+            "| method | " + " | ".join(f"{plane} {dose:g}×" for plane, dose in columns) + " |",
+            "|---|" + "---:|" * len(columns),
+        ]
+        for method in self.methods:
+            cells = []
+            for plane, dose in columns:
+                one = self.outcome(method, plane, dose)
+                half = 50 * (one.share.high - one.share.low)
+                short = f" (at {one.moved:.1f}×)" if one.falls_short else ""
+                cells.append(f"{100 * one.share.mean:.0f} ± {half:.0f}{short}")
+            name = method if method == PERFECT else f"`{method}`"
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
     def save(self, path: Path) -> None:
         """Write `as_json`; the file is whole or absent."""
         write_whole(

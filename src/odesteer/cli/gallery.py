@@ -30,7 +30,7 @@ def gallery(
 ) -> None:
     """Draw what every method does to three data sets in the plane, and count who arrives.
 
-    Writes gallery.png and gallery.json. Example: odesteer gallery --methods caa,odesteer
+    Writes gallery.png, gallery.json and gallery.md. Example: odesteer gallery --methods caa,odesteer
     """
     from odesteer import gallery as library
 
@@ -38,17 +38,19 @@ def gallery(
     library.check(names, points)
     _make_writable(output)
     from odesteer.gallery_plot import gallery_figure
+    from odesteer.saving import write_whole
 
     with progress("Fitting and steering") as done:
         result = library.run(names, points, seed, done)
     result.save(output / "gallery.json")
+    write_whole(output / "gallery.md", result.markdown().encode())
     gallery_figure(result, output / "gallery.png")
     if as_json:
         out.print_json(data=result.as_json())
     else:
         out.print(share_table(result))
         out.print(_notes(result))
-    say(f"Wrote {output / 'gallery.png'} and {output / 'gallery.json'}.")
+    say(f"Wrote {output / 'gallery.png'}, gallery.json and gallery.md beside it.")
 
 
 def _make_writable(folder: Path) -> None:
