@@ -215,34 +215,40 @@ def _shares(judges: dict[str, Pipeline], rows: Tensor, groups: np.ndarray) -> di
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A table a layer and probe: shares in percent; a dose that was not reached in brackets."""
+    """A table a layer: percent called positive and half the width of its 95 % interval."""
     lines = []
     for layer, part in result["layers"].items():
-        fit, probe, test = (part["n"][i : i + 2] for i in (0, 2, 4))
-        for judge, auc in part["probe_auc"].items():
-            lines += [
-                f"\n{result['data']}, block {layer}, {judge} probe (AUC {auc:.3f}); rows to fit "
-                f"{fit}, to probe {probe}, to test {test}; called positive: unsteered negatives "
-                f"{_percent(part['unsteered'][judge])}, positives "
-                f"{_percent(part['positives'][judge])}\n",
-                "| method | " + " | ".join(f"{dose:g}" for dose in DOSES) + " |",
-                "|---" * (len(DOSES) + 1) + "|",
-            ]
-            for name, by_dose in part["methods"].items():
-                cells = []
-                for dose in DOSES:
-                    row = by_dose[str(dose)]
-                    cell = _percent(row[judge])
-                    if row["displacement"] < 0.99 * dose:
-                        cell = f"({cell} at {row['displacement']:.3f})"
-                    cells.append(cell)
-                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        judges = part["probe_auc"]
+        sizes = ", ".join(
+            f"{above} + {below} to {what}"
+            for what, above, below in zip(
+                ("fit", "probe", "test"), part["n"][::2], part["n"][1::2], strict=True
+            )
+        )
+        columns = [(judge, str(dose)) for judge in judges for dose in DOSES]
+        lines += [
+            f"\n{result['data']}, block {layer} (positives + negatives: {sizes}; probe AUC "
+            + ", ".join(f"{judge} {auc:.3f}" for judge, auc in judges.items())
+            + ")\n",
+            "| method | " + " | ".join(f"{judge} {dose}" for judge, dose in columns) + " |",
+            "|---|" + "---:|" * len(columns),
+        ]
+        for name in ("unsteered", "positives"):
+            cells = [_percent(part[name][judge]) for judge, _ in columns]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for name, by_dose in part["methods"].items():
+            cells = []
+            for judge, dose in columns:
+                row = by_dose[dose]
+                short = row["displacement"] < 0.99 * float(dose)
+                cells.append(_percent(row[judge]) + f" (at {row['displacement']:.3f})" * int(short))
+            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _percent(share: list[float]) -> str:
     mean, low, high, _ = share
-    return f"{100 * mean:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * mean:.0f} ± {50 * (high - low):.0f}"
 
 
 if __name__ == "__main__":

@@ -442,6 +442,8 @@ def test_the_receipt_comes_back_from_disk_and_tells_everything(tuned: Tuned, tmp
     assert receipt["chosen"]["layer"] == tuned.chosen.layer
     assert len(receipt["trials"]) == len(tuned.rows)
     assert (receipt["seed"], receipt["max_kl"]) == (0, 0.1)
+    # The ranking of the layers stands where `fit` writes it, and `inspect` shows it.
+    assert set(tuned.steering.receipts["layers"]) == {"0", "1"}
     infinite = Wanted(math.inf, 2.0).to_json()
     assert json.loads(json.dumps(infinite, allow_nan=False))["max_kl"] is None
 

@@ -149,11 +149,15 @@ def fit_readings(
     readings: dict[int, Reading],
     seed: int = 0,
     progress: Progress | None = None,
+    qualities: dict[int, BinaryQuality] | None = None,
 ) -> list[Steering]:
-    """One steering a layer, each by itself, from what was read of the contrast (see `read`)."""
+    """One steering a layer, each by itself, from what was read of the contrast (see `read`).
+
+    `qualities`, those of `rank_layers`, go into the receipts.
+    """
     about = describe_model(model, tokenizer)
     return [
-        _fit_one(method, reading, contrast, index, None, seed, about, {}, progress)
+        _fit_one(method, reading, contrast, index, None, seed, about, qualities or {}, progress)
         for index, reading in readings.items()
     ]
 

@@ -35,7 +35,7 @@ def draw(tuned: Tuned, path: Path) -> Path:
     """Write the figure as a PNG; the file is whole or absent."""
     with matplotlib.rc_context(_STYLE):
         # Without pyplot: no window system, and nothing global is changed.
-        figure = Figure(figsize=(7.0, 4.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(7.0, 5.2), dpi=160, layout="constrained")
         axes = figure.add_subplot()
         _budget(axes, tuned)
         _trials(axes, tuned)
@@ -47,7 +47,8 @@ def draw(tuned: Tuned, path: Path) -> Path:
             f"({tuned.wanted.label}, 95 % interval)",
             title=_title(tuned),
         )
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        # Below the axes: intervals can reach into every corner.
+        figure.legend(loc="outside lower center", ncols=3)
         image = io.BytesIO()
         FigureCanvasAgg(figure).print_png(image)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +59,11 @@ def draw(tuned: Tuned, path: Path) -> Path:
 def _title(tuned: Tuned) -> str:
     asked = tuned.wanted.target
     if asked is None:
-        return f"{tuned.steering.method}: the largest effect within the budget"
-    return f"{tuned.steering.method}: {asked} {'reached' if tuned.met else 'not reached'}"
+        done = "the largest effect within the budget"
+    else:
+        done = f"{asked} {'reached' if tuned.met else 'not reached'}"
+    budget = tuned.wanted.budget.replace("<=", "≤")
+    return f"{tuned.steering.method}: {done.replace('>=', '≥').replace('<=', '≤')}\n({budget})"
 
 
 def _budget(axes: Axes, tuned: Tuned) -> None:
@@ -105,7 +109,8 @@ def _trials(axes: Axes, tuned: Tuned) -> None:
                 zorder=3,
             )
         axes.plot([], [], color=colour, marker=marker, label=f"layer {layer_name(layer)}")
-    axes.plot([], [], "o", color=_GREY, markerfacecolor="white", label="beyond the budget")
+    if not all(trial.feasible for trial in steered):
+        axes.plot([], [], "o", color=_GREY, markerfacecolor="white", label="beyond the budget")
     axes.plot(*_points([origin]), "o", color=_DARK, markersize=6, zorder=4)
     axes.annotate(
         "unsteered",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
+from odesteer.calibration import BinaryQuality
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations, evaluating
 from odesteer.fitting import Reading, fit, fit_readings, middle_layers, rank_layers, read
@@ -259,11 +260,12 @@ def _learn(
     data = {}
     if to_read:
         data = activations(model, tokenizer, part, to_read, progress=stages.of("read"))
+    quality: dict[int, BinaryQuality] = {}
     if to_rank:
         rows = {index: data[index] for index in to_rank}
         quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
         candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
-    fitted = _fit_each(model, tokenizer, part, method, candidates, data, seed, stages)
+    fitted = _fit_each(model, tokenizer, part, method, candidates, data, quality, seed, stages)
     if block is None:
         return fitted, None
     samples = CAA().check(*data[block], part.groups)  # all methods check alike
@@ -310,6 +312,7 @@ def _fit_each(
     method: Method,
     candidates: Sequence[Layer],
     data: dict[int, tuple[Tensor, Tensor]],
+    quality: dict[int, BinaryQuality],
     seed: int,
     stages: "_Stages",
 ) -> list[AnySteering]:
@@ -322,7 +325,7 @@ def _fit_each(
             readings = {index: Reading(*data[index]) for index in single}
         else:
             readings = read(model, tokenizer, part, single, method, progress)
-        return [*fit_readings(model, tokenizer, part, method, readings, seed, progress)]
+        return [*fit_readings(model, tokenizer, part, method, readings, seed, progress, quality)]
     return [
         fit(model, tokenizer, part, method, layer=candidate, seed=seed, progress=progress)
         for candidate in candidates
