@@ -30,7 +30,9 @@ def gallery(
 ) -> None:
     """Draw what every method does to three data sets in the plane, and count who arrives.
 
-    Writes gallery.png, gallery.json and gallery.md. Example: odesteer gallery --methods caa,odesteer
+    Writes gallery.png, gallery.json and gallery.md.
+
+    Example: odesteer gallery --methods caa,odesteer
     """
     from odesteer import gallery as library
 
