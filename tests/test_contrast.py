@@ -183,3 +183,17 @@ def test_tokens_follow_the_template_of_the_contrast():
         start = start or "<s> the cat"
         assert " ".join(tok.convert_ids_to_tokens(sat)) == f"{start} sat"
         assert " ".join(tok.convert_ids_to_tokens(ran)) == f"{start} ran"
+
+
+def test_graded_labels_are_read_with_the_texts_and_only_count_when_all_are_there():
+    pairs = [
+        {"positive": "a", "negative": "b", "positive_reward": 4, "negative_reward": 1.5},
+        {"positive": "c", "negative": "d", "positive_reward": 3.0, "negative_reward": 2},
+    ]
+    assert Contrast.from_rows(pairs).rewards == ([4.0, 3.0], [1.5, 2.0])
+    labelled = [{"text": "a", "label": 1, "reward": 0.9}, {"text": "b", "label": 0, "reward": 0.2}]
+    assert Contrast.from_rows(labelled).rewards == ([0.9], [0.2])
+    del labelled[0]["reward"]
+    assert Contrast.from_rows(labelled).rewards is None
+    with pytest.raises(ValueError, match=r"Row 1: has the reward 'high'; a graded label"):
+        Contrast.from_rows([{"text": "a", "label": 1, "reward": "high"}])

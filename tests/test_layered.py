@@ -371,3 +371,19 @@ def test_the_deepest_block_may_be_fitted_and_steered():
     both = ods.fit(net, tokenizer(), CONTRAST, method=MiMiC(), layer=[0, DEPTH - 1])
     with both.attach(net):
         generate(net)
+
+
+def test_graded_labels_of_a_contrast_reach_the_method():
+    seen = []
+
+    class Grader(CAA):
+        def learn_from(self, samples, progress=None):
+            seen.append(samples.rewards)
+            return super().learn_from(samples, progress)
+
+    rows = [
+        {"positive": good, "negative": bad, "positive_reward": 4.0, "negative_reward": i}
+        for i, (good, bad) in enumerate(zip(texts(3, 1), texts(3, 2), strict=True))
+    ]
+    ods.fit(model(), tokenizer(), ods.Contrast.from_rows(rows), method=Grader(), layer=1)
+    assert seen[0].tolist() == [4.0, 4.0, 4.0, 0.0, 1.0, 2.0]

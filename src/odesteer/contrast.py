@@ -4,9 +4,10 @@ A contrast: texts that show the wanted behaviour and texts that show its opposit
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ class Example:
         prompt: what was asked (text or chat messages), or None for a bare text.
         response: what was answered, or the bare text.
         group: examples of one group are never split between fitting and testing.
+        reward: a graded label, for methods that read one.
     """
 
     prompt: str | Messages | None
     response: str
     group: str
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class Contrast:
         - one labelled text: `text` (or `prompt` and `response`) and `label` (1 or 0),
 
         and optionally `group` or `topic`; without one, rows with the same prompt belong
-        together, and a row without a prompt belongs to itself.
+        together, and a row without a prompt belongs to itself. Graded labels are a labelled
+        text's `reward`, or a pair's `positive_reward` and `negative_reward`.
 
         Raises:
             ValueError: naming the row that is of neither form.
@@ -133,10 +137,11 @@ class Contrast:
                 name = f"({place})"
             try:
                 if "positive" in row and "negative" in row:
-                    positive.append(_response(prompt, row["positive"], name))
-                    negative.append(_response(prompt, row["negative"], name))
+                    positive.append(_response(prompt, row, "positive", name))
+                    negative.append(_response(prompt, row, "negative", name))
                 elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
-                    example = _response(prompt, row.get("text", row.get("response")), name)
+                    key = "text" if "text" in row else "response"
+                    example = _response(prompt, row, key, name)
                     (positive if row["label"] else negative).append(example)
                 else:
                     raise ValueError(
@@ -151,6 +156,14 @@ class Contrast:
     def groups(self) -> tuple[list[str], list[str]]:
         """The group of every positive and of every negative example."""
         return [e.group for e in self.positive], [e.group for e in self.negative]
+
+    @property
+    def rewards(self) -> tuple[list[float], list[float]] | None:
+        """The graded label of every positive and negative example; None if one has none."""
+        above = [e.reward for e in self.positive if e.reward is not None]
+        below = [e.reward for e in self.negative if e.reward is not None]
+        complete = len(above) == len(self.positive) and len(below) == len(self.negative)
+        return (above, below) if complete else None
 
     def tokens(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of every positive and of every negative example."""
@@ -238,9 +251,17 @@ def _example(row: Any, group: str) -> Example:
     )
 
 
-def _response(prompt: Any, response: Any, group: str) -> Example:
+def _response(prompt: Any, row: Mapping[str, Any], key: str, group: str) -> Example:
     """An example of a row: a prompt and a response, a bare text, or whole chat messages."""
-    return _example(response if isinstance(response, list) else (prompt, response), group)
+    response = row[key]
+    example = _example(response if isinstance(response, list) else (prompt, response), group)
+    name = f"{key}_reward" if key in ("positive", "negative") else "reward"
+    reward = row.get(name)
+    if reward is None:
+        return example
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise ValueError(f"has the {name} {reward!r}; a graded label is a finite number.")
+    return replace(example, reward=float(reward))
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

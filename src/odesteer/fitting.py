@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from odesteer.calibration import BinaryQuality
@@ -69,7 +71,14 @@ def fit(
         chosen = chosen.for_model(head_width(model))
     if chosen.needs_pairs and not contrast.is_paired:
         contrast = contrast.paired()
-    about = describe_model(model, tokenizer)
+    learn = partial(
+        _fit_one,
+        contrast=contrast,
+        strength=strength,
+        seed=seed,
+        model=describe_model(model, tokenizer),
+        progress=progress,
+    )
     qualities: dict[int, BinaryQuality] = {}
     if isinstance(layer, str):
         if layer != "auto":
@@ -81,23 +90,11 @@ def fit(
             qualities = rank_layers(data, contrast.groups, seed)
             layer = best_layer(qualities)
             if chosen.tokens == "last" and not chosen.reads_prompts:
-                return _fit_one(
-                    chosen,
-                    Reading(*data[layer]),
-                    contrast,
-                    layer,
-                    strength,
-                    seed,
-                    about,
-                    qualities,
-                    progress,
-                )
+                return learn(chosen, Reading(*data[layer]), layer, qualities=qualities)
     if isinstance(layer, int):
         index = layer_index(model, layer)
         reading = read(model, tokenizer, contrast, [index], chosen, progress)[index]
-        return _fit_one(
-            chosen, reading, contrast, index, strength, seed, about, qualities, progress
-        )
+        return learn(chosen, reading, index, qualities=qualities)
     indices = sorted({layer_index(model, each) for each in layer})
     if not indices:
         raise ValueError("layer is an empty list; name at least one block.")
@@ -112,7 +109,7 @@ def fit(
             with LayeredSteering(tuple(parts)).attach(model, positions="all"):
                 moved = read(model, tokenizer, contrast, [index], chosen, progress)[index]
             reading = reading._replace(negative=moved.negative)
-        parts.append(_fit_one(one, reading, contrast, index, strength, seed, about, {}, progress))
+        parts.append(learn(one, reading, index))
     return LayeredSteering(tuple(parts))
 
 
@@ -155,30 +152,38 @@ def fit_readings(
 
     `qualities`, those of `rank_layers`, go into the receipts.
     """
-    about = describe_model(model, tokenizer)
-    return [
-        _fit_one(method, reading, contrast, index, None, seed, about, qualities or {}, progress)
-        for index, reading in readings.items()
-    ]
+    learn = partial(
+        _fit_one,
+        contrast=contrast,
+        strength=None,
+        seed=seed,
+        model=describe_model(model, tokenizer),
+        qualities=qualities,
+        progress=progress,
+    )
+    return [learn(method, reading, index) for index, reading in readings.items()]
 
 
 def _fit_one(
     method: Method,
     reading: Reading,
-    contrast: Contrast,
     layer: int,
+    *,
+    contrast: Contrast,
     strength: Dose | float | None,
     seed: int,
     model: dict[str, Any],
-    qualities: dict[int, BinaryQuality],
     progress: Progress | None,
+    qualities: dict[int, BinaryQuality] | None = None,
 ) -> Steering:
+    rewards = contrast.rewards
     steering = method.fit(
         reading.positive,
         reading.negative,
         layer=layer,
         strength=strength,
         groups=contrast.groups,
+        rewards=None if rewards is None else (torch.tensor(rewards[0]), torch.tensor(rewards[1])),
         prompts=reading.prompts,
         seed=seed,
         progress=progress,
