@@ -16,13 +16,15 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_it_writes_both_files_and_prints_every_cell(tmp_path: Path) -> None:
+def test_it_writes_its_files_and_prints_every_cell(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     arguments = ["gallery", "--methods", "caa, mimic", "--points", "60", "--out", str(folder)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert {file.name for file in folder.iterdir()} == {"gallery.png", "gallery.json"}
+    assert {file.name for file in folder.iterdir()} == {"gallery.json", "gallery.md", "gallery.png"}
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    table = (folder / "gallery.md").read_text().splitlines()
+    assert [row.split("`")[1] for row in table[2:-1]] == ["none", "caa", "mimic"]
     outcomes = json.loads((folder / "gallery.json").read_text())["outcomes"]
     for method in ("none", "caa", "mimic"):
         shares = [o["share"]["mean"] for o in outcomes if o["method"] == method]
