@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from odesteer.attach import Handle
+    from odesteer.handle import Handle
     from odesteer.backends import Sampling, TransformersBackend
     from odesteer.composition import all_of, any_of, guarded
     from odesteer.contrast import Contrast
@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 # needs neither.
 _HOMES = {
     "odesteer.extraction": ("activations",),
-    "odesteer.attach": ("Handle",),
+    "odesteer.handle": ("Handle",),
     "odesteer.backends": ("Sampling", "TransformersBackend"),
     "odesteer.composition": ("all_of", "any_of", "guarded"),
     "odesteer.contrast": ("Contrast",),

@@ -1,36 +1,194 @@
-"""Which modules of a model are its decoder blocks?
+"""Which modules of a model are its decoder blocks, and what is the stream they pass on?
 
-Found by structure, not by a list of names: the blocks are a `ModuleList` of the text
-model, as long as the configuration says, and hold most of its parameters.
+Found by structure, not by a list of names: blocks are modules that a parent numbers, made of
+parts of their own, in the tower that reads tokens, as many as the configuration says. Where a
+model does not say which it means, `use_layers` does.
 """
 
+import copy
+import inspect
+import re
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+Blocks = Sequence[nn.Module]
+
+# Weak: a choice must not keep its model alive.
+_chosen: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakKeyDictionary()
+
+_NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
-def find_layers(model: nn.Module) -> nn.ModuleList:
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's, torch.compile's or data parallelism's wrapper."""
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = model.module
+        if inner is None and callable(getattr(model, "get_base_model", None)):
+            base: Any = model
+            inner = base.get_base_model()
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
+
+
+def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> None:
+    """Say which modules are the decoder blocks of this model, for everything in odesteer.
+
+    Args:
+        model: the model; a wrapped one and the one inside share the choice.
+        layers: the path of the modules ("transformer.h"), or the modules themselves, first to
+            last. Each must return the residual stream [b, t, d]. None: found by structure again.
+
+    Raises:
+        ValueError: if the path leads to no modules that could be blocks, or a module given is
+            not a part of the model.
+    """
+    inner = unwrap(model)
+    if layers is None:
+        _chosen.pop(inner, None)
+        return
+    if isinstance(layers, str):
+        modules = _at(model, layers) or _at(inner, layers)
+        if not modules:
+            listed = ", ".join(f"'{path}' ({len(found)})" for path, found in _stacks(inner).items())
+            raise ValueError(
+                f"'{layers}' is no list of modules of {type(inner).__name__}; "
+                f"{f'lists it has: {listed}' if listed else 'it has no list of blocks at all'}."
+            )
+    else:
+        modules = list(layers)
+        known = set(inner.modules())
+        strangers = [type(m).__name__ for m in modules if m not in known]
+        if strangers or not modules:
+            raise ValueError(
+                f"use_layers needs modules of this {type(inner).__name__}; "
+                f"{f'{strangers[0]} is no part of it' if strangers else 'the list is empty'}."
+            )
+    _chosen[inner] = modules
+
+
+def find_layers(model: nn.Module) -> Blocks:
     """The decoder blocks of a causal language model, first to last.
 
     Raises:
-        ValueError: if no list of blocks is found.
+        ValueError: if there are none, if the model is an encoder-decoder, or if it has several
+            stacks and does not say which it means.
     """
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and m}
-    # A list inside another list's items (experts, heads) is a part of a block, not the blocks.
-    outer = {
-        name: blocks
-        for name, blocks in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
-    depth = _text_config_value(model, "num_hidden_layers")
-    fitting = {name: blocks for name, blocks in outer.items() if len(blocks) == depth}
-    candidates = fitting or outer
-    if not candidates:
+    inner = unwrap(model)
+    if inner in _chosen:
+        return _chosen[inner]
+    name = type(inner).__name__
+    if _is_encoder_decoder(inner):
         raise ValueError(
-            f"{type(model).__name__} has no list of decoder blocks to steer: odesteer needs a "
-            f"decoder-only language model."
+            f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
+            f"prompt and generation share one residual stream."
         )
-    return max(candidates.values(), key=lambda m: sum(p.numel() for p in m.parameters()))
+    stacks = _in_text_tower(inner, _stacks(inner))
+    depth = _text_config_value(inner, "num_hidden_layers")
+    if fitting := {path: blocks for path, blocks in stacks.items() if len(blocks) == depth}:
+        stacks = fitting
+    if not stacks:
+        raise ValueError(
+            f"{name} has no list of decoder blocks to steer: name them with "
+            f"odesteer.use_layers(model, 'path.of.the.blocks')."
+        )
+    if len(stacks) > 1:
+        listed = ", ".join(f"'{path}' ({len(blocks)})" for path, blocks in stacks.items())
+        raise ValueError(
+            f"{name} has several stacks that could be its decoder blocks: {listed}. Name the "
+            f"modules that return its residual stream with odesteer.use_layers(model, 'path')."
+        )
+    return next(iter(stacks.values()))
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The innermost module that holds every block and is called with the tokens: no head."""
+    inner, blocks = unwrap(model), find_layers(model)
+    reads = inner
+    for module in inner.modules():
+        arguments = inspect.signature(module.forward).parameters
+        if arguments.keys() & {"input_ids", "inputs_embeds"} and module not in blocks:
+            inside = set(module.modules())
+            if all(block in inside for block in blocks):
+                reads = module  # parents come before children
+    return reads
+
+
+def block_output(output: Any, tokens: tuple[int, int] | None = None) -> Tensor:
+    """The residual stream [b, t, d] in what a decoder block returned.
+
+    Args:
+        output: a tensor, or a tuple, list or output class that holds the stream first.
+        tokens: (b, t) of the forward pass, where it is known.
+
+    Raises:
+        ValueError: if it is no such stream: hyper-connections pass on several at once, reversible
+            blocks return parts of one, some keep time first.
+    """
+    stream = output
+    if isinstance(output, tuple | list):
+        stream = output[0] if output else None
+    elif isinstance(output, Mapping) or is_dataclass(output):
+        values = list(output.values()) if isinstance(output, Mapping) else []
+        stream = values[0] if len(values) == 1 else getattr(output, "last_hidden_state", None)
+    if not isinstance(stream, Tensor):
+        raise ValueError(
+            f"A decoder block returned a {type(output).__name__} and no tensor that could be its "
+            f"residual stream [b, t, d]; odesteer cannot steer this model there."
+        )
+    if stream.dim() != 3:
+        raise ValueError(
+            f"A decoder block returned {list(stream.shape)}, not one residual stream [b, t, d]: "
+            f"odesteer cannot steer a model that passes on several streams or none."
+        )
+    if tokens is not None and tuple(stream.shape[:2]) != tokens:
+        raise ValueError(
+            f"A decoder block returned {list(stream.shape)} for {tokens[0]} rows of {tokens[1]} "
+            f"tokens, not a residual stream [b, t, d]: odesteer cannot tell whose tokens these are."
+        )
+    return stream
+
+
+def replace_output(output: Any, stream: Tensor) -> Any:
+    """What a block returned, in the same form, with another stream in the place `block_output` reads."""
+    if isinstance(output, Tensor):
+        return stream
+    if isinstance(output, tuple | list):
+        rest = [stream, *output[1:]]
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+    name = next(key for key, value in output.items() if value is block_output(output))
+    changed = copy.copy(output)
+    changed[name] = stream
+    return changed
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids are to be put: the device the input embedding computes on.
+
+    Not where its weight lies: offloaded weights lie on "meta" until their module runs.
+    """
+    inner: Any = unwrap(model)
+    try:
+        reads: nn.Module = inner.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        reads = inner
+    for module in (reads, inner):
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    for tensor in (*reads.parameters(), *inner.parameters()):
+        if tensor.device.type != "meta":
+            return tensor.device
+    return torch.device("cpu")
 
 
 def hidden_size(model: nn.Module) -> int | None:
@@ -67,7 +225,8 @@ def attention_output(block: nn.Module) -> nn.Module:
         # Named by what it is in every family: the output projection.
         for candidate in ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj"):
             module = getattr(attention, candidate, None)
-            if isinstance(module, nn.Module) and getattr(module, "weight", None) is not None:
+            # Not asked for a weight: quantised kinds keep theirs under other names.
+            if isinstance(module, nn.Module) and _width_in(module) is not None:
                 return module
     raise ValueError(
         f"{type(block).__name__} has no attention whose heads can be steered; steer the residual "
@@ -76,10 +235,24 @@ def attention_output(block: nn.Module) -> nn.Module:
 
 
 def input_width(module: nn.Module) -> int:
-    """The width of what a linear projection reads (also GPT-2's transposed kind)."""
-    features: int | None = getattr(module, "in_features", None)
-    weight: Any = module.weight
-    return int(weight.shape[0]) if features is None else features
+    """The width of what a linear projection reads (also quantised, also GPT-2's transposed kind).
+
+    Raises:
+        ValueError: if it does not say.
+    """
+    width = _width_in(module)
+    if width is None:
+        raise ValueError(f"{type(module).__name__} does not say how wide its input is.")
+    return width
+
+
+def _width_in(module: nn.Module) -> int | None:
+    features: Any = getattr(module, "in_features", None)
+    if features is None:
+        weight: Any = getattr(module, "weight", None)
+        # GPT-2's Conv1D keeps its weight as [in, out].
+        features = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    return None if features is None else int(features)
 
 
 def head_width(model: nn.Module) -> int:
@@ -97,9 +270,98 @@ def head_width(model: nn.Module) -> int:
     return width // heads
 
 
-def _text_config_value(model: nn.Module, name: str) -> int | None:
+# ---- inside
+
+
+def _stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Modules that a parent numbers (in a list, or h0, h1, ...) and that have parts, by path."""
+    found: dict[str, list[nn.Module]] = {}
+    inside: set[nn.Module] = set()  # of blocks: experts and heads are parts, not blocks
+    for path, parent in model.named_modules():
+        if parent in inside:
+            continue
+        for stem, modules in _numbered(parent):
+            if all(any(True for _ in module.children()) for module in modules):
+                found[".".join(part for part in (path, stem) if part)] = modules
+                inside.update(part for module in modules for part in module.modules())
+    return found
+
+
+def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """(name without its number, children in order) of children that are alike and numbered."""
+    groups: dict[str, list[nn.Module]] = {}
+    for name, child in parent.named_children():
+        if match := _NUMBERED.fullmatch(name):
+            groups.setdefault(match[1], []).append(child)
+    for stem, children in groups.items():
+        # A sequence of unlike steps (embed, blocks, head) is no stack.
+        alike = len({type(child) for child in children}) < len(children)
+        if alike or isinstance(parent, nn.ModuleList):
+            yield stem, children
+
+
+def _in_text_tower(
+    model: nn.Module, stacks: dict[str, list[nn.Module]]
+) -> dict[str, list[nn.Module]]:
+    """The stacks that read tokens: not those of vision or audio towers, not their bridges."""
+    modules = dict(model.named_modules())
+    own = {type(getattr(model, "config", None)), type(_text_config(model))}
+
+    def owners(path: str) -> Iterator[nn.Module]:
+        parts = path.split(".")
+        for end in range(len(parts), -1, -1):
+            if (owner := modules.get(".".join(parts[:end]))) is not None:
+                yield owner
+
+    def is_text(path: str, blocks: list[nn.Module]) -> bool:
+        config = next((c for o in owners(path) if hasattr(c := getattr(o, "config", None), "to_dict")), None)
+        # Blocks that only let the stream look at a tower come beside the decoder's own.
+        bridge = all("cross" in type(block).__name__.lower() for block in blocks)
+        return not bridge and (config is None or type(config) in own)
+
+    text = {path: blocks for path, blocks in stacks.items() if is_text(path, blocks)}
+    try:
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return text
+    path = next((name for name, module in modules.items() if module is embedding), "")
+    # The smallest module that holds both the token embedding and a stack is the text tower.
+    for owner in owners(path):
+        held = set(owner.modules())
+        if inside := {path: blocks for path, blocks in text.items() if blocks[0] in held}:
+            return inside
+    return text
+
+
+def _at(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules at a path: the children of a list, or those whose names are the path and a number."""
+    parent_path, _, stem = path.rpartition(".")
+    try:
+        found = model.get_submodule(path)
+        if isinstance(found, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            return list(found.children())
+        return next((modules for name, modules in _numbered(found)), [])
+    except AttributeError:
+        pass
+    try:
+        parent = model.get_submodule(parent_path)
+    except AttributeError:
+        return []
+    return next((modules for name, modules in _numbered(parent) if name == stem), [])
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    configs = (getattr(model, "config", None), _text_config(model))
+    return any(getattr(config, "is_encoder_decoder", False) is True for config in configs)
+
+
+def _text_config(model: nn.Module) -> Any:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    value = getattr(config, name, None)
+        config = config.get_text_config(decoder=True)
+    return config
+
+
+def _text_config_value(model: nn.Module, name: str) -> int | None:
+    value = getattr(_text_config(unwrap(model)), name, None)
     return value if isinstance(value, int) else None

@@ -16,7 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from odesteer.layers import find_layers
+from odesteer.compiled import mark
+from odesteer.layers import find_decoder, unwrap
+
+# What models call the state that carries earlier tokens: attention, Mamba, RWKV.
+_CACHES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass
@@ -43,7 +47,8 @@ class Tracker:
     """
 
     _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, Tracker]"] = weakref.WeakKeyDictionary()
-    _lock: ClassVar = threading.Lock()
+    # Re-entrant: a forgotten handle may be collected, and release, while another is acquiring.
+    _lock: ClassVar = threading.RLock()
 
     def __init__(self, model: nn.Module):
         # Weak: the registry must not keep the model alive.
@@ -51,20 +56,36 @@ class Tracker:
         self._users = 0
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
+        # Tokens in caches that do not count them themselves.
+        self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        # Calls that a backward pass may run again, by the shape [b, t] of their tokens; not
+        # by thread, as the backward pass may have one of its own.
+        self._again: dict[tuple[int, ...], Call] = {}
 
     @classmethod
     def of(cls, model: nn.Module) -> "Tracker":
-        """The tracker of a model, or of the model that a PEFT wrapper holds."""
-        unwrap: Any = getattr(model, "get_base_model", None)
-        inner: nn.Module = model if unwrap is None else unwrap()
+        """The tracker of a model, or of the model in a wrapper (PEFT, torch.compile)."""
+        inner = unwrap(model)
         with cls._lock:
             if inner not in cls._all:
                 cls._all[inner] = cls(inner)
             return cls._all[inner]
 
-    @property
-    def call(self) -> Call | None:
-        return getattr(self._local, "call", None)
+    def call_of(self, hidden: Tensor) -> tuple[Call, bool]:
+        """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
+
+        Gradient checkpointing runs parts of a block again in the backward pass, when the
+        decoder's own call is long over.
+        """
+        call: Call | None = getattr(self._local, "call", None)
+        shape = tuple(hidden.shape[:2])
+        if call is not None:
+            if torch.is_grad_enabled():
+                self._again[shape] = call
+            return call, False
+        if shape in self._again and torch.is_grad_enabled():
+            return self._again[shape], True
+        return Call(0, hidden.shape[1], None, None), False
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
         """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
@@ -88,34 +109,68 @@ class Tracker:
         with self._lock:
             self._users -= 1
             if self._users == 0:
+                self._again.clear()
                 while self._undo:
                     self._undo.pop()()
 
     def _install(self) -> None:
         model = self._model()
         assert model is not None  # a handle that holds its block is being made
-        decoder = _owner(model, find_layers(model))
-        signature = inspect.signature(decoder.forward)
-
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            arguments = signature.bind_partial(*args, **kwargs).arguments
-            self._local.call = self._describe(arguments)
-
-        def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-            self._local.call = None
-
-        hooks = [
-            decoder.register_forward_pre_hook(before, with_kwargs=True),
-            decoder.register_forward_hook(after, always_call=True),
-        ]
-        self._undo = [hook.remove for hook in hooks]
+        decoder = find_decoder(model)
+        self._undo.append(mark(decoder))
+        self._watch(decoder, self._enter, self._leave)
+        if model is not decoder:
+            # A decoder inside another model may be handed a mask of another form.
+            self._watch(model, self._enter_outer, self._leave_outer)
         if hasattr(model, "generate"):
             self._undo.append(self._watch_generate(model))
+
+    def _watch(
+        self,
+        module: nn.Module,
+        enter: Callable[[dict[str, Any]], None],
+        leave: Callable[[Any], None],
+    ) -> None:
+        """Call `enter` with a module's arguments by name, and `leave` with what it returns."""
+        signature = inspect.signature(module.forward)
+
+        @torch.compiler.disable
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            arguments = signature.bind_partial(*args, **kwargs).arguments
+            enter(arguments | arguments.get("kwargs", {}))
+
+        @torch.compiler.disable
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            leave(output)
+
+        self._undo.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(after, always_call=True).remove)
+
+    def _enter_outer(self, arguments: dict[str, Any]) -> None:
+        self._local.mask = _plain(arguments.get("attention_mask"))
+
+    def _leave_outer(self, _output: Any) -> None:
+        self._local.mask = None
+
+    def _enter(self, arguments: dict[str, Any]) -> None:
+        self._local.call = self._describe(arguments)
+        ids = _tokens(arguments)
+        self._local.end = self._local.call.offset + ids.shape[1]
+
+    def _leave(self, output: Any) -> None:
+        self._local.call = None
+        cache = next((c for name in _CACHES if (c := getattr(output, name, None)) is not None), None)
+        if cache is not None and _own_length(cache) is None:
+            try:
+                self._lengths[cache] = self._local.end
+            except TypeError:  # a list of states: no way to know it again
+                return
 
     def _watch_generate(self, model: Any) -> Callable[[], None]:
         """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
         original = model.generate
         had_own = "generate" in vars(model)
+        reference = weakref.ref(model)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             named = [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
@@ -124,15 +179,20 @@ class Tracker:
             with self._generating(length, kwargs.get("attention_mask"), batch):
                 return original(*args, **kwargs)
 
+        def undo() -> None:
+            alive = reference()
+            if alive is not None and had_own:
+                alive.generate = original
+            elif alive is not None:
+                del alive.generate
+
         model.generate = generate
-        return lambda: (
-            setattr(model, "generate", original) if had_own else delattr(model, "generate")
-        )
+        return undo
 
     @contextmanager
     def _generating(self, length: int, mask: Tensor | None, batch: int) -> Iterator[None]:
         outer = getattr(self._local, "prompt", None)
-        self._local.prompt = (length, mask, batch)
+        self._local.prompt, self._local.end = (length, mask, batch), 0
         try:
             yield
         finally:
@@ -152,17 +212,15 @@ class Tracker:
             self._local.lengths = None
 
     def _describe(self, arguments: dict[str, Any]) -> Call:
-        ids = arguments.get("input_ids")
-        if ids is None:
-            ids = arguments["inputs_embeds"]
-        batch, t = ids.shape[:2]
-        offset = _cached_length(arguments.get("past_key_values"))
+        batch, t = _tokens(arguments).shape[:2]
+        given_mask = _plain(arguments.get("attention_mask"))
+        mask = getattr(self._local, "mask", None) if given_mask is None else given_mask
         prompt = getattr(self._local, "prompt", None)
+        offset = self._offset(arguments, t, mask)
         if prompt is not None and offset >= prompt[0]:
             # Decoding: nothing but generated tokens, and no look at the mask, which would
             # make a GPU wait once a token.
             return Call(offset, prompt[0], None, None)
-        mask = _plain(arguments.get("attention_mask"))
         lengths = getattr(self._local, "lengths", None)
         if lengths is not None:
             real = None if mask is None else mask[:, offset : offset + t] != 0
@@ -194,6 +252,29 @@ class Tracker:
         return Call(offset, length, real, last)
 
 
+    def _offset(self, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
+        """How many tokens came before those of this call."""
+        cache = next((c for name in _CACHES if (c := arguments.get(name)) is not None), None)
+        if cache is None:
+            return 0
+        length = _own_length(cache)
+        if length is not None:
+            return length
+        try:
+            if cache in self._lengths:
+                return self._lengths[cache]
+        except TypeError:  # a list of states
+            pass
+        if getattr(self._local, "prompt", None) is not None:
+            return int(self._local.end)
+        return 0 if mask is None else mask.shape[1] - t
+
+
+def _tokens(arguments: dict[str, Any]) -> Tensor:
+    ids = arguments.get("input_ids")
+    return arguments["inputs_embeds"] if ids is None else ids
+
+
 def _plain(mask: Any) -> Tensor | None:
     """A [b, positions] mask; any other form does not say which tokens are padding."""
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -205,17 +286,14 @@ def _last(mask: Tensor) -> Tensor:
     return torch.where(mask != 0, columns, -1).amax(dim=1)
 
 
-def _cached_length(cache: Any) -> int:
-    if cache is None:
-        return 0
+def _own_length(cache: Any) -> int | None:
+    """The tokens in a cache; None for one that does not count them, as recurrent states."""
     if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return int(cache[0][0].shape[-2])  # the legacy form: a tuple of (keys, values) a layer
-
-
-def _owner(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
-    """The module that holds the list of blocks: the decoder without its head."""
-    for module in model.modules():
-        if any(child is blocks for child in module.children()):
-            return module
-    raise ValueError(f"{type(model).__name__} does not own its decoder blocks.")
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:
+            return None
+    try:
+        return int(cache[0][0].shape[-2])  # the legacy form: a tuple of (keys, values) a layer
+    except (TypeError, IndexError, AttributeError, KeyError):
+        return None
