@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process a core, one thread each: the models of most tests are too small for two.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-.PHONY: demo test test-all lint types build barriers clean
+.PHONY: demo test test-slow conformance lint types build barriers clean
 
 demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 	$(BIN)/odesteer demo --out odesteer-demo
 
 test: $(READY)  ## the tests that need no more than minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
-test-all: $(READY)  ## also the slow ones, with the real model
-	$(BIN)/python -m pytest -m "not gpu"
+test-slow: $(READY)  ## with the real model, and the whole conformance suite
+	$(PYTEST) -m "slow and not gpu"
+
+conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures
+	OMP_NUM_THREADS=1 $(BIN)/odesteer conformance
 
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

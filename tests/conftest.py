@@ -7,6 +7,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+# Commands keep activations on disk; those of tests do not belong in the user's cache.
+os.environ["ODESTEER_CACHE_ACTIVATIONS"] = "0"
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 

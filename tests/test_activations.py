@@ -1,10 +1,13 @@
 """Activations are what the model computes, whatever the batch, the padding and the mode."""
 
+import warnings
+
 import pytest
 import torch
 
 import odesteer as ods
 from odesteer.extraction import extract
+from odesteer.templates import encode
 from tiny import (
     ARCHITECTURES,
     DEPTH,
@@ -199,10 +202,123 @@ def test_an_empty_text_has_no_activation():
 
 
 def test_an_unknown_choice_of_tokens_is_refused():
-    with pytest.raises(ValueError, match="'last', 'mean' or 'response'"):
+    with pytest.raises(ValueError, match="'last', 'mean', 'response' or 'prompt'; got 'first'"):
         ods.activations(model(), tokenizer(), CONTRAST, 0, tokens="first")
 
 
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(ValueError, match="no list of decoder blocks"):
         ods.activations(torch.nn.Linear(2, 2), tokenizer(), CONTRAST, 0)
+
+
+# ---- which tokens
+
+
+ROWS = ods.Contrast.from_pairs(
+    [("the cat", "sat on mat"), ("a dog is", "good")], [("the bird", "ran"), ("a tree", "bad mat")]
+)
+
+
+def spans(net, row, layer):
+    """[t, d] of one (prompt, response) row by itself, and where its response starts."""
+    prompt = encode(tokenizer(), row.prompt)
+    ids = encode(tokenizer(), row.prompt, row.response)
+    return block_outputs(net, torch.tensor([ids]))[0][layer][0], len(prompt)
+
+
+@every_architecture
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_each_choice_of_tokens_reads_those_tokens(name, size):
+    net = model(name)
+    expected = {
+        "last": lambda rows, start: rows[-1],
+        "mean": lambda rows, start: rows.mean(dim=0),
+        "response": lambda rows, start: rows[start:].mean(dim=0),
+        "prompt": lambda rows, start: rows[start - 1],
+    }
+    for tokens, pick in expected.items():
+        both = ods.activations(net, tokenizer(), ROWS, 2, tokens=tokens, batch_tokens=size)
+        for rows, some in zip(both, (ROWS.positive, ROWS.negative), strict=True):
+            one_by_one = torch.stack([pick(*spans(net, row, 2)) for row in some])
+            torch.testing.assert_close(rows, one_by_one, atol=1e-5, rtol=1e-4)
+
+
+def test_bare_texts_have_no_prompt_to_read():
+    with pytest.raises(ValueError, match=r'reads the end of each prompt.*read tokens="last"'):
+        ods.activations(model(), tokenizer(), CONTRAST, 0, tokens="prompt")
+
+
+def test_fit_reads_the_tokens_asked_for_and_records_them():
+    class Responses(ods.CAA):
+        tokens = "response"
+
+    net, many = (
+        model(),
+        ods.Contrast.from_pairs(
+            [("the cat", text) for text in texts(8, 1)], [("a dog", text) for text in texts(8, 2)]
+        ),
+    )
+    for tokens, recorded in ((None, "response"), ("mean", "mean"), ("prompt", "prompt")):
+        steering = ods.fit(net, tokenizer(), many, method=Responses(), layer=1, tokens=tokens)
+        rows = ods.activations(net, tokenizer(), many, 1, tokens=recorded)
+        alone = Responses().fit(*rows, layer=1, groups=many.groups)
+        assert torch.equal(steering(rows[1]), alone(rows[1]))
+        assert steering.receipts["tokens"] == recorded
+        assert steering.receipts["truncated"] == 0
+    auto = ods.fit(net, tokenizer(), many, method=ods.CAA(), tokens="mean")
+    rows = ods.activations(net, tokenizer(), many, auto.layer, tokens="mean")
+    assert torch.equal(auto(rows[1]), ods.CAA().fit(*rows)(rows[1]))
+    assert auto.receipts["tokens"] == "mean"
+
+
+def test_prompts_that_are_the_same_in_both_classes_are_nothing_to_learn_from():
+    same = ods.Contrast.from_pairs([("the cat", "sat")] * 2, [("the cat", "ran")] * 2)
+    with pytest.raises(ValueError, match=r"both classes have the same prompts.*Give prompts that"):
+        ods.fit(model(), tokenizer(), same, method="caa", layer=1, tokens="prompt")
+
+
+# ---- texts that are too long
+
+
+def test_a_text_longer_than_max_tokens_loses_its_beginning_and_this_is_said():
+    net = model()
+    with pytest.warns(UserWarning, match=r"3 of 4 texts are longer than 4 tokens \(max_tokens\)"):
+        cut, _ = ods.activations(net, tokenizer(), ROWS, 1, max_tokens=4)
+    # <s> the cat | sat on mat, and <s> a dog is | good: the first token and the last three.
+    kept = [[1, *encode(tokenizer(), None, text)[1:]] for text in ("sat on mat", "dog is good")]
+    expected = [block_outputs(net, torch.tensor([ids]))[0][1][0, -1] for ids in kept]
+    torch.testing.assert_close(cut, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [("response", 5), ("response", 3), ("prompt", 3)])
+def test_what_is_read_of_a_cut_text_is_still_of_its_response_or_prompt(tokens, limit):
+    net = model()
+    with pytest.warns(UserWarning, match=f"longer than {limit} tokens"):
+        rows, _ = ods.activations(net, tokenizer(), ROWS, 1, tokens=tokens, max_tokens=limit)
+    words = {5: "cat sat on mat", 3: "on mat"}[limit] if tokens == "response" else "dog is"
+    ids = encode(tokenizer(), None, words)
+    assert len(ids) == limit
+    outputs_ = block_outputs(net, torch.tensor([ids]))[0][1][0]
+    own = {"response": min(3, limit - 1), "prompt": 1}[tokens]
+    row = rows[1] if tokens == "prompt" else rows[0]
+    torch.testing.assert_close(row, outputs_[-own:].mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+def test_the_models_context_bounds_every_text():
+    net, long = model("gpt2"), " ".join(WORDS * 8)
+    assert net.config.max_position_embeddings == 128 < len(tokenizer()(long).input_ids)
+    contrast = ods.Contrast.from_pairs([long, "a cat"], ["a dog", "a bird"])
+    with pytest.warns(UserWarning, match=r"1 of 4 .* 128 tokens \(the context of this model\)"):
+        steering = ods.fit(net, tokenizer(), contrast, method="caa", layer=1)
+    assert steering.receipts["truncated"] == 1
+    with pytest.warns(UserWarning, match=r"longer than 128 tokens \(the context"):
+        ods.activations(net, tokenizer(), contrast, 1, max_tokens=140)
+
+
+def test_texts_that_fit_are_not_cut():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = ods.activations(model(), tokenizer(), ROWS, 1, max_tokens=6)
+    assert torch.equal(whole[0], ods.activations(model(), tokenizer(), ROWS, 1)[0])
+    with pytest.raises(ValueError, match="max_tokens must be at least 2; got 1"):
+        ods.activations(model(), tokenizer(), ROWS, 1, max_tokens=1)

@@ -20,33 +20,56 @@ BELOW_FITTING = {
     "calibration",
     "serialize",
     "saving",
+    "compatibility",
     "steering",
     "layered",
     "methods",
     "contrast",
+    "texts",
+    "capture",
+    "cache",
     "extraction",
     "attach",
+    "positions",
     "tracker",
     "backends",
 }
 MAY_IMPORT = {
     "ode": NOTHING,
     "lookup": NOTHING,
-    "layers": NOTHING,
+    "structure": NOTHING,
+    "layers": {"structure"},
     "templates": NOTHING,
     "calibration": NOTHING,
     "bootstrap": NOTHING,
     "planar": NOTHING,
-    "serialize": {"ode", "lookup"},
-    "saving": {"ode", "lookup"},
-    "steering": {"ode", "lookup", "serialize", "saving"},
+    "strict": NOTHING,
+    "shapes": {"ode"},
+    "serialize": {"ode", "lookup", "shapes"},
+    "markdown": {"strict"},
+    "card": {"markdown"},
+    "proof": NOTHING,
+    "saving": {"ode", "lookup", "strict", "card"},
+    "hub": {"saving"},
+    "compatibility": {"layers", "lookup", "strict"},
+    "steering": {"ode", "lookup", "serialize", "saving", "strict", "proof", "hub"},
     "methods": {"ode", "steering", "lookup", "calibration"},
     "composition": {"ode", "steering"},
-    "layered": {"ode", "saving", "steering"},
-    "contrast": {"templates"},
-    "extraction": {"contrast", "layers"},
-    "tracker": {"layers"},
-    "attach": {"ode", "steering", "layers", "lookup", "tracker"},
+    "layered": {"ode", "saving", "steering", "strict", "hub"},
+    "contrast_files": NOTHING,
+    "contrast_rows": {"lookup", "templates"},
+    "contrast": {"contrast_files", "contrast_rows", "templates"},
+    "texts": {"contrast"},
+    "capture": {"layers"},
+    "cache_files": NOTHING,
+    "fingerprint": NOTHING,
+    "cache": {"cache_files", "fingerprint", "saving"},
+    "extraction": {"cache", "capture", "contrast", "layers", "texts"},
+    "compiled": NOTHING,
+    "tracker": {"compiled", "layers"},
+    "positions": {"lookup", "tracker"},
+    "handle": {"compiled", "layers", "ode", "positions", "steering", "tracker"},
+    "attach": {"compatibility", "handle", "layers", "positions", "steering", "tracker"},
     "backends": {
         "steering",
         "layered",
@@ -72,8 +95,11 @@ MAY_IMPORT = {
 }
 # When used, or for types: a steering is attached by the engine without needing it.
 MAY_IMPORT_LATE = {
-    "steering": {"attach", "composition"},
-    "layered": {"attach"},
+    "proof": {"steering"},
+    "compatibility": {"steering"},
+    "hub": {"steering", "layered"},
+    "steering": {"compatibility", "attach", "handle", "positions", "composition"},
+    "layered": {"compatibility", "handle", "positions"},
     "tuning": {"judges"},
 }
 
@@ -127,10 +153,11 @@ def test_a_part_knows_only_what_the_table_allows(part):
             assert imported in allowed, f"{file.relative_to(ROOT)} imports {imported or 'all'}"
 
 
-def test_nothing_but_the_command_line_knows_the_command_line():
+@pytest.mark.parametrize("top", ["cli", "testing"])
+def test_nothing_below_knows_the_command_line_or_the_conformance_suite(top):
     for file in FILES:
-        if home(file) not in ("cli", "__main__"):
-            assert "cli" not in {part for part, _ in imports(file)}, file
+        if home(file) not in (top, "cli", "__main__"):
+            assert top not in {part for part, _ in imports(file)}, file
 
 
 def test_the_mathematics_imports_torch_alone():

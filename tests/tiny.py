@@ -6,67 +6,23 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from odesteer import Angle, Steering
 from odesteer.layers import find_layers
 from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
+from odesteer.testing import ARCHITECTURES as ALL_ARCHITECTURES
+from odesteer.testing.architectures import DEPTH, VOCABULARY, WIDTH  # noqa: F401
 
-WIDTH, DEPTH, VOCABULARY = 32, 4, 64
-
-# No end of sequence, so that generations have the length asked for; weights large enough that
-# the most likely token is one by more than rounding.
-_COMMON = {
-    "vocab_size": VOCABULARY,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
-_LLAMA_LIKE = _COMMON | {
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+# The conformance suite runs on all; these stand for the kinds that differ most.
 ARCHITECTURES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_LLAMA_LIKE)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(n_embd=WIDTH, n_layer=DEPTH, n_head=4, n_positions=64, **_COMMON)
-    ),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_LLAMA_LIKE)),
-    "gpt-neox": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            hidden_size=WIDTH,
-            num_hidden_layers=DEPTH,
-            num_attention_heads=4,
-            intermediate_size=48,
-            **_COMMON,
-        )
-    ),
-    # A window shorter than the sequences: the cache of its even blocks forgets.
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(head_dim=8, sliding_window=6, **_LLAMA_LIKE)),
+    name: ALL_ARCHITECTURES[name].build for name in ("llama", "gpt2", "qwen2", "gpt_neox", "gemma2")
 }
 
 
 def model(name: str = "llama", seed: int = 0) -> nn.Module:
     """A random model in eval mode, the same for the same seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return ARCHITECTURES[name]().eval()
+    return ARCHITECTURES[name](seed)
 
 
 WORDS = [

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from odesteer.extraction import activations
     from odesteer.fitting import fit
     from odesteer.layered import LayeredSteering, load
+    from odesteer.layers import use_layers
     from odesteer.methods import (
         CAA,
         HPR,
@@ -51,6 +52,7 @@ _HOMES = {
     "odesteer.composition": ("all_of", "any_of", "guarded"),
     "odesteer.contrast": ("Contrast",),
     "odesteer.layered": ("LayeredSteering", "load"),
+    "odesteer.layers": ("use_layers",),
     "odesteer.methods": (
         "CAA",
         "HPR",
@@ -121,6 +123,7 @@ __all__ = [
     "guarded",
     "load",
     "tune",
+    "use_layers",
 ]
 
 

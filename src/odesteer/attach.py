@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from odesteer import compatibility
 from odesteer.handle import Handle
 from odesteer.layers import attention_output, find_layers, hidden_size, input_width, layer_index
 from odesteer.positions import Positions, check_positions
@@ -32,6 +33,7 @@ def attach(
     positions: Positions = "last+generated",
     rows: Sequence[int] | None = None,
     measure: bool = False,
+    check: str = "architecture",
 ) -> Handle:
     """Steer a model until the handle is removed; use it in a `with` block.
 
@@ -43,13 +45,16 @@ def attach(
             steerings on rows of their own share one batch.
         measure: also record displacement and log-odds for `Handle.stats` (costs two
             evaluations of the barrier a token).
+        check: how much this model must be the one it was fitted on, see
+            `odesteer.compatibility`.
 
     Raises:
-        ValueError: for a layer the model does not have, another width, unknown positions.
+        ValueError: for a layer the model does not have, another width, unknown positions, or
+            another model than `check` accepts.
     """
     if isinstance(positions, str):
         check_positions(positions)
-    index = check_fits(steering, model)
+    index = check_fits(steering, model, check)
     return Handle(steering, model, find_layers(model)[index], positions, rows, measure)
 
 
@@ -58,7 +63,7 @@ def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
     return Tracker.of(model).scoring(lengths)
 
 
-def check_fits(steering: Steering, model: nn.Module) -> int:
+def check_fits(steering: Steering, model: nn.Module, check: str = "architecture") -> int:
     """The index of the block to steer; ValueError where steering and model do not fit."""
     if steering.layer is None:
         raise ValueError(
@@ -74,4 +79,5 @@ def check_fits(steering: Steering, model: nn.Module) -> int:
             f"This steering is for activations of width {expected}; {type(model).__name__} has "
             f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
         )
+    compatibility.check(compatibility.differences(steering, model), check)
     return index

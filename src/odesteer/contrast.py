@@ -3,34 +3,21 @@
 A contrast: texts that show the wanted behaviour and texts that show its opposite.
 """
 
+import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from odesteer.templates import Messages, encode
+from odesteer.contrast_files import rows as file_rows
+from odesteer.contrast_rows import NUMBERS, Columns, Example, example, examples
+from odesteer.templates import encode_parts
 
-
-@dataclass(frozen=True)
-class Example:
-    """One text of a contrast.
-
-    Attributes:
-        prompt: what was asked (text or chat messages), or None for a bare text.
-        response: what was answered, or the bare text.
-        group: examples of one group are never split between fitting and testing.
-        reward: a graded label, for methods that read one.
-    """
-
-    prompt: str | Messages | None
-    response: str
-    group: str
-    reward: float | None = None
+__all__ = ["Contrast", "Example"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +38,8 @@ class Contrast:
     template: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, examples in (("positive", self.positive), ("negative", self.negative)):
-            if not examples:
+        for name, some in (("positive", self.positive), ("negative", self.negative)):
+            if not some:
                 raise ValueError(
                     f"A contrast needs examples of both classes; the {name} class is empty."
                 )
@@ -82,13 +69,18 @@ class Contrast:
             )
         names = [str(group) for group in groups]
         return cls(
-            tuple(_example(r, g) for r, g in zip(positive, names[:n], strict=True)),
-            tuple(_example(r, g) for r, g in zip(negative, names[n:], strict=True)),
+            tuple(example(r, g) for r, g in zip(positive, names[:n], strict=True)),
+            tuple(example(r, g) for r, g in zip(negative, names[n:], strict=True)),
             template,
         )
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], template: str = "auto") -> "Contrast":
+    def from_rows(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        template: str = "auto",
+        columns: Columns | None = None,
+    ) -> "Contrast":
         """From dictionaries, such as the rows of a Hugging Face dataset, each either
 
         - a pair: `positive`, `negative`, and optionally `prompt`, or
@@ -98,59 +90,69 @@ class Contrast:
         together, and a row without a prompt belongs to itself. Graded labels are a labelled
         text's `reward`, or a pair's `positive_reward` and `negative_reward`.
 
+        A positive or negative may also be chat messages that end with the assistant's: the
+        whole conversation, or the assistant's turn alone where there is a prompt.
+
+        Args:
+            rows: the dictionaries.
+            template: how prompt and response become one text.
+            columns: what the rows call these keys, where they call them otherwise, such as
+                {"prompt": "question", "positive": "chosen", "negative": "rejected"}.
+
         Raises:
             ValueError: naming the row that is of neither form.
         """
-        return cls._from_places(
-            ((f"Row {number}", row) for number, row in enumerate(rows, start=1)), template
-        )
+        places = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
+        return cls(*examples(places, columns), template)
 
     @classmethod
-    def from_jsonl(cls, path: str | os.PathLike[str], template: str = "auto") -> "Contrast":
-        """From a file with one JSON object a line; see `from_rows` for their keys.
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        template: str = "auto",
+        columns: Columns | None = None,
+    ) -> "Contrast":
+        """From a JSONL, JSON, CSV, TSV or Parquet file, by its name; see `from_rows`.
+
+        Raises:
+            FileNotFoundError: if the file is not there.
+            ImportError: for Parquet without pyarrow.
+            ValueError: naming the line that cannot be read, or is of another form.
+        """
+        return cls._from_file(path, None, template, columns)
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: str | os.PathLike[str],
+        template: str = "auto",
+        columns: Columns | None = None,
+    ) -> "Contrast":
+        """From a file of any name with one JSON object a line; see `from_rows`.
 
         Raises:
             FileNotFoundError: if the file is not there.
             ValueError: naming the line that is not a JSON object of that form.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"No contrast file at '{file}'. It is a JSONL file with 'positive' and 'negative' "
-                f"(and 'prompt') on each line."
-            )
-        return cls._from_places(_json_lines(file), template)
+        return cls._from_file(path, ".jsonl", template, columns)
 
     @classmethod
-    def _from_places(
-        cls, rows: Iterable[tuple[str, Mapping[str, Any]]], template: str
+    def _from_file(
+        cls,
+        path: str | os.PathLike[str],
+        suffix: str | None,
+        template: str,
+        columns: Columns | None,
     ) -> "Contrast":
-        """From rows that know where they come from, for errors that say so."""
-        positive: list[Example] = []
-        negative: list[Example] = []
-        for place, row in rows:
-            prompt = row.get("prompt")
-            group = row.get("group", row.get("topic", prompt))
-            # A row of its own: no group that a user gives looks like that.
-            name = group if isinstance(group, str) else json.dumps(group)
-            if not group:
-                name = f"({place})"
-            try:
-                if "positive" in row and "negative" in row:
-                    positive.append(_response(prompt, row, "positive", name))
-                    negative.append(_response(prompt, row, "negative", name))
-                elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
-                    key = "text" if "text" in row else "response"
-                    example = _response(prompt, row, key, name)
-                    (positive if row["label"] else negative).append(example)
-                else:
-                    raise ValueError(
-                        f"has the keys {', '.join(row) or 'none'}; a contrast needs 'positive' "
-                        f"and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1."
-                    )
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
-        return cls(tuple(positive), tuple(negative), template)
+        found = file_rows(path, suffix, [(columns or {}).get(key, key) for key in NUMBERS])
+        return cls(*examples(found, columns), template)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that is learnt from: texts, groups, rewards, their order, template."""
+        classes = [[asdict(e) for e in some] for some in (self.positive, self.negative)]
+        text = json.dumps([self.template, *classes], sort_keys=True, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def groups(self) -> tuple[list[str], list[str]]:
@@ -167,22 +169,18 @@ class Contrast:
 
     def tokens(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of every positive and of every negative example."""
+        positive, negative = self.token_parts(tokenizer)
+        return [a + b for a, b in positive], [a + b for a, b in negative]
 
-        def ids(examples: tuple[Example, ...]) -> list[list[int]]:
-            return [encode(tokenizer, e.prompt, e.response, self.template) for e in examples]
+    def token_parts(
+        self, tokenizer: Any
+    ) -> tuple[list[tuple[list[int], list[int]]], list[tuple[list[int], list[int]]]]:
+        """Token ids of prompt and response of every positive and of every negative example."""
 
-        return ids(self.positive), ids(self.negative)
+        def parts(some: tuple[Example, ...]) -> list[tuple[list[int], list[int]]]:
+            return [encode_parts(tokenizer, e.prompt, e.response, self.template) for e in some]
 
-    def prompt_lengths(self, tokenizer: Any) -> tuple[list[int], list[int]]:
-        """How many of `tokens` are the prompt's, for every positive and negative example."""
-
-        def lengths(examples: tuple[Example, ...]) -> list[int]:
-            return [
-                0 if e.prompt is None else len(encode(tokenizer, e.prompt, None, self.template))
-                for e in examples
-            ]
-
-        return lengths(self.positive), lengths(self.negative)
+        return parts(self.positive), parts(self.negative)
 
     @property
     def is_paired(self) -> bool:
@@ -230,50 +228,3 @@ class Contrast:
             tuple(e for e in self.negative if e.group in groups),
             self.template,
         )
-
-
-def _example(row: Any, group: str) -> Example:
-    if isinstance(row, str):
-        return Example(None, row, group)
-    if isinstance(row, Sequence) and len(row) == 2 and isinstance(row[1], str):
-        return Example(row[0], row[1], group)
-    if isinstance(row, Sequence) and row and all(isinstance(part, Mapping) for part in row):
-        *before, last = row
-        if last.get("role") == "assistant" and before:
-            return Example(tuple(before), last["content"], group)
-        raise ValueError(
-            f"Chat messages of a contrast end with the assistant's turn, after at least one "
-            f"other; got roles {[part.get('role') for part in row]}."
-        )
-    raise ValueError(
-        f"A row of a contrast is a text, a (prompt, response) pair of texts, or chat messages; "
-        f"got {row!r:.80}."
-    )
-
-
-def _response(prompt: Any, row: Mapping[str, Any], key: str, group: str) -> Example:
-    """An example of a row: a prompt and a response, a bare text, or whole chat messages."""
-    response = row[key]
-    example = _example(response if isinstance(response, list) else (prompt, response), group)
-    name = f"{key}_reward" if key in ("positive", "negative") else "reward"
-    reward = row.get(name)
-    if reward is None:
-        return example
-    if not isinstance(reward, int | float) or not math.isfinite(reward):
-        raise ValueError(f"has the {name} {reward!r}; a graded label is a finite number.")
-    return replace(example, reward=float(reward))
-
-
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"Line {number} of '{file}'"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{place} is not JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place} is not a JSON object: {line!r:.80}.")
-            yield place, row

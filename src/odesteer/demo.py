@@ -24,9 +24,10 @@ from odesteer.backends import TransformersBackend
 from odesteer.backends.base import Sampling
 from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.compatibility import describe_model
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
-from odesteer.fitting import best_layer, describe_model, middle_layers, rank_layers
+from odesteer.fitting import best_layer, middle_layers, rank_layers
 from odesteer.judges import VaderMood
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.ode import Angle

@@ -1,23 +1,22 @@
 """What are the activations of texts at some decoder blocks?
 
-One forward pass a batch, which stops at the deepest block asked for and never computes
-logits. Rows are padded on the right whatever the tokenizer's side: under a causal mask,
-real tokens cannot see padding that comes after them.
+One forward pass a batch. Rows are padded on the right whatever the tokenizer's side: under a
+causal mask, real tokens cannot see padding that comes after them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from odesteer.cache import ActivationCache, CacheChoice
+from odesteer.capture import Site, captured
 from odesteer.contrast import Contrast
-from odesteer.layers import attention_output, find_layers, layer_index
+from odesteer.layers import input_device, layer_index
+from odesteer.texts import Texts, Tokens, check_tokens, texts
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
-Tokens = Literal["last", "mean", "response"]
-Site = Literal["residual", "heads"]
 
 
 @overload
@@ -29,8 +28,10 @@ def activations(
     *,
     tokens: Tokens = ...,
     site: Site = ...,
+    max_tokens: int | None = ...,
     batch_tokens: int = ...,
     progress: Progress | None = ...,
+    cache: CacheChoice = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def activations(
@@ -41,8 +42,10 @@ def activations(
     *,
     tokens: Tokens = ...,
     site: Site = ...,
+    max_tokens: int | None = ...,
     batch_tokens: int = ...,
     progress: Progress | None = ...,
+    cache: CacheChoice = ...,
 ) -> dict[int, tuple[Tensor, Tensor]]: ...
 def activations(
     model: nn.Module,
@@ -52,8 +55,10 @@ def activations(
     *,
     tokens: Tokens = "last",
     site: Site = "residual",
+    max_tokens: int | None = None,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    cache: CacheChoice = False,
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
     """Activations of a contrast's texts: ([n, d], [m, d]) in float32 on the CPU.
 
@@ -62,34 +67,57 @@ def activations(
         tokenizer: its tokenizer.
         contrast: the texts.
         layer: 0-based block index, negative from the end; a list gives a dict by index.
-        tokens: "last" token of each text (the paper), the "mean" over its tokens, or the mean
-            over the tokens of its "response" alone.
+        tokens: "last" token of each text (the paper), the "mean" over its tokens, the mean over
+            the tokens of its "response" alone, or the last token of its "prompt".
         site: the block's output ("residual"), or its attention heads' outputs side by side
             ("heads").
+        max_tokens: longer texts lose their beginning, with a warning; the model's context where
+            it is None, or shorter.
         batch_tokens: padded tokens a batch.
         progress: called with (rows done, rows in all).
+        cache: True keeps what is computed on disk and reads it again (in ODESTEER_CACHE, or
+            ~/.cache/odesteer), and an interrupted call goes on where it stopped; a path is
+            another folder for it. The values are the same to the bit. Never used while anything
+            hooks into the model, such as a steering.
 
     Raises:
         ValueError: for a layer the model does not have.
     """
     layers = [layer] if isinstance(layer, int) else list(layer)
-    positive, negative = contrast.tokens(tokenizer)
-    starts = contrast.prompt_lengths(tokenizer) if tokens == "response" else ([], [])
+    some = texts(model, tokenizer, contrast, tokens, max_tokens)
+    split = read_texts(
+        model, some, layers, site=site, batch_tokens=batch_tokens, progress=progress, cache=cache
+    )
+    return split[layer_index(model, layer)] if isinstance(layer, int) else split
+
+
+def read_texts(
+    model: nn.Module,
+    some: Texts,
+    layers: Sequence[int],
+    *,
+    site: Site = "residual",
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    cache: CacheChoice = False,
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """([n, d], [m, d]) by layer, for texts that are token ids already; see `activations`."""
     both = extract(
         model,
-        positive + negative,
+        some.rows,
         layers,
-        tokens=tokens,
+        tokens=some.tokens,
         site=site,
-        starts=[*starts[0], *starts[1]],
+        starts=some.starts,
         batch_tokens=batch_tokens,
         progress=progress,
+        cache=cache,
     )
-    split = {
-        layer_index(model, asked): (rows[: len(positive)], rows[len(positive) :])
+    n = len(some.positive)
+    return {
+        layer_index(model, asked): (rows[:n], rows[n:])
         for asked, rows in zip(layers, both, strict=True)
     }
-    return split[layer_index(model, layer)] if isinstance(layer, int) else split
 
 
 def extract(
@@ -102,50 +130,101 @@ def extract(
     starts: Sequence[int] = (),
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    cache: CacheChoice = False,
 ) -> list[Tensor]:
     """One [n, d] float32 CPU tensor a layer, for n rows of token ids.
 
     Args:
         model: a transformers causal language model.
-        token_rows: the texts' tokens.
+        token_rows: the texts' tokens (for tokens="prompt", the prompts').
         layers: block indices.
-        tokens, site, batch_tokens, progress: see `activations`.
+        tokens, site, batch_tokens, progress, cache: see `activations`.
         starts: where each row's response starts, for tokens="response".
     """
-    if any(not row for row in token_rows):
+    if not token_rows or any(not row for row in token_rows):
         raise ValueError("A text without a single token has no activation; drop empty texts.")
-    if tokens not in ("last", "mean", "response"):
-        raise ValueError(f"tokens must be 'last', 'mean' or 'response'; got {tokens!r}.")
+    check_tokens(tokens)
+    # A prompt is read by itself, where it ends.
+    pooling = "last" if tokens == "prompt" else tokens
     indices = [layer_index(model, layer) for layer in layers]
-    device = next(model.parameters()).device
-    results: list[list[Tensor | None]] = [[None] * len(token_rows) for _ in layers]
+    results: dict[int, Tensor] = {}
     done = 0
-    with _captured(model, indices, site) as forward, torch.no_grad():
-        for batch in _batches(token_rows, batch_tokens):
-            lengths = torch.tensor([len(token_rows[i]) for i in batch])
-            width = int(lengths.max())
-            mask = torch.arange(width) < lengths[:, None]
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            ids[mask] = torch.tensor([token for i in batch for token in token_rows[i]])
-            captured = forward(ids.to(device), mask.long().to(device))
-            pooled = mask
-            if tokens == "response":
-                # At least the last token, should a response have melted into its prompt's tokens.
-                first = torch.tensor([starts[i] for i in batch]).minimum(lengths - 1)
-                pooled = mask & (torch.arange(width) >= first[:, None])
-            for layer_results, index in zip(results, indices, strict=True):
-                rows = _pool(captured[index], pooled, lengths, tokens)
-                for i, row in zip(batch, rows, strict=True):
-                    layer_results[i] = row
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(token_rows))
-    return [torch.stack([row for row in layer if row is not None]) for layer in results]
+
+    def keep(batch: list[int], found: dict[int, Tensor]) -> None:
+        for index, rows in found.items():
+            if index not in results:
+                results[index] = torch.empty(len(token_rows), rows.shape[-1])
+            results[index][batch] = rows
+
+    def advance(batch: list[int]) -> None:
+        nonlocal done
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(token_rows))
+
+    store = ActivationCache.of(cache, model, site, pooling)
+    # What is left to compute, by the layers that are missing: often none, or all.
+    missing: dict[tuple[int, ...], list[list[int]]] = {}
+    for batch in _batches(token_rows, batch_tokens):
+        found: dict[int, Tensor] = {}
+        if store is not None:
+            found = store.get(*_content(batch, token_rows, starts, pooling), indices)
+            keep(batch, found)
+        absent = tuple(sorted(set(indices) - set(found)))
+        if absent:
+            missing.setdefault(absent, []).append(batch)
+        else:
+            advance(batch)
+    for absent, batches in missing.items():
+        with captured(model, absent, site) as forward, torch.no_grad():
+            for batch in batches:
+                content = _content(batch, token_rows, starts, pooling)
+                computed = _read(forward, *content, pooling, input_device(model))
+                keep(batch, computed)
+                if store is not None:
+                    store.put(*content, computed)
+                advance(batch)
+    if store is not None:
+        store.close()
+    return [results[index] for index in indices]
 
 
-def _pool(hidden: Tensor, mask: Tensor, lengths: Tensor, tokens: Tokens) -> Tensor:
+def _content(
+    batch: Sequence[int],
+    token_rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    pooling: str,
+) -> tuple[list[Sequence[int]], list[int]]:
+    """All that a batch's activations depend on: its token ids, and where responses start."""
+    rows = [token_rows[i] for i in batch]
+    return rows, [starts[i] for i in batch] if pooling == "response" else []
+
+
+def _read(
+    forward: Callable[[Tensor, Tensor], dict[int, Tensor]],
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    pooling: str,
+    device: torch.device,
+) -> dict[int, Tensor]:
+    """[b, d] float32 on the CPU by layer, of one batch."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    mask = torch.arange(width) < lengths[:, None]
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    ids[mask] = torch.tensor([token for row in rows for token in row])
+    outputs = forward(ids.to(device), mask.long().to(device))
+    pooled = mask
+    if pooling == "response":
+        # At least the last token, of an empty response.
+        first = torch.tensor(starts).minimum(lengths - 1)
+        pooled = mask & (torch.arange(width) >= first[:, None])
+    return {index: _pool(hidden, pooled, lengths, pooling) for index, hidden in outputs.items()}
+
+
+def _pool(hidden: Tensor, mask: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     mask, lengths = mask.to(hidden.device), lengths.to(hidden.device)
-    if tokens == "last":
+    if pooling == "last":
         chosen = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
         return chosen.float().cpu()
     total = (hidden.float() * mask.unsqueeze(-1)).sum(dim=1)
@@ -164,58 +243,3 @@ def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[
         batch.append(i)
     if batch:
         yield batch
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout) inside; afterwards every module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-class _Stop(Exception):
-    """Raised by the deepest block's hook: nothing above it is needed."""
-
-
-@contextmanager
-def _captured(
-    model: nn.Module, indices: Sequence[int], site: Site
-) -> Iterator[Callable[[Tensor, Tensor], dict[int, Tensor]]]:
-    """A forward function that returns the blocks' outputs; the model is left as it was."""
-    blocks = find_layers(model)
-    outputs: dict[int, Tensor] = {}
-    deepest = max(indices)
-
-    def keep(index: int, value: Any) -> None:
-        outputs[index] = value[0] if isinstance(value, tuple) else value
-        if index == deepest:
-            raise _Stop
-
-    def capture(index: int) -> Callable[..., None]:
-        return lambda _module, _args, output: keep(index, output)
-
-    def capture_input(index: int) -> Callable[..., None]:
-        return lambda _module, args: keep(index, args)
-
-    def forward(ids: Tensor, mask: Tensor) -> dict[int, Tensor]:
-        outputs.clear()
-        try:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-        except _Stop:
-            return outputs
-        raise RuntimeError(f"The model never ran its decoder block {deepest}.")
-
-    with ExitStack() as undo:
-        undo.enter_context(evaluating(model))
-        for index in set(indices):
-            if site == "heads":
-                module = attention_output(blocks[index])
-                undo.callback(module.register_forward_pre_hook(capture_input(index)).remove)
-            else:
-                undo.callback(blocks[index].register_forward_hook(capture(index)).remove)
-        yield forward

@@ -3,34 +3,45 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from odesteer.cache import CacheChoice
 from odesteer.calibration import BinaryQuality
+from odesteer.compatibility import describe_model
 from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, activations, extract
+from odesteer.extraction import Progress, extract, read_texts
 from odesteer.layered import LayeredSteering
-from odesteer.layers import find_layers, head_width, hidden_size, layer_index
+from odesteer.layers import find_layers, head_width, layer_index
 from odesteer.lookup import pick
 from odesteer.methods import METHODS, Method, ODESteer
 from odesteer.methods.base import held_out_quality
 from odesteer.ode import Dose
 from odesteer.steering import Steering
-from odesteer.templates import encode
+from odesteer.texts import Tokens, check_tokens, texts
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
-_RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
+RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
 
 
 class Reading(NamedTuple):
-    """What a method learns from at one layer: [n, d], [m, d] and, where it asks, [n, d]."""
+    """What a method learns from at one layer.
+
+    Attributes:
+        positive: [n, d].
+        negative: [m, d].
+        prompts: [n, d], where the method asks for it.
+        tokens: which tokens of each text were read, see `odesteer.texts`.
+        truncated: how many texts were longer than the model's context.
+    """
 
     positive: Tensor
     negative: Tensor
     prompts: Tensor | None = None
+    tokens: str = "last"
+    truncated: int = 0
 
 
 def fit(
@@ -43,6 +54,10 @@ def fit(
     seed: int = 0,
     incremental: bool | None = None,
     progress: Progress | None = None,
+    *,
+    tokens: Tokens | None = None,
+    max_tokens: int | None = None,
+    cache: CacheChoice = False,
 ) -> Steering | LayeredSteering:
     """Learn a steering for a model from a contrast.
 
@@ -61,6 +76,9 @@ def fit(
             earlier ones have moved; None: as the method's source does.
         progress: called with (texts read, texts in all) and, by methods that train, with
             (steps done, steps in all).
+        tokens: which tokens of each text are read, see `odesteer.texts`; None: the method's own.
+        max_tokens: longer texts lose their beginning; None: the model's context.
+        cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
 
     Raises:
         ValueError: for an unknown method, a layer the model does not have, or a contrast
@@ -79,6 +97,9 @@ def fit(
         model=describe_model(model, tokenizer),
         progress=progress,
     )
+    learnt_from = partial(
+        read, model, tokenizer, contrast, progress=progress, tokens=tokens, max_tokens=max_tokens
+    )
     qualities: dict[int, BinaryQuality] = {}
     if isinstance(layer, str):
         if layer != "auto":
@@ -86,19 +107,20 @@ def fit(
         if chosen.site == "heads":
             layer = list(range(len(find_layers(model))))
         else:
-            data = activations(model, tokenizer, contrast, middle_layers(model), progress=progress)
+            ranked = learnt_from(middle_layers(model), RANKING, cache=cache)
+            data = {index: (r.positive, r.negative) for index, r in ranked.items()}
             qualities = rank_layers(data, contrast.groups, seed)
             layer = best_layer(qualities)
-            if chosen.tokens == "last" and not chosen.reads_prompts:
-                return learn(chosen, Reading(*data[layer]), layer, qualities=qualities)
+            if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_prompts:
+                return learn(chosen, ranked[layer], layer, qualities=qualities)
     if isinstance(layer, int):
         index = layer_index(model, layer)
-        reading = read(model, tokenizer, contrast, [index], chosen, progress)[index]
+        reading = learnt_from([index], chosen, cache=cache)[index]
         return learn(chosen, reading, index, qualities=qualities)
     indices = sorted({layer_index(model, each) for each in layer})
     if not indices:
         raise ValueError("layer is an empty list; name at least one block.")
-    readings = read(model, tokenizer, contrast, indices, chosen, progress)
+    readings = learnt_from(indices, chosen, cache=cache)
     methods = chosen.choose_layers(
         {index: (r.positive, r.negative) for index, r in readings.items()}, contrast.groups, seed
     )
@@ -107,7 +129,7 @@ def fit(
         reading = readings[index]
         if parts and (chosen.incremental if incremental is None else incremental):
             with LayeredSteering(tuple(parts)).attach(model, positions="all"):
-                moved = read(model, tokenizer, contrast, [index], chosen, progress)[index]
+                moved = learnt_from([index], chosen)[index]
             reading = reading._replace(negative=moved.negative)
         parts.append(learn(one, reading, index))
     return LayeredSteering(tuple(parts))
@@ -120,21 +142,34 @@ def read(
     layers: Sequence[int],
     method: Method,
     progress: Progress | None = None,
+    *,
+    tokens: Tokens | None = None,
+    max_tokens: int | None = None,
+    cache: CacheChoice = False,
 ) -> dict[int, Reading]:
-    """What `method` learns from at each layer."""
-    tokens: Any = method.tokens
+    """What `method` learns from at each layer; see `fit`.
+
+    Raises:
+        ValueError: for tokens="prompt" where both classes have the same prompts.
+    """
+    chosen = check_tokens(tokens or method.tokens)
     site: Any = method.site
-    data = activations(
-        model, tokenizer, contrast, layers, tokens=tokens, site=site, progress=progress
-    )
+    some = texts(model, tokenizer, contrast, chosen, max_tokens)
+    if chosen == "prompt" and sorted(some.positive) == sorted(some.negative):
+        raise ValueError(
+            'tokens="prompt" reads the end of each prompt, and both classes have the same prompts: '
+            'there is nothing to learn from. Give prompts that differ, or read tokens="last".'
+        )
+    data = read_texts(model, some, layers, site=site, progress=progress, cache=cache)
+    prompts: list[Tensor | None] = [None] * len(data)
     # Bare texts have no prompt to read.
-    if not method.reads_prompts or any(e.prompt is None for e in contrast.positive):
-        return {index: Reading(*rows) for index, rows in data.items()}
-    prompts = [encode(tokenizer, e.prompt, None, contrast.template) for e in contrast.positive]
-    last = extract(model, prompts, list(data), progress=progress)
+    if method.reads_prompts and all(e.prompt is not None for e in contrast.positive):
+        asked = replace(contrast, negative=contrast.positive)
+        rows = texts(model, tokenizer, asked, "prompt", max_tokens).positive
+        prompts = [*extract(model, rows, list(data), progress=progress, cache=cache)]
     return {
-        index: Reading(*rows, at_prompt)
-        for (index, rows), at_prompt in zip(data.items(), last, strict=True)
+        index: Reading(*rows, at_prompt, chosen, some.truncated)
+        for (index, rows), at_prompt in zip(data.items(), prompts, strict=True)
     }
 
 
@@ -189,6 +224,12 @@ def _fit_one(
         progress=progress,
     )
     receipts = dict(steering.receipts)
+    receipts |= {"tokens": reading.tokens, "truncated": reading.truncated}
+    receipts["data"] = {
+        "sha256": contrast.sha256,
+        "positive": len(contrast.positive),
+        "negative": len(contrast.negative),
+    }
     if qualities:
         receipts["layers"] = {str(i): quality._asdict() for i, quality in qualities.items()}
     return replace(steering, model=model, receipts=receipts)
@@ -217,8 +258,8 @@ def rank_layers(
     """
     qualities = {}
     for done, (index, (positive, negative)) in enumerate(data.items(), start=1):
-        samples = _RANKING.check(positive, negative, groups)
-        quality = held_out_quality(_RANKING, samples, seed)
+        samples = RANKING.check(positive, negative, groups)
+        quality = held_out_quality(RANKING, samples, seed)
         if quality is None:
             raise ValueError(
                 'layer="auto" compares layers on held-out groups, and this contrast has fewer '
@@ -233,18 +274,3 @@ def rank_layers(
 def best_layer(qualities: dict[int, BinaryQuality]) -> int:
     """The layer with the smallest held-out log-loss."""
     return min(qualities, key=lambda index: qualities[index].log_loss)
-
-
-def describe_model(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """What a steering remembers of the model it was fitted on."""
-    config = getattr(model, "config", None)
-    name = getattr(config, "_name_or_path", None) or type(model).__name__
-    # A local directory says where this machine keeps its models, and nothing to anyone else.
-    name = Path(name).name if Path(name).is_dir() else name
-    return {
-        "name": name,
-        "type": getattr(config, "model_type", None),
-        "layers": len(find_layers(model)),
-        "hidden_size": hidden_size(model),
-        "chat_template": bool(getattr(tokenizer, "chat_template", None)),
-    }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.compiled import mark
-from odesteer.layers import attention_output, block_output, replace_output
+from odesteer.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose
 from odesteer.positions import Positions, chosen
 from odesteer.steering import Steering
@@ -44,6 +44,7 @@ class Handle:
         self._measure = measure
         self._seen = 0
         self._sums: dict[str, Tensor] = {}
+        self._width = hidden_size(model)
         self._tracker = Tracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
@@ -103,7 +104,7 @@ class Handle:
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = block_output(output)
-        steered = self._apply(hidden)
+        steered = self._apply(hidden, self._width)
         return output if steered is hidden else replace_output(output, steered)
 
     def _on_input(self, _module: nn.Module, args: Any) -> Any:
@@ -113,8 +114,15 @@ class Handle:
     # A break in a compiled graph, on purpose: what the hook does depends on the tokens of the
     # call and on a dose that may change, which a graph would have to be compiled for anew.
     @torch.compiler.disable
-    def _apply(self, hidden: Tensor) -> Tensor:
+    def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
+        block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
         call, again = self._tracker.call_of(hidden)
+        if not again and call is getattr(self._local, "ran", None):
+            raise ValueError(
+                "A steered block ran twice in one forward pass: odesteer cannot tell the passes "
+                "of a recurrent-depth model apart. Steer a block that runs once."
+            )
+        self._local.ran = call
         velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
         mask = chosen(self._positions, call, hidden)
         if self._rows is not None:
@@ -180,7 +188,7 @@ class _Displaced(torch.autograd.Function):
         return steered.clone()  # an input given back as it is would count as a view
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(_ctx: Any, gradient: Tensor) -> Any:
         return gradient, None
 
 

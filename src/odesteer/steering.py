@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 
 from odesteer import ode
+from odesteer.hub import locate
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
+from odesteer.proof import MISFITS, calibration_of, plain_of, try_out
 from odesteer.saving import dose_from_json, dose_to_json, read, write
 from odesteer.serialize import describe, rebuild
+from odesteer.strict import brief
 
 if TYPE_CHECKING:
-    from odesteer.attach import Handle, Positions
+    from odesteer.compatibility import Difference
+    from odesteer.handle import Handle
+    from odesteer.positions import Positions
 
 
 SITES = ("residual", "heads")
-# Attributes that are JSON values as they are.
-_PLAIN = ("solver", "steps", "layer", "method", "hyperparameters", "receipts", "model")
 
 
 class Calibration(NamedTuple):
@@ -203,12 +206,19 @@ class Steering:
         positions: "Positions" = "last+generated",
         rows: Sequence[int] | None = None,
         measure: bool = False,
+        check: str = "architecture",
     ) -> "Handle":
         """Steer `model` until the handle is removed; see `odesteer.attach.attach`."""
         # The verb lives with the engine; imported when used, so that a steering needs no model.
         from odesteer.attach import attach
 
-        return attach(self, model, positions=positions, rows=rows, measure=measure)
+        return attach(self, model, positions=positions, rows=rows, measure=measure, check=check)
+
+    def compatibility(self, model: Any, tokenizer: Any = None) -> "list[Difference]":
+        """In what `model` is not the one it was fitted on; see `odesteer.compatibility`."""
+        from odesteer.compatibility import differences
+
+        return differences(self, model, tokenizer)
 
     # ---- written down
 
@@ -216,26 +226,57 @@ class Steering:
         """Write the directory `path`: JSON, safetensors and a card. Each file is whole or absent.
 
         Raises:
-            ValueError: if a part of it is code (a `ModuleBarrier`).
+            ValueError: if a part of it is code (a `ModuleBarrier`), or it would be refused when
+                it is read: values that are not finite, more than 1,000 steps.
         """
         config, tensors = self.describe()
+        Steering.rebuild(config, tensors, path)
         return write(Path(path), config, tensors, str(self.dose))
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> "Steering":
-        """Read a directory that `save_pretrained` wrote; nothing in it is executed.
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], revision: str | None = None
+    ) -> "Steering":
+        """Read a directory that `save_pretrained` wrote, or one on the Hugging Face Hub.
+
+        Nothing in it is executed.
+
+        Args:
+            path: a directory, or else the name of a Hub repository ("me/truthful").
+            revision: of the repository: a branch, a tag or a commit.
 
         Raises:
-            FileNotFoundError: if it is not there.
+            FileNotFoundError: if it is not there, or the Hub cannot be reached.
             ValueError: if it is not a steering of one layer, is damaged, or was written by a
                 newer version.
         """
-        config, tensors = read(Path(path))
+        config, tensors = read(locate(path, revision))
         if "parts" in config:
             raise ValueError(
                 f"'{path}' holds a steering of several layers: read it with odesteer.load."
             )
         return cls.rebuild(config, tensors, path)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Save it to a repository of the Hugging Face Hub; see `odesteer.hub.push`."""
+        from odesteer.hub import push
+
+        return push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What `save_pretrained` writes: JSON values, and tensors whose names have a prefix."""
@@ -258,21 +299,25 @@ class Steering:
     def rebuild(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
     ) -> "Steering":
-        """The steering that `describe` described; ValueError, naming `path`, if it is none."""
+        """The steering that `describe` described, once it has moved a few activations.
+
+        Raises:
+            ValueError: naming `path`, if it is none, or moves to what is not finite.
+        """
         try:
             field_ = rebuild(config["field"], tensors)
             if not isinstance(field_, VectorField):
                 raise ValueError(f"it holds a {type(field_).__name__}, which is not a field")
-            return cls(
+            steering = cls(
                 field=field_,
                 strength=dose_from_json(config["dose"]),
-                calibration=Calibration(**config["calibration"]),
-                # Files from before there were other sites do not name it.
-                site=config.get("site", "residual"),
-                **{key: config[key] for key in _PLAIN},
+                calibration=Calibration(**calibration_of(config["calibration"])),
+                **plain_of(config),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"'{path}' is not a steering: {error}.") from None
+            try_out(steering)
+            return steering
+        except MISFITS as error:
+            raise ValueError(f"'{path}' is not a steering: {brief(error)}.") from None
 
     # ---- inside
 

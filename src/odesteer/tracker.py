@@ -71,6 +71,11 @@ class Tracker:
                 cls._all[inner] = cls(inner)
             return cls._all[inner]
 
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """(b, t) of the running forward pass."""
+        return getattr(self._local, "tokens", None)
+
     def call_of(self, hidden: Tensor) -> tuple[Call, bool]:
         """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
 
@@ -80,7 +85,7 @@ class Tracker:
         call: Call | None = getattr(self._local, "call", None)
         shape = tuple(hidden.shape[:2])
         if call is not None:
-            if torch.is_grad_enabled():
+            if self._local.grad:
                 self._again[shape] = call
             return call, False
         if shape in self._again and torch.is_grad_enabled():
@@ -154,12 +159,15 @@ class Tracker:
 
     def _enter(self, arguments: dict[str, Any]) -> None:
         self._local.call = self._describe(arguments)
-        ids = _tokens(arguments)
-        self._local.end = self._local.call.offset + ids.shape[1]
+        # Asked here: inside a block that will run again, gradients may be off.
+        self._local.grad = torch.is_grad_enabled()
+        self._local.tokens = tuple(_tokens(arguments).shape[:2])
+        self._local.end = self._local.call.offset + self._local.tokens[1]
 
     def _leave(self, output: Any) -> None:
-        self._local.call = None
-        cache = next((c for name in _CACHES if (c := getattr(output, name, None)) is not None), None)
+        self._local.call = self._local.tokens = None
+        caches = (getattr(output, name, None) for name in _CACHES)
+        cache = next((each for each in caches if each is not None), None)
         if cache is not None and _own_length(cache) is None:
             try:
                 self._lengths[cache] = self._local.end
@@ -251,10 +259,10 @@ class Tracker:
         real[:, : known.shape[1]] = known
         return Call(offset, length, real, last)
 
-
     def _offset(self, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """How many tokens came before those of this call."""
-        cache = next((c for name in _CACHES if (c := arguments.get(name)) is not None), None)
+        caches = (arguments.get(name) for name in _CACHES)
+        cache = next((each for each in caches if each is not None), None)
         if cache is None:
             return 0
         length = _own_length(cache)

@@ -13,6 +13,7 @@ from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
 from odesteer.layered import LayeredSteering
+from odesteer.layers import input_device
 from odesteer.steering import Steering
 from odesteer.templates import Messages, encode
 
@@ -130,7 +131,7 @@ class TransformersBackend(Backend):
         fill = 0 if fill is None else fill
         ids = [[fill] * (width - len(row)) + list(row) for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _generation_arguments(self, sampling: Sampling) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import demo, fit, gallery, generate, inspect, methods, tune
+from odesteer.cli import cache, conformance, demo, fit, gallery, generate, inspect, methods, tune
 
 EXAMPLES = """
 Steer language models by solving an ODE on their activations.
@@ -37,6 +37,8 @@ app.command()(generate.chat)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)
+app.command()(conformance.conformance)
+app.add_typer(cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:

@@ -13,13 +13,7 @@ from odesteer.cli.source import as_layers, dosed, read_contrast
 @teaching_errors
 def fit(
     model: options.Model,
-    contrast: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONTRAST",
-            help="JSONL: `positive` and `negative` (and `prompt`) a line, or `text` and `label`.",
-        ),
-    ],
+    contrast: options.Contrast,
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
     method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
     layer: options.Layer = "auto",
@@ -34,10 +28,21 @@ def fit(
     angle: options.Angle = None,
     target: options.Target = None,
     spread: options.Spread = False,
-    template: Annotated[
-        str,
-        typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
-    ] = "auto",
+    columns: options.Columns = None,
+    template: options.Template = "auto",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="What is read of each text: the last token, the mean, the mean of the response, "
+            "or the end of the prompt (last, mean, response, prompt); by default as the method's "
+            "source does."
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longer texts lose their beginning; the model's context."),
+    ] = None,
+    cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -51,9 +56,11 @@ def fit(
     import odesteer as ods
     from odesteer.lookup import pick
     from odesteer.models import load_model
+    from odesteer.texts import check_tokens
 
     pick(ods.METHODS, method, "method")
-    data = read_contrast(contrast, template)
+    chosen = None if tokens is None else check_tokens(tokens)
+    data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)
     with progress("Reading texts and fitting") as callback:
         fitted = ods.fit(
@@ -65,6 +72,9 @@ def fit(
             seed=seed,
             incremental=incremental,
             progress=callback,
+            tokens=chosen,
+            max_tokens=max_tokens,
+            cache=cache,
         )
     steering = dosed(fitted, dose, spread)
     path = steering.save_pretrained(output)

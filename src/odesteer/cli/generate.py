@@ -21,6 +21,7 @@ def generate(
     steering: options.SteeringPath = None,
     method: options.MethodNow = None,
     contrast: options.ContrastNow = None,
+    columns: options.Columns = None,
     layer: options.Layer = "auto",
     strength: options.Strength = None,
     angle: options.Angle = None,
@@ -30,6 +31,7 @@ def generate(
     max_new_tokens: options.MaxNewTokens = 48,
     temperature: options.Temperature = 0.0,
     compare: Annotated[bool, typer.Option(help="Also print the unsteered text.")] = False,
+    cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -41,7 +43,7 @@ def generate(
     """
     dose = parse_dose(strength, angle, target)
     language_model, tokenizer, one = obtain(
-        model, steering, method, contrast, layer, dose, spread, positions, seed
+        model, steering, method, contrast, layer, dose, spread, positions, seed, cache, columns
     )
     import odesteer as ods
 
@@ -82,6 +84,7 @@ def chat(
     steering: options.SteeringPath = None,
     method: options.MethodNow = None,
     contrast: options.ContrastNow = None,
+    columns: options.Columns = None,
     layer: options.Layer = "auto",
     strength: options.Strength = None,
     angle: options.Angle = None,
@@ -89,6 +92,7 @@ def chat(
     spread: options.Spread = False,
     positions: options.Positions = "last+generated",
     max_new_tokens: options.MaxNewTokens = 200,
+    cache: options.Cache = True,
 ) -> None:
     """Chat with a steered model; the dose can be changed while talking.
 
@@ -96,7 +100,16 @@ def chat(
     """
     dose = parse_dose(strength, angle, target)
     language_model, tokenizer, one = obtain(
-        model, steering, method, contrast, layer, dose, spread, positions
+        model,
+        steering,
+        method,
+        contrast,
+        layer,
+        dose,
+        spread,
+        positions,
+        cache=cache,
+        columns=columns,
     )
     from transformers import TextStreamer
 

@@ -26,7 +26,35 @@ MethodNow = Annotated[
 ContrastNow = Annotated[
     Path | None,
     typer.Option(
-        "--contrast", "-c", help="JSONL to fit --method on; the packaged moods by default."
+        "--contrast",
+        "-c",
+        help="JSONL, CSV or Parquet to fit --method on; the packaged moods by default.",
+    ),
+]
+Contrast = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONTRAST",
+        help="JSONL, CSV or Parquet: `positive` and `negative` (and `prompt`) a row, or `text` "
+        "and `label`.",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="What the file calls them: `positive=chosen,negative=rejected,prompt=question`."
+    ),
+]
+Template = Annotated[
+    str,
+    typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        envvar="ODESTEER_CACHE_ACTIVATIONS",
+        help="Keep activations on disk and read them again; see `odesteer cache`.",
     ),
 ]
 Layer = Annotated[

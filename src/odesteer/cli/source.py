@@ -20,6 +20,8 @@ def obtain(
     spread: bool,
     positions: str,
     seed: int = 0,
+    cache: bool = False,
+    columns: str | None = None,
 ) -> "tuple[Any, Any, AnySteering]":
     """Model, tokenizer and steering; the cheap parts first, so that their errors come at once."""
     if (path is None) == (method is None):
@@ -30,9 +32,10 @@ def obtain(
     if path is not None and contrast is not None:
         raise ValueError("--contrast is for --method; a saved steering is fitted already.")
     import odesteer as ods
-    from odesteer.attach import check_fits, check_positions
+    from odesteer.attach import check_fits
     from odesteer.lookup import pick
     from odesteer.models import load_model
+    from odesteer.positions import check_positions
 
     check_positions(positions)
     one: AnySteering
@@ -45,7 +48,7 @@ def obtain(
         blocks = as_layers(layer)
         if spread and isinstance(blocks, int):
             raise ValueError(f"--spread is for several layers; got --layer {layer}.")
-        data = read_contrast(contrast)
+        data = read_contrast(contrast, columns=columns)
         language_model, tokenizer = load_model(model, say)
         with progress("Reading texts and fitting") as callback:
             one = ods.fit(
@@ -56,14 +59,19 @@ def obtain(
                 layer=blocks,
                 seed=seed,
                 progress=callback,
+                cache=cache,
             )
         say(f"Fitted {one.method} at layer {one.layer}.")
     for part in one.parts if isinstance(one, ods.LayeredSteering) else [one]:
         check_fits(part, language_model)
+    if path is not None:
+        # What is left are differences that steering survives, but may suffer from.
+        for difference in one.compatibility(language_model, tokenizer):
+            say(f"Warning: this steering was fitted on another {difference}.")
     return language_model, tokenizer, dosed(one, dose, spread)
 
 
-def read_contrast(path: Path | None, template: str = "auto") -> Any:
+def read_contrast(path: Path | None, template: str = "auto", columns: str | None = None) -> Any:
     """A contrast file, or the moods that come with the package (towards melancholy)."""
     import odesteer as ods
 
@@ -72,7 +80,24 @@ def read_contrast(path: Path | None, template: str = "auto") -> Any:
 
         return contrast()[0]
     # A shell passes "\\n" as two characters.
-    return ods.Contrast.from_jsonl(path, template=template.replace("\\n", "\n"))
+    template = template.replace("\\n", "\n")
+    return ods.Contrast.from_file(path, template, as_columns(columns))
+
+
+def as_columns(columns: str | None) -> dict[str, str] | None:
+    """`positive=chosen,negative=rejected` as a dictionary.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if columns is None:
+        return None
+    pairs = [part.partition("=") for part in columns.split(",")]
+    if not all(key.strip() and name.strip() for key, _, name in pairs):
+        raise ValueError(
+            f"--columns takes pairs such as positive=chosen,negative=rejected; got '{columns}'."
+        )
+    return {key.strip(): name.strip() for key, _, name in pairs}
 
 
 def as_layers(layer: str) -> int | str | list[int]:

@@ -18,13 +18,7 @@ N = TypeVar("N", int, float)
 @teaching_errors
 def tune(
     model: options.Model,
-    contrast: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONTRAST",
-            help="JSONL: `positive` and `negative` (and `prompt`) a line, or `text` and `label`.",
-        ),
-    ],
+    contrast: options.Contrast,
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
     method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
     layers: Annotated[
@@ -51,10 +45,9 @@ def tune(
     max_perplexity_ratio: Annotated[
         float, typer.Option(help="Budget: perplexity of unsteered text, steered over unsteered.")
     ] = 1.25,
-    template: Annotated[
-        str,
-        typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
-    ] = "auto",
+    columns: options.Columns = None,
+    template: options.Template = "auto",
+    cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -75,7 +68,7 @@ def tune(
 
     pick(ods.METHODS, method, "method")
     Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)
-    data = read_contrast(contrast, template)
+    data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)
     with progress("Tuning") as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.
@@ -93,6 +86,7 @@ def tune(
             max_perplexity_ratio=max_perplexity_ratio,
             seed=seed,
             progress=callback,
+            cache=cache,
         )
     path = tuned.steering.save_pretrained(output)
     tuned.plot(path / FIGURE)

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.calibration import BinaryQuality, binary_quality, reliability
 from odesteer.methods.facts import Facts
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
@@ -171,7 +171,13 @@ class Method(ABC):
             held_out = method.held_out(samples, seed)
             if held_out is not None:
                 calibration, quality = platt(*held_out, name=self.name)
-                receipts |= {"held_out": quality._asdict()}
+                values, labels = held_out
+                log_odds = calibration.scale * values + calibration.offset
+                curve = [
+                    {key: round(value, 4) for key, value in each._asdict().items()}
+                    for each in reliability(log_odds, labels, balanced=True)
+                ]
+                receipts |= {"held_out": quality._asdict(), "reliability": curve}
         return Steering(
             field=field,
             strength=self.default_strength if strength is None else strength,

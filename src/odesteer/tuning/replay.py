@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odesteer.attach import scoring
 from odesteer.backends.base import AnySteering
 from odesteer.contrast import Example
-from odesteer.layers import find_layers
+from odesteer.layers import block_output, find_layers, input_device
 from odesteer.templates import encode
 
 _BATCH_TOKENS = 2048
@@ -117,7 +117,7 @@ def first_layer(steering: AnySteering) -> int:
 def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids and mask [b, t], padded on the left, on the model's device."""
     width = max(len(row) for row in rows)
-    device = next(model.parameters()).device
+    device = input_device(model)
     # Which token pads does not matter: it is masked everywhere.
     ids = [[0] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
@@ -145,7 +145,7 @@ def _runner(
         return Pass(logits, seen.get("hidden"))
 
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = block_output(output)
         seen["hidden"] = hidden[:, -1].float()
 
     def run(steering: AnySteering | None) -> Pass:

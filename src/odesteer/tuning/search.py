@@ -12,14 +12,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
+from odesteer.cache import CacheChoice
 from odesteer.calibration import BinaryQuality
+from odesteer.capture import evaluating
 from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, activations, evaluating
-from odesteer.fitting import Reading, fit, fit_readings, middle_layers, rank_layers, read
+from odesteer.extraction import Progress
+from odesteer.fitting import (
+    RANKING,
+    Reading,
+    fit,
+    fit_readings,
+    middle_layers,
+    rank_layers,
+    read,
+)
 from odesteer.layered import LayeredSteering
 from odesteer.layers import find_layers, layer_index
 from odesteer.lookup import pick
@@ -63,6 +73,7 @@ def tune(
     judge: "Judge | None" = None,
     seed: int = 0,
     progress: Progress | None = None,
+    cache: CacheChoice = False,
 ) -> Tuned:
     """Choose layer and dose on held-out data, for a target under a damage budget.
 
@@ -100,6 +111,8 @@ def tune(
             held-out positives and negatives.
         seed: of the split, the folds, the texts drawn and the bootstrap.
         progress: called with (done, total), in steps of about the same time.
+        cache: True or a folder keeps the activations of the fit part on disk, see
+            `odesteer.activations`.
 
     Returns:
         The steering, the table of trials and the reason. Where no trial within the budget
@@ -122,7 +135,9 @@ def tune(
     asked = _asked(tokenizer, held_out, prompts, judge, seed)
     stages = _Stages(progress)
     with evaluating(model):
-        fitted, probe = _learn(model, tokenizer, fit_part, one, candidates, block, seed, stages)
+        fitted, probe = _learn(
+            model, tokenizer, fit_part, one, candidates, block, seed, stages, cache
+        )
         readout: ReadOut
         if judge is not None:
             readout = _judged(model, tokenizer, judge, asked, held_out, seed)
@@ -253,22 +268,27 @@ def _learn(
     block: int | None,
     seed: int,
     stages: "_Stages",
+    cache: CacheChoice,
 ) -> tuple[list[AnySteering], Probe | None]:
     """The method fitted at each candidate, and the probe of `block`, from one reading."""
     to_rank = [] if candidates else middle_layers(model)
     to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
-    data = {}
+    data: dict[int, Reading] = {}
     if to_read:
-        data = activations(model, tokenizer, part, to_read, progress=stages.of("read"))
+        # The last token, whatever the method reads: that is what the probe reads later.
+        data = read(model, tokenizer, part, to_read, RANKING, stages.of("read"), cache=cache)
     quality: dict[int, BinaryQuality] = {}
     if to_rank:
-        rows = {index: data[index] for index in to_rank}
+        rows = {index: (data[index].positive, data[index].negative) for index in to_rank}
         quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
         candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
-    fitted = _fit_each(model, tokenizer, part, method, candidates, data, quality, seed, stages)
+    fitted = _fit_each(
+        model, tokenizer, part, method, candidates, data, quality, seed, stages, cache
+    )
     if block is None:
         return fitted, None
-    samples = CAA().check(*data[block], part.groups)  # all methods check alike
+    probed = data[block]
+    samples = CAA().check(probed.positive, probed.negative, part.groups)  # all check alike
     return fitted, fit_probe(block, samples, seed)
 
 
@@ -311,10 +331,11 @@ def _fit_each(
     part: Contrast,
     method: Method,
     candidates: Sequence[Layer],
-    data: dict[int, tuple[Tensor, Tensor]],
+    data: dict[int, Reading],
     quality: dict[int, BinaryQuality],
     seed: int,
     stages: "_Stages",
+    cache: CacheChoice,
 ) -> list[AnySteering]:
     """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
     progress = stages.of("fit")
@@ -322,12 +343,21 @@ def _fit_each(
     if method.site == "residual" and len(single) == len(candidates):
         as_read = method.tokens == "last" and not method.reads_prompts and set(single) <= set(data)
         if as_read:
-            readings = {index: Reading(*data[index]) for index in single}
+            readings = {index: data[index] for index in single}
         else:
-            readings = read(model, tokenizer, part, single, method, progress)
+            readings = read(model, tokenizer, part, single, method, progress, cache=cache)
         return [*fit_readings(model, tokenizer, part, method, readings, seed, progress, quality)]
     return [
-        fit(model, tokenizer, part, method, layer=candidate, seed=seed, progress=progress)
+        fit(
+            model,
+            tokenizer,
+            part,
+            method,
+            layer=candidate,
+            seed=seed,
+            progress=progress,
+            cache=cache,
+        )
         for candidate in candidates
     ]
 

@@ -1,0 +1,166 @@
+"""Which activations of a model have been computed before?
+
+One file a forward pass: a batch of texts, a tensor [b, d] for each layer read. Files are
+found by what they hold (the model's fingerprint, the token ids of the whole batch, the place
+read), written whole, and never changed; so several processes may use one cache, and one that
+was killed goes on where it stopped.
+
+The unit is a batch because a matrix product rounds differently in another: what is read is
+to the bit what the same call would compute.
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from odesteer.cache_files import DAY, MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
+from odesteer.fingerprint import fingerprint, obstacle
+from odesteer.saving import write_whole
+
+# False: none; True: the user's own, see `cache_files`; or a folder.
+CacheChoice = bool | str | os.PathLike[str]
+
+
+class ActivationCache:
+    """Activations of one model at one place (site and tokens)."""
+
+    @classmethod
+    def of(
+        cls, choice: CacheChoice, model: nn.Module, site: str, tokens: str
+    ) -> "ActivationCache | None":
+        """The cache that was asked for; None, and a warning, where it cannot be used."""
+        if choice is False:
+            return None
+        reason = obstacle(model)
+        if reason is not None:
+            warnings.warn(
+                f"Activations are computed afresh and not cached: {reason}.", stacklevel=4
+            )
+            return None
+        return cls(activations_dir() if choice is True else Path(choice), model, site, tokens)
+
+    def __init__(self, folder: Path, model: nn.Module, site: str, tokens: str):
+        self._root = folder
+        self._model = folder / fingerprint(model)
+        self._place = self._model / f"{site}-{tokens}"
+        self._about = _about(model)
+        self._limit = size_limit()  # what is wrong with it is said before anything is computed
+        self._writes = True
+        self._wrote = False
+        self._found: dict[str, list[Path]] = {}
+        with suppress(OSError):
+            for path in sorted(self._place.iterdir()):
+                if path.name.startswith("."):
+                    _sweep(path)
+                else:
+                    self._found.setdefault(path.name.split(".")[0], []).append(path)
+
+    def get(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """[b, d] of those of the layers that are known for a batch, in float32.
+
+        Args:
+            rows: the batch's token ids.
+            starts: where each response starts, where that matters.
+            layers: block indices.
+        """
+        known: dict[int, Tensor] = {}
+        for path in self._found.get(_batch_key(rows, starts), []):
+            wanted = [layer for layer in layers if layer not in known]
+            if not wanted:
+                break
+            # Another process may have removed it meanwhile, or own it.
+            with suppress(OSError):
+                try:
+                    known.update(_read(path, wanted, len(rows)))
+                    os.utime(path)  # what is used is kept longest
+                except (SafetensorError, ValueError):
+                    path.unlink()  # damaged
+        return known
+
+    def put(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        activations: dict[int, Tensor],
+    ) -> None:
+        """Keep a batch's activations [b, d] by layer. A full disk is no error, only a warning."""
+        if not self._writes:
+            return
+        tensors = {str(layer): value.contiguous() for layer, value in activations.items()}
+        layers = hashlib.sha256(",".join(sorted(tensors)).encode()).hexdigest()[:8]
+        sums = {f"sum:{name}": _digest(value) for name, value in tensors.items()}
+        payload = save(tensors, {"schema": SCHEMA, **sums})
+        try:
+            self._place.mkdir(parents=True, exist_ok=True)
+            if not (self._model / MODEL).exists():
+                write_whole(self._model / MODEL, json.dumps(self._about).encode())
+            write_whole(self._place / f"{_batch_key(rows, starts)}.{layers}{SUFFIX}", payload)
+            self._wrote = True
+        except OSError as error:
+            self._writes = False
+            warnings.warn(f"Activations are not cached: {error}.", stacklevel=4)
+
+    def close(self) -> None:
+        """Keep the whole cache within its size, if it grew."""
+        if self._wrote:
+            trim(self._root, self._limit)
+
+
+def _batch_key(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> str:
+    digest = hashlib.sha256(SCHEMA.encode())
+    for numbers in ([len(row) for row in rows], starts, *rows):
+        digest.update(np.array([len(numbers), *numbers], dtype="<i8").tobytes())
+    return digest.hexdigest()[:40]
+
+
+def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
+    """The layers that the file holds. Raises where it is not what was written."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        names = set(file.keys())
+        if about.get("schema") != SCHEMA:
+            raise ValueError("another schema")
+        found = {}
+        for layer in layers:
+            if str(layer) in names:
+                value = file.get_tensor(str(layer))
+                right = value.dtype == torch.float32 and value.dim() == 2 and len(value) == size
+                if not right or _digest(value) != about.get(f"sum:{layer}"):
+                    raise ValueError("damaged")
+                # Not a view of the file, which may be removed while it is in use.
+                found[layer] = value.clone()
+        return found
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.blake2b(value.contiguous().numpy().data, digest_size=16).hexdigest()
+
+
+def _about(model: nn.Module) -> dict[str, str | None]:
+    """What people call the model."""
+    config = getattr(model, "config", None)
+    name = getattr(config, "_name_or_path", None) or type(model).__name__
+    return {
+        "name": Path(name).name if Path(name).is_dir() else name,
+        "revision": getattr(config, "_commit_hash", None),
+    }
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a writer that was killed has left, once no writer can still be at it."""
+    with suppress(OSError):
+        if path.stat().st_mtime < time.time() - DAY:
+            path.unlink()

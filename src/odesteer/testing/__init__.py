@@ -1,0 +1,67 @@
+"""Is a steering library right? A conformance suite for anybody's.
+
+    from odesteer.testing import Adapter, Steered, conformance
+
+    class Mine(Adapter):
+        name = "mine"
+
+        def attach(self, model, layer, vector, positions):
+            ...                                     # steer as your users do
+            return Steered(model, remove)
+
+    @conformance(Mine())
+    def test_conformance(case):
+        case.check()
+
+Or without a file: `odesteer conformance --adapter mine.testing:Mine`, or
+`pytest --pyargs odesteer.testing.suite --steering-adapter mine.testing:Mine`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from odesteer.testing.adapter import POSITIONS, Adapter, NotOffered, Steered
+    from odesteer.testing.architectures import ARCHITECTURES, Architecture
+    from odesteer.testing.check import CHECKS, Check
+    from odesteer.testing.ours import OdesteerFlow, OdesteerVector
+    from odesteer.testing.plugin import conformance
+    from odesteer.testing.run import Case, Result, cases, run
+    from odesteer.testing.table import table
+
+# Imported at first use: pytest loads this package in every session where odesteer is installed.
+_HOMES = {
+    "odesteer.testing.adapter": ("POSITIONS", "Adapter", "NotOffered", "Steered"),
+    "odesteer.testing.architectures": ("ARCHITECTURES", "Architecture"),
+    "odesteer.testing.check": ("Check",),
+    "odesteer.testing.ours": ("OdesteerFlow", "OdesteerVector"),
+    "odesteer.testing.plugin": ("conformance",),
+    "odesteer.testing.run": ("CHECKS", "Case", "Result", "cases", "run"),
+    "odesteer.testing.table": ("table",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ARCHITECTURES",
+    "CHECKS",
+    "POSITIONS",
+    "Adapter",
+    "Architecture",
+    "Case",
+    "Check",
+    "NotOffered",
+    "OdesteerFlow",
+    "OdesteerVector",
+    "Result",
+    "Steered",
+    "cases",
+    "conformance",
+    "run",
+    "table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'odesteer.testing' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,7 @@
+"""The suite as a test file: `pytest --pyargs odesteer.testing.suite --steering-adapter M:C`."""
+
+from odesteer.testing.run import Case
+
+
+def test_conformance(conformance_case: Case) -> None:
+    conformance_case.check()
