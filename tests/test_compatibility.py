@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import tiny
 from odesteer import CAA, LayeredSteering, load
@@ -18,7 +18,7 @@ def llama(name="me/llama", revision=COMMIT, **changes):
     config = tiny.ARCHITECTURES["llama"]().config
     for key, value in changes.items():
         setattr(config, key, value)
-    model = tiny.LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
     model.config._name_or_path, model.config._commit_hash = name, revision
     return model
 

@@ -143,7 +143,7 @@ def _tensors(rng, payload):
         value, kind = tensors[name].clone(), rng.randrange(9)
         flat = value.view(-1) if value.numel() else value
         if kind == 0:
-            value = value.to(rng.choice(CASTS))
+            value = (value.real if value.is_complex() else value).to(rng.choice(CASTS))
         elif kind == 1 and value.numel() and value.is_floating_point():
             evil = rng.choice([math.nan, math.inf, -math.inf, 1e30, -3e38, 1e-40, 0.0, -1.0])
             flat[rng.randrange(flat.numel())] = evil

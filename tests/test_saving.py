@@ -197,3 +197,14 @@ def test_an_interrupted_save_is_whole_or_noticed_and_leaves_no_scraps(
     else:
         with pytest.raises((ValueError, FileNotFoundError), match=r"checksum|missing"):
             Steering.from_pretrained(tmp_path)
+
+
+def test_a_file_from_before_sites_and_revisions_still_loads(tmp_path):
+    file = whole().save_pretrained(tmp_path) / "steering_config.json"
+    config = json.loads(file.read_text())
+    del config["site"]
+    config["model"] = {"name": "me/llama", "type": "llama", "layers": 4, "hidden_size": D}
+    file.write_text(json.dumps(config))
+    loaded = Steering.from_pretrained(tmp_path)
+    assert loaded.site == "residual"
+    assert torch.equal(loaded(ROWS), whole()(ROWS))

@@ -1,12 +1,18 @@
 """`odesteer conformance`: is a steering library right on every architecture?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from odesteer.cli import options
-from odesteer.cli.console import out, progress, teaching_errors
+from odesteer.cli.console import out, progress, say, teaching_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from odesteer.testing import Result
 
 
 @teaching_errors
@@ -14,24 +20,26 @@ def conformance(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE:CLASS", help="The library, several if given again; odesteer's own."
+            metavar="MODULE:CLASS",
+            help="The library to check, several if given again; by default odesteer itself.",
         ),
     ] = None,
     architecture: Annotated[
-        list[str] | None, typer.Option(help="A model type, several if given again; all.")
+        list[str] | None,
+        typer.Option(help="A model type, several if given again; by default all."),
     ] = None,
     check: Annotated[
-        list[str] | None, typer.Option(help="A check, several if given again; all.")
+        list[str] | None, typer.Option(help="A check, several if given again; by default all.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Also write the tables as Markdown.")
+        Path | None, typer.Option("--out", "-o", help="A Markdown file to write as well.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the conformance suite on tiny random models and print the table.
 
-    Each check runs on the unsteered model first: what transformers itself cannot do there is
-    not counted. Exit code 1 if anything was wrong.
+    Every check runs on the unsteered model first: what transformers cannot do there is not
+    counted. Exit code 1 if a library was wrong anywhere.
 
     Example: odesteer conformance --architecture llama --architecture mamba
     """
@@ -41,43 +49,48 @@ def conformance(
     from transformers.utils import logging as transformers_logging
 
     from odesteer.saving import write_whole
-    from odesteer.testing.ours import OdesteerFlow, OdesteerVector
-    from odesteer.testing.run import cases, load_adapter, run
-    from odesteer.testing.table import not_possible, table
+    from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
+    from odesteer.testing.report import report
 
-    adapters = [load_adapter(path) for path in adapter or []]
-    work = {
-        f"{each.name} {each.version}".strip(): cases(each, architecture, check)
-        for each in adapters or [OdesteerVector(), OdesteerFlow()]
-    }
-    total, done = sum(len(group) for group in work.values()), 0
-    runs = {}
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    adapters = [load_adapter(path) for path in adapter or []] or [OdesteerVector(), OdesteerFlow()]
+    work = {f"{a.name} {a.version}".strip(): cases(a, architecture, check) for a in adapters}
+    total = sum(len(group) for group in work.values())
+    runs: dict[str, Sequence[Result]] = {}
     transformers_logging.set_verbosity_error()
     with progress("Checking") as callback, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-
-        def step(_result: object) -> None:
-            nonlocal done
-            done += 1
-            callback(done, total)
-
         for name, group in work.items():
-            runs[name] = run(group, step)
-    every = [result for results in runs.values() for result in results]
-    failures = [(name, r) for name, results in runs.items() for r in results if r.outcome == "fail"]
-    first = next(iter(runs.values()))
-    text = f"{table(runs)}\n\nNot possible without steering either:\n\n{not_possible(first)}\n"
+            before = sum(len(results) for results in runs.values())
+            runs[name] = run(group, lambda done, b=before: callback(b + done, total))  # type: ignore[misc]
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, text.encode())
+        write_whole(output, report(runs).encode())
+        say(f"Wrote {output}")
     if as_json:
         out.print_json(data={n: [asdict(r) for r in results] for n, results in runs.items()})
     else:
-        out.print(text, markup=False, soft_wrap=True)
-        for name, result in failures:
-            where = f"{name}: {result.check} on {result.architecture}"
-            out.print(f"{where}: {result.reason}", markup=False, soft_wrap=True)
-        models = len({result.architecture for result in every})
-        out.print(f"{models} architectures, {total} cases, {len(failures)} wrong")
-    if failures:
+        _show(runs)
+    if any(result.outcome == "fail" for results in runs.values() for result in results):
         raise typer.Exit(1)
+
+
+def _show(runs: "Mapping[str, Sequence[Result]]") -> None:
+    from odesteer.testing.report import rows
+
+    table = Table("check", "", *runs, title="architectures right, of those possible")
+    for name, question, cells in rows(runs):
+        table.add_row(name, question, *cells)
+    out.print(table)
+    for name, results in runs.items():
+        for result in results:
+            if result.outcome == "fail":
+                where = f"{name}: {result.check} on {result.architecture}"
+                out.print(f"{where}: {result.reason}", markup=False, soft_wrap=True)
+    models = {result.architecture for results in runs.values() for result in results}
+    cases = sum(len(results) for results in runs.values())
+    impossible = sum(r.outcome == "not possible" for results in runs.values() for r in results)
+    out.print(
+        f"{len(models)} architectures, {cases} cases; {impossible} of them are not possible "
+        f"without steering either."
+    )

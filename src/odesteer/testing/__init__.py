@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from odesteer.testing.check import CHECKS, Check
     from odesteer.testing.ours import OdesteerFlow, OdesteerVector
     from odesteer.testing.plugin import conformance
-    from odesteer.testing.run import Case, Result, cases, run
-    from odesteer.testing.table import table
+    from odesteer.testing.report import table
+    from odesteer.testing.runner import Case, Result, cases, load_adapter, run
 
 # Imported at first use: pytest loads this package in every session where odesteer is installed.
 _HOMES = {
@@ -36,8 +36,8 @@ _HOMES = {
     "odesteer.testing.check": ("Check",),
     "odesteer.testing.ours": ("OdesteerFlow", "OdesteerVector"),
     "odesteer.testing.plugin": ("conformance",),
-    "odesteer.testing.run": ("CHECKS", "Case", "Result", "cases", "run"),
-    "odesteer.testing.table": ("table",),
+    "odesteer.testing.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
+    "odesteer.testing.report": ("table",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -56,6 +56,7 @@ __all__ = [
     "Steered",
     "cases",
     "conformance",
+    "load_adapter",
     "run",
     "table",
 ]

@@ -93,12 +93,17 @@ def miniatures(task: str, model_type: str, reasons: list[str]) -> Iterator[nn.Mo
             return model.float().eval()
         # Defaults are not all meant to be built, and say so in every way there is.
         except Exception as error:
-            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+            reasons.append(short(error))
             return None
 
     for sizes in ((True, True), (False, True), (False, False)):
         if (model := make(*sizes)) is not None:
             yield model
+
+
+def short(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _make(maker: Any, config: Any) -> nn.Module:

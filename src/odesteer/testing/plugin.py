@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from odesteer.testing.adapter import Adapter
-    from odesteer.testing.run import Case
+    from odesteer.testing.runner import Case
 
 
 def conformance(
@@ -36,7 +36,7 @@ def _parameters(
     architectures: Iterable[str] | None = None,
     checks: Iterable[str] | None = None,
 ) -> list[Any]:
-    from odesteer.testing.run import cases
+    from odesteer.testing.runner import cases
 
     models = None if architectures is None else list(architectures)
     names = None if checks is None else list(checks)
@@ -60,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     paths = metafunc.config.getoption("--steering-adapter")
     if "conformance_case" not in metafunc.fixturenames:
         return
-    from odesteer.testing.run import load_adapter
+    from odesteer.testing.runner import load_adapter
 
     if not paths:
         raise pytest.UsageError("Name the library to test: --steering-adapter MODULE:CLASS.")

@@ -19,14 +19,14 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from odesteer.layers import block_output, find_decoder, find_layers, hidden_size
-from odesteer.testing.miniature import miniatures
+from odesteer.testing.miniature import miniatures, short
 
 Task = Literal["causal-lm", "image-text-to-text"]
 Verdict = Literal["right", "no stream", "refused", "wrong", "unjudged"]
@@ -72,7 +72,7 @@ def survey(task: Task = "causal-lm") -> Iterator[Row]:
 def judge(task: Task, model_type: str, name: str) -> Row:
     """Build one architecture, find its blocks, and compare with what the model says itself."""
     reasons: list[str] = []
-    found: Row | None = None
+    recorded: Row | None = None
     for model in miniatures(task, model_type, reasons):
         try:
             blocks = find_layers(model)
@@ -81,17 +81,16 @@ def judge(task: Task, model_type: str, name: str) -> Row:
         path = next(path for path, module in model.named_modules() if module is blocks[0])
         facts = (model_type, name, path, len(blocks), hidden_size(model) or 0)
         try:
-            oracle, verdict, reason = _by_forward(model, blocks)
+            return Row(*facts, *_by_forward(model, blocks))
         # Whatever a model made of defaults stumbles over: what it cannot run, it cannot judge.
         except Exception as error:
-            reasons.append(f"{type(error).__name__}: {_line(error)}")
-            if found is None or found.verdict == "unjudged":
-                verdict, reason = _by_recorder(model, blocks)
-                oracle = "none" if verdict == "unjudged" else "recorder"
-                found = Row(*facts, oracle, verdict, "; ".join(filter(None, [reason, *reasons])))
-            continue
-        return Row(*facts, oracle, verdict, reason)
-    return found or Row(model_type, name, "", 0, 0, "none", "unjudged", "; ".join(reasons))
+            reasons.append(short(error))
+        if recorded is None or recorded.verdict == "unjudged":
+            recorded = Row(*facts, *_by_recorder(model, blocks))
+    why = "; ".join(dict.fromkeys(reasons))
+    if recorded is None:
+        return Row(model_type, name, "", 0, 0, "none", "unjudged", why)
+    return replace(recorded, reason="; ".join(filter(None, [recorded.reason, why])))
 
 
 def _by_forward(model: Any, blocks: Sequence[nn.Module]) -> tuple[str, Verdict, str]:
@@ -111,7 +110,8 @@ def _by_forward(model: Any, blocks: Sequence[nn.Module]) -> tuple[str, Verdict, 
     oracle = "identity" if meta else "values"
     streams = [_first(output) for _, output in returned]
     # Blocks that look at an image do not run without one; the others run once, in order.
-    if [i for i, _ in returned] != sorted({i for i, _ in returned}):
+    order = [i for i, _ in returned]
+    if order != sorted(set(order)) or len(order) < 2:
         return oracle, "wrong", f"{len(blocks)} blocks ran {len(returned)} times"
     if len(states) != len(streams) + 1:
         return oracle, "wrong", f"{len(streams)} blocks ran, {len(states)} hidden states given"
@@ -154,7 +154,7 @@ def _hidden_states(model: Any, decoder: Any) -> Sequence[Tensor]:
     return states
 
 
-def _by_recorder(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[Verdict, str]:
+def _by_recorder(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[str, Verdict, str]:
     """Compare the blocks with the modules that transformers itself records."""
     decoder: Any = find_decoder(model)
     recorded = getattr(decoder, "_can_record_outputs", None) or {}
@@ -166,18 +166,18 @@ def _by_recorder(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[Verdict
         if isinstance(kind, type)
     )
     if not classes:
-        return "unjudged", "transformers names no class that it records"
+        return "none", "unjudged", "transformers names no class that it records"
     said = getattr(decoder.config, "num_hidden_layers", None)
     if said != len(blocks):
-        return "wrong", f"{len(blocks)} blocks found, the configuration says {said}"
+        return "recorder", "wrong", f"{len(blocks)} blocks found, the configuration says {said}"
     if [m for m in decoder.modules() if isinstance(m, classes)] != list(blocks):
         names = ", ".join(kind.__name__ for kind in classes)
-        return "wrong", f"transformers records {names}, these are {type(blocks[0]).__name__}"
-    return "right", ""
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+        return (
+            "recorder",
+            "wrong",
+            f"transformers records {names}, these are {type(blocks[0]).__name__}",
+        )
+    return "recorder", "right", ""
 
 
 def found(rows: Sequence[Row]) -> list[Row]:

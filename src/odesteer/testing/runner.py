@@ -20,7 +20,7 @@ from odesteer.testing import forward_checks, generate_checks, life_checks  # noq
 from odesteer.testing.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.architectures import ARCHITECTURES
 from odesteer.testing.bench import Bench
-from odesteer.testing.check import CHECKS
+from odesteer.testing.check import CHECKS as CHECKS
 
 Outcome = Literal["pass", "fail", "not offered", "not possible"]
 
@@ -106,15 +106,14 @@ def cases(
     ]
 
 
-def run(cases: Iterable[Case], progress: Callable[[Result], None] | None = None) -> list[Result]:
-    """The results of all cases, in order."""
+def run(cases: Iterable[Case], progress: Callable[[int], None] | None = None) -> list[Result]:
+    """The results of all cases, in order; `progress` is called with how many are done."""
     results = []
     with deterministic():
         for case in cases:
-            result = case.run()
-            results.append(result)
+            results.append(case.run())
             if progress is not None:
-                progress(result)
+                progress(len(results))
     return results
 
 
