@@ -246,7 +246,8 @@ class Steering:
             revision: of the repository: a branch, a tag or a commit.
 
         Raises:
-            FileNotFoundError: if it is not there, or the Hub cannot be reached.
+            FileNotFoundError: if it is neither here nor on the Hub.
+            ConnectionError: if the Hub cannot be reached.
             ValueError: if it is not a steering of one layer, is damaged, or was written by a
                 newer version.
         """
