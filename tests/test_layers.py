@@ -43,10 +43,22 @@ def paths(net):
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm, self.experts = nn.LayerNorm(WIDTH), nn.ModuleList([nn.Linear(WIDTH, WIDTH)] * 9)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, WIDTH)) for _ in range(9)])
 
     def forward(self, a):
         return a + self.experts[0](self.norm(a))
+
+
+class Start(nn.Module):
+    """A step before the blocks, with a part of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, a):
+        return self.norm(a)
 
 
 class Plain(nn.Module):
@@ -64,7 +76,7 @@ class Plain(nn.Module):
         elif holder == "sequence":
             self.body = self.run = nn.Sequential(*blocks)
         elif holder == "sequence of all":
-            self.run = nn.Sequential(nn.Identity(), nn.Sequential(*blocks), nn.LayerNorm(WIDTH))
+            self.run = nn.Sequential(Start(), nn.Sequential(*blocks))
         elif holder == "dictionary":
             self.body = nn.ModuleDict({f"layer{i}": block for i, block in enumerate(blocks)})
             self.run = lambda a: self.body.layer2(self.body.layer1(self.body.layer0(a)))

@@ -47,6 +47,14 @@ def test_inputs_go_where_the_embedding_computes_not_where_its_weight_lies(offloa
     assert input_device(offloaded) == CPU
 
 
+def test_a_hook_that_moves_the_embeddings_inputs_says_where_they_belong():
+    net = model()
+    assert input_device(net) == CPU
+    hook = accelerate.hooks.AlignDevicesHook(execution_device="meta")
+    accelerate.hooks.add_hook_to_module(net.get_input_embeddings(), hook)
+    assert input_device(net) == torch.device("meta")
+
+
 @pytest.mark.parametrize("steering", [constant(1, 3.0), quadratic(2)], ids=["field", "flow"])
 def test_it_is_steered_to_the_bit_as_the_plain_model_and_left_as_it_was(offloaded, steering):
     ids, results = prompt(7), []

@@ -184,10 +184,8 @@ def input_device(model: nn.Module) -> torch.device:
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:
             return torch.device(device)
-    for tensor in (*reads.parameters(), *inner.parameters()):
-        if tensor.device.type != "meta":
-            return tensor.device
-    return torch.device("cpu")
+    weights = (*reads.parameters(), *inner.parameters())
+    return weights[0].device if weights else torch.device("cpu")
 
 
 def hidden_size(model: nn.Module) -> int | None:

@@ -166,6 +166,19 @@ def test_inspect_prints_json_for_scripts(steering: Path) -> None:
     assert (result.returncode, facts["method"], facts["layer"]) == (0, "caa", 1)
 
 
+def test_inspect_shows_what_it_can_of_receipts_that_anybody_may_have_written(
+    steering: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    ods.load(steering).save_pretrained(odd)
+    config = json.loads((odd / "steering_config.json").read_text())
+    config["receipts"] = {"held_out": "x", "layers": {"a": 1}}
+    (odd / "steering_config.json").write_text(json.dumps(config))
+    result = run("inspect", odd)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "damaged" in result.stdout
+
+
 def test_help_is_quick_because_it_imports_no_torch() -> None:
     code = "import sys, odesteer.cli.app; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -173,7 +186,8 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "fit", "tune", "generate", "chat", "inspect", "gallery", "methods"]
+    "command",
+    "demo fit tune generate chat inspect gallery methods conformance".split(),
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")

@@ -52,9 +52,7 @@ def _facts(steering: "Steering") -> dict[str, Any]:
         f"{steering.calibration.offset:+.4g})",
         **{f"model {key}": value for key, value in steering.model.items()},
         **{key: value for key, value in steering.hyperparameters.items() if value is not None},
-        **{
-            f"held-out {key}": value for key, value in steering.receipts.get("held_out", {}).items()
-        },
+        **{f"held-out {key}": value for key, value in _table(steering, "held_out").items()},
     }
 
 
@@ -65,9 +63,17 @@ def _print(path: Path, steering: "Steering") -> None:
     for key, value in _facts(steering).items():
         table.add_row(key, str(value))
     out.print(table)
-    layers = steering.receipts.get("layers")
-    if layers:
-        out.print(layer_table(layers, steering.layer))
+    if layers := _table(steering, "layers"):
+        try:
+            out.print(layer_table(layers, steering.layer))
+        except (KeyError, TypeError, ValueError):
+            out.print("Its record of the other layers is damaged.")
+
+
+def _table(steering: "Steering", receipt: str) -> dict[str, Any]:
+    """A receipt with several entries; a file may hold anything under that name."""
+    value = steering.receipts.get(receipt)
+    return value if isinstance(value, dict) else {}
 
 
 def layer_table(layers: dict[str, dict[str, float]], chosen: int | None) -> Table:
