@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from odesteer.cli import cache, conformance, demo, fit, gallery, generate, inspect, methods, tune
+from odesteer.cli.console import one_line_warnings
 
 EXAMPLES = """
 Steer language models by solving an ODE on their activations.
@@ -60,4 +61,5 @@ def _options(
 
 def main() -> None:
     """The `odesteer` command."""
+    one_line_warnings()
     app()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +47,21 @@ def teaching_errors(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def _plain(error: BaseException) -> str:
+def one_line_warnings() -> None:
+    """Let warnings be a line for people; where in the code they come from says nothing to them."""
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        # Deprecations and the like are for developers, and stay as they are.
+        if category in (UserWarning, RuntimeWarning) and not os.environ.get("ODESTEER_DEBUG"):
+            err.print(f"[yellow]warning:[/] {_plain(message)}", soft_wrap=True)
+        else:
+            show(message, category, *place)
+
+    warnings.showwarning = shown  # type: ignore[assignment]
+
+
+def _plain(error: object) -> str:
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()) or type(error).__name__)
