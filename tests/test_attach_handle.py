@@ -80,6 +80,13 @@ def test_a_generate_of_the_models_own_is_given_back():
     assert net.generate is own
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps], ids=["copy", "pickle"])
+def test_a_steered_model_refuses_to_be_duplicated(duplicate):
+    net = model()
+    with constant().attach(net), pytest.raises(TypeError, match="while it is steered: remove"):
+        duplicate(net)
+
+
 def test_the_model_can_be_copied_and_pickled_afterwards():
     net = model()
     with constant().attach(net):

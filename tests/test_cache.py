@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import odesteer as ods
-from odesteer.cache_files import MODEL, cached_models, remove, trim
+from odesteer.cache.files import MODEL, cached_models, remove, trim
+from odesteer.cache.fingerprint import _content, fingerprint, obstacle
 from odesteer.extraction import activations
-from odesteer.fingerprint import _content, fingerprint, obstacle
 from odesteer.layers import find_layers
 from test_activations import texts
 from tiny import ARCHITECTURES, DEPTH, constant, model, tokenizer
@@ -390,7 +390,7 @@ def test_a_damaged_file_is_computed_again_and_mended(damage, tmp_path, fresh):
 def test_a_file_that_vanishes_is_computed_again(tmp_path, fresh, monkeypatch):
     net = model()
     read(net, tmp_path)
-    from odesteer import cache
+    from odesteer.cache import activations as cache
 
     opened = cache.safe_open
 
@@ -416,7 +416,7 @@ SCRIPT = """
 import hashlib, sys
 import torch
 torch.set_num_threads(1)
-from odesteer import saving
+from odesteer.artifact import saving
 from transformers import AutoModelForCausalLM
 from test_cache import SMALL, read
 from tiny import tokenizer

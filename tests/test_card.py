@@ -8,7 +8,7 @@ import yaml
 
 import tiny
 from odesteer import CAA, Contrast, LayeredSteering, ODESteer, Steering, Target, fit
-from odesteer.compatibility import describe_model
+from odesteer.artifact.compatibility import describe_model
 from odesteer.ode import ZeroField
 
 WORDS = ("cat", "dog", "bird", "tree", "moon", "mat")

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGener
 
 import tiny
 from odesteer import CAA, LayeredSteering, load
-from odesteer.compatibility import LEVELS, describe_model
+from odesteer.artifact.compatibility import LEVELS, describe_model
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 

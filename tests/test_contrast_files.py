@@ -8,7 +8,7 @@ import pytest
 
 from odesteer import Contrast
 from odesteer.contrast import Example
-from odesteer.contrast_files import rows as file_rows
+from odesteer.contrast.files import rows as file_rows
 from tiny import tokenizer
 
 PAIRS = [

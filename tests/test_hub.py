@@ -7,7 +7,7 @@ import torch
 
 import hub as fake
 from odesteer import LayeredSteering, ODESteer, Steering, load
-from odesteer.hub import FILES
+from odesteer.artifact.hub import FILES
 from tiny import constant, two_gaussians
 
 ROWS = two_gaussians(6, 6)[0]

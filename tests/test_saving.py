@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from odesteer import CAA, Angle, Calibration, ODESteer, PathLength, Steering, Target, Time, ode
-from odesteer.serialize import CLASSES
+from odesteer.artifact.serialize import CLASSES
 from tiny import two_gaussians
 from zoo import FIELDS, ROWS, D
 

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from odesteer import LayeredSteering, Steering, load, ode, strict
-from odesteer.serialize import CLASSES
-from odesteer.shapes import SHAPES
+from odesteer import LayeredSteering, Steering, load, ode
+from odesteer.artifact import strict
+from odesteer.artifact.serialize import CLASSES
+from odesteer.artifact.shapes import SHAPES
 from zoo import FIELDS, D
 
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
@@ -58,7 +59,7 @@ def test_a_huge_file_is_refused_by_its_size(name, size, folder):
 
 def test_a_tensor_file_that_is_not_what_was_saved_is_never_in_memory(folder, monkeypatch):
     os.truncate(folder / TENSORS, 2**28)
-    monkeypatch.setattr("odesteer.saving.load_tensors", lambda _: pytest.fail("was read"))
+    monkeypatch.setattr("odesteer.artifact.saving.load_tensors", lambda _: pytest.fail("was read"))
     refused(folder, "does not match its checksum")
 
 

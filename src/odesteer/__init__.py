@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from odesteer.handle import Handle
     from odesteer.backends import Sampling, TransformersBackend
     from odesteer.composition import all_of, any_of, guarded
     from odesteer.contrast import Contrast
     from odesteer.extraction import activations
     from odesteer.fitting import fit
+    from odesteer.handle import Handle
     from odesteer.layered import LayeredSteering, load
     from odesteer.layers import use_layers
     from odesteer.methods import (

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
-from odesteer import compatibility
+from odesteer.artifact import compatibility
 from odesteer.handle import Handle
 from odesteer.layers import attention_output, find_layers, hidden_size, input_width, layer_index
 from odesteer.positions import Positions, check_positions
@@ -46,7 +46,7 @@ def attach(
         measure: also record displacement and log-odds for `Handle.stats` (costs two
             evaluations of the barrier a token).
         check: how much this model must be the one it was fitted on, see
-            `odesteer.compatibility`.
+            `odesteer.artifact.compatibility`.
 
     Raises:
         ValueError: for a layer the model does not have, another width, unknown positions, or

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from odesteer import plots
+from odesteer.artifact.compatibility import describe_model
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import Sampling
 from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
-from odesteer.compatibility import describe_model
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers

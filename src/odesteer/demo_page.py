@@ -6,10 +6,10 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from odesteer.artifact.saving import write_whole
 from odesteer.demo import FIGURES, Condition, DemoResult
 from odesteer.judges import VaderMood
 from odesteer.plots import LABELS
-from odesteer.saving import write_whole
 
 _CAPTIONS = {
     FIGURES[0]: "What a dose buys and what it costs. Down is more melancholy; left is more fluent.",

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from odesteer.cache import ActivationCache, CacheChoice
+from odesteer.cache.activations import ActivationCache, CacheChoice
 from odesteer.capture import Site, captured
 from odesteer.contrast import Contrast
 from odesteer.layers import input_device, layer_index

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odesteer.cache import CacheChoice
+from odesteer.artifact.compatibility import describe_model
+from odesteer.cache.activations import CacheChoice
 from odesteer.calibration import BinaryQuality
-from odesteer.compatibility import describe_model
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, extract, read_texts
 from odesteer.layered import LayeredSteering

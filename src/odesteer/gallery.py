@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odesteer.artifact.saving import write_whole
 from odesteer.bootstrap import Interval, interval
 from odesteer.lookup import pick
 from odesteer.matching import match
@@ -24,7 +25,6 @@ from odesteer.methods import METHODS, Method, PaperODESteer
 from odesteer.methods.base import platt
 from odesteer.ode import Time
 from odesteer.planar import EXTENT, PLANES, Plane, lift
-from odesteer.saving import write_whole
 from odesteer.steering import Steering
 
 # Displacements over the mean distance of the held-out negatives to the desired region: with 1

@@ -11,10 +11,10 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from odesteer.artifact.saving import write_whole
 from odesteer.gallery import ARROWS, GRID, SHOWN, Gallery, grid
 from odesteer.planar import EXTENT, PLANES
 from odesteer.plots import STYLE  # which draws without a window system
-from odesteer.saving import write_whole
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
 WANTED, UNWANTED = "#0072B2", "#D55E00"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.compiled import mark
+from odesteer.hooks import WeakHook
 from odesteer.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose
 from odesteer.positions import Positions, chosen
@@ -52,9 +53,9 @@ class Handle:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
                 module = attention_output(block)
-                hook = module.register_forward_pre_hook(_weakly(self._on_input))
+                hook = module.register_forward_pre_hook(WeakHook(self._on_input))
             else:
-                hook = block.register_forward_hook(_weakly(self._on_output))
+                hook = block.register_forward_hook(WeakHook(self._on_output))
             self._undo.append(hook.remove)
             self._undo.append(mark(block))
             self._tracker.acquire()
@@ -70,13 +71,6 @@ class Handle:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-    def __deepcopy__(self, _memo: object) -> "Handle":
-        # The copy's `generate` would run the original model.
-        raise TypeError("A model cannot be copied while it is steered: remove the steering first.")
-
-    def __reduce__(self) -> str:
-        raise TypeError("A model cannot be pickled while it is steered: remove the steering first.")
 
     def remove(self) -> None:
         """Take everything off the model."""
@@ -190,17 +184,6 @@ class _Displaced(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Any:
         return gradient, None
-
-
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that does not keep the object of `method`."""
-    reference = weakref.WeakMethod(method)
-
-    def hook(*args: Any) -> Any:
-        alive = reference()
-        return None if alive is None else alive(*args)
-
-    return hook
 
 
 def _take_off(undo: Undo) -> None:

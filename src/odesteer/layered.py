@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesteer.hub import locate
+from odesteer.artifact.hub import locate
+from odesteer.artifact.saving import read, write
+from odesteer.artifact.strict import brief
 from odesteer.ode import Dose, as_dose
-from odesteer.saving import read, write
 from odesteer.steering import Steering
-from odesteer.strict import brief
 
 if TYPE_CHECKING:
-    from odesteer.compatibility import Difference
+    from odesteer.artifact.compatibility import Difference
     from odesteer.handle import Handle
     from odesteer.positions import Positions
 
@@ -154,8 +154,8 @@ class LayeredSteering:
         revision: str | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Save it to a repository of the Hugging Face Hub; see `odesteer.hub.push`."""
-        from odesteer.hub import push
+        """Save it to a repository of the Hugging Face Hub; see `odesteer.artifact.hub.push`."""
+        from odesteer.artifact.hub import push
 
         return push(
             self,

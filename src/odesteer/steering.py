@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from odesteer import ode
-from odesteer.hub import locate
+from odesteer.artifact.hub import locate
+from odesteer.artifact.proof import MISFITS, calibration_of, plain_of, try_out
+from odesteer.artifact.saving import dose_from_json, dose_to_json, read, write
+from odesteer.artifact.serialize import describe, rebuild
+from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
-from odesteer.proof import MISFITS, calibration_of, plain_of, try_out
-from odesteer.saving import dose_from_json, dose_to_json, read, write
-from odesteer.serialize import describe, rebuild
-from odesteer.strict import brief
 
 if TYPE_CHECKING:
-    from odesteer.compatibility import Difference
+    from odesteer.artifact.compatibility import Difference
     from odesteer.handle import Handle
     from odesteer.positions import Positions
 
@@ -215,8 +215,8 @@ class Steering:
         return attach(self, model, positions=positions, rows=rows, measure=measure, check=check)
 
     def compatibility(self, model: Any, tokenizer: Any = None) -> "list[Difference]":
-        """In what `model` is not the one it was fitted on; see `odesteer.compatibility`."""
-        from odesteer.compatibility import differences
+        """In what `model` is not the one it was fitted on: `artifact.compatibility`."""
+        from odesteer.artifact.compatibility import differences
 
         return differences(self, model, tokenizer)
 
@@ -267,8 +267,8 @@ class Steering:
         revision: str | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Save it to a repository of the Hugging Face Hub; see `odesteer.hub.push`."""
-        from odesteer.hub import push
+        """Save it to a repository of the Hugging Face Hub; see `odesteer.artifact.hub.push`."""
+        from odesteer.artifact.hub import push
 
         return push(
             self,

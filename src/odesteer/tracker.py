@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.compiled import mark
+from odesteer.hooks import Hook
 from odesteer.layers import find_decoder, unwrap
 
 # What models call the state that carries earlier tokens: attention, Mamba, RWKV.
@@ -148,8 +149,8 @@ class Tracker:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             leave(output)
 
-        self._undo.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        self._undo.append(module.register_forward_hook(after, always_call=True).remove)
+        self._undo.append(module.register_forward_pre_hook(Hook(before), with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
 
     def _enter_outer(self, arguments: dict[str, Any]) -> None:
         self._local.mask = _plain(arguments.get("attention_mask"))

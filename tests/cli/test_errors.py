@@ -187,7 +187,7 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    "demo fit tune generate chat inspect gallery methods conformance".split(),
+    ["demo", "fit", "tune", "generate", "chat", "inspect", "gallery", "methods", "conformance"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")

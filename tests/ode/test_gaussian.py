@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from odesteer.artifact.serialize import describe, rebuild
 from odesteer.ode import (
     SOLVERS,
     GaussianBarrier,
@@ -14,7 +15,6 @@ from odesteer.ode import (
     LinearBarrier,
     solve,
 )
-from odesteer.serialize import describe, rebuild
 
 Make = Callable[..., Tensor]
 

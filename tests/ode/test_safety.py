@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from odesteer.artifact.serialize import describe, rebuild
 from odesteer.ode import (
     SOLVERS,
     Adaptive,
@@ -21,7 +22,6 @@ from odesteer.ode import (
     trajectory,
 )
 from odesteer.ode.quadratic import QuadraticBarrier
-from odesteer.serialize import describe, rebuild
 
 Make = Callable[..., Tensor]
 PRECISE = Adaptive(tolerance=1e-9)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cache_files import CachedModel, activations_dir, cached_models, remove, size_limit
+from odesteer.cache.files import CachedModel, activations_dir, cached_models, remove, size_limit
 from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
 

@@ -48,7 +48,7 @@ def conformance(
 
     from transformers.utils import logging as transformers_logging
 
-    from odesteer.saving import write_whole
+    from odesteer.artifact.saving import write_whole
     from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
     from odesteer.testing.report import report
 

@@ -39,8 +39,8 @@ def gallery(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     library.check(names, points)
     _make_writable(output)
+    from odesteer.artifact.saving import write_whole
     from odesteer.gallery_plot import gallery_figure
-    from odesteer.saving import write_whole
 
     with progress("Fitting and steering") as done:
         result = library.run(names, points, seed, done)

@@ -32,7 +32,7 @@ class Barrier(nn.Module, ABC):
 
     `value` maps [..., d] to [...], `gradient` maps [..., d] to [..., d]; rows never
     influence one another. Constructor arguments are stored under their own names, which
-    is all that `odesteer.serialize` needs to write and read any barrier.
+    is all that `odesteer.artifact.serialize` needs to write and read any barrier.
     """
 
     @abstractmethod

@@ -5,7 +5,7 @@ do. An adapter says how, and what else the library offers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -45,12 +45,14 @@ class Adapter(ABC):
         positions: those of `POSITIONS` that it can steer: "all" tokens; the "prompt"; the
             "generated" ones, the first of them included; or the prompt's last and those.
         masks: whether `attach` takes a mask [t] of positions, true where to steer.
+        unclaimed: by check, why it is no promise of the library: "not offered" everywhere.
     """
 
     name: ClassVar[str]
     version: ClassVar[str] = ""
     positions: ClassVar[tuple[str, ...]] = ("all",)
     masks: ClassVar[bool] = False
+    unclaimed: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def attach(

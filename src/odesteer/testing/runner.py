@@ -59,6 +59,8 @@ class Case:
         impossible = _control(self.architecture, self.question)
         if impossible:
             return self._result("not possible", impossible)
+        if self.question in self.adapter.unclaimed:
+            return self._result("not offered", self.adapter.unclaimed[self.question])
         try:
             CHECKS[self.question].run(Bench(ARCHITECTURES[self.architecture], self.adapter))
         except NotOffered as reason:

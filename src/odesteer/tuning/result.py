@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from odesteer.artifact.saving import dose_to_json
 from odesteer.backends.base import AnySteering
 from odesteer.bootstrap import Interval
 from odesteer.ode import Dose
-from odesteer.saving import dose_to_json
 
 
 class Trial(NamedTuple):

@@ -16,7 +16,7 @@ from torch import nn
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
-from odesteer.cache import CacheChoice
+from odesteer.cache.activations import CacheChoice
 from odesteer.calibration import BinaryQuality
 from odesteer.capture import evaluating
 from odesteer.contrast import Contrast

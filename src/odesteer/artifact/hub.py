@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odesteer.saving import CARD, CONFIG, TENSORS
+from odesteer.artifact.saving import CARD, CONFIG, TENSORS
 
 if TYPE_CHECKING:
     from odesteer.layered import LayeredSteering

@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from odesteer.markdown import bar, table, text
+from odesteer.artifact.markdown import bar, table, text
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _TAG = re.compile(r"[a-z0-9-]{1,40}")
 
 
 def card(config: dict[str, Any], dose: str) -> str:
-    """The README.md of a configuration (`odesteer.saving.write`) at a dose, in words."""
+    """The README.md of a configuration (`odesteer.artifact.saving.write`) at a dose, in words."""
     parts = config.get("parts") or [config]
     model = _dict(config, "model")
     sections = [

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from odesteer.artifact.strict import brief
 from odesteer.layers import find_layers, hidden_size, unwrap
 from odesteer.lookup import pick
-from odesteer.strict import brief
 
 if TYPE_CHECKING:
     from odesteer.steering import Steering

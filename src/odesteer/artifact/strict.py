@@ -2,7 +2,8 @@
 
 Sizes are looked at before anything is read, JSON is the part of it that Python, other parsers
 and people read alike (no NaN, no key twice, no number beyond 64 bits), and the header of the
-tensors is checked before they are. Reasons are raised plainly; `odesteer.saving` names the file.
+tensors is checked before they are. Reasons are raised plainly; `saving` names the
+file.
 """
 
 import json

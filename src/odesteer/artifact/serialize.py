@@ -14,7 +14,8 @@ from typing import Any, Union, get_args, get_origin
 
 from torch import Tensor, nn
 
-from odesteer import ode, shapes
+from odesteer import ode
+from odesteer.artifact import shapes
 from odesteer.lookup import pick
 
 # Whole numbers count repetitions (of a flow's steps): more is a mistake, or meant to hang.

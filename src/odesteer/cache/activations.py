@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from odesteer.cache_files import DAY, MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
-from odesteer.fingerprint import fingerprint, obstacle
-from odesteer.saving import write_whole
+from odesteer.artifact.saving import write_whole
+from odesteer.cache.files import DAY, MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
+from odesteer.cache.fingerprint import fingerprint, obstacle
 
 # False: none; True: the user's own, see `cache_files`; or a folder.
 CacheChoice = bool | str | os.PathLike[str]

@@ -17,8 +17,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from odesteer import strict
-from odesteer.card import card
+from odesteer.artifact import strict
+from odesteer.artifact.card import card
 from odesteer.lookup import pick
 from odesteer.ode import DOSES, Dose, Target, as_dose
 
@@ -57,7 +57,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         FileNotFoundError: if it is not there.
         ValueError: if it is damaged, was written by a newer version, or holds what no steering
-            does (`odesteer.strict`).
+            does (`odesteer.artifact.strict`).
     """
     name = CONFIG
     try:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from odesteer.strict import brief
+from odesteer.artifact.strict import brief
 
 _BAR = 20
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from odesteer.contrast_files import rows as file_rows
-from odesteer.contrast_rows import NUMBERS, Columns, Example, example, examples
+from odesteer.contrast.files import rows as file_rows
+from odesteer.contrast.rows import NUMBERS, Columns, Example, example, examples
 from odesteer.templates import encode_parts
 
 __all__ = ["Contrast", "Example"]
