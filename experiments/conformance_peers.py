@@ -1,22 +1,23 @@
-"""Do the other steering libraries pass the conformance suite?
+"""Do other steering libraries pass the conformance suite?
 
-    python -m venv peers && . peers/bin/activate
-    pip install -c constraints.txt torch==2.13.0
-    pip install -c constraints.txt -e . peft gguf scikit-learn tqdm
-    pip install --no-deps steering-vectors==0.12.2 repeng==0.4.0
-    odesteer conformance \\
-        --adapter odesteer.testing:OdesteerVector \\
-        --adapter experiments.conformance_peers:SteeringVectors \\
-        --adapter experiments.conformance_peers:Repeng
+steering-vectors asks for transformers < 5 and repeng for numpy < 2, so each has an environment.
+From the root of the repository:
 
-From the root of the repository (PYTHONPATH=. if Python does not find `experiments`). `--no-deps`,
-because steering-vectors asks for transformers < 5 and repeng for numpy < 2; the suite runs with
-transformers >= 4.56, so that every library can also be run within its own limits:
+    python -m venv a && a/bin/pip install -c constraints.txt torch==2.13.0
+    a/bin/pip install -c constraints.txt -e . peft
+    a/bin/pip install --no-deps steering-vectors==0.12.2
+    PYTHONPATH=. a/bin/odesteer conformance --adapter odesteer.testing:OdesteerVector \\
+        --adapter experiments.conformance_peers:SteeringVectors
 
-    pip install "transformers<5" steering-vectors==0.12.2
+    python -m venv b && b/bin/pip install -c constraints.txt torch==2.13.0
+    b/bin/pip install -e . transformers==5.23.0 peft==0.21.2 "numpy<2" repeng==0.4.0
+    PYTHONPATH=. b/bin/odesteer conformance --adapter experiments.conformance_peers:Repeng
 
-Every adapter steers as its library's own documentation says. What a library does not claim to
-do is `NotOffered`, with the reason, and is not counted against it.
+`--no-deps` runs steering-vectors outside what it asks for; within it, in an environment of its
+own, `pip install -e . peft "transformers<5" steering-vectors==0.12.2`.
+
+Every adapter steers as the library's own documentation says. What a library does not claim to
+do is `NotOffered` or `unclaimed`, with the reason, and is not counted against it.
 """
 
 import warnings
@@ -26,7 +27,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from odesteer.testing import ARCHITECTURES, Adapter, NotOffered, Steered
+from odesteer.testing import Adapter, NotOffered, Steered
 
 
 def _version(package: str) -> str:
@@ -37,15 +38,18 @@ def _version(package: str) -> str:
 
 
 class SteeringVectors(Adapter):
-    """https://github.com/steering-vectors/steering-vectors: a hook that adds.
+    """https://github.com/steering-vectors/steering-vectors: a forward hook that adds.
 
-    `layer_config` names the blocks, as its documentation says for models that it cannot guess.
+    It finds the blocks by itself. Its `min_token_index` counts the tokens of a call, not those
+    of a text, so none of the kinds of positions is claimed for it but "all".
     """
 
     name = "steering-vectors"
     version = _version("steering-vectors")
     masks = True
-    unclaimed: ClassVar = {"forgotten": '"requires manually undoing the patching", says its docstring'}
+    unclaimed: ClassVar = {
+        "forgotten": '"requires manually undoing the patching", says its docstring'
+    }
 
     def attach(
         self, model: nn.Module, layer: int, vector: Tensor, positions: str | Tensor
@@ -54,20 +58,18 @@ class SteeringVectors(Adapter):
 
         steering = SteeringVector({layer: vector}, layer_type="decoder_block")
         tokens = positions if isinstance(positions, Tensor) else None
-        handle = steering.patch_activations(
-            model, layer_config={"decoder_block": _matcher(model)}, token_indices=tokens
-        )
+        handle = steering.patch_activations(model, token_indices=tokens)
         return Steered(model, handle.remove)
 
 
 class Repeng(Adapter):
-    """https://github.com/vgel/repeng: blocks wrapped by a `ControlModel`."""
+    """https://github.com/vgel/repeng: a `ControlModel` around the model, and around its blocks."""
 
     name = "repeng"
     version = _version("repeng")
     unclaimed: ClassVar = {
-        "itself": '"This mutates the wrapped model!", says its docstring',
-        "forgotten": "`unwrap` undoes the mutation; there is no handle to forget",
+        "itself": 'ControlModel "mutates the wrapped model", says its docstring',
+        "forgotten": "unwrap undoes the mutation; there is no handle to forget",
     }
 
     def attach(
@@ -79,8 +81,9 @@ class Repeng(Adapter):
         try:
             model_layer_list(model)
         except (ValueError, AttributeError) as error:
-            raise NotOffered(f"it finds model.layers and transformer.h alone: {error}") from None
+            raise NotOffered(f"blocks elsewhere than it looks: {error}") from None
         with warnings.catch_warnings():
+            # Its answer to two vectors on one block is to add the vectors.
             warnings.filterwarnings("error", "Trying to rewrap")
             try:
                 controlled = ControlModel(model, [layer])
@@ -89,10 +92,3 @@ class Repeng(Adapter):
         control = ControlVector(model.config.model_type, {layer: vector.numpy()})
         controlled.set_control(control, 1.0)
         return Steered(controlled, controlled.unwrap)
-
-
-def _matcher(model: nn.Module) -> str:
-    """What a user would read off `print(model)`: "model.layers.{num}"."""
-    blocks = ARCHITECTURES[model.config.model_type].blocks
-    paths = [name for name, _ in model.named_modules() if f".{name}".endswith(f".{blocks}")]
-    return min(paths, key=len) + ".{num}"

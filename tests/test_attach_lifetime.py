@@ -1,6 +1,7 @@
 """Handles that are forgotten, graphs that are compiled, passes that are run again, threads."""
 
 import gc
+import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -185,6 +186,36 @@ def test_steerings_may_come_and_go_in_one_thread_while_another_generates():
     assert not hooked(net)
     assert "generate" not in vars(net)
     assert all("forward" not in vars(module) for module in net.modules())
+
+
+def test_a_call_on_its_way_survives_that_the_last_steering_comes_off_under_it():
+    net, errors, done = model(), [], []
+    stop = threading.Event()
+
+    def speak():
+        try:
+            while not stop.is_set():
+                done.append(net.generate(IDS, max_new_tokens=4, do_sample=False))
+        except Exception as error:
+            errors.append(error)
+
+    speakers = [threading.Thread(target=speak) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        for speaker in speakers:
+            speaker.start()
+        while len(done) < 60 and not errors:
+            with constant(1).attach(net, positions="generated"):
+                stop.wait(0.003)
+            stop.wait(0.003)
+    finally:
+        stop.set()
+        for speaker in speakers:
+            speaker.join()
+        sys.setswitchinterval(interval)
+    assert not errors, errors[0]
+    assert not hooked(net)
 
 
 def test_a_field_of_another_width_is_refused_for_heads_too():

@@ -41,6 +41,18 @@ class Call:
         return last.to(device).expand(batch)
 
 
+class _State(threading.local):
+    """What a thread knows of the call it is in; these are the values outside of any."""
+
+    call: Call | None = None
+    tokens: tuple[int, ...] | None = None  # (b, t)
+    end: int = 0  # absolute position after the last token
+    grad: bool = False
+    mask: Tensor | None = None  # of the model around the decoder
+    prompt: tuple[int, Any, int] | None = None  # of `generate`: length, mask, rows
+    lengths: Tensor | None = None  # of `scoring`
+
+
 class Tracker:
     """Knows what the tokens of the running forward pass are; shared by a model's handles.
 
@@ -55,7 +67,7 @@ class Tracker:
         # Weak: the registry must not keep the model alive.
         self._model = weakref.ref(model)
         self._users = 0
-        self._local = threading.local()
+        self._local = _State()
         self._undo: list[Callable[[], None]] = []
         # Tokens in caches that do not count them themselves.
         self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -75,7 +87,7 @@ class Tracker:
     @property
     def tokens(self) -> tuple[int, ...] | None:
         """(b, t) of the running forward pass."""
-        return getattr(self._local, "tokens", None)
+        return self._local.tokens
 
     def call_of(self, hidden: Tensor) -> tuple[Call, bool]:
         """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
@@ -83,7 +95,7 @@ class Tracker:
         Gradient checkpointing runs parts of a block again in the backward pass, when the
         decoder's own call is long over.
         """
-        call: Call | None = getattr(self._local, "call", None)
+        call: Call | None = self._local.call
         shape = tuple(hidden.shape[:2])
         if call is not None:
             if self._local.grad:
@@ -95,7 +107,7 @@ class Tracker:
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
         """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
-        prompt = getattr(self._local, "prompt", None)
+        prompt = self._local.prompt
         prompts = batch if prompt is None else prompt[2]
         if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
             raise ValueError(
@@ -116,6 +128,8 @@ class Tracker:
             self._users -= 1
             if self._users == 0:
                 self._again.clear()
+                # A call that is on its way in another thread will not be seen to end.
+                self._local = _State()
                 while self._undo:
                     self._undo.pop()()
 
@@ -134,44 +148,50 @@ class Tracker:
     def _watch(
         self,
         module: nn.Module,
-        enter: Callable[[dict[str, Any]], None],
-        leave: Callable[[Any], None],
+        enter: Callable[[_State, dict[str, Any]], None],
+        leave: Callable[[_State, Any], None],
     ) -> None:
         """Call `enter` with a module's arguments by name, and `leave` with what it returns."""
         signature = inspect.signature(module.forward)
+        # Not looked up later: what a call is on its way to write once this watch has come off
+        # must not be taken for the state of another call.
+        state = self._local
 
         @torch.compiler.disable
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            if kwargs is None:
+                return  # taken off by another thread, while torch was about to call it
             arguments = signature.bind_partial(*args, **kwargs).arguments
-            enter(arguments | arguments.get("kwargs", {}))
+            enter(state, arguments | arguments.get("kwargs", {}))
 
         @torch.compiler.disable
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            leave(output)
+            leave(state, output)
 
         self._undo.append(module.register_forward_pre_hook(Hook(before), with_kwargs=True).remove)
         self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
 
-    def _enter_outer(self, arguments: dict[str, Any]) -> None:
-        self._local.mask = _plain(arguments.get("attention_mask"))
+    def _enter_outer(self, state: _State, arguments: dict[str, Any]) -> None:
+        state.mask = _plain(arguments.get("attention_mask"))
 
-    def _leave_outer(self, _output: Any) -> None:
-        self._local.mask = None
+    def _leave_outer(self, state: _State, _output: Any) -> None:
+        state.mask = None
 
-    def _enter(self, arguments: dict[str, Any]) -> None:
-        self._local.call = self._describe(arguments)
+    def _enter(self, state: _State, arguments: dict[str, Any]) -> None:
+        call = self._describe(state, arguments)
         # Asked here: inside a block that will run again, gradients may be off.
-        self._local.grad = torch.is_grad_enabled()
-        self._local.tokens = tuple(_tokens(arguments).shape[:2])
-        self._local.end = self._local.call.offset + self._local.tokens[1]
+        state.grad = torch.is_grad_enabled()
+        state.tokens = tuple(_tokens(arguments).shape[:2])
+        state.end = call.offset + state.tokens[1]
+        state.call = call
 
-    def _leave(self, output: Any) -> None:
-        self._local.call = self._local.tokens = None
+    def _leave(self, state: _State, output: Any) -> None:
+        state.call = state.tokens = None
         caches = (getattr(output, name, None) for name in _CACHES)
         cache = next((each for each in caches if each is not None), None)
         if cache is not None and _own_length(cache) is None:
             try:
-                self._lengths[cache] = self._local.end
+                self._lengths[cache] = state.end
             except TypeError:  # a list of states: no way to know it again
                 return
 
@@ -200,12 +220,13 @@ class Tracker:
 
     @contextmanager
     def _generating(self, length: int, mask: Tensor | None, batch: int) -> Iterator[None]:
-        outer = getattr(self._local, "prompt", None)
-        self._local.prompt, self._local.end = (length, mask, batch), 0
+        state = self._local
+        outer = state.prompt
+        state.prompt, state.end = (length, mask, batch), 0
         try:
             yield
         finally:
-            self._local.prompt = outer
+            state.prompt = outer
 
     @contextmanager
     def scoring(self, lengths: Tensor) -> Iterator[None]:
@@ -214,23 +235,24 @@ class Tracker:
         For reading prompts together with their continuations in one pass, as if each
         continuation had been generated.
         """
-        self._local.lengths = lengths
+        state = self._local
+        state.lengths = lengths
         try:
             yield
         finally:
-            self._local.lengths = None
+            state.lengths = None
 
-    def _describe(self, arguments: dict[str, Any]) -> Call:
+    def _describe(self, state: _State, arguments: dict[str, Any]) -> Call:
         batch, t = _tokens(arguments).shape[:2]
         given_mask = _plain(arguments.get("attention_mask"))
-        mask = getattr(self._local, "mask", None) if given_mask is None else given_mask
-        prompt = getattr(self._local, "prompt", None)
-        offset = self._offset(arguments, t, mask)
+        mask = state.mask if given_mask is None else given_mask
+        prompt = state.prompt
+        offset = self._offset(state, arguments, t, mask)
         if prompt is not None and offset >= prompt[0]:
             # Decoding: nothing but generated tokens, and no look at the mask, which would
             # make a GPU wait once a token.
             return Call(offset, prompt[0], None, None)
-        lengths = getattr(self._local, "lengths", None)
+        lengths = state.lengths
         if lengths is not None:
             real = None if mask is None else mask[:, offset : offset + t] != 0
             return Call(offset, lengths, real, lengths - 1)
@@ -260,7 +282,7 @@ class Tracker:
         real[:, : known.shape[1]] = known
         return Call(offset, length, real, last)
 
-    def _offset(self, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
+    def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """How many tokens came before those of this call."""
         caches = (arguments.get(name) for name in _CACHES)
         cache = next((each for each in caches if each is not None), None)
@@ -274,8 +296,8 @@ class Tracker:
                 return self._lengths[cache]
         except TypeError:  # a list of states
             pass
-        if getattr(self._local, "prompt", None) is not None:
-            return int(self._local.end)
+        if state.prompt is not None:
+            return int(state.end)
         return 0 if mask is None else mask.shape[1] - t
 
 

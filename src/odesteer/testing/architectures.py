@@ -182,7 +182,14 @@ _ALL = (
     ),
     Architecture(
         "mpt",
-        _COMMON | {"d_model": WIDTH, "n_layers": DEPTH, "n_heads": 4, "max_seq_len": 128},
+        _COMMON
+        | {
+            "d_model": WIDTH,
+            "n_layers": DEPTH,
+            "n_heads": 4,
+            "max_seq_len": 128,
+            "use_cache": True,
+        },
         "transformer.blocks",
     ),
     Architecture("falcon", _LLAMA, "transformer.h"),

@@ -109,20 +109,19 @@ class Bench:
     def read(
         self, model: Any, ids: Tensor, mask: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Every block's output as the next block receives it, and the logits.
-
-        All but the last block's output: what a hook of the suite's own saw of the outputs
-        would depend on whose hook came first.
-        """
+        """Every block's output as what comes next receives it, and the logits."""
         seen: list[Tensor] = []
 
         def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
             seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
 
-        hooks = [
-            block.register_forward_pre_hook(keep, with_kwargs=True)
-            for block in self.blocks(self.model)[1:]
-        ]
+        def keep_last(_module: nn.Module, _args: Any, output: Any) -> None:
+            seen.append((output[0] if isinstance(output, tuple) else output).detach().clone())
+
+        blocks = self.blocks(self.model)
+        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks[1:]]
+        # No block comes after the last one. Registered after the library's, this hook runs later.
+        hooks.append(blocks[-1].register_forward_hook(keep_last))
         try:
             return seen, self.logits(model, ids, mask)
         finally:
@@ -131,18 +130,17 @@ class Bench:
 
     def logits(self, model: Any, ids: Tensor, mask: Tensor | None = None, **how: Any) -> Tensor:
         """[b, t, vocabulary] of one forward pass."""
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False} | how
+        with torch.no_grad():
+            return model(**self.inputs(ids, mask), **how).logits
+
+    def inputs(self, ids: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+        """The arguments of a forward pass, with positions where the architecture takes them."""
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if mask is not None:
             inputs["attention_mask"] = mask
-            if self.takes_places:
+            if "position_ids" in inspect.signature(type(self.model).forward).parameters:
                 inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)
-        with torch.no_grad():
-            return model(**inputs).logits
-
-    @property
-    def takes_places(self) -> bool:
-        """Whether the architecture is told the positions of tokens."""
-        return "position_ids" in inspect.signature(type(self.model).forward).parameters
+        return inputs
 
     # ---- generating
 
