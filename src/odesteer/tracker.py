@@ -284,6 +284,10 @@ class Tracker:
 
     def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """How many tokens came before those of this call."""
+        places = arguments.get("cache_position")
+        if isinstance(places, Tensor) and places.numel():
+            # transformers 4 says it; the length of its static cache leaves out padding.
+            return int(places[0])
         caches = (arguments.get(name) for name in _CACHES)
         cache = next((each for each in caches if each is not None), None)
         if cache is None:

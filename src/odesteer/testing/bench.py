@@ -165,7 +165,9 @@ class Bench:
         inputs = {"inputs": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
         if "inputs_embeds" in how:
             del inputs["inputs"]
-        arguments = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0} | how
+        # An end of sequence that cannot come: some decoding loops need one.
+        ends = {"pad_token_id": 0, "eos_token_id": VOCABULARY}
+        arguments = {"max_new_tokens": NEW, "do_sample": False} | ends | how
         with torch.no_grad():
             return model.generate(**inputs, **arguments, return_dict_in_generate=True)
 
