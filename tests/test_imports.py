@@ -41,13 +41,13 @@ MAY_IMPORT = {
     "calibration": NOTHING,
     "bootstrap": NOTHING,
     "planar": NOTHING,
-    "artifact": {"ode", "lookup", "layers"},
+    "artifact": {"ode", "lookup", "layers", "structure"},
     "steering": {"ode", "lookup", "artifact"},
     "methods": {"ode", "steering", "lookup", "calibration"},
     "composition": {"ode", "steering"},
     "layered": {"ode", "artifact", "steering"},
     "contrast": {"lookup", "templates"},
-    "texts": {"contrast"},
+    "texts": {"contrast", "layers"},
     "capture": {"layers"},
     "cache": {"artifact"},
     "extraction": {"cache", "capture", "contrast", "layers", "texts"},
@@ -82,7 +82,7 @@ MAY_IMPORT = {
 }
 # When used, or for types: a steering is attached by the engine without needing it.
 MAY_IMPORT_LATE = {
-    "artifact": {"steering", "layered"},
+    "artifact": {"steering"},
     "steering": {"attach", "handle", "positions", "composition"},
     "layered": {"handle", "positions"},
     "tuning": {"judges"},

@@ -41,7 +41,7 @@ def _change(module: Any, by: int) -> None:
         count, own = _marks.get(module, (0, vars(module).get("forward")))
         if count + by:
             _marks[module] = (count + by, own)
-            module.forward = _new(_original(module, own))
+            module.forward = _another(module, own)
         else:
             del _marks[module]
             if own is None:
@@ -50,30 +50,20 @@ def _change(module: Any, by: int) -> None:
                 module.forward = own
 
 
-def _original(module: Any, own: Any) -> Callable[..., Any]:
-    if own is not None:
-        return own  # somebody else's, as accelerate's offloading
-    # Through a weak reference: a module that held its own bound method could be freed by the
-    # cycle collector alone.
-    bound_method = type(module).forward.__get__(module)
-    method = weakref.WeakMethod(bound_method)
+def _another(module: Any, own: Any) -> Callable[..., Any]:
+    """A function like no other that does what the module's forward did before any mark."""
+    inner = type(module).forward.__get__(module) if own is None else own
+    # Somebody else's own (accelerate's offloading) is kept. The class's only weakly: a module
+    # that held its own bound method could be freed by the cycle collector alone.
+    known = weakref.WeakMethod(inner) if own is None else lambda: own
 
-    @functools.wraps(bound_method)
+    @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = method()
-        assert bound is not None  # it is running
-        return bound(*args, **kwargs)
+        run: Any = known()
+        return run(*args, **kwargs)
 
     # Others read it; and `__wrapped__` would hold the module.
     signed: Any = forward
-    signed.__signature__ = inspect.signature(bound_method)
+    signed.__signature__ = inspect.signature(inner)
     del signed.__wrapped__
-    return forward
-
-
-def _new(inner: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return inner(*args, **kwargs)
-
     return forward

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from odesteer.artifact.hub import locate
+from odesteer.artifact.hub import Pushable, locate
 from odesteer.artifact.saving import read, write
 from odesteer.artifact.strict import brief
 from odesteer.ode import Dose, as_dose
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredSteering:
+class LayeredSteering(Pushable):
     """Steerings of one model at several layers, kept in depth order.
 
     Attributes:
@@ -144,27 +144,6 @@ class LayeredSteering:
         if "parts" not in config:
             raise ValueError(f"'{path}' holds a steering of one layer: read it with odesteer.load.")
         return cls.rebuild(config, tensors, path)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-    ) -> str:
-        """Save it to a repository of the Hugging Face Hub; see `odesteer.artifact.hub.push`."""
-        from odesteer.artifact.hub import push
-
-        return push(
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-        )
 
     @classmethod
     def rebuild(

@@ -91,7 +91,7 @@ def find_layers(model: nn.Module) -> Blocks:
         )
     every = stacks(inner)
     found = in_text_tower(inner, every)
-    depth = _text_config_value(inner, "num_hidden_layers")
+    depth = config_value(inner, "num_hidden_layers")
     found = {path: blocks for path, blocks in found.items() if len(blocks) == depth} or found
     if not found:
         there = f"{listed(every)} read no tokens" if every else "nothing in it is numbered"
@@ -188,9 +188,15 @@ def input_device(model: nn.Module) -> torch.device:
     return weights[0].device if weights else torch.device("cpu")
 
 
+def config_value(model: nn.Module, name: str) -> int | None:
+    """A number that the configuration of the text decoder says, also of a wrapped model."""
+    value = getattr(text_config(unwrap(model)), name, None)
+    return value if isinstance(value, int) else None
+
+
 def hidden_size(model: nn.Module) -> int | None:
     """The width of the residual stream, if the configuration says it."""
-    return _text_config_value(model, "hidden_size")
+    return config_value(model, "hidden_size")
 
 
 def layer_index(model: nn.Module, layer: int) -> int:
@@ -258,8 +264,8 @@ def head_width(model: nn.Module) -> int:
     Raises:
         ValueError: if it does not say.
     """
-    given = _text_config_value(model, "head_dim")
-    width, heads = hidden_size(model), _text_config_value(model, "num_attention_heads")
+    given = config_value(model, "head_dim")
+    width, heads = hidden_size(model), config_value(model, "num_attention_heads")
     if given is not None:
         return given
     if width is None or not heads:
@@ -289,8 +295,3 @@ def _place(output: Any) -> int | str | None:
 def _is_encoder_decoder(model: nn.Module) -> bool:
     configs = (getattr(model, "config", None), text_config(model))
     return any(getattr(config, "is_encoder_decoder", False) is True for config in configs)
-
-
-def _text_config_value(model: nn.Module, name: str) -> int | None:
-    value = getattr(text_config(unwrap(model)), name, None)
-    return value if isinstance(value, int) else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odesteer import ode
-from odesteer.artifact.hub import locate
+from odesteer.artifact.hub import Pushable, locate
 from odesteer.artifact.proof import MISFITS, calibration_of, plain_of, try_out
 from odesteer.artifact.saving import dose_from_json, dose_to_json, read, write
 from odesteer.artifact.serialize import describe, rebuild
@@ -45,7 +45,7 @@ class Calibration(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(Pushable):
     """The map a -> a(T), T being the `strength`.
 
     Attributes:
@@ -257,27 +257,6 @@ class Steering:
                 f"'{path}' holds a steering of several layers: read it with odesteer.load."
             )
         return cls.rebuild(config, tensors, path)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-    ) -> str:
-        """Save it to a repository of the Hugging Face Hub; see `odesteer.artifact.hub.push`."""
-        from odesteer.artifact.hub import push
-
-        return push(
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-        )
 
     def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What `save_pretrained` writes: JSON values, and tensors whose names have a prefix."""

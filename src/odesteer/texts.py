@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from torch import nn
 
 from odesteer.contrast import Contrast
+from odesteer.layers import config_value
 
 Tokens = Literal["last", "mean", "response", "prompt"]
 TOKENS: tuple[str, ...] = get_args(Tokens)
@@ -100,11 +101,8 @@ def check_tokens(tokens: str) -> Tokens:
 
 def context_length(model: nn.Module) -> int | None:
     """How many tokens the model can read, if the configuration says it."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    value = getattr(config, "max_position_embeddings", None)
-    return value if isinstance(value, int) and value > 0 else None
+    value = config_value(model, "max_position_embeddings")
+    return value if value is not None and value > 0 else None
 
 
 def _cut(

@@ -9,7 +9,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class Tracker:
         self._users = 0
         self._local = _State()
         self._undo: list[Callable[[], None]] = []
-        # Tokens in caches that do not count them themselves.
+        # Tokens in caches, for those that do not count them themselves.
         self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         # Calls that a backward pass may run again, by the shape [b, t] of their tokens; not
         # by thread, as the backward pass may have one of its own.
@@ -187,13 +187,11 @@ class Tracker:
 
     def _leave(self, state: _State, output: Any) -> None:
         state.call = state.tokens = None
-        caches = (getattr(output, name, None) for name in _CACHES)
-        cache = next((each for each in caches if each is not None), None)
-        if cache is not None and _own_length(cache) is None:
-            try:
+        cache = _cache(lambda name: getattr(output, name, None))
+        # A list of states cannot be known again.
+        with suppress(TypeError):
+            if cache is not None:
                 self._lengths[cache] = state.end
-            except TypeError:  # a list of states: no way to know it again
-                return
 
     def _watch_generate(self, model: Any) -> Callable[[], None]:
         """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
@@ -270,12 +268,7 @@ class Tracker:
             mask = prompt_mask if mask is None else mask
         last = None if prompt_mask is None else _last(prompt_mask[:, :length])
         if mask is None or bool((mask != 0).all()):
-            return Call(
-                offset,
-                length,
-                None,
-                None if prompt_mask is None else _last(prompt_mask[:, :length]),
-            )
+            return Call(offset, length, None, last)
         # Positions beyond the mask (it may cover the prompt alone) are generated: real.
         real = torch.ones(batch, t, dtype=torch.bool, device=mask.device)
         known = mask[:, offset : offset + t] != 0
@@ -288,18 +281,14 @@ class Tracker:
         if isinstance(places, Tensor) and places.numel():
             # transformers 4 says it; the length of its static cache leaves out padding.
             return int(places[0])
-        caches = (arguments.get(name) for name in _CACHES)
-        cache = next((each for each in caches if each is not None), None)
+        cache = _cache(arguments.get)
         if cache is None:
             return 0
         length = _own_length(cache)
         if length is not None:
             return length
-        try:
-            if cache in self._lengths:
-                return self._lengths[cache]
-        except TypeError:  # a list of states
-            pass
+        with suppress(KeyError, TypeError):
+            return self._lengths[cache]
         if state.prompt is not None:
             return int(state.end)
         return 0 if mask is None else mask.shape[1] - t
@@ -319,6 +308,11 @@ def _last(mask: Tensor) -> Tensor:
     """The position of the last real token of each row, [b]; -1 where there is none."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask != 0, columns, -1).amax(dim=1)
+
+
+def _cache(get: Callable[[str], Any]) -> Any:
+    """The cache among what a decoder is given or returns; None where there is none."""
+    return next((found for name in _CACHES if (found := get(name)) is not None), None)
 
 
 def _own_length(cache: Any) -> int | None:

@@ -19,6 +19,7 @@ from torch import nn
 from odesteer.artifact.strict import brief
 from odesteer.layers import find_layers, hidden_size, unwrap
 from odesteer.lookup import pick
+from odesteer.structure import text_config
 
 if TYPE_CHECKING:
     from odesteer.steering import Steering
@@ -45,19 +46,23 @@ class Difference(NamedTuple):
         return f"{self.what} {_shown(self.steering)} and not {_shown(self.model)}"
 
 
+def model_name(model: nn.Module) -> str:
+    """What people call the model."""
+    name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
+    name = name or type(model).__name__
+    # A local directory says where this machine keeps its models, and nothing to anyone else.
+    return Path(name).name if Path(name).is_dir() else name
+
+
 def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     """What a steering remembers of the model it was fitted on (JSON values)."""
     config: Any = getattr(unwrap(model), "config", None)
-    name = getattr(config, "_name_or_path", None) or type(model).__name__
-    # A local directory says where this machine keeps its models, and nothing to anyone else.
-    name = Path(name).name if Path(name).is_dir() else name
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     template = getattr(tokenizer, "chat_template", None)
     return {
-        "name": name,
+        "name": model_name(model),
         "type": getattr(config, "model_type", None),
         # A model that also sees has another type than the language model inside it.
-        "text_type": getattr(text, "model_type", None),
+        "text_type": getattr(text_config(unwrap(model)), "model_type", None),
         "revision": getattr(config, "_commit_hash", None),
         "layers": len(find_layers(model)),
         "hidden_size": hidden_size(model),

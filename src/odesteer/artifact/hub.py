@@ -10,13 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from odesteer.artifact.saving import CARD, CONFIG, TENSORS
-
-if TYPE_CHECKING:
-    from odesteer.layered import LayeredSteering
-    from odesteer.steering import Steering
 
 FILES = (CONFIG, TENSORS, CARD)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -61,46 +57,51 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     return Path(copy)
 
 
-def push(
-    steering: "Steering | LayeredSteering",
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-) -> str:
-    """Write a steering to a Hub repository, in one commit.
+class Pushable:
+    """A steering of one layer or of several, which goes to the Hub as it goes to a directory."""
 
-    Args:
-        steering: what `save_pretrained` can write.
-        repo_id: "namespace/name", or a name in your own namespace; made if it is not there.
-        private: whether a repository that is made is private; None: as your account says.
-        token: with the right to write; None: the one you are logged in with.
-        revision: the branch to write to, made if it is not there; None: main.
-        commit_message: its first line; None: the method and layer.
+    # Of a steering: its `method`, `layer` and `save_pretrained`.
+    def push_to_hub(
+        self: Any,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Write the directory of `save_pretrained` to a Hub repository, in one commit.
 
-    Returns:
-        The address of the commit.
+        Args:
+            repo_id: "namespace/name", or a name in your own namespace; made if it is not there.
+            private: whether a repository that is made is private; None: as your account says.
+            token: with the right to write; None: the one you are logged in with.
+            revision: the branch to write to, made if it is not there; None: main.
+            commit_message: its first line; None: the method and layer.
 
-    Raises:
-        ValueError: if it cannot be saved.
-        PermissionError: if the token may not write there.
-        ConnectionError: if the Hub cannot be reached.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
+        Returns:
+            The address of the commit.
 
-    message = commit_message or f"{steering.method} at layer {steering.layer}"
-    with tempfile.TemporaryDirectory() as name:
-        folder = steering.save_pretrained(Path(name) / "steering")
-        files = [CommitOperationAdd(file, folder / file) for file in FILES]
-        with _teaching_errors(repo_id, revision):
-            api = HfApi(token=token, library_name="odesteer")
-            repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None:
-                api.create_branch(repository, branch=revision, exist_ok=True)
-            commit = api.create_commit(repository, files, commit_message=message, revision=revision)
-    return commit.commit_url
+        Raises:
+            ValueError: if it cannot be saved.
+            PermissionError: if the token may not write there.
+            ConnectionError: if the Hub cannot be reached.
+        """
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        message = commit_message or f"{self.method} at layer {self.layer}"
+        with tempfile.TemporaryDirectory() as name:
+            folder = self.save_pretrained(Path(name) / "steering")
+            files = [CommitOperationAdd(file, folder / file) for file in FILES]
+            with _teaching_errors(repo_id, revision):
+                api = HfApi(token=token, library_name="odesteer")
+                repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision is not None:
+                    api.create_branch(repository, branch=revision, exist_ok=True)
+                commit = api.create_commit(
+                    repository, files, commit_message=message, revision=revision
+                )
+        return commit.commit_url
 
 
 @contextmanager

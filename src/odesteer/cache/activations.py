@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from odesteer.artifact.compatibility import model_name
 from odesteer.artifact.saving import write_whole
 from odesteer.cache.files import DAY, MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
 from odesteer.cache.fingerprint import fingerprint, obstacle
@@ -151,12 +152,8 @@ def _digest(value: Tensor) -> str:
 
 def _about(model: nn.Module) -> dict[str, str | None]:
     """What people call the model."""
-    config = getattr(model, "config", None)
-    name = getattr(config, "_name_or_path", None) or type(model).__name__
-    return {
-        "name": Path(name).name if Path(name).is_dir() else name,
-        "revision": getattr(config, "_commit_hash", None),
-    }
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return {"name": model_name(model), "revision": revision}
 
 
 def _sweep(path: Path) -> None:
