@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from odesteer.ode import reduction
 from odesteer.ode.barrier import Barrier
 from odesteer.ode.quadratic import QuadraticBarrier, unit_or_zero
+from odesteer.ode.reduction import enter, leave
 
 
 class Flow(Protocol):
@@ -188,8 +188,15 @@ class GradientField(VectorField):
         barrier = self.barrier
         if not isinstance(barrier, QuadraticBarrier):
             return super().reduce(a)
-        flow, start = reduction.reduce(barrier, a)
-        return Reduction(flow, start, lambda x: reduction.lift(barrier, a, start, x))
+        frame = barrier.frame
+        x = a - frame.centre
+        flow, start = enter(frame, x @ frame.entrance, x.norm(dim=-1, keepdim=True))
+
+        def lift(state: Tensor) -> Tensor:
+            shift, change = leave(start, state)
+            return a + shift * x + change @ frame.exit
+
+        return Reduction(flow, start, lift)
 
 
 class PlainGradientField(VectorField):

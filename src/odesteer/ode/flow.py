@@ -6,6 +6,8 @@ a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates.
 import torch
 from torch import Tensor
 
+from odesteer.ode import passage
+from odesteer.ode.course import Course
 from odesteer.ode.field import VectorField
 from odesteer.ode.solver import Solver
 
@@ -17,7 +19,7 @@ def solve(
     *,
     solver: Solver,
     steps: int,
-    level: float | None = None,
+    level: Tensor | float | None = None,
 ) -> Tensor:
     """a(time) for a [..., d].
 
@@ -29,9 +31,14 @@ def solve(
         time: signed, one number or one a row [...].
         solver: how.
         steps: for fixed-step solvers.
-        level: stop each row where the barrier reaches this value.
+        level: stop each row where the barrier reaches this value, one for all or one a row.
     """
     time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
+    if isinstance(level, Tensor):
+        level = level.to(a).expand(a.shape[:-1])
+    frame = passage.frame_of(field, a)
+    if frame is not None:
+        return passage.solve(frame, a, Course(time, solver, steps, level))
     reduction = field.reduce(a)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)
     stays = time == 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.barrier import Barrier, Sphere
+from odesteer.ode.frame import Frame
 from odesteer.ode.whitening import Whitening
 
 
@@ -68,22 +69,15 @@ class QuadraticBarrier(Barrier):
         self.register_buffer("curvature", curvature)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
-        self.reader: Tensor
-        self.writer: Tensor
-        self.gram: Tensor
-        for name in ("reader", "writer", "gram"):
-            self.register_buffer(name, None, persistent=False)
         self._derive()
 
     def _derive(self) -> None:
-        """What enters and leaves y in the reduced flow; equal to the basis when S = I."""
-        self.reader = self.whitening.power(self.basis.mT, -1).mT
-        self.writer = self.whitening.power(self.basis.mT, 1).mT
-        self.gram = self.writer.mT @ self.writer
+        """`frame`: the coordinates in which its flow is solved."""
+        self.frame = Frame.of(self.whitening, self.basis, self.curvature, self.slope, self.constant)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
-        # In a new precision they are derived again, not cast: a barrier that was fitted and
-        # one that was loaded agree to the bit.
+        # In a new precision it is derived again, not cast: a barrier that was fitted and one that
+        # was loaded agree to the bit.
         super()._apply(*args, **kwargs)
         self._derive()
         return self

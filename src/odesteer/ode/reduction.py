@@ -1,59 +1,59 @@
-"""How is the flow of a quadratic barrier solved in k + 1 dimensions, exactly?"""
+"""How is the flow of a quadratic barrier solved in k + 1 dimensions, exactly?
+
+    a - m = x = S y,   y = V z + s y_perp,   p = ||y_perp||,   sigma = s p
+
+V^T y_perp = 0, and along the flow y_perp is only scaled: (z, sigma) is a state in k + 1
+orthonormal coordinates of y, and a(T) = a + (s - 1) x + S V (z(T) - s z(0)).
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from odesteer.ode.quadratic import QuadraticBarrier, is_above_noise, unit_or_zero
+from odesteer.ode.frame import Frame
+from odesteer.ode.quadratic import is_above_noise, unit_or_zero
 
 
 class ReducedFlow(NamedTuple):
     """The unit-speed flow of a quadratic barrier in k + 1 coordinates, exactly.
 
-    With y = V z + s y_perp (y_perp: what V does not span of the start) the flow moves z
-    and only scales s. State (z, s), [..., k + 1]:
+    State (z, sigma), [..., k + 1], with u = (z, sigma) / r and r its length:
 
-        r^2 = ||z||^2 + s^2 p^2,   p = ||y_perp||,   q = 2 Lambda z / r + beta
-        c = z . q / r,   t = q - c z / r,   t_s = -s c / r
-        dz = t / n,  ds = t_s / n,   n = the length in a of moving (z, s) by (t, t_s)
-        a(T) = m + s (a - m) + S V (z(T) - s z(0))
+        q = 2 (Lambda, 0) u + (beta, 0),   c = u . q,   t = q - c u
+        d(z, sigma) = t / n,   n = the length in a of moving the state by t
 
-    n^2 = t . N t + 2 t_s w . t + t_s^2 P^2 with N = V^T S^2 V, w = V^T S^2 y_perp,
-    P = ||S y_perp||; for S = I that is ||t||^2 + t_s^2 p^2. Runge-Kutta methods commute
-    with this linear change of coordinates, so solving here or in d dimensions gives the
-    same result; the cost is two thin products with V whatever the number of steps.
+    For S = I, n = ||t||. In general, with t = (t_z, t_sigma),
+
+        n^2 = t_z . G t_z + 2 t_sigma w . t_z + t_sigma^2 P^2
+        G = V^T S^2 V,   w = V^T S^2 y_perp / p,   P = ||S y_perp|| / p
+
+    Runge-Kutta steps commute with this linear change of coordinates, so a step here equals
+    the same step in d dimensions.
     """
 
-    barrier: QuadraticBarrier
-    remainder: Tensor  # p^2, [..., 1]
+    frame: Frame
     cross: Tensor | None  # w, [..., k]; None when S = I
     stretched: Tensor | None  # P^2, [..., 1]; None when S = I
 
-    def _radius(self, x: Tensor) -> Tensor:
-        """r = ||y||, [..., 1]."""
-        z, s = x[..., :-1], x[..., -1:]
-        return (z.square().sum(dim=-1, keepdim=True) + s.square() * self.remainder).sqrt()
-
     def _tangent(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, t_s) stacked, r, and its length n_y in y."""
-        radius = self._radius(x)
-        unit = unit_or_zero(x, radius)
-        zeta = unit[..., :-1]
-        q = 2.0 * self.barrier.curvature * zeta + self.barrier.slope
-        c = (zeta * q).sum(dim=-1, keepdim=True)
-        tangent = torch.cat([q - c * zeta, -c * unit[..., -1:]], dim=-1)
-        length = self._radius(tangent)
+        """t, r, and the length of t in y."""
+        radius = x.norm(dim=-1, keepdim=True)
+        u = unit_or_zero(x, radius)
+        q = torch.addcmul(self.frame.slope, self.frame.curvature, u)
+        tangent = q - (u * q).sum(dim=-1, keepdim=True) * u
+        length = tangent.norm(dim=-1, keepdim=True)
         moves = is_above_noise(length, q) & (radius > 0)
         return tangent * moves, radius, length * moves
 
     def length(self, x: Tensor) -> Tensor:
         """How far in a a displacement of the state reaches: [..., k + 1] -> [..., 1]."""
         if self.cross is None or self.stretched is None:
-            return self._radius(x)
-        z, s = x[..., :-1], x[..., -1:]
-        inner = (z * (z @ self.barrier.gram + 2.0 * s * self.cross)).sum(dim=-1, keepdim=True)
-        return (inner + s.square() * self.stretched).clamp_min(0.0).sqrt()
+            return x.norm(dim=-1, keepdim=True)
+        z, sigma = x[..., :-1], x[..., -1:]
+        inner = z * (z @ self.frame.gram + 2.0 * sigma * self.cross)
+        squared = inner.sum(dim=-1, keepdim=True) + sigma.square() * self.stretched
+        return squared.clamp_min(0.0).sqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
         tangent, _, in_y = self._tangent(x)
@@ -61,9 +61,10 @@ class ReducedFlow(NamedTuple):
 
     def value(self, x: Tensor) -> Tensor:
         """h, [..., k + 1] -> [...]."""
-        barrier, zeta = self.barrier, unit_or_zero(x[..., :-1], self._radius(x))
-        terms = barrier.curvature * zeta.square() + barrier.slope * zeta
-        return terms.sum(dim=-1) + barrier.constant
+        frame = self.frame
+        u = unit_or_zero(x, x.norm(dim=-1, keepdim=True))
+        half = torch.addcmul(frame.slope, frame.curvature, u, value=0.5)
+        return (half * u).sum(dim=-1) + frame.constant
 
     def turn(self, x: Tensor, time: Tensor) -> Tensor:
         """Along the great circle of y, whose initial speed in a is 1, for `time` [..., 1]."""
@@ -73,25 +74,48 @@ class ReducedFlow(NamedTuple):
         return angle.cos() * x + angle.sin() * radius * unit_or_zero(tangent, in_y)
 
 
-def reduce(barrier: QuadraticBarrier, a: Tensor) -> tuple[ReducedFlow, Tensor]:
-    """The reduced flow from a [..., d], and its starting state [..., k + 1]."""
-    offset = a - barrier.whitening.centre
-    z = offset @ barrier.reader
-    squared = barrier.whitening.squared_norm(offset)
-    remainder = (squared - z.square().sum(dim=-1, keepdim=True)).clamp_min(0.0)
-    start = torch.cat([z, torch.ones_like(remainder)], dim=-1)
-    if barrier.whitening.is_plain:
-        return ReducedFlow(barrier, remainder, None, None), start
-    projected = offset @ barrier.writer
-    mixed = z @ barrier.gram
-    cross = projected - mixed
-    stretched = offset.square().sum(dim=-1, keepdim=True)
-    stretched = stretched + (z * (mixed - 2.0 * projected)).sum(dim=-1, keepdim=True)
-    return ReducedFlow(barrier, remainder, cross, stretched.clamp_min(0.0)), start
+class Entered(NamedTuple):
+    """Where activations are in the coordinates of the flow.
+
+    Attributes:
+        flow: the ODE there.
+        start: (z, p), [..., k + 1].
+    """
+
+    flow: ReducedFlow
+    start: Tensor
 
 
-def lift(barrier: QuadraticBarrier, a: Tensor, start: Tensor, state: Tensor) -> Tensor:
-    """The activation of a state: m + s (a - m) + S V (z - s z(0))."""
-    z, s = state[..., :-1], state[..., -1:]
-    centre = barrier.whitening.centre
-    return centre + s * (a - centre) + (z - s * start[..., :-1]) @ barrier.writer.mT
+def enter(frame: Frame, coordinates: Tensor, length: Tensor) -> Entered:
+    """The start of x = a - m, from what is left of it after the one product with d.
+
+    Args:
+        frame: of the barrier.
+        coordinates: x @ frame.entrance, [..., m].
+        length: ||x||, [..., 1].
+    """
+    squared = length.square()
+    if frame.mix is None:
+        z, cross, stretched = coordinates, None, None
+        p = (squared - z.square().sum(dim=-1, keepdim=True)).clamp_min(0.0).sqrt()
+    else:
+        # The first columns of the entrance are the directions of S.
+        along = coordinates[..., : len(frame.shrinkage)]
+        in_y = squared + (along.square() @ frame.shrinkage).unsqueeze(-1)
+        z, projected = (coordinates @ frame.mix).chunk(2, dim=-1)
+        p = (in_y - z.square().sum(dim=-1, keepdim=True)).clamp_min(0.0).sqrt()
+        mixed = z @ frame.gram
+        left = squared + (z * (mixed - 2.0 * projected)).sum(dim=-1, keepdim=True)
+        cross = unit_or_zero(projected - mixed, p)
+        stretched = unit_or_zero(left.clamp_min(0.0), p.square())
+    return Entered(ReducedFlow(frame, cross, stretched), torch.cat([z, p], dim=-1))
+
+
+def leave(start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What a(T) = a + (s - 1) x + S V change needs: s - 1 [..., 1] and change [..., k].
+
+    change = z(T) - s z(0). A row that V spans has no remainder to scale: there s is 1.
+    """
+    p, sigma = start[..., -1:], state[..., -1:]
+    shift = torch.where(p > 0, (sigma - p) / p, torch.zeros_like(p))
+    return shift, state[..., :-1] - (1.0 + shift) * start[..., :-1]

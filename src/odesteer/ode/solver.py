@@ -29,7 +29,7 @@ class Solver(ABC):
 
     @abstractmethod
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: float | None = None
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
     ) -> Tensor:
         """x(time).
 
@@ -38,8 +38,8 @@ class Solver(ABC):
             x: the start, [..., k].
             time: signed, one a row, [...].
             steps: how many fixed steps, >= 1; adaptive solvers choose their own.
-            level: stop each row where the barrier reaches this value, inside the step; a
-                row that starts there stays.
+            level: stop each row where the barrier reaches this value (one for all, or one a
+                row [...]), inside the step; a row that starts there stays.
         """
 
     def path(self, flow: Flow, x: Tensor, time: Tensor, steps: int) -> Tensor:
@@ -49,7 +49,7 @@ class Solver(ABC):
             states.append(self.integrate(flow, states[-1], time / steps, 1))
         return torch.stack(states)
 
-    def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: float) -> Tensor:
+    def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float) -> Tensor:
         """From x, the part of the step dt [..., 1] after which the barrier is at `level`.
 
         The step's result is a smooth function of its length; Ridders' method finds the
@@ -92,7 +92,7 @@ class FixedStep(Solver):
     """Shared by the solvers whose steps are all alike."""
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: float | None = None
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
@@ -166,7 +166,7 @@ class Adaptive(Solver):
         return _stages(self.tableau, flow, x, dt)[0]
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: float | None = None
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")

@@ -1,0 +1,69 @@
+"""What happens to rows in the k + 1 dimensions of a quadratic barrier's flow?"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from odesteer.ode.frame import Frame
+from odesteer.ode.reduction import enter, leave
+from odesteer.ode.solver import Solver
+
+
+class Course(NamedTuple):
+    """How rows are integrated.
+
+    Attributes:
+        time: signed, [n].
+        solver, steps: how.
+        level: the value of the barrier at which a row stops: of all, or one a row [n].
+    """
+
+    time: Tensor
+    solver: Solver
+    steps: int
+    level: Tensor | float | None = None
+
+    def flat(self) -> "Course":
+        """That of rows in one list: [...] -> [n]."""
+        level = self.level.reshape(-1) if isinstance(self.level, Tensor) else self.level
+        return Course(self.time.reshape(-1), self.solver, self.steps, level)
+
+    def part(self, rows: slice) -> "Course":
+        """That of some of the rows."""
+        level = self.level[rows] if isinstance(self.level, Tensor) else self.level
+        return Course(self.time[rows], self.solver, self.steps, level)
+
+
+class Outcome(NamedTuple):
+    """What the flow does to rows: a(T) = a + shift x + change (S V)^T.
+
+    Attributes:
+        shift: [n, 1].
+        change: [n, k].
+        stays: [n], true for rows that are returned bit for bit.
+    """
+
+    shift: Tensor
+    change: Tensor
+    stays: Tensor
+
+
+Inner = Callable[[Frame, Tensor, Tensor, Course], Outcome]
+
+
+def through(frame: Frame, coordinates: Tensor, length: Tensor, course: Course) -> Outcome:
+    """The flow in k + 1 dimensions, by any solver, in plain torch.
+
+    Args:
+        frame: of the barrier.
+        coordinates: x @ Q, [n, m].
+        length: ||x||, [n, 1].
+        course: how far, and how.
+    """
+    flow, start = enter(frame, coordinates, length)
+    state = course.solver.integrate(flow, start, course.time, course.steps, course.level)
+    stays = course.time == 0
+    if course.level is not None:
+        stays = stays | (flow.value(start) >= course.level)
+    return Outcome(*leave(start, state), stays)

@@ -1,0 +1,79 @@
+"""How does a batch pass through the reduced flow at the price of two thin products?
+
+    x = a - m,   (x @ Q, ||x||) -> the flow in k + 1 dimensions -> (shift, change)
+    a(T) = a + shift x + change (S V)^T
+
+On a CPU a fresh block of memory costs more than what is written into it (its pages are handed
+out one by one), so x has a workspace that each thread keeps, and a batch passes in parts that
+fit it: nothing is allocated but the result and what is small.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+from odesteer.ode import fused
+from odesteer.ode.course import Course, Inner, through
+from odesteer.ode.field import GradientField, VectorField
+from odesteer.ode.frame import Frame
+from odesteer.ode.quadratic import QuadraticBarrier
+
+# Values of x in a workspace: 1 MB, which the second-level cache of a core holds.
+WORKSPACE = 1 << 18
+
+_kept = threading.local()
+
+
+def frame_of(field: VectorField, a: Tensor) -> Frame | None:
+    """The frame in which `solve` solves this field from `a`, if it does; it keeps no gradients."""
+    barrier = field.barrier
+    if type(field) is not GradientField or not isinstance(barrier, QuadraticBarrier):
+        return None
+    return None if torch.is_grad_enabled() and a.requires_grad else barrier.frame
+
+
+def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
+    """a(time) along the unit-speed flow of a quadratic barrier: [..., d] -> [..., d].
+
+    Args:
+        frame: of the barrier.
+        a: in the barrier's precision.
+        course: how far, and how; [...] instead of [n].
+    """
+    rows = a.reshape(-1, a.shape[-1])
+    course = course.flat()
+    inner = fused.inner(a, course.solver) or through
+    result = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    if a.device.type != "cpu" or rows.numel() <= WORKSPACE:
+        _pass(frame, rows, result, course, inner)
+        return result.view(a.shape)
+    part = max(1, WORKSPACE // rows.shape[1])
+    for first in range(0, len(rows), part):
+        some = slice(first, first + part)
+        _pass(frame, rows[some], result[some], course.part(some), inner)
+    return result.view(a.shape)
+
+
+def _pass(frame: Frame, a: Tensor, result: Tensor, course: Course, inner: Inner) -> None:
+    x = torch.sub(a, frame.centre, out=_workspace(a))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    shift, change, stays = inner(frame, x @ frame.entrance, length, course)
+    torch.addcmul(a, x, shift, out=result)
+    result.addmm_(change, frame.exit)
+    if a.device.type != "cpu":
+        torch.where(stays.unsqueeze(-1), a, result, out=result)
+    elif bool(stays.any()):
+        result[stays] = a[stays]
+
+
+def _workspace(a: Tensor) -> Tensor:
+    """Memory for the values of `a`, on a CPU the thread's own: what it held is lost."""
+    if a.device.type != "cpu" or a.numel() > WORKSPACE:
+        return torch.empty_like(a, memory_format=torch.contiguous_format)
+    buffers: dict[torch.dtype, Tensor] = _kept.__dict__.setdefault("buffers", {})
+    if a.dtype not in buffers:
+        # One made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            buffers[a.dtype] = torch.empty(WORKSPACE, dtype=a.dtype)
+    return buffers[a.dtype][: a.numel()].view(a.shape)
