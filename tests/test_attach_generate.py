@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import pipeline
 
+from odesteer import Angle, PerRow, Target
 from tiny import ARCHITECTURES, constant, model, padded, prompt, tokenizer
 from tiny import quadratic as steering
 
@@ -246,3 +247,32 @@ def test_a_pipeline_on_the_same_model_is_steered():
             generate(net, ids, torch.ones_like(ids))[0], skip_special_tokens=True
         )
     assert steered != plain == talk("the cat sat", **how)
+
+
+@every_architecture
+def test_rows_of_one_batch_have_doses_of_their_own(name):
+    net = model(name)
+    doses = [0.0, Angle(0.9), Target(0.6, Angle(2.0))]
+
+    def first_logits(dose):
+        # Greedy rows go their own ways; the first step is of the prompts, the second of tokens
+        # that are the same for every dose.
+        with steering().with_strength(dose).attach(net), torch.no_grad():
+            read = net(IDS, attention_mask=MASK, use_cache=True)
+            ids, whole = IDS[:, -1:], torch.cat([MASK, MASK[:, -1:]], dim=1)
+            step = net(ids, attention_mask=whole, past_key_values=read.past_key_values)
+        return torch.stack([read.logits[:, -1], step.logits[:, -1]])
+
+    together = first_logits(PerRow(doses))
+    for i, dose in enumerate(doses):
+        torch.testing.assert_close(together[:, i], first_logits(dose)[:, i], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[:, 1], first_logits(0.0)[:, 1], rtol=1e-3, atol=1e-3)
+
+
+def test_beams_are_steered_with_the_dose_of_their_prompt():
+    net, doses = model(), [0.0, Angle(0.9), Angle(0.3)]
+    with steering().with_strength(PerRow(doses)).attach(net):
+        together = generate(net, num_beams=2)
+    for i, dose in enumerate(doses):
+        with steering().with_strength(dose).attach(net):
+            assert torch.equal(together[i], generate(net, num_beams=2)[i])

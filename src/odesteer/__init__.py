@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         SafetyFilter,
         TruthFlow,
     )
-    from odesteer.ode import SOLVERS, Angle, PathLength, Target, Time
+    from odesteer.ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
     from odesteer.steering import Calibration, Steering
     from odesteer.tuning import Tuned, tune
 
@@ -75,7 +75,7 @@ _HOMES = {
         "SafetyFilter",
         "TruthFlow",
     ),
-    "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "Target", "Time"),
+    "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "PerRow", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
     "odesteer.fitting": ("fit",),
     "odesteer.tuning": ("Tuned", "tune"),
@@ -106,6 +106,7 @@ __all__ = [
     "OneStepODESteer",
     "PaperODESteer",
     "PathLength",
+    "PerRow",
     "REControl",
     "RepE",
     "SafetyFilter",

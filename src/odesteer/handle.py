@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from odesteer.compiled import mark
 from odesteer.hooks import WeakHook
 from odesteer.layers import attention_output, block_output, hidden_size, replace_output
-from odesteer.ode import Dose
+from odesteer.ode import Dose, PerRow
 from odesteer.positions import Positions, chosen
 from odesteer.steering import Steering
 from odesteer.tracker import Call, Tracker
@@ -44,6 +44,7 @@ class Handle:
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
         self._seen = 0
+        self._steered = 0
         self._sums: dict[str, Tensor] = {}
         self._width = hidden_size(model)
         self._tracker = Tracker.of(model)
@@ -89,12 +90,12 @@ class Handle:
         ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
         `log_odds_after` (where the method has a barrier).
         """
-        steered = float(self._sums.get("steered", torch.zeros(())))
-        result = {"tokens": float(self._seen), "steered": steered}
-        for name, total in self._sums.items():
-            if name != "steered":
-                result[name] = float(total) / steered if steered else float("nan")
-        return result
+        steered = self._steered
+        means = {
+            name: float(total) / steered if steered else float("nan")
+            for name, total in self._sums.items()
+        }
+        return {"tokens": float(self._seen), "steered": float(steered), **means}
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = block_output(output)
@@ -130,7 +131,10 @@ class Handle:
             result = after
         else:
             before = hidden[mask]
-            after = self.steering(before, None if velocity is None else velocity[mask])
+            dose = self.steering.dose
+            if isinstance(dose, PerRow):
+                dose = dose.at(mask.nonzero()[:, 0], len(mask))
+            after = self.steering(before, None if velocity is None else velocity[mask], dose)
             result = hidden
             if after is not before:
                 result = hidden.detach().clone()
@@ -158,12 +162,13 @@ class Handle:
         return kept
 
     def _record(self, before: Tensor, after: Tensor) -> None:
+        self._steered += before.shape[:-1].numel()
+        if not self._measure:
+            return
+
         def add(name: str, total: Tensor) -> None:
             self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
 
-        add("steered", torch.tensor(float(before.shape[:-1].numel())))
-        if not self._measure:
-            return
         step = (after.float() - before.float()).norm(dim=-1)
         add("moved", (step > 0).float().sum().cpu())
         add("displacement", step.sum().cpu())

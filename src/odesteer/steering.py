@@ -91,26 +91,29 @@ class Steering(Pushable):
 
     # ---- what it does to an activation
 
-    def __call__(self, a: Tensor, velocity: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+    ) -> Tensor:
         """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
 
         Args:
             a: activations.
             velocity: for a field that reads the prompt, what `velocity` made of each row's
                 prompt [..., d]; without it each row counts as its own prompt.
+            dose: another than the steering's own.
         """
-        dose = self.dose
+        dose = self.dose if dose is None else dose
         if dose.is_zero or a.numel() == 0:
             return a
         with torch.no_grad():
-            field_, start, dose = self._directed(a, velocity)
+            field_, start, dose = self._directed(a, dose, velocity)
             moved = ode.solve(
                 field_,
                 start,
                 dose.time(field_, start),
                 solver=SOLVERS[self.solver],
                 steps=self.steps,
-                level=self._level(dose),
+                level=self._level(dose, start),
             )
             return moved.to(a.dtype)
 
@@ -127,7 +130,7 @@ class Steering(Pushable):
                 "steering.with_strength(steering.strength.budget).trajectory(a)."
             )
         with torch.no_grad():
-            field_, start, dose = self._directed(a)
+            field_, start, dose = self._directed(a, dose)
             time = dose.time(field_, start)
             return ode.trajectory(
                 field_, start, time, solver=SOLVERS[self.solver], steps=self.steps
@@ -174,7 +177,9 @@ class Steering(Pushable):
 
     def with_strength(self, strength: Dose | float) -> "Steering":
         """The same steering at another dose."""
-        return replace(self, strength=strength)
+        other = replace(self, strength=strength)
+        other._placed.update(self._placed)
+        return other
 
     def __invert__(self) -> "Steering":
         """Steers away: field -v, barrier -h."""
@@ -301,11 +306,14 @@ class Steering(Pushable):
 
     # ---- inside
 
-    def _level(self, dose: Dose) -> float | None:
-        """The value of h at which the dose's probability is reached."""
-        if dose.stop_at is None:
+    def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
+        """The value of h at which the dose's probability is reached, of all rows or of each."""
+        stop = dose.stops(a)
+        if stop is None:
             return None
-        logit = math.log(dose.stop_at / (1.0 - dose.stop_at))
+        if isinstance(stop, Tensor):
+            return (torch.logit(stop) - self.calibration.offset) / self.calibration.scale
+        logit = math.log(stop / (1.0 - stop))
         return (logit - self.calibration.offset) / self.calibration.scale
 
     def _prepare(self, a: Tensor) -> tuple[VectorField, Tensor]:
@@ -325,14 +333,13 @@ class Steering(Pushable):
         return self._placed[key], a.to(dtype)
 
     def _directed(
-        self, a: Tensor, velocity: Tensor | None = None
+        self, a: Tensor, dose: Dose, velocity: Tensor | None = None
     ) -> tuple[VectorField, Tensor, Dose]:
         """Field, start and dose; a one-way field goes back by going forwards reversed."""
         field_, start = self._prepare(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(start), field_.barrier)
-        dose = self.dose
-        if dose.size < 0 and field_.one_way:
+        if field_.one_way and dose.size < 0:
             return field_.reversed(), start, dose.scaled(-1.0)
         return field_, start, dose
 

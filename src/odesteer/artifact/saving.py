@@ -105,8 +105,17 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def dose_to_json(dose: Dose) -> dict[str, Any]:
-    """A dose as JSON values."""
-    name = next(name for name, cls in DOSES.items() if type(dose) is cls)
+    """A dose as JSON values.
+
+    Raises:
+        ValueError: for one that belongs to the rows of a batch.
+    """
+    name = next((name for name, cls in DOSES.items() if type(dose) is cls), None)
+    if name is None:
+        raise ValueError(
+            f"{type(dose).__name__} belongs to the rows of a batch and cannot be saved; give the "
+            f"steering one dose first: steering.with_strength(...)."
+        )
     if isinstance(dose, Target):
         return {
             "type": name,

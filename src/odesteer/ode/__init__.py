@@ -17,6 +17,7 @@ from odesteer.ode.gaussian import GaussianBarrier
 from odesteer.ode.metric import MetricBarrier
 from odesteer.ode.mixture import MixtureBarrier
 from odesteer.ode.network import Dense, Network, NetworkBarrier
+from odesteer.ode.per_row import PerRow
 from odesteer.ode.quadratic import QuadraticBarrier
 from odesteer.ode.rectified import Hourglass, RectifiedField
 from odesteer.ode.rotation import RotationField
@@ -53,6 +54,7 @@ __all__ = [
     "NetworkBarrier",
     "OrBarrier",
     "PathLength",
+    "PerRow",
     "PlainGradientField",
     "QuadraticBarrier",
     "RectifiedField",

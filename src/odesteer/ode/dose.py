@@ -5,6 +5,8 @@
     Angle(theta)         path length theta ||a||: transfers between models and layers
     Target(p, budget)    until P(desired | a) >= p, at most as far as the budget
 
+A dose of its own for each row of a batch is `odesteer.ode.per_row.PerRow`.
+
 A number means `Time`. Under a unit-speed field time and path length are the same.
 """
 
@@ -25,6 +27,10 @@ class Dose(ABC):
     def stop_at(self) -> float | None:
         """The probability at which a row stops, or None to spend the whole dose."""
         return None
+
+    def stops(self, a: Tensor) -> float | Tensor | None:
+        """`stop_at` of the rows of a [..., d]: of all of them, or of each [...]."""
+        return self.stop_at
 
     @abstractmethod
     def time(self, field: VectorField, a: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""How far does each row of a batch go, if every row has a dose of its own?
+
+One batch, one passage: the doses become columns of numbers, so that rows of any strength and
+any target cost what rows of one strength cost.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose
+from odesteer.ode.field import VectorField
+
+
+class PerRow(Dose):
+    """A dose of its own for each row of a batch.
+
+    Requests with different strengths and targets can share one forward pass. With beams, each
+    prompt's beams have its dose. It belongs to a batch, so it is not saved.
+
+    Args:
+        doses: one a row, each a number (`Time`) or a dose: `Angle`, `PathLength`, `Target`.
+
+    Raises:
+        ValueError: for no doses, or one that is itself a `PerRow`.
+    """
+
+    def __init__(self, doses: Sequence[Dose | float]):
+        self.doses = tuple(as_dose(dose) for dose in doses)
+        if not self.doses or any(isinstance(dose, PerRow) for dose in self.doses):
+            raise ValueError("PerRow needs at least one dose, each of a row; got none or another.")
+        # Columns: integration time, path length, angle, probability at which it stops.
+        self._numbers = torch.tensor([_numbers(dose) for dose in self.doses], dtype=torch.float64)
+        self._has_angles = bool((self._numbers[:, 2] != 0).any())
+        self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"PerRow({list(self.doses)})"
+
+    def __str__(self) -> str:
+        return f"a dose of its own for each of {len(self.doses)} rows"
+
+    def at(self, rows: Tensor, batch: int) -> "PerRow":
+        """The doses of activations that lie in these rows [n] of a batch."""
+        chosen = rows.cpu() // self._repeats(batch)
+        return PerRow([self.doses[i] for i in chosen.tolist()])
+
+    def _repeats(self, batch: int) -> int:
+        if batch % len(self.doses):
+            raise ValueError(
+                f"PerRow has {len(self.doses)} doses; the batch has {batch} rows. Give one a row."
+            )
+        return batch // len(self.doses)
+
+    def _columns(self, a: Tensor) -> Tensor:
+        """The four columns for a [b, ..., d]: [4, b, 1, ...]."""
+        if a.dim() < 2:
+            raise ValueError(f"PerRow needs a batch of activations [b, ..., d]; got {[*a.shape]}.")
+        key = (a.device, a.dtype)
+        if key not in self._placed:
+            self._placed[key] = self._numbers.mT.to(a)
+        columns = self._placed[key].repeat_interleave(self._repeats(a.shape[0]), dim=1)
+        return columns.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
+
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        time, length, angle, _ = self._columns(a)
+        if self._has_angles:
+            length = length + angle * a.norm(dim=-1)
+        if field.unit_speed:
+            return (time + length).expand(a.shape[:-1])
+        speed = field(a).norm(dim=-1)
+        return time + torch.where(speed > 0, length / speed, torch.zeros_like(speed))
+
+    def stops(self, a: Tensor) -> Tensor | None:
+        if self.stop_at is None:
+            return None
+        return self._columns(a)[3].expand(a.shape[:-1])
+
+    @property
+    def stop_at(self) -> float | None:
+        """The highest probability at which a row stops, or None if none stops."""
+        return max((dose.stop_at for dose in self.doses if dose.stop_at is not None), default=None)
+
+    @property
+    def is_zero(self) -> bool:
+        return all(dose.is_zero for dose in self.doses)
+
+    @property
+    def size(self) -> float:
+        """The largest dose, whatever its unit; its sign is that of all.
+
+        Raises:
+            ValueError: if some rows go forwards and others backwards.
+        """
+        sizes = [dose.size for dose in self.doses]
+        if min(sizes) < 0 < max(sizes):
+            raise ValueError(
+                "Some of these rows go forwards and others backwards, which this field does "
+                "another way: attach the steering twice, each time on rows of one sign."
+            )
+        return max(sizes, key=abs)
+
+    def scaled(self, factor: float) -> "PerRow":
+        return PerRow([dose.scaled(factor) for dose in self.doses])
+
+
+def _numbers(dose: Dose) -> tuple[float, float, float, float]:
+    """Integration time, path length, angle, and where it stops: 1 is nowhere."""
+    budget = as_dose(dose.budget) if isinstance(dose, Target) else dose
+    kinds = (Time, PathLength, Angle)
+    time, length, angle = (budget.size if isinstance(budget, kind) else 0.0 for kind in kinds)
+    return time, length, angle, 1.0 if dose.stop_at is None else dose.stop_at
