@@ -75,7 +75,9 @@ class Steering(Pushable):
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     site: str = "residual"
-    _placed: dict[Any, VectorField] = field(default_factory=dict, init=False, repr=False)
+    _placed: dict[Any, tuple[VectorField, int | None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         pick(SOLVERS, self.solver, "solver")
@@ -322,15 +324,15 @@ class Steering(Pushable):
         float64 stays float64; everything else is solved in float32.
         """
         dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-        width = self.hidden_size
+        key = (a.device, dtype)
+        if key not in self._placed:
+            self._placed[key] = (copy.deepcopy(self.field).to(a.device, dtype), self.hidden_size)
+        field_, width = self._placed[key]
         if width is not None and a.shape[-1] != width:
             raise ValueError(
                 f"This steering is for activations of width {width}; got {list(a.shape)}."
             )
-        key = (a.device, dtype)
-        if key not in self._placed:
-            self._placed[key] = copy.deepcopy(self.field).to(a.device, dtype)
-        return self._placed[key], a.to(dtype)
+        return field_, a.to(dtype)
 
     def _directed(
         self, a: Tensor, dose: Dose, velocity: Tensor | None = None

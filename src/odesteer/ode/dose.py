@@ -109,7 +109,7 @@ class Angle(_Amount):
         return f"angle {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return _at_speed(field, a, self.amount * a.norm(dim=-1))
+        return _at_speed(field, a, self.amount * torch.linalg.vector_norm(a, dim=-1))
 
 
 def _at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:

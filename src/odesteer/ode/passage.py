@@ -22,7 +22,16 @@ from odesteer.ode.quadratic import QuadraticBarrier
 # Values of x in a workspace: 1 MB, which the second-level cache of a core holds.
 WORKSPACE = 1 << 18
 
-_kept = threading.local()
+
+class _Kept(threading.local):
+    """A thread's workspace by precision, and the view of it that was used last."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[torch.dtype, Tensor] = {}
+        self.last: Tensor | None = None
+
+
+_kept = _Kept()
 
 
 def frame_of(field: VectorField, a: Tensor) -> Frame | None:
@@ -71,9 +80,12 @@ def _workspace(a: Tensor) -> Tensor:
     """Memory for the values of `a`, on a CPU the thread's own: what it held is lost."""
     if a.device.type != "cpu" or a.numel() > WORKSPACE:
         return torch.empty_like(a, memory_format=torch.contiguous_format)
-    buffers: dict[torch.dtype, Tensor] = _kept.__dict__.setdefault("buffers", {})
-    if a.dtype not in buffers:
-        # One made in inference mode could not be written to outside of it.
-        with torch.inference_mode(False):
-            buffers[a.dtype] = torch.empty(WORKSPACE, dtype=a.dtype)
-    return buffers[a.dtype][: a.numel()].view(a.shape)
+    last = _kept.last
+    if last is not None and last.shape == a.shape and last.dtype == a.dtype:
+        return last
+    # One made in inference mode could not be written to outside of it.
+    with torch.inference_mode(False):
+        if a.dtype not in _kept.buffers:
+            _kept.buffers[a.dtype] = torch.empty(WORKSPACE, dtype=a.dtype)
+        _kept.last = _kept.buffers[a.dtype][: a.numel()].view(a.shape)
+    return _kept.last

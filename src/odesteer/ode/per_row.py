@@ -66,7 +66,7 @@ class PerRow(Dose):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         time, length, angle, _ = self._columns(a)
         if self._has_angles:
-            length = length + angle * a.norm(dim=-1)
+            length = length + angle * torch.linalg.vector_norm(a, dim=-1)
         if field.unit_speed:
             return (time + length).expand(a.shape[:-1])
         speed = field(a).norm(dim=-1)
