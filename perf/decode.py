@@ -77,8 +77,8 @@ def main() -> None:
             rows.append([batch, name, f"{rate:.1f}", spread(speed, 3)])
             print(*rows[-1], sep=" | ", flush=True)
     about = (
-        f"{machine()}; layer {LAYER}, k = {rank}, {directions} directions; {options.tokens} tokens; "
-        f"medians of {options.repetitions} (min to max)"
+        f"{machine()}; layer {LAYER}, k = {rank}, {directions} directions; "
+        f"{options.tokens} tokens; medians of {options.repetitions} (min to max)"
     )
     print(f"\n{about}\n")
     print(markdown(("batch", "steering", "tokens/s", "of unsteered"), rows))

@@ -109,10 +109,11 @@ class Steering(Pushable):
             return a
         with torch.no_grad():
             field_, start, dose = self._directed(a, dose, velocity)
+            time = dose.common_time(field_)
             moved = ode.solve(
                 field_,
                 start,
-                dose.time(field_, start),
+                dose.time(field_, start) if time is None else time,
                 solver=SOLVERS[self.solver],
                 steps=self.steps,
                 level=self._level(dose, start),

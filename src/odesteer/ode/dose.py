@@ -36,6 +36,10 @@ class Dose(ABC):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         """The signed integration time of each row: [..., d] -> [...]."""
 
+    def common_time(self, field: VectorField) -> float | None:
+        """The time of all rows, where it is one number whatever the rows are."""
+        return None
+
     @property
     @abstractmethod
     def is_zero(self) -> bool:
@@ -89,6 +93,9 @@ class Time(_Amount):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return a.new_full(a.shape[:-1], self.amount)
 
+    def common_time(self, field: VectorField) -> float:
+        return self.amount
+
 
 @dataclass(frozen=True)
 class PathLength(_Amount):
@@ -99,6 +106,9 @@ class PathLength(_Amount):
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return _at_speed(field, a, a.new_full(a.shape[:-1], self.amount))
+
+    def common_time(self, field: VectorField) -> float | None:
+        return self.amount if field.unit_speed else None
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,9 @@ class Target(Dose):
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return as_dose(self.budget).time(field, a)
+
+    def common_time(self, field: VectorField) -> float | None:
+        return as_dose(self.budget).common_time(field)
 
     @property
     def stop_at(self) -> float:

@@ -76,6 +76,10 @@ class VectorField(nn.Module, ABC):
         """The same ODE from `a`, in the cheapest coordinates known."""
         return Reduction(self, a, lambda x: x)
 
+    def after(self, a: Tensor, time: float) -> Tensor | None:
+        """a(time) in closed form, where there is one that needs no solver."""
+        return None
+
     def value(self, a: Tensor) -> Tensor:
         """h(a) of the barrier; raises ValueError if the field has none."""
         if self.barrier is None:
@@ -127,6 +131,9 @@ class ConstantField(VectorField):
 
     def forward(self, a: Tensor) -> Tensor:
         return self.direction.expand_as(a)
+
+    def after(self, a: Tensor, time: float) -> Tensor:
+        return torch.add(a, self.direction, alpha=time)
 
     @property
     def width(self) -> int:
