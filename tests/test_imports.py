@@ -67,6 +67,8 @@ MAY_IMPORT = {
         "layers",
     },
     "matching": {"ode", "steering"},
+    "case": {"templates"},
+    "benchmarks": {"case", "contrast", "lookup"},
     "gallery": {
         "ode",
         "lookup",

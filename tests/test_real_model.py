@@ -54,7 +54,7 @@ def test_activations_match_the_reference_library(
     from odesteer.benchmarks import TruthfulQA
 
     model, tokenizer = smollm2
-    examples = [e for e, _ in TruthfulQA.load().examples if e.group in ("57", "631")]
+    examples = [e for e, _ in TruthfulQA.load().answers if e.group in ("57", "631")]
     contrast = ods.Contrast(tuple(examples), tuple(examples), "Q: {prompt}\nA: {response}")
     rows, _ = ods.activations(model, tokenizer, contrast, 13)
     nearest = torch.cdist(golden["queries"], rows).amin(dim=1)

@@ -139,6 +139,7 @@ class TransformersBackend(Backend):
             "max_new_tokens": sampling.max_new_tokens,
             "do_sample": sampling.temperature > 0,
             "repetition_penalty": sampling.repetition_penalty,
+            "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
             "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
         }
         if sampling.temperature > 0:
