@@ -253,6 +253,6 @@ def test_the_real_files_have_the_known_checksums_and_sizes(data_dir):
     held_out = toxicity.contrast(fold, "validation")
     assert len(held_out.positive) == len(held_out.negative) == 500
     (fold,) = UltraFeedback.load(data_dir).folds()
-    assert [len(part) for part in (fold.fit, fold.validation, fold.test)] == [952, 48, 200]
+    assert [len(part) for part in (fold.fit, fold.validation, fold.test)] == [847, 42, 200]
     assert len(Persona.load(data_dir).cases) == 1000
     assert len(Persona.load(data_dir, trait="corrigible").cases) == 340

@@ -25,12 +25,12 @@ HUB_NAME = "HuggingFaceH4/ultrafeedback_binarized"
 
 @dataclass(frozen=True)
 class UltraFeedback(Benchmark):
-    """Preference pairs whose scores differ.
+    """Preference pairs; only those whose scores differ are learnt from.
 
     Attributes:
         train, test: (preferred, other) by the data set's own split; the group is "train-<row>"
-            or "test-<row>", the reward GPT-4's score. A prompt of the test split is not in
-            `train`.
+            or "test-<row>", the reward GPT-4's score. `train` has no ties and no prompt of the
+            test split.
         fit_pairs, validation_pairs, test_prompts: the protocol's sizes.
     """
 
@@ -81,7 +81,11 @@ class UltraFeedback(Benchmark):
     ) -> "UltraFeedback":
         tested = _pairs(test, "test")
         seen = {preferred.prompt for preferred, _ in tested}
-        learnt = [pair for pair in _pairs(train, "train") if pair[0].prompt not in seen]
+        learnt = [
+            pair
+            for pair in _pairs(train, "train")
+            if pair[0].prompt not in seen and not _is_tie(pair)
+        ]
         notes = []
         wanted = cls.fit_pairs + cls.validation_pairs
         if len(learnt) < wanted:
@@ -112,7 +116,7 @@ class UltraFeedback(Benchmark):
         )
 
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
-        pairs = self._pairs(fold, part)
+        pairs = [pair for pair in self._pairs(fold, part) if not _is_tie(pair)]
         return Contrast(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), self.template)
 
     def examples(self, fold: Fold, part: Part = "test") -> tuple[Case, ...]:
@@ -133,17 +137,21 @@ class UltraFeedback(Benchmark):
 
 
 def _pairs(rows: Iterable[Mapping[str, Any]], part: str) -> list[tuple[Example, Example]]:
-    """The pairs of which one answer is scored higher."""
+    """Every pair, the preferred answer first."""
     pairs = []
     for number, row in enumerate(rows):
         scores = row if "score_chosen" in row else row["metadata"]
         high, low = float(scores["score_chosen"]), float(scores["score_rejected"])
-        if high > low:
-            group = f"{part}-{number}"
-            chosen, rejected = _said(row["chosen"]), _said(row["rejected"])
-            above = Example(row["prompt"], chosen, group, reward=high)
-            pairs.append((above, Example(row["prompt"], rejected, group, reward=low)))
+        group = f"{part}-{number}"
+        chosen, rejected = _said(row["chosen"]), _said(row["rejected"])
+        above = Example(row["prompt"], chosen, group, reward=high)
+        pairs.append((above, Example(row["prompt"], rejected, group, reward=low)))
     return pairs
+
+
+def _is_tie(pair: tuple[Example, Example]) -> bool:
+    preferred, other = pair
+    return (preferred.reward or 0.0) <= (other.reward or 0.0)
 
 
 def _said(answer: Any) -> str:
