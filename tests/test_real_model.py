@@ -82,11 +82,14 @@ def test_steering_changes_the_mood_of_generations(
         for prompt in demo.test_prompts()[::2]
     ]
     sampling = ods.Sampling(max_new_tokens=20)
+    from odesteer.case import Case
     from odesteer.judges import VaderMood
 
     def mood(steering: ods.Steering | None) -> float:
         texts = backend.generate(chats, steering, sampling)
-        return sum(s.value or 0.0 for s in VaderMood().score(texts, texts)) / len(texts)
+        return sum(
+            s.value or 0.0 for s in VaderMood().score([Case(text) for text in texts], texts)
+        ) / len(texts)
 
     unsteered = mood(None)
     assert mood(fitted.with_strength(ods.Angle(0.25))) < unsteered - 0.2

@@ -25,6 +25,7 @@ from odesteer.benchmarks.sentiment import SYSTEM
 from odesteer.benchmarks.sentiment import rows as contrast_rows
 from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.case import Case
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers
@@ -173,7 +174,7 @@ def _conditions(
     with stage("Perplexity under the unsteered model") as progress:
         backend = TransformersBackend(model, tokenizer, batch_size=24)
         logprobs = backend.logprobs(asked, texts, None, progress)
-    scores = VaderMood().score([""] * len(texts), texts)
+    scores = VaderMood().score([Case("")] * len(texts), texts)
     values = np.array([np.nan if s.value is None else s.value for s in scores])
     values = values.reshape(len(settings), len(prompts))
     conditions = []
