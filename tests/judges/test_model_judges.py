@@ -189,3 +189,15 @@ def test_the_divergence_is_that_of_the_two_next_token_distributions():
         with steering.attach(model, positions=torch.arange(ids.shape[1])[None] >= start - 1):
             q = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
     assert score.value == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+
+
+def test_a_generation_is_read_as_the_template_writes_it():
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    tokenizer.add_tokens([" "])  # the template's space is a token that is said before the word
+    backend = TransformersBackend(model, tokenizer, template="{prompt} {response}")
+    spaced, empty = backend.logprobs(["cat", "cat"], ["sat", ""])
+    ids = torch.tensor([tokenizer("cat sat").input_ids])
+    with torch.no_grad():
+        logp = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).flatten()
+    assert ids.shape[1] == 4 and len(empty) == 0
+    assert torch.allclose(spaced, logp[-2:], atol=1e-5)

@@ -57,11 +57,12 @@ class Benchmark(ABC):
     """Texts to learn from and texts to be judged on.
 
     `judges` and `offline_judges` are names of `odesteer.judges`: those of the paper's protocol,
-    and those that run on any machine; `metrics` are names of `odesteer.metrics` and of
-    `multiple_choice`. `wanted` says "higher" or "lower" of a judge where the benchmark wants
-    otherwise than the judge's own `higher_is` has it. `template` is how prompts become text,
-    `sampling` the protocol's keyword arguments of `odesteer.Sampling`, and `instruction` asks
-    for the behaviour in words: the prompt-only baseline.
+    and those that run on any machine. `metrics` names what the protocol reports, in the order of
+    its tables; `odesteer.metrics` and `multiple_choice` compute it. `wanted` says "higher" or
+    "lower" of a judge where the benchmark wants otherwise than the judge's own `higher_is` has
+    it. `template` is how prompts become text, `sampling` the protocol's keyword arguments of
+    `odesteer.Sampling`, `stops` where a generation ends (see `trim`), and `instruction` asks for
+    the behaviour in words: the prompt-only baseline.
 
     Attributes:
         files: SHA-256 of everything that was read, by name.

@@ -26,8 +26,7 @@ class Perplexity(Judge):
         model: its name (a Hub model or a directory), used where no backend is given; the paper's
             is gpt2-xl.
         backend: a model that is loaded already, such as the unsteered one.
-        template: how prompt and generation become one text for a `model`. Generations come
-            without the space before them, so the template has it.
+        template: how prompt and generation become one text for a `model`; a backend has its own.
         batch_size: for a `model`.
     """
 
@@ -43,17 +42,13 @@ class Perplexity(Judge):
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
         places = [i for i, text in enumerate(generations) if text.strip()]
-        backend, lead = self.backend, ""
+        backend = self.backend
         if backend is None:
             model, tokenizer = causal(self.model)
             backend = TransformersBackend(
                 model, tokenizer, template=self.template, batch_size=self.batch_size
             )
-            # A prompt ends before the template's space; the first word is said with it.
-            before = self.template.partition("{response}")[0]
-            lead = before[len(before.rstrip(" ")) :]
-        asked = [cases[i].prompt for i in places]
-        said = [lead + generations[i].strip() for i in places]
+        asked, said = [cases[i].prompt for i in places], [generations[i] for i in places]
         scores = [Score(None, EMPTY)] * len(generations)
         for i, logprobs in zip(places, backend.logprobs(asked, said), strict=True):
             if len(logprobs):
