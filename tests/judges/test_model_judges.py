@@ -76,10 +76,15 @@ def test_yes_is_as_likely_as_the_model_alone_says(kind, asks, causal):
 
 def test_what_a_model_cannot_read_is_not_cut_but_unscored(causal, reward):
     long = " ".join(["cat"] * 40)
-    for judge in (TruthLlama(causal), Reward(reward)):
+    for judge in (TruthLlama(causal), Reward(reward), Perplexity(causal)):
         good, bad = judge.score(CASES[:2], ["the cat", long])
         assert good.value is not None
         assert bad.value is None and "too long" in bad.reason and "of at most 32" in bad.reason
+
+
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"Could not load the model '\./nowhere'"):
+        Reward("./nowhere").score(CASES[:1], TEXTS[:1])
 
 
 def test_a_reward_is_the_head_at_the_end_of_the_chat_in_any_batch(reward):
@@ -201,3 +206,13 @@ def test_a_generation_is_read_as_the_template_writes_it():
         logp = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).flatten()
     assert ids.shape[1] == 4 and len(empty) == 0
     assert torch.allclose(spaced, logp[-2:], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_real_model_finds_sense_likelier_than_the_same_words_in_disorder():
+    case = Case("The weather was bad, so")
+    sense, disorder = Perplexity("smollm2").score(
+        [case] * 2, ["we stayed at home and read a book.", "book home read at we a and stayed."]
+    )
+    assert sense.value + 1.0 < disorder.value
+    assert sense.value < 3.5

@@ -55,11 +55,15 @@ def score_rows(
         if len(row) <= longest:
             rows[i] = row
         else:
-            scores[i] = Score(None, f"too long: {len(row)} tokens of at most {longest}")
+            scores[i] = too_long(len(row), longest)
     if rows:
         for i, value in zip(rows, values(list(rows.values())), strict=True):
             scores[i] = Score(float(value))
     return scores
+
+
+def too_long(size: int, longest: int) -> Score:
+    return Score(None, f"too long: {size} tokens of at most {longest}")
 
 
 def limit(model: Any, tokenizer: Any) -> int:

@@ -15,7 +15,8 @@ from typing import ClassVar
 from odesteer.backends import Backend, TransformersBackend
 from odesteer.case import Case
 from odesteer.judges.base import EMPTY, Direction, Judge, Score
-from odesteer.judges.loaded import causal
+from odesteer.judges.loaded import causal, limit, too_long
+from odesteer.templates import encode
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Perplexity(Judge):
     batch_size: int = 16
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
+        scores = [Score(None, EMPTY)] * len(generations)
         places = [i for i, text in enumerate(generations) if text.strip()]
         backend = self.backend
         if backend is None:
@@ -48,8 +50,13 @@ class Perplexity(Judge):
             backend = TransformersBackend(
                 model, tokenizer, template=self.template, batch_size=self.batch_size
             )
+            longest = limit(model, tokenizer)
+            for i in list(places):
+                size = len(encode(tokenizer, cases[i].prompt, generations[i], self.template))
+                if size > longest:
+                    scores[i] = too_long(size, longest)
+                    places.remove(i)
         asked, said = [cases[i].prompt for i in places], [generations[i] for i in places]
-        scores = [Score(None, EMPTY)] * len(generations)
         for i, logprobs in zip(places, backend.logprobs(asked, said), strict=True):
             if len(logprobs):
                 scores[i] = Score(-float(logprobs.double().mean()))
