@@ -114,7 +114,7 @@ class _NoRedirection(HTTPRedirectHandler):
 class Memory:
     """Scores on disk, a JSON line each; several processes may add to one file.
 
-    It holds a hash of what was asked and the score, no text.
+    It holds a hash of what was asked, and the score.
 
     Args:
         path: the file; it need not exist.
