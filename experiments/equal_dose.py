@@ -67,7 +67,7 @@ UNTIL = "odesteer until P"
 def truthfulqa() -> Contrast:
     """Up to `PAIRS` pairs of answers a question, in file order."""
     by_question: dict[str, tuple[list[Any], list[Any]]] = {}
-    for example, correct in TruthfulQA.load().examples:
+    for example, correct in TruthfulQA.load().answers:
         by_question.setdefault(example.group, ([], []))[0 if correct else 1].append(example)
     pairs = [
         pair

@@ -58,3 +58,16 @@ def test_the_methods_page_says_of_every_method_what_the_code_says() -> None:
     expected = [_method_row(method) for method in ods.METHODS.values()]
     listed = [line for line in page.splitlines() if line.startswith("| `")]
     assert listed == expected, "the table should be:\n" + "\n".join(expected)
+
+
+def test_the_evaluation_page_says_of_every_judge_and_benchmark_what_the_code_says() -> None:
+    from odesteer.benchmarks import BENCHMARKS
+    from odesteer.judges import JUDGES
+
+    page = (REPOSITORY / "docs/evaluation.md").read_text(encoding="utf-8")
+    for judge in JUDGES.values():
+        cells = (judge.unit.replace("|", "\\|"), judge.higher_is, judge.agreement)
+        row = f"| `{judge.name}` | {' | '.join(cells)} |"
+        assert row in page, f"the row should be:\n{row}"
+    for name in BENCHMARKS:
+        assert f"| `{name}` | " in page

@@ -67,6 +67,8 @@ MAY_IMPORT = {
         "layers",
     },
     "matching": {"ode", "steering"},
+    "case": {"templates"},
+    "benchmarks": {"case", "contrast", "lookup"},
     "gallery": {
         "ode",
         "lookup",
@@ -77,8 +79,21 @@ MAY_IMPORT = {
         "planar",
         "matching",
     },
+    "models": {"cache"},
+    "judges": {
+        "backends",
+        "benchmarks",
+        "cache",
+        "case",
+        "contrast",
+        "layers",
+        "lookup",
+        "models",
+        "templates",
+    },
+    "metrics": NOTHING,
     "fitting": BELOW_FITTING,
-    "tuning": BELOW_FITTING | {"fitting", "bootstrap"},
+    "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
 }
 # When used, or for types: a steering is attached by the engine without needing it.
 MAY_IMPORT_LATE = {
@@ -86,6 +101,8 @@ MAY_IMPORT_LATE = {
     "steering": {"attach", "handle", "positions", "composition"},
     "layered": {"handle", "positions"},
     "tuning": {"judges"},
+    # What a steering changes in a text is measured there, for tuning and for judging.
+    "judges": {"tuning"},
 }
 
 

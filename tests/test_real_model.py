@@ -54,7 +54,7 @@ def test_activations_match_the_reference_library(
     from odesteer.benchmarks import TruthfulQA
 
     model, tokenizer = smollm2
-    examples = [e for e, _ in TruthfulQA.load().examples if e.group in ("57", "631")]
+    examples = [e for e, _ in TruthfulQA.load().answers if e.group in ("57", "631")]
     contrast = ods.Contrast(tuple(examples), tuple(examples), "Q: {prompt}\nA: {response}")
     rows, _ = ods.activations(model, tokenizer, contrast, 13)
     nearest = torch.cdist(golden["queries"], rows).amin(dim=1)
@@ -82,11 +82,14 @@ def test_steering_changes_the_mood_of_generations(
         for prompt in demo.test_prompts()[::2]
     ]
     sampling = ods.Sampling(max_new_tokens=20)
+    from odesteer.case import Case
     from odesteer.judges import VaderMood
 
     def mood(steering: ods.Steering | None) -> float:
         texts = backend.generate(chats, steering, sampling)
-        return sum(s.value or 0.0 for s in VaderMood().score(texts, texts)) / len(texts)
+        return sum(
+            s.value or 0.0 for s in VaderMood().score([Case(text) for text in texts], texts)
+        ) / len(texts)
 
     unsteered = mood(None)
     assert mood(fitted.with_strength(ods.Angle(0.25))) < unsteered - 0.2

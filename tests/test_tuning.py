@@ -194,12 +194,15 @@ class Badness(Judge):
 
     name = "badness"
     unit = "words"
+    higher_is = "worse"
+    agreement = "exact"
 
     def __init__(self, skip: str = "-"):
         self.skip = skip
         self.seen: list[str] = []
 
-    def score(self, prompts, generations):
+    def score(self, cases, generations):
+        prompts = [case.question for case in cases]
         self.seen += prompts
         return [
             Score(None, "skipped")

@@ -7,11 +7,9 @@ generations from unseen prompts at three doses, judged by VADER and by their per
 under the unsteered model. Nothing is chosen on the test topics.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,11 @@ from odesteer import plots
 from odesteer.artifact.compatibility import describe_model
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import Sampling
+from odesteer.benchmarks.sentiment import SYSTEM
+from odesteer.benchmarks.sentiment import rows as contrast_rows
 from odesteer.bootstrap import interval
 from odesteer.calibration import BinaryQuality, binary_quality
+from odesteer.case import Case
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers
@@ -35,7 +36,6 @@ from odesteer.steering import Steering
 
 DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
-SYSTEM = "You are a person writing to a friend."
 TEST_TOPICS = ("weather", "morning", "city", "garden", "music", "books", "sea", "weekend")
 # 12 prompts and 20 tokens keep the whole demo below 90 seconds on two cores.
 PROMPT_TOPICS = TEST_TOPICS[:6]
@@ -85,12 +85,6 @@ def contrast() -> tuple[Contrast, Contrast]:
     whole = Contrast.from_rows(rows)
     topics = set(whole.groups[0])
     return whole.where(topics - set(TEST_TOPICS)), whole.where(set(TEST_TOPICS))
-
-
-def contrast_rows() -> list[dict[str, str]]:
-    """The lines of the contrast file that comes with the package."""
-    text = files("odesteer").joinpath("data/melancholy.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_prompts() -> list[str]:
@@ -180,7 +174,7 @@ def _conditions(
     with stage("Perplexity under the unsteered model") as progress:
         backend = TransformersBackend(model, tokenizer, batch_size=24)
         logprobs = backend.logprobs(asked, texts, None, progress)
-    scores = VaderMood().score([""] * len(texts), texts)
+    scores = VaderMood().score([Case("")] * len(texts), texts)
     values = np.array([np.nan if s.value is None else s.value for s in scores])
     values = values.reshape(len(settings), len(prompts))
     conditions = []

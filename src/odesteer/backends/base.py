@@ -22,6 +22,7 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: nucleus.
         repetition_penalty: 1 is none.
+        no_repeat_ngram_size: no run of so many tokens comes twice; 0 allows it.
         seed: of the draw.
     """
 
@@ -29,6 +30,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     seed: int = 0
 
 

@@ -15,7 +15,7 @@ from odesteer.extraction import Progress, activations
 from odesteer.layered import LayeredSteering
 from odesteer.layers import input_device
 from odesteer.steering import Steering
-from odesteer.templates import Messages, encode
+from odesteer.templates import Messages, encode, encode_parts
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,15 @@ class TransformersBackend(Backend):
         steering: Steerings = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        starts = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
-        # Tokenised apart from the prompt: the tokens that were generated after it.
+        # As the template writes them: "A: {response}" begins an answer with a space, which
+        # belongs to its first token and which a decoded generation does not have any more.
+        parts = [
+            encode_parts(self.tokenizer, prompt, text, self.template)
+            for prompt, text in zip(prompts, generations, strict=True)
+        ]
+        starts = [start for start, _ in parts]
         ends = [
-            list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in generations
+            end if text.strip() else [] for (_, end), text in zip(parts, generations, strict=True)
         ]
         rows = [start + end for start, end in zip(starts, ends, strict=True)]
         results: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -139,6 +144,7 @@ class TransformersBackend(Backend):
             "max_new_tokens": sampling.max_new_tokens,
             "do_sample": sampling.temperature > 0,
             "repetition_penalty": sampling.repetition_penalty,
+            "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
             "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
         }
         if sampling.temperature > 0:

@@ -1,6 +1,54 @@
-"""Texts to learn from and texts to be judged on."""
+"""Texts to learn from and texts to be judged on; `BENCHMARKS` is the table."""
 
-from odesteer.benchmarks.data import data_dir
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from odesteer.benchmarks.base import Benchmark, Fold
+from odesteer.benchmarks.data import HUB, data_dir
+from odesteer.benchmarks.persona import Persona
+from odesteer.benchmarks.real_toxicity_prompts import RealToxicityPrompts
+from odesteer.benchmarks.sentiment import Sentiment
+from odesteer.benchmarks.transfer import TRANSFER
 from odesteer.benchmarks.truthfulqa import TruthfulQA
+from odesteer.benchmarks.ultrafeedback import UltraFeedback
+from odesteer.lookup import find
 
-__all__ = ["TruthfulQA", "data_dir"]
+BENCHMARKS: Mapping[str, type[Benchmark]] = {
+    benchmark.name: benchmark
+    for benchmark in (TruthfulQA, RealToxicityPrompts, UltraFeedback, Sentiment, Persona)
+}
+
+
+def load_benchmark(
+    name: str, data: str | os.PathLike[str] | None = None, **arguments: Any
+) -> Benchmark:
+    """A benchmark by its name, also one that another package registers under
+    the entry-point group "odesteer.benchmarks".
+
+    Args:
+        name: one of `BENCHMARKS`.
+        data: the directory with local files; None: ODESTEER_DATA or ../shared/data; "hub": the
+            Hugging Face Hub.
+        arguments: for the benchmark's `load` or `from_hub`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    kind = find(BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark)
+    return kind.from_hub(**arguments) if data == HUB else kind.load(data, **arguments)
+
+
+__all__ = [
+    "BENCHMARKS",
+    "TRANSFER",
+    "Benchmark",
+    "Fold",
+    "Persona",
+    "RealToxicityPrompts",
+    "Sentiment",
+    "TruthfulQA",
+    "UltraFeedback",
+    "data_dir",
+    "load_benchmark",
+]

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odesteer.judges.base import Judge, Score
+from odesteer.case import Case
+from odesteer.judges.base import Direction, Judge, Score, each_text
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,13 @@ class VaderMood(Judge):
 
     name: ClassVar[str] = "vader"
     unit: ClassVar[str] = "VADER compound, -1 gloomy to +1 bright"
+    higher_is: ClassVar[Direction] = "better"
+    agreement: ClassVar[str] = (
+        "AUC 0.925 between our bright and melancholy sentences (n = 768); r = 0.88 with the mean "
+        "of 20 raters on tweets, by its authors"
+    )
 
-    def score(self, prompts: Sequence[str], generations: Sequence[str]) -> list[Score]:
+    def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
         try:
             from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
         except ImportError:
@@ -35,9 +41,7 @@ class VaderMood(Judge):
                 "The mood judge needs vaderSentiment: pip install 'odesteer[demo]'."
             ) from None
         analyzer = SentimentIntensityAnalyzer()
-        return [
-            Score(float(analyzer.polarity_scores(text)["compound"]))
-            if text.strip()
-            else Score(None, "empty generation")
-            for text in generations
-        ]
+        return each_text(
+            generations,
+            lambda texts: [analyzer.polarity_scores(text)["compound"] for text in texts],
+        )

@@ -23,6 +23,13 @@ from odesteer.tuning.replay import Text, padded, replay
 _BATCH = 16
 
 
+class Shift(NamedTuple):
+    """What a steering changes at every token of one answer: [t] each, in nats."""
+
+    kl: Tensor
+    log_ratio: Tensor  # log p - log q of the token that stands there
+
+
 class Damage(NamedTuple):
     """Damage over all tokens of the continuations; 0, 0 and 1 where nothing changes."""
 
@@ -74,8 +81,21 @@ def measure(
         vocabulary: of the model, which bounds the batch.
         progress: called with the number of texts read since the last call.
     """
-    divergence: list[list[Tensor]] = [[] for _ in steerings]
-    surprise: list[list[Tensor]] = [[] for _ in steerings]
+    shifts = compare(model, texts, steerings, vocabulary=vocabulary, progress=progress)
+    return [_damage(own) for own in shifts]
+
+
+def compare(
+    model: nn.Module,
+    texts: Sequence[Text],
+    steerings: Sequence[AnySteering],
+    *,
+    vocabulary: int = 2**16,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Shift]]:
+    """What each steering changes in each text; arguments are those of `measure`."""
+    nothing = Shift(torch.empty(0), torch.empty(0))
+    shifts = [[nothing] * len(texts) for _ in steerings]
     for batch, number, unsteered, steered in replay(model, texts, steerings, vocabulary=vocabulary):
         for row, i in enumerate(batch):
             answer = torch.tensor(texts[i].answer, device=steered.logits.device).unsqueeze(-1)
@@ -83,11 +103,11 @@ def measure(
             before = slice(-1 - len(answer), -1)
             log_p = unsteered.logits[row, before].float().log_softmax(dim=-1)
             log_q = steered.logits[row, before].float().log_softmax(dim=-1)
-            divergence[number].append(kl(log_p, log_q).cpu())
-            surprise[number].append((log_p - log_q).gather(-1, answer).flatten().cpu())
+            log_ratio = (log_p - log_q).gather(-1, answer).flatten()
+            shifts[number][i] = Shift(kl(log_p, log_q).cpu(), log_ratio.cpu())
         if progress is not None:
             progress(len(batch))
-    return [_damage(torch.cat(d), torch.cat(s)) for d, s in zip(divergence, surprise, strict=True)]
+    return shifts
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -95,9 +115,9 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp_min(0.0)
 
 
-def _damage(divergence: Tensor, surprise: Tensor) -> Damage:
-    d = divergence.double().numpy()
-    ratio = float(surprise.double().mean().exp())
+def _damage(shifts: Sequence[Shift]) -> Damage:
+    d = torch.cat([shift.kl for shift in shifts]).double().numpy()
+    ratio = float(torch.cat([shift.log_ratio for shift in shifts]).double().mean().exp())
     return Damage(float(d.mean()), float(np.quantile(d, 0.95)), ratio, len(d))
 
 

@@ -22,6 +22,7 @@ from odesteer.backends import Sampling, TransformersBackend
 from odesteer.backends.base import AnySteering
 from odesteer.bootstrap import Interval, interval
 from odesteer.calibration import binary_quality
+from odesteer.case import Case
 from odesteer.contrast import Example
 from odesteer.extraction import extract
 from odesteer.methods.base import Samples
@@ -245,15 +246,8 @@ class JudgeReadOut(ReadOut):
         }
 
     def _scores(self, prompts: Sequence[str | Messages | None], texts: Sequence[str]) -> np.ndarray:
-        given = self.judge.score([_words(prompt) for prompt in prompts], texts)
+        given = self.judge.score([Case(prompt or "") for prompt in prompts], texts)
         return np.array([np.nan if score.value is None else score.value for score in given])
-
-
-def _words(prompt: str | Messages | None) -> str:
-    """A prompt as text: of chat messages, the last one."""
-    if prompt is None or isinstance(prompt, str):
-        return prompt or ""
-    return prompt[-1]["content"]
 
 
 def _warn_if_weak(what: str, auc: float) -> None:
