@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, help="the first so many; all 817")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", action="store_true", help="the two ends, not the way between")
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--json", type=Path, help="where every number goes")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -155,14 +156,14 @@ def main() -> None:
     # Everything ran once to be compared: that was the warm-up.
     seconds = interleaved(ways, options.repetitions, warmup=0)
     faster = ratios(seconds, REFERENCE)
-    memory = {name: peak_elsewhere(options, name) for name in ways}
+    memory = {} if options.no_memory else {name: peak_elsewhere(options, name) for name in ways}
     rows = [
         [
             name,
             f"{statistics.median(seconds[name]):.1f}",
             spread(faster[name]),
-            f"{memory[name] / 2**20:.0f}",
-            f"{memory[name] / memory[REFERENCE]:.2f}",
+            f"{memory[name] / 2**20:.0f}" if memory else "",
+            f"{memory[name] / memory[REFERENCE]:.2f}" if memory else "",
             f"{difference[name]:.0e}" if name in difference else "",
         ]
         for name in ways
