@@ -363,7 +363,7 @@ DAMAGE = {
     "a changed number": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
     "a changed name": lambda data: data.replace(b'"2":{', b'"1":{'),
     "a changed sum": lambda data: data.replace(b'"sum:2":"', b'"sum:2":"0'),
-    "another schema": lambda data: data.replace(b'"schema":"1"', b'"schema":"9"'),
+    "another schema": lambda data: data.replace(b'"schema":"2"', b'"schema":"9"'),
     "no safetensors": lambda data: b"x" * len(data),
     "a huge header": lambda data: (2**60).to_bytes(8, "little") + data[8:],
 }

@@ -26,6 +26,10 @@ BELOW_FITTING = {
     "texts",
     "capture",
     "cache",
+    "prefixes",
+    "batches",
+    "continuing",
+    "reading",
     "extraction",
     "attach",
     "positions",
@@ -50,7 +54,11 @@ MAY_IMPORT = {
     "texts": {"contrast", "layers"},
     "capture": {"layers"},
     "cache": {"artifact"},
-    "extraction": {"cache", "capture", "contrast", "layers", "texts"},
+    "prefixes": NOTHING,
+    "batches": {"prefixes"},
+    "continuing": {"cache", "layers", "structure"},
+    "reading": {"batches", "capture"},
+    "extraction": {"batches", "cache", "capture", "contrast", "layers", "reading", "texts"},
     "compiled": NOTHING,
     "hooks": NOTHING,
     "tracker": {"compiled", "hooks", "layers"},
@@ -95,10 +103,13 @@ MAY_IMPORT = {
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
 }
-# When used, or for types: a steering is attached by the engine without needing it.
+# When used, or for types: a steering is attached by the engine without needing it, and what imports
+# transformers takes seconds.
 MAY_IMPORT_LATE = {
     "artifact": {"steering"},
     "steering": {"attach", "handle", "positions", "composition"},
+    "reading": {"continuing"},
+    "extraction": {"continuing"},
     "layered": {"handle", "positions"},
     "tuning": {"judges"},
     # What a steering changes in a text is measured there, for tuning and for judging.

@@ -5,7 +5,7 @@ By hooks, and the pass stops at the deepest block asked for: logits are never co
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -26,14 +26,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class Forward(Protocol):
+    """A pass through the model, as far as it is needed."""
+
+    def __call__(self, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
+        """The outputs [b, t, d] of the blocks asked for.
+
+        Args:
+            ids: [b, t].
+            mask: [b, p + t], of the tokens in the cache too.
+            cache: keys and values of p tokens that came before, or an empty one to be filled.
+        """
+
+
 class _Stop(Exception):
     """Raised by the deepest block's hook: nothing above it is needed."""
 
 
 @contextmanager
-def captured(
-    model: nn.Module, indices: Sequence[int], site: Site
-) -> Iterator[Callable[[Tensor, Tensor], dict[int, Tensor]]]:
+def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[Forward]:
     """A forward function that returns the blocks' outputs; the model is left as it was."""
     blocks = find_layers(model)
     outputs: dict[int, Tensor] = {}
@@ -52,12 +63,14 @@ def captured(
     def capture_input(index: int) -> Callable[..., None]:
         return lambda _module, args: keep(index, args[0])
 
-    def forward(ids: Tensor, mask: Tensor) -> dict[int, Tensor]:
+    def forward(ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
         nonlocal tokens
         outputs.clear()
         tokens = tuple(ids.shape)
+        # Not every model knows of caches.
+        kept = {} if cache is None else {"past_key_values": cache}
         try:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **kept)
         except _Stop:
             return outputs
         raise RuntimeError(f"The model never ran its decoder block {deepest}.")

@@ -1,9 +1,9 @@
 """Which activations of a model have been computed before?
 
-One file a forward pass: a batch of texts, a tensor [b, d] for each layer read. Files are
-found by what they hold (the model's fingerprint, the token ids of the whole batch, the place
-read), written whole, and never changed; so several processes may use one cache, and one that
-was killed goes on where it stopped.
+One file a batch of texts, a tensor [b, d] for each layer read. Files are
+found by what they hold (the model's fingerprint, the token ids of the whole batch, how they go
+through the model, the place read), written whole, and never changed; so several processes may use
+one cache, and one that was killed goes on where it stopped.
 
 The unit is a batch because a matrix product rounds differently in another: what is read is
 to the bit what the same call would compute.
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,27 @@ from odesteer.cache.fingerprint import fingerprint, obstacle
 
 # False: none; True: the user's own, see `cache_files`; or a folder.
 CacheChoice = bool | str | os.PathLike[str]
+
+
+class Content(NamedTuple):
+    """All that the activations of a batch depend on, but for the model and the place.
+
+    Attributes:
+        rows: the batch's token ids.
+        starts: where each response starts, where that matters.
+        passes: how many first tokens are computed once for texts that share them, and how many
+            texts each forward pass takes.
+    """
+
+    rows: Sequence[Sequence[int]]
+    starts: Sequence[int]
+    passes: Sequence[int]
+
+    def key(self) -> str:
+        digest = hashlib.sha256(SCHEMA.encode())
+        for numbers in (self.passes, [len(row) for row in self.rows], self.starts, *self.rows):
+            digest.update(np.array([len(numbers), *numbers], dtype="<i8").tobytes())
+        return digest.hexdigest()[:40]
 
 
 class ActivationCache:
@@ -67,36 +89,23 @@ class ActivationCache:
                 else:
                     self._found.setdefault(path.name.split(".")[0], []).append(path)
 
-    def get(
-        self, rows: Sequence[Sequence[int]], starts: Sequence[int], layers: Sequence[int]
-    ) -> dict[int, Tensor]:
-        """[b, d] of those of the layers that are known for a batch, in float32.
-
-        Args:
-            rows: the batch's token ids.
-            starts: where each response starts, where that matters.
-            layers: block indices.
-        """
+    def get(self, batch: Content, layers: Sequence[int]) -> dict[int, Tensor]:
+        """[b, d] of those of the layers that are known for a batch, in float32."""
         known: dict[int, Tensor] = {}
-        for path in self._found.get(_batch_key(rows, starts), []):
+        for path in self._found.get(batch.key(), []):
             wanted = [layer for layer in layers if layer not in known]
             if not wanted:
                 break
             # Another process may have removed it meanwhile, or own it.
             with suppress(OSError):
                 try:
-                    known.update(_read(path, wanted, len(rows)))
+                    known.update(_read(path, wanted, len(batch.rows)))
                     os.utime(path)  # what is used is kept longest
                 except (SafetensorError, ValueError):
                     path.unlink()  # damaged
         return known
 
-    def put(
-        self,
-        rows: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        activations: dict[int, Tensor],
-    ) -> None:
+    def put(self, batch: Content, activations: dict[int, Tensor]) -> None:
         """Keep a batch's activations [b, d] by layer. A full disk is no error, only a warning."""
         if not self._writes:
             return
@@ -108,7 +117,7 @@ class ActivationCache:
             self._place.mkdir(parents=True, exist_ok=True)
             if not (self._model / MODEL).exists():
                 write_whole(self._model / MODEL, json.dumps(self._about).encode())
-            write_whole(self._place / f"{_batch_key(rows, starts)}.{layers}{SUFFIX}", payload)
+            write_whole(self._place / f"{batch.key()}.{layers}{SUFFIX}", payload)
             self._wrote = True
         except OSError as error:
             self._writes = False
@@ -118,13 +127,6 @@ class ActivationCache:
         """Keep the whole cache within its size, if it grew."""
         if self._wrote:
             trim(self._root, self._limit)
-
-
-def _batch_key(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> str:
-    digest = hashlib.sha256(SCHEMA.encode())
-    for numbers in ([len(row) for row in rows], starts, *rows):
-        digest.update(np.array([len(numbers), *numbers], dtype="<i8").tobytes())
-    return digest.hexdigest()[:40]
 
 
 def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:

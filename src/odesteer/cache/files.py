@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MODEL, SUFFIX, SCHEMA = "model.json", ".safetensors", "1"
+MODEL, SUFFIX, SCHEMA = "model.json", ".safetensors", "2"
 DAY = 86400.0
 _HEADER_LIMIT = 2**20  # bytes; ours have a few thousand
 

@@ -58,6 +58,19 @@ def fingerprint(model: nn.Module) -> str:
 
 def obstacle(model: nn.Module) -> str | None:
     """Why the model's activations may not be its own, or cannot be told from another's."""
+    reason = hooked(model)
+    if reason is not None:
+        return reason
+    for name, tensor in _state(model):
+        if tensor.device.type == "meta":
+            return f"{name} is not in memory (it is offloaded)"
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, whose bytes are not plain"
+    return None
+
+
+def hooked(model: nn.Module) -> str | None:
+    """What on the model, and not of it, may change its activations: a steering, for one."""
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return "a global forward hook is registered"
     for name, module in model.named_modules():
@@ -68,11 +81,6 @@ def obstacle(model: nn.Module) -> str | None:
                 return f"{where} carries a forward hook (of {home})"
         if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             return f"the forward of {where} was replaced"
-    for name, tensor in _state(model):
-        if tensor.device.type == "meta":
-            return f"{name} is not in memory (it is offloaded)"
-        if type(tensor) not in (Tensor, nn.Parameter):
-            return f"{name} is a {type(tensor).__name__}, whose bytes are not plain"
     return None
 
 
