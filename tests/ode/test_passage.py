@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, passage, solve
+from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, fused, passage, solve
 from odesteer.ode.fused import cpu
 
 D, K, R = 24, 7, 5
@@ -89,6 +89,37 @@ def test_rows_stop_where_double_precision_stops_them(
     assert relative(moved, expected, a.double()) < 1e-4
     excess = (exact.value(moved.double()) - level)[reaches]
     assert float(excess.min()) > -2e-6 and float(excess.max()) < 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("whitened", [False, True], ids=["plain", "whitened"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
+    name: str, whitened: bool, n: int
+) -> None:
+    if cpu.compiled() is None:
+        pytest.skip("numba is not installed")
+    exact, a = barrier(whitened, d=700), rows(40, 700)
+    one, how = copy.deepcopy(exact).float(), {"solver": SOLVERS[name], "steps": 7}
+    time = torch.linspace(0.5, 4.0, len(a))
+    time[5], time[7] = 0.0, -1.0
+    before = exact.value(a.double())
+    spent = exact.value(solve(GradientField(exact), a.double(), time.double(), **how))
+    level = (before + spent) / 2
+    level[::3] = torch.inf
+    for levels in (None, level, float(before.median())):
+        some: Any = {} if levels is None else {"level": levels}
+        expected = solve(GradientField(exact), a.double(), time.double(), **some, **how)
+        moved = []
+        for i in range(0, len(a), n):
+            each = {"level": levels[i : i + n].float()} if isinstance(levels, Tensor) else some
+            part = passage.Course(time[i : i + n], how["solver"], how["steps"], *each.values())
+            assert fused.whole(one.frame, a[i : i + n], part) is not None
+            moved.append(solve(GradientField(one), a[i : i + n], time[i : i + n], **each, **how))
+        stays = (expected == a.double()).all(dim=-1)
+        assert int(stays.sum()) >= 1
+        assert torch.equal(torch.cat(moved)[stays], a[stays])
+        assert relative(torch.cat(moved), expected, a.double()) < 2e-4
 
 
 def test_every_row_has_its_own_level_in_double_precision_too() -> None:

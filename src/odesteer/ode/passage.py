@@ -52,6 +52,9 @@ def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
     """
     rows = a.reshape(-1, a.shape[-1])
     course = course.flat()
+    done = fused.whole(frame, rows, course)
+    if done is not None:
+        return done.view(a.shape)
     inner = fused.inner(a, course.solver) or through
     result = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if a.device.type != "cpu" or rows.numel() <= WORKSPACE:

@@ -9,11 +9,15 @@ where neither is there, that is what runs.
 import torch
 from torch import Tensor
 
-from odesteer.ode.course import Inner
+from odesteer.ode.course import Course, Inner
+from odesteer.ode.frame import Frame
 from odesteer.ode.fused import cpu
 from odesteer.ode.solver import Solver
 
-__all__ = ["inner"]
+__all__ = ["inner", "whole"]
+
+# Rows up to which one piece of compiled code beats a library's products; see `row`.
+_FEW = 2
 
 
 def inner(a: Tensor, solver: Solver) -> Inner | None:
@@ -21,3 +25,15 @@ def inner(a: Tensor, solver: Solver) -> Inner | None:
     if a.device.type == "cpu" and a.dtype == torch.float32:
         return cpu.inner(solver)
     return None
+
+
+def whole(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+    """a(time) of rows [n, d] by code that does everything; None where that is not the way."""
+    if a.device.type != "cpu" or a.dtype != torch.float32 or len(a) > _FEW:
+        return None
+    straight = cpu.straight_or_not(course.solver)
+    if straight is None or cpu.compiled() is None:
+        return None
+    from odesteer.ode.fused import row  # numba is there
+
+    return row.solve(frame, a, course, straight)

@@ -34,6 +34,10 @@ _HALVINGS = 50  # of an angle below pi: to the last digit
 
 _NO_LEVELS = np.empty(0, dtype=np.float32)
 
+# Sums may be taken in any order, which is what lets them use the processor's wide registers; NaN
+# and infinity keep their meaning.
+RELAXED = {"reassoc", "contract", "nsz", "arcp"}
+
 _SIGNATURE = (
     "void(f4[:,::1], f4[:,::1], f4[::1], f4[::1], f4[::1], f4[:,::1], f8, f4[:,::1], f4[::1], f8, "
     "f4[::1], i8, b1, f4[:,::1], f4[:,::1], b1[::1])"
@@ -193,7 +197,7 @@ def loop(
             change[i, j] = x[j] - s * mixed[i, j]
 
 
-class _Fixed(NamedTuple):
+class Fixed(NamedTuple):
     """What `loop` needs of a frame."""
 
     shrinkage: Any
@@ -203,8 +207,8 @@ class _Fixed(NamedTuple):
     constant: float
 
     @staticmethod
-    def of(frame: Frame) -> "_Fixed":
-        return _Fixed(
+    def of(frame: Frame) -> "Fixed":
+        return Fixed(
             frame.shrinkage.numpy(),
             frame.curvature.numpy(),
             frame.slope.numpy(),
@@ -213,7 +217,22 @@ class _Fixed(NamedTuple):
         )
 
 
-_fixed: "weakref.WeakKeyDictionary[Frame, _Fixed]" = weakref.WeakKeyDictionary()
+_fixed: "weakref.WeakKeyDictionary[Frame, Fixed]" = weakref.WeakKeyDictionary()
+
+
+def fixed(frame: Frame) -> Fixed:
+    """The arrays of a frame, made once."""
+    found = _fixed.get(frame)
+    if found is None:
+        found = _fixed[frame] = Fixed.of(frame)
+    return found
+
+
+def levels(course: Course) -> tuple[float, Any]:
+    """`level` and `levels` of `loop`."""
+    if isinstance(course.level, Tensor):
+        return math.inf, course.level.contiguous().numpy()
+    return math.inf if course.level is None else course.level, _NO_LEVELS
 
 
 @cache
@@ -223,18 +242,22 @@ def compiled() -> Callable[..., None] | None:
         return None
     import numba
 
-    # Sums may be taken in any order, which is what lets them use the processor's wide registers;
-    # NaN and infinity keep their meaning.
-    relaxed = {"reassoc", "contract", "nsz", "arcp"}
-    compile_ = numba.njit(_SIGNATURE, cache=True, nogil=True, fastmath=relaxed, error_model="numpy")
+    compile_ = numba.njit(_SIGNATURE, cache=True, nogil=True, fastmath=RELAXED, error_model="numpy")
     return compile_(loop)
 
 
 def inner(solver: Solver) -> Inner | None:
     """The loop for Euler's or great-circle steps; None for others, or without numba."""
-    straight = solver == SOLVERS["euler"]
-    run = compiled() if straight or solver == SOLVERS["great-circle"] else None
-    return None if run is None else partial(run_loop, run, straight)
+    straight = straight_or_not(solver)
+    run = None if straight is None else compiled()
+    return None if run is None or straight is None else partial(run_loop, run, straight)
+
+
+def straight_or_not(solver: Solver) -> bool | None:
+    """Whether steps are Euler's or along great circles; None for others."""
+    if solver == SOLVERS["euler"]:
+        return True
+    return False if solver == SOLVERS["great-circle"] else None
 
 
 def run_loop(
@@ -247,25 +270,17 @@ def run_loop(
 ) -> Outcome:
     """`run`, which is `loop` or what was made of it, on tensors; see `course.through`."""
     mixed = coordinates if frame.mix is None else coordinates @ frame.mix
-    fixed = _fixed.get(frame)
-    if fixed is None:
-        fixed = _fixed[frame] = _Fixed.of(frame)
-    n, k = len(coordinates), len(fixed.gram)
+    constants = fixed(frame)
+    n, k = len(coordinates), len(constants.gram)
     shift, change = torch.empty(n, 1), torch.empty(n, k)
     stays = torch.empty(n, dtype=torch.bool)
-    level, levels = math.inf, _NO_LEVELS
-    if isinstance(course.level, Tensor):
-        levels = course.level.contiguous().numpy()
-    elif course.level is not None:
-        level = course.level
     run(
         coordinates.numpy(),
         mixed.numpy(),
-        *fixed,
+        *constants,
         length.numpy(),
         course.time.contiguous().numpy(),
-        level,
-        levels,
+        *levels(course),
         course.steps,
         straight,
         shift.numpy(),
