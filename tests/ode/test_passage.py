@@ -106,8 +106,9 @@ def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
     before = exact.value(a.double())
     spent = exact.value(solve(GradientField(exact), a.double(), time.double(), **how))
     level = (before + spent) / 2
-    level[::3] = torch.inf
-    for levels in (None, level, float(before.median())):
+    level[::3], level[5] = torch.inf, torch.inf
+    # Not the median itself, which one row has: rounding would decide whether it is there.
+    for levels in (None, level, float(before.median()) + 0.05):
         some: Any = {} if levels is None else {"level": levels}
         expected = solve(GradientField(exact), a.double(), time.double(), **some, **how)
         moved = []
@@ -119,7 +120,9 @@ def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
         stays = (expected == a.double()).all(dim=-1)
         assert int(stays.sum()) >= 1
         assert torch.equal(torch.cat(moved)[stays], a[stays])
-        assert relative(torch.cat(moved), expected, a.double()) < 2e-4
+        # A row that barely moves ends a little above its level, which is much of its way.
+        close = 1e-5 if levels is None else 1e-3
+        assert relative(torch.cat(moved), expected, a.double()) < close
 
 
 def test_every_row_has_its_own_level_in_double_precision_too() -> None:

@@ -272,7 +272,8 @@ def run_loop(
     mixed = coordinates if frame.mix is None else coordinates @ frame.mix
     constants = fixed(frame)
     n, k = len(coordinates), len(constants.gram)
-    shift, change = torch.empty(n, 1), torch.empty(n, k)
+    shift = torch.empty(n, 1, dtype=torch.float32)
+    change = torch.empty(n, k, dtype=torch.float32)
     stays = torch.empty(n, dtype=torch.bool)
     run(
         coordinates.numpy(),
