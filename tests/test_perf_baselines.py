@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from perf.baselines import fft_euler
 
 from odesteer import PaperODESteer
 from odesteer.ode import SOLVERS, GradientField, SketchBarrier, solve
-from perf.baselines import fft_euler
 
 
 @pytest.mark.parametrize("d", [9, 40])
