@@ -2,7 +2,7 @@
 
 The map a -> a(T) of one decoder block: a field, how its ODE is solved, how far, and the
 calibration that turns its barrier into a probability. It is what gets saved, loaded,
-composed and attached. float32, the cast back, `no_grad` and devices are dealt with here.
+composed and attached. Precision, `no_grad` and devices are dealt with here.
 """
 
 import copy
@@ -24,6 +24,7 @@ from odesteer.artifact.serialize import describe, rebuild
 from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
+from odesteer.ode.field import solved_in
 
 if TYPE_CHECKING:
     from odesteer.artifact.compatibility import Difference
@@ -103,16 +104,15 @@ class Steering(Pushable):
         if dose.is_zero or a.numel() == 0:
             return a
         with torch.no_grad():
-            field_, start, dose = self._directed(a, velocity)
-            moved = ode.solve(
+            field_, dose = self._directed(a, velocity)
+            return ode.solve(
                 field_,
-                start,
-                dose.time(field_, start),
+                a,
+                dose.time(field_, a),
                 solver=SOLVERS[self.solver],
                 steps=self.steps,
                 level=self._level(dose),
             )
-            return moved.to(a.dtype)
 
     def trajectory(self, a: Tensor) -> Tensor:
         """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
@@ -127,7 +127,8 @@ class Steering(Pushable):
                 "steering.with_strength(steering.strength.budget).trajectory(a)."
             )
         with torch.no_grad():
-            field_, start, dose = self._directed(a)
+            field_, dose = self._directed(a)
+            start = a.to(solved_in(a.dtype))
             time = dose.time(field_, start)
             return ode.trajectory(
                 field_, start, time, solver=SOLVERS[self.solver], steps=self.steps
@@ -136,8 +137,7 @@ class Steering(Pushable):
     def velocity(self, prompt: Tensor) -> Tensor:
         """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
         with torch.no_grad():
-            field_, point = self._prepare(prompt)
-            return field_(point)
+            return self._placed_for(prompt)(prompt.to(solved_in(prompt.dtype)))
 
     # ---- what it knows about an activation
 
@@ -156,8 +156,8 @@ class Steering(Pushable):
         """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with torch.no_grad():
-            field_, point = self._prepare(a)
-            return self.calibration.scale * field_.value(point) + self.calibration.offset
+            value = self._placed_for(a).value(a.to(solved_in(a.dtype)))
+            return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
         """P(positive | a), calibrated: [..., d] -> [...].
@@ -308,12 +308,9 @@ class Steering(Pushable):
         logit = math.log(dose.stop_at / (1.0 - dose.stop_at))
         return (logit - self.calibration.offset) / self.calibration.scale
 
-    def _prepare(self, a: Tensor) -> tuple[VectorField, Tensor]:
-        """The field on a's device, and a in the precision it is solved in.
-
-        float64 stays float64; everything else is solved in float32.
-        """
-        dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    def _placed_for(self, a: Tensor) -> VectorField:
+        """The field on a's device, in the precision that `a` is solved in."""
+        dtype = solved_in(a.dtype)
         width = self.hidden_size
         if width is not None and a.shape[-1] != width:
             raise ValueError(
@@ -322,19 +319,17 @@ class Steering(Pushable):
         key = (a.device, dtype)
         if key not in self._placed:
             self._placed[key] = copy.deepcopy(self.field).to(a.device, dtype)
-        return self._placed[key], a.to(dtype)
+        return self._placed[key]
 
-    def _directed(
-        self, a: Tensor, velocity: Tensor | None = None
-    ) -> tuple[VectorField, Tensor, Dose]:
-        """Field, start and dose; a one-way field goes back by going forwards reversed."""
-        field_, start = self._prepare(a)
+    def _directed(self, a: Tensor, velocity: Tensor | None = None) -> tuple[VectorField, Dose]:
+        """Field and dose; a one-way field goes back by going forwards reversed."""
+        field_ = self._placed_for(a)
         if velocity is not None:
-            field_ = GivenField(velocity.to(start), field_.barrier)
+            field_ = GivenField(velocity.to(a.device, solved_in(a.dtype)), field_.barrier)
         dose = self.dose
         if dose.size < 0 and field_.one_way:
-            return field_.reversed(), start, dose.scaled(-1.0)
-        return field_, start, dose
+            return field_.reversed(), dose.scaled(-1.0)
+        return field_, dose
 
     @property
     def hidden_size(self) -> int | None:

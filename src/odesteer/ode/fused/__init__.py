@@ -1,19 +1,26 @@
 """Which compiled code solves the flow in k + 1 dimensions, where there is some?
 
 The loop over steps is small: in plain torch most of its time goes into starting operations.
-`cpu` compiles it with numba (the extra "fast"), `gpu` with triton, which comes with torch's CUDA
-builds. Both do what `odesteer.ode.course.through` does, and the tests compare them with it;
-where neither is there, that is what runs.
+`cpu` compiles it with numba (the extra "fast"), `gpu` the passage around it too with triton,
+which comes with torch's CUDA builds. Both do what `odesteer.ode.passage` and
+`odesteer.ode.course.through` do in torch, and the tests compare them with it; where neither is
+there, that is what runs.
 """
 
 import torch
 from torch import Tensor
 
-from odesteer.ode.course import Inner
-from odesteer.ode.fused import cpu
+from odesteer.ode.course import Course, Inner
+from odesteer.ode.frame import Frame
+from odesteer.ode.fused import cpu, gpu
 from odesteer.ode.solver import Solver
 
-__all__ = ["inner"]
+__all__ = ["inner", "passage"]
+
+
+def passage(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+    """All the way from a [n, d] to a(time), in a's own type; None where nothing compiled does."""
+    return gpu.passage(frame, a, course)
 
 
 def inner(a: Tensor, solver: Solver) -> Inner | None:
