@@ -195,6 +195,25 @@ def test_rows_that_stay_keep_every_bit(
     assert bool((moved[8] != a[8]).any()) and bool(torch.isfinite(moved[8]).all())
 
 
+def test_a_barrier_that_is_the_same_everywhere_moves_nothing(move: Callable[..., Tensor]) -> None:
+    flat = QuadraticBarrier(
+        Whitening(torch.zeros(24).double()), torch.zeros(24, 0).double(), *torch.zeros(2, 0), 0.1
+    )
+    a = rows(3, 24)
+    assert torch.equal(move(flat, a, 1.0, solver=SOLVERS["euler"], steps=2), a)
+
+
+def test_what_torch_makes_by_default_does_not_matter(move: Callable[..., Tensor]) -> None:
+    exact, a = barrier(24, 7, 5), rows(3, 24)
+    how: dict[str, Any] = {"solver": SOLVERS["euler"], "steps": 2}
+    expected = move(exact, a, 1.0, **how)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(move(exact, a, 1.0, **how), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_what_the_span_holds_entirely_has_no_remainder_to_scale(
     move: Callable[..., Tensor],
 ) -> None:

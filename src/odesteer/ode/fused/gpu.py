@@ -9,7 +9,7 @@ graph can hold the passage, and it gives the same bits each time.
 """
 
 import weakref
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SHORTEST = 16
 
 
+@cache
 def runs_on(device: torch.device) -> bool:
     """True where the kernels can be compiled: triton asks for compute capability 8.0."""
     return (
@@ -84,7 +85,8 @@ def _run(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
     a = a if a.stride(-1) == 1 else a.contiguous()
     n, d = a.shape
     k, m, r = len(frame.gram), frame.entrance.shape[1], len(frame.shrinkage)
-    result = torch.empty(n, d, dtype=a.dtype, device=a.device)
+    new = partial(torch.empty, dtype=torch.float32, device=a.device)
+    result = new(n, d, dtype=a.dtype)
     if n == 0:
         return result
     fixed = _fixed.get(frame)
@@ -99,10 +101,11 @@ def _run(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
     # Few rows read Q as fast as memory gives it only if every processor asks for a part of it:
     # d is split until there are two programs for each, or until a stretch of it has 32 numbers.
     columns, depth = min(64, _power(m)), 32
-    splits = min(128, _blocks(2 * processors, blocks * _blocks(m, columns)), _blocks(d, depth))
+    bands = max(1, _blocks(m, columns))
+    splits = min(128, _blocks(2 * processors, blocks * bands), _blocks(d, depth))
     stretch = depth * _blocks(d, depth * splits)
     splits = _blocks(d, stretch)
-    parts = torch.empty(splits, n, m + 1, device=a.device)
+    parts = new(splits, n, m + 1)
 
     # A row a program, until rows outnumber what the device works on at once; from there 16 share
     # what each reads of mix and factor, where the state is not too wide for that. What a program
@@ -111,8 +114,7 @@ def _run(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
     K = _power(k)
     together = _SHORTEST if n > 8 * processors and K <= 128 else 1
     whole = K <= 64 or (K == 128 and together == 1)
-    shift, change = torch.empty(n, device=a.device), torch.empty(n, k, device=a.device)
-    stays = torch.empty(n, dtype=torch.bool, device=a.device)
+    shift, change, stays = new(n), new(n, k), new(n, dtype=torch.bool)
     levels = course.level if isinstance(course.level, Tensor) else None
     level = 0.0 if course.level is None or levels is not None else float(course.level)
 
@@ -120,7 +122,7 @@ def _run(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
     wide = 64 if blocks * _blocks(d, 64) >= 2 * processors else 32
 
     with torch.cuda.device_of(a):
-        kernels.enter[(blocks, _blocks(m, columns), splits)](
+        kernels.enter[(bands, blocks, splits)](
             a,
             frame.centre,
             frame.entrance,

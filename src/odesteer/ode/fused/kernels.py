@@ -15,10 +15,14 @@ import triton.language as tl
 
 # A tangent shorter than this share of q is rounding; see `odesteer.ode.quadratic.is_above_noise`.
 _NOISE = tl.constexpr(16.0 * 2.0**-23)
-# So far above its level a row is put, relative to the sizes of h: single precision rounds, here
-# and when the row is lifted to d dimensions.
-_ABOVE = tl.constexpr(8.0 * 2.0**-23)
+# So far above its level a row is put, relative to the sizes of h: single precision rounds, in
+# the products with d, here, and when the row is lifted. (Four times what `cpu.loop` takes, which
+# computes in double precision.)
+_ABOVE = tl.constexpr(32.0 * 2.0**-23)
 _HALVINGS = tl.constexpr(26)  # of a step: to the last digit of a share of it
+
+# Sizes that change from call to call: not compiled for anew where they are 1 or divisible by 16.
+_LOOSE = ("n", "splits", "steps")
 
 
 @triton.jit
@@ -42,7 +46,7 @@ def _total(x):
     return tl.sum(x, axis=1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_LOOSE)
 def enter(
     a,
     centre,
@@ -59,11 +63,12 @@ def enter(
 ):
     """From a [n, d] to `parts` [splits, n, m + 1]: of x @ Q, and behind it of ||x||^2.
 
-    Programs: (blocks of rows, blocks of Q's columns, splits of d). `stretch`, a multiple of
-    DEPTH, is how many dimensions a split has; `stride` is from row to row of a.
+    Programs: (bands of Q's columns, blocks of rows, splits of d), so that those which read the
+    same rows run side by side. `stretch`, a multiple of DEPTH, is how many dimensions a split
+    has; `stride` is from row to row of a.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     split = tl.program_id(2)
     product = tl.zeros([ROWS, COLUMNS], tl.float32)
     squared = tl.zeros([ROWS, 1], tl.float32)
@@ -78,7 +83,7 @@ def enter(
         squared += _total(x * x)
     out = parts + (split * n + row) * (m + 1)
     tl.store(out + column, product, mask=(row < n) & (column < m))
-    if tl.program_id(1) == 0:
+    if tl.program_id(0) == 0:
         tl.store(out + m, squared, mask=row < n)
 
 
@@ -110,7 +115,7 @@ def _squared_in_a(z, factor, k, ROWS: tl.constexpr, K: tl.constexpr, CHUNK: tl.c
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_LOOSE)
 def flow(
     parts,
     mix,
@@ -276,7 +281,7 @@ def _height(cosine, sine, uu, ut, tt, bu, bt, const):
     return h + sine * (sine * tt + bt)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_LOOSE)
 def leave(
     a,
     centre,
