@@ -2,7 +2,7 @@
 
 The map a -> a(T) of one decoder block: a field, how its ODE is solved, how far, and the
 calibration that turns its barrier into a probability. It is what gets saved, loaded,
-composed and attached. float32, the cast back, `no_grad` and devices are dealt with here.
+composed and attached. Precision, `no_grad` and devices are dealt with here.
 """
 
 import copy
@@ -24,6 +24,7 @@ from odesteer.artifact.serialize import describe, rebuild
 from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
+from odesteer.ode.field import solved_in
 
 if TYPE_CHECKING:
     from odesteer.artifact.compatibility import Difference
@@ -108,17 +109,16 @@ class Steering(Pushable):
         if dose.is_zero or a.numel() == 0:
             return a
         with torch.no_grad():
-            field_, start, dose = self._directed(a, dose, velocity)
+            field_, dose = self._directed(a, dose, velocity)
             time = dose.common_time(field_)
-            moved = ode.solve(
+            return ode.solve(
                 field_,
-                start,
-                dose.time(field_, start) if time is None else time,
+                a,
+                dose.time(field_, a) if time is None else time,
                 solver=SOLVERS[self.solver],
                 steps=self.steps,
-                level=self._level(dose, start),
+                level=self._level(dose, a),
             )
-            return moved.to(a.dtype)
 
     def trajectory(self, a: Tensor) -> Tensor:
         """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
@@ -133,7 +133,8 @@ class Steering(Pushable):
                 "steering.with_strength(steering.strength.budget).trajectory(a)."
             )
         with torch.no_grad():
-            field_, start, dose = self._directed(a, dose)
+            field_, dose = self._directed(a, dose)
+            start = a.to(solved_in(a.dtype))
             time = dose.time(field_, start)
             return ode.trajectory(
                 field_, start, time, solver=SOLVERS[self.solver], steps=self.steps
@@ -142,8 +143,7 @@ class Steering(Pushable):
     def velocity(self, prompt: Tensor) -> Tensor:
         """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
         with torch.no_grad():
-            field_, point = self._prepare(prompt)
-            return field_(point)
+            return self._placed_for(prompt)(prompt.to(solved_in(prompt.dtype)))
 
     # ---- what it knows about an activation
 
@@ -162,8 +162,8 @@ class Steering(Pushable):
         """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with torch.no_grad():
-            field_, point = self._prepare(a)
-            return self.calibration.scale * field_.value(point) + self.calibration.offset
+            value = self._placed_for(a).value(a.to(solved_in(a.dtype)))
+            return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
         """P(positive | a), calibrated: [..., d] -> [...].
@@ -319,32 +319,28 @@ class Steering(Pushable):
         logit = math.log(stop / (1.0 - stop))
         return (logit - self.calibration.offset) / self.calibration.scale
 
-    def _prepare(self, a: Tensor) -> tuple[VectorField, Tensor]:
-        """The field on a's device, and a in the precision it is solved in.
-
-        float64 stays float64; everything else is solved in float32.
-        """
-        dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-        key = (a.device, dtype)
+    def _placed_for(self, a: Tensor) -> VectorField:
+        """The field on a's device, in the precision that `a` is solved in."""
+        key = (a.device, solved_in(a.dtype))
         if key not in self._placed:
-            self._placed[key] = (copy.deepcopy(self.field).to(a.device, dtype), self.hidden_size)
+            self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
         field_, width = self._placed[key]
         if width is not None and a.shape[-1] != width:
             raise ValueError(
                 f"This steering is for activations of width {width}; got {list(a.shape)}."
             )
-        return field_, a.to(dtype)
+        return field_
 
     def _directed(
         self, a: Tensor, dose: Dose, velocity: Tensor | None = None
-    ) -> tuple[VectorField, Tensor, Dose]:
-        """Field, start and dose; a one-way field goes back by going forwards reversed."""
-        field_, start = self._prepare(a)
+    ) -> tuple[VectorField, Dose]:
+        """Field and dose; a one-way field goes back by going forwards reversed."""
+        field_ = self._placed_for(a)
         if velocity is not None:
-            field_ = GivenField(velocity.to(start), field_.barrier)
+            field_ = GivenField(velocity.to(a.device, solved_in(a.dtype)), field_.barrier)
         if field_.one_way and dose.size < 0:
-            return field_.reversed(), start, dose.scaled(-1.0)
-        return field_, start, dose
+            return field_.reversed(), dose.scaled(-1.0)
+        return field_, dose
 
     @property
     def hidden_size(self) -> int | None:

@@ -115,7 +115,7 @@ def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
         for i in range(0, len(a), n):
             each = {"level": levels[i : i + n].float()} if isinstance(levels, Tensor) else some
             part = passage.Course(time[i : i + n], how["solver"], how["steps"], *each.values())
-            assert fused.whole(one.frame, a[i : i + n], part) is not None
+            assert fused.passage(one.frame, a[i : i + n], part) is not None
             moved.append(solve(GradientField(one), a[i : i + n], time[i : i + n], **each, **how))
         stays = (expected == a.double()).all(dim=-1)
         assert int(stays.sum()) >= 1

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesteer.ode.field import VectorField
+from odesteer.ode.field import VectorField, solved_in
 
 
 class Dose(ABC):
@@ -34,7 +34,7 @@ class Dose(ABC):
 
     @abstractmethod
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        """The signed integration time of each row: [..., d] -> [...]."""
+        """The signed integration time of each row: [..., d] of any type -> [...], `solved_in`."""
 
     def common_time(self, field: VectorField) -> float | None:
         """The time of all rows, where it is one number whatever the rows are."""
@@ -91,7 +91,7 @@ class Time(_Amount):
         return f"strength {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return a.new_full(a.shape[:-1], self.amount)
+        return _everywhere(a, self.amount)
 
     def common_time(self, field: VectorField) -> float:
         return self.amount
@@ -105,7 +105,7 @@ class PathLength(_Amount):
         return f"path length {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return _at_speed(field, a, a.new_full(a.shape[:-1], self.amount))
+        return _at_speed(field, a, _everywhere(a, self.amount))
 
     def common_time(self, field: VectorField) -> float | None:
         return self.amount if field.unit_speed else None
@@ -119,13 +119,18 @@ class Angle(_Amount):
         return f"angle {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return _at_speed(field, a, self.amount * torch.linalg.vector_norm(a, dim=-1))
+        norm = torch.linalg.vector_norm(a, dim=-1, dtype=solved_in(a.dtype))
+        return _at_speed(field, a, self.amount * norm)
+
+
+def _everywhere(a: Tensor, amount: float) -> Tensor:
+    return a.new_full(a.shape[:-1], amount, dtype=solved_in(a.dtype))
 
 
 def _at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
     if field.unit_speed:
         return length
-    speed = field(a).norm(dim=-1)
+    speed = field(a.to(length.dtype)).norm(dim=-1)
     return torch.where(speed > 0, length / speed, torch.zeros_like(length))
 
 

@@ -16,6 +16,11 @@ from odesteer.ode.quadratic import QuadraticBarrier, unit_or_zero
 from odesteer.ode.reduction import enter, leave
 
 
+def solved_in(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which activations of a type are solved: float64 stays, others float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 class Flow(Protocol):
     """What a solver needs to know of an ODE, in whatever coordinates."""
 

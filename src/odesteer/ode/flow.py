@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odesteer.ode import passage
 from odesteer.ode.course import Course
-from odesteer.ode.field import VectorField
+from odesteer.ode.field import VectorField, solved_in
 from odesteer.ode.solver import GreatCircle, Solver
 
 
@@ -21,36 +21,41 @@ def solve(
     steps: int,
     level: Tensor | float | None = None,
 ) -> Tensor:
-    """a(time) for a [..., d].
+    """a(time) for a [..., d], in a's own type.
 
     Rows with time 0, and rows whose barrier is at `level` already, come back bit for bit.
 
     Args:
         field: v.
-        a: the start.
+        a: the start, in any type; it is solved in `solved_in` of it, the field's precision.
         time: signed, one number or one a row [...].
         solver: how.
         steps: for fixed-step solvers.
         level: stop each row where the barrier reaches this value, one for all or one a row.
     """
+    dtype = solved_in(a.dtype)
     # Every solver but the one that asks for a sphere is exact along a line.
     plain = level is None and not isinstance(solver, GreatCircle)
     if plain and isinstance(time, float) and time != 0.0:
-        there = field.after(a, time)
+        there = field.after(a.to(dtype), time)
         if there is not None:
-            return there
-    time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
+            return there.to(a.dtype)
+    # A number is filled in on the device: copying it there would wait for the device.
+    if not isinstance(time, Tensor):
+        time = a.new_full((), time, dtype=dtype)
+    time = time.to(a.device, dtype).expand(a.shape[:-1])
     if isinstance(level, Tensor):
-        level = level.to(a).expand(a.shape[:-1])
+        level = level.to(a.device, dtype).expand(a.shape[:-1])
     frame = passage.frame_of(field, a)
     if frame is not None:
         return passage.solve(frame, a, Course(time, solver, steps, level))
-    reduction = field.reduce(a)
+    start = a.to(dtype)
+    reduction = field.reduce(start)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)
     stays = time == 0
     if level is not None:
         stays = stays | (reduction.flow.value(reduction.start) >= level)
-    return torch.where(stays.unsqueeze(-1), a, reduction.lift(state))
+    return torch.where(stays.unsqueeze(-1), start, reduction.lift(state)).to(a.dtype)
 
 
 def trajectory(

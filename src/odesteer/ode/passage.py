@@ -47,24 +47,25 @@ def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
 
     Args:
         frame: of the barrier.
-        a: in the barrier's precision.
+        a: in any type; solved in the barrier's precision.
         course: how far, and how; [...] instead of [n].
     """
     rows = a.reshape(-1, a.shape[-1])
     course = course.flat()
-    done = fused.whole(frame, rows, course)
-    if done is not None:
-        return done.view(a.shape)
-    inner = fused.inner(a, course.solver) or through
+    moved = fused.passage(frame, rows, course)
+    if moved is not None:
+        return moved.view(a.shape)
+    rows = rows.to(frame.centre.dtype)
+    inner = fused.inner(rows, course.solver) or through
     result = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if a.device.type != "cpu" or rows.numel() <= WORKSPACE:
         _pass(frame, rows, result, course, inner)
-        return result.view(a.shape)
+        return result.to(a.dtype).view(a.shape)
     part = max(1, WORKSPACE // rows.shape[1])
     for first in range(0, len(rows), part):
         some = slice(first, first + part)
         _pass(frame, rows[some], result[some], course.part(some), inner)
-    return result.view(a.shape)
+    return result.to(a.dtype).view(a.shape)
 
 
 def _pass(frame: Frame, a: Tensor, result: Tensor, course: Course, inner: Inner) -> None:

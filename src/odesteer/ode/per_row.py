@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.field import VectorField
+from odesteer.ode.field import VectorField, solved_in
 
 
 class PerRow(Dose):
@@ -57,19 +57,19 @@ class PerRow(Dose):
         """The four columns for a [b, ..., d]: [4, b, 1, ...]."""
         if a.dim() < 2:
             raise ValueError(f"PerRow needs a batch of activations [b, ..., d]; got {[*a.shape]}.")
-        key = (a.device, a.dtype)
+        key = (a.device, solved_in(a.dtype))
         if key not in self._placed:
-            self._placed[key] = self._numbers.mT.to(a)
+            self._placed[key] = self._numbers.mT.to(*key)
         columns = self._placed[key].repeat_interleave(self._repeats(a.shape[0]), dim=1)
         return columns.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         time, length, angle, _ = self._columns(a)
         if self._has_angles:
-            length = length + angle * torch.linalg.vector_norm(a, dim=-1)
+            length = length + angle * torch.linalg.vector_norm(a, dim=-1, dtype=length.dtype)
         if field.unit_speed:
             return (time + length).expand(a.shape[:-1])
-        speed = field(a).norm(dim=-1)
+        speed = field(a.to(length.dtype)).norm(dim=-1)
         return time + torch.where(speed > 0, length / speed, torch.zeros_like(speed))
 
     def stops(self, a: Tensor) -> Tensor | None:

@@ -1,9 +1,10 @@
 """Which compiled code solves the flow in k + 1 dimensions, where there is some?
 
 The loop over steps is small: in plain torch most of its time goes into starting operations.
-`cpu` compiles it with numba (the extra "fast"), `gpu` with triton, which comes with torch's CUDA
-builds. Both do what `odesteer.ode.course.through` does, and the tests compare them with it;
-where neither is there, that is what runs.
+`cpu` compiles it with numba (the extra "fast"), `gpu` the passage around it too with triton,
+which comes with torch's CUDA builds. Both do what `odesteer.ode.passage` and
+`odesteer.ode.course.through` do in torch, and the tests compare them with it; where neither is
+there, that is what runs.
 """
 
 import torch
@@ -11,13 +12,20 @@ from torch import Tensor
 
 from odesteer.ode.course import Course, Inner
 from odesteer.ode.frame import Frame
-from odesteer.ode.fused import cpu
+from odesteer.ode.fused import cpu, gpu
 from odesteer.ode.solver import Solver
 
-__all__ = ["inner", "whole"]
+__all__ = ["inner", "passage"]
 
 # Rows up to which one piece of compiled code beats a library's products; see `row`.
 _FEW = 2
+
+
+def passage(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+    """All the way from a [n, d] to a(time), in a's own type; None where nothing compiled does."""
+    if gpu.runs_on(a.device):
+        return gpu.passage(frame, a, course)
+    return _few_rows(frame, a, course) if a.device.type == "cpu" else None
 
 
 def inner(a: Tensor, solver: Solver) -> Inner | None:
@@ -27,9 +35,8 @@ def inner(a: Tensor, solver: Solver) -> Inner | None:
     return None
 
 
-def whole(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
-    """a(time) of rows [n, d] by code that does everything; None where that is not the way."""
-    if a.device.type != "cpu" or a.dtype != torch.float32 or len(a) > _FEW:
+def _few_rows(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+    if a.dtype != torch.float32 or len(a) > _FEW:
         return None
     straight = cpu.straight_or_not(course.solver)
     if straight is None or cpu.compiled() is None:
