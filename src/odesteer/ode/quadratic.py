@@ -10,13 +10,18 @@ Its flow never leaves the span of V and the activation's own remainder, so the O
 dimensions is one in k + 1, exactly: see `odesteer.ode.reduction`.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odesteer.ode.barrier import Barrier, Sphere
+from odesteer.ode.spectrum import largest_eigenpairs
 from odesteer.ode.whitening import Whitening
+
+# Fewer eigenpairs than this part of all are looked for one block at a time.
+SPARSE = 8
 
 
 def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
@@ -98,8 +103,8 @@ class QuadraticBarrier(Barrier):
     ) -> "QuadraticBarrier":
         """From A [d, d] and g [d]: y^T A y + g . y + constant, with the k largest |eigenvalues|."""
         double = form.double()
-        eigenvalues, vectors = torch.linalg.eigh((double + double.mT) / 2)
-        return _from_eigen(eigenvalues, vectors, slope, constant, whitening, rank)
+        pairs = _largest(double, rank)
+        return _from_eigen(*pairs, double.trace(), slope, constant, whitening)
 
     @staticmethod
     def from_kernel(
@@ -126,17 +131,29 @@ class QuadraticBarrier(Barrier):
             rank: eigenvalues of A to keep, largest magnitudes first; None keeps all.
         """
         n, d = support.shape
-        if n < d:
-            frame, triangle = torch.linalg.qr(support.mT)
-            small = (triangle * weights) @ triangle.mT
-            eigenvalues, vectors = torch.linalg.eigh(gamma**2 * (small + small.mT) / 2)
-            vectors = frame @ vectors
-        else:
-            form = gamma**2 * (support.mT * weights) @ support
-            eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
         slope = 2 * gamma * c0 * (weights @ support)
         constant = c0**2 * weights.sum() + constant
-        return _from_eigen(eigenvalues, vectors, slope, constant, whitening, rank)
+        scaled = gamma**2 * weights
+        trace = (scaled * support.square().sum(dim=1)).sum()
+        if rank == 0:
+            nothing = support.mT[:, :0]
+            return _from_eigen(nothing[0], nothing, trace, slope, constant, whitening)
+        if rank is not None and rank < min(n, d) // SPARSE:
+            found = largest_eigenpairs(
+                lambda block: support.mT @ (scaled[:, None] * (support @ block)), support.mT, rank
+            )
+            if found is not None:
+                return _from_eigen(*found, trace, slope, constant, whitening)
+        frame = None
+        if n < d:
+            frame, triangle = torch.linalg.qr(support.mT)
+            form = (triangle * scaled) @ triangle.mT
+        else:
+            form = (support.mT * scaled) @ support
+        eigenvalues, vectors = _largest(form, rank)
+        if frame is not None:
+            vectors = frame @ vectors
+        return _from_eigen(eigenvalues, vectors, trace, slope, constant, whitening)
 
     def value(self, a: Tensor) -> Tensor:
         y = self.whitening(a)
@@ -176,9 +193,14 @@ class QuadraticBarrier(Barrier):
         rest = (self.curvature.sum() - self.curvature[kept].sum()) / max(left, 1)
         curvature = torch.zeros_like(self.curvature)
         curvature[kept] = self.curvature[kept] - rest
-        return QuadraticBarrier(
-            self.whitening, self.basis, curvature, self.slope, self.constant + rest
-        )
+        other = copy.copy(self)
+        # What is derived of the basis is kept: deriving it costs more than all the rest.
+        other._buffers = {
+            **self._buffers,
+            "curvature": curvature,
+            "constant": self.constant + rest,
+        }
+        return other
 
     @property
     def width(self) -> int:
@@ -194,28 +216,32 @@ class QuadraticBarrier(Barrier):
         )
 
 
+def _largest(form: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """The `rank` eigenvalues of largest magnitude, or all that are not 0, and eigenvectors."""
+    eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
+    magnitude = eigenvalues.abs()
+    if rank is None:
+        rank = int((magnitude > 1e-12 * magnitude.max()).sum())
+    kept = magnitude.argsort(descending=True)[:rank]
+    return eigenvalues[kept], vectors[:, kept]
+
+
 def _from_eigen(
     eigenvalues: Tensor,
-    vectors: Tensor,
+    basis: Tensor,
+    trace: Tensor,
     slope: Tensor,
     constant: Tensor | float,
     whitening: Whitening,
-    rank: int | None,
 ) -> QuadraticBarrier:
-    """Keep the largest eigenvalues, add g to their span, make Lambda diagonal there.
+    """Add g to the span of the eigenvectors that are kept, and make Lambda diagonal there.
 
     The others count as their mean c, which on ||y|| = 1 is c times what the kept directions
     leave: Lambda - c, and c in the constant.
     """
-    d, dtype = vectors.shape[0], whitening.centre.dtype
-    vectors, eigenvalues, slope = vectors.double(), eigenvalues.double(), slope.double()
-    magnitude = eigenvalues.abs()
-    order = magnitude.argsort(descending=True)
-    if rank is None:
-        rank = int((magnitude > 1e-12 * magnitude.max()).sum())
-    kept = order[:rank]
-    basis, lam = vectors[:, kept], eigenvalues[kept]
-    rest = (eigenvalues.sum() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
+    (d, rank), dtype = basis.shape, whitening.centre.dtype
+    basis, lam, slope = basis.double(), eigenvalues.double(), slope.double()
+    rest = (trace.double() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
     lam = lam - rest
     if rank < d:
         remainder = slope - basis @ (basis.mT @ slope)

@@ -1,0 +1,78 @@
+"""How many eigenvalues does a kernel machine's field need?"""
+
+from torch import Tensor
+
+from odesteer.methods.kernel import Expansion, KernelMachine
+from odesteer.ode import QuadraticBarrier, Whitening
+from odesteer.ode.quadratic import unit_or_zero
+from odesteer.ode.reduction import reduce
+
+# Looked for among so many, which cost the less to find the fewer they are; then among all.
+SIZES = (32, 128, 512, None)
+
+
+def sufficient_rank(
+    expansion: Expansion,
+    machine: KernelMachine,
+    gamma: float,
+    c0: float,
+    whitening: Whitening,
+    test: Tensor,
+    fidelity: float,
+) -> int:
+    """The smallest rank whose field agrees with the full one on every test row.
+
+    Args:
+        expansion: of the unit rows y.
+        machine: learnt without the test rows.
+        gamma, c0: its kernel's.
+        whitening: the coordinates y.
+        test: indices of rows.
+        fidelity: the least cosine between the fields.
+    """
+    y = expansion.rows[test].double()
+    # In the rows' own precision: a cosine of 0.999 needs no more.
+    weights = machine.weights.to(expansion.rows)
+    field = _field(expansion, machine, gamma, c0, whitening, test)
+    # On the unit sphere: the direction of the field does not depend on ||y||.
+    a = whitening.centre + whitening.power(y, 1)
+    for size in SIZES:
+        barrier = QuadraticBarrier.from_kernel(
+            machine.support, weights, gamma, c0, 0.0, whitening, size
+        )
+        flow, start = reduce(barrier, a)
+        projected = field @ barrier.writer
+        along = (field * (a - whitening.centre)).sum(dim=-1)
+
+        def agrees(rank: int) -> bool:
+            velocity = flow._replace(barrier=barrier.truncated(rank))(start)  # noqa: B023
+            moved = velocity[:, :-1] - velocity[:, -1:] * start[:, :-1]  # noqa: B023
+            cosine = (moved * projected).sum(dim=-1) + velocity[:, -1] * along  # noqa: B023
+            return bool((cosine >= fidelity).all())
+
+        low, high = 0, len(barrier.curvature)
+        if size != SIZES[-1] and not agrees(high):
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if agrees(middle) else (middle + 1, high)
+        return low
+    return low
+
+
+def _field(
+    expansion: Expansion,
+    machine: KernelMachine,
+    gamma: float,
+    c0: float,
+    whitening: Whitening,
+    test: Tensor,
+) -> Tensor:
+    """The unit field of the whole machine, from its kernel: [test, d]."""
+    y, support = expansion.rows[test], machine.support.to(expansion.rows)
+    slopes = (gamma * expansion.cross[test] + c0) * (2 * gamma * machine.weights).to(y)
+    gradient = (slopes @ support).double()
+    y = y.double()
+    tangent = gradient - (gradient * y).sum(dim=-1, keepdim=True) * y
+    moved = whitening.power(tangent, 1)
+    return unit_or_zero(moved, moved.norm(dim=-1, keepdim=True))
