@@ -91,10 +91,8 @@ def fit_machines(
     kept = values > (1e-10 if exact else 1e-6) * values[-1]
     to_weights = vectors[:, kept] / values[kept].sqrt()
     kernel = (gamma * expansion.cross).add_(c0).square_()
-    features = kernel @ to_weights
-    del kernel
     found = regress(
-        features, torch.as_tensor(labels).to(features.device), used, torch.tensor(list(C))
+        kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, torch.tensor(list(C))
     )
     weights = (to_weights @ found.weight).double()
     return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())

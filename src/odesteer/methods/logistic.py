@@ -23,6 +23,7 @@ from torch import Tensor
 # sigma (1 - sigma) of a row whose odds are about two to one.
 TYPICAL_WEIGHT = 0.2
 NEWTON_STEPS, GRADIENT_STEPS = 50, 300
+SAMPLE = 512
 
 
 class Regressions(NamedTuple):
@@ -39,7 +40,8 @@ class _Problem(NamedTuple):
     Centring leaves theta as it is and makes b nearly independent of it.
     """
 
-    features: Tensor  # [n, l]
+    features: Tensor  # [n, m]
+    mixing: Tensor  # [m, l], phi = features mixing
     mean: Tensor  # [l, 1]
     labels: Tensor  # [n, 1]
     used: Tensor  # u, [n, c]
@@ -48,11 +50,11 @@ class _Problem(NamedTuple):
     bias_scale: Tensor  # of b, []
 
     def forward(self, theta: Tensor, bias: Tensor) -> Tensor:
-        return self.features @ theta + (bias - (self.mean * theta).sum(dim=0))
+        return self.features @ (self.mixing @ theta) + (bias - (self.mean * theta).sum(dim=0))
 
     def backward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         total = rows.sum(dim=0)
-        return self.features.mT @ rows - self.mean * total, total
+        return self.mixing.mT @ (self.features.mT @ rows) - self.mean * total, total
 
     def size(self, gradient: Tensor, slope: Tensor) -> Tensor:
         """The squared length of a gradient in the preconditioner's metric, [c]."""
@@ -64,24 +66,32 @@ class _Problem(NamedTuple):
         return fit + theta.square().sum(dim=0, dtype=torch.float64) / (2 * self.C)
 
 
-def regress(features: Tensor, labels: Tensor, used: Tensor, C: Tensor) -> Regressions:
+def regress(
+    features: Tensor, mixing: Tensor, labels: Tensor, used: Tensor, C: Tensor
+) -> Regressions:
     """All regressions to the optimum, up to rounding.
 
+    phi = features mixing is never formed: n m l products would cost more than all steps.
+
     Args:
-        features: phi, [n, l].
+        features: [n, m].
+        mixing: [m, l].
         labels: [n], 0 or 1.
         used: u, [n, c], which rows each column sees.
         C: [c], inverse regularisation of each column.
     """
     columns = used.shape[1]
     labels, used, C = labels.to(features)[:, None], used.to(features), C.to(features)
-    mean = features.mean(dim=0)[:, None]
+    mean = mixing.mT @ features.mean(dim=0)[:, None]
     share = used.mean() * TYPICAL_WEIGHT
-    lengths = features.square().sum(dim=0)[:, None]
-    spread = (lengths - len(features) * mean.square()).clamp_min(0.0)
+    # Some rows tell the columns' lengths well enough for a preconditioner.
+    some = features[:: max(1, len(features) // SAMPLE)] @ mixing
+    spread = len(features) * (some.square().mean(dim=0)[:, None] - mean.square()).clamp_min(0.0)
     scale = 1.0 / (share * spread + 1.0 / C)
-    problem = _Problem(features, mean, labels, used, C, scale, 1.0 / (share * len(features)))
-    theta, bias = features.new_zeros(features.shape[1], columns), features.new_zeros(columns)
+    problem = _Problem(
+        features, mixing, mean, labels, used, C, scale, 1.0 / (share * len(features))
+    )
+    theta, bias = features.new_zeros(mixing.shape[1], columns), features.new_zeros(columns)
     f = features.new_zeros(len(features), columns)
     eps = torch.finfo(features.dtype).eps
     start = None
