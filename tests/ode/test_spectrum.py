@@ -31,7 +31,7 @@ def test_they_are_the_largest_in_magnitude_of_either_sign(count, dtype):
     eye = torch.eye(count, dtype=dtype)
     torch.testing.assert_close(vectors.mT @ vectors, eye, rtol=0, atol=1e-5)
     residual = (matrix @ vectors - vectors * values).norm(dim=0)
-    assert bool((residual <= 2e-4 * values.abs()).all())
+    assert bool((residual <= 2e-4 * values.abs() + 128 * torch.finfo(dtype).eps).all())
 
 
 def test_a_flat_spectrum_is_left_to_the_whole_decomposition():

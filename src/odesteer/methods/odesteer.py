@@ -13,8 +13,6 @@ Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM A
 ICLR 2026, https://arxiv.org/abs/2602.17560
 """
 
-import copy
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -23,28 +21,24 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Learnt, Method, Progress, Samples
-from odesteer.methods.covariance import whitening_about
 from odesteer.methods.facts import Facts
 from odesteer.methods.kernel import (
-    Expansion,
     KernelMachine,
-    expand,
     fit_folds,
     held_out_log_odds,
 )
 from odesteer.methods.rank import sufficient_rank
-from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField, Whitening
-
-# Rows that are in double precision at a time.
-CHUNK = 1024
+from odesteer.methods.view import View, view
+from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField
 
 
 @dataclass(frozen=True)
 class ODESteer(Method):
     """Follows the gradient of an exact quadratic log density ratio on the centred sphere.
 
-    Fitting takes seconds for a thousand rows: one eigendecomposition of the Gram matrix a
-    gamma, and a logistic regression a fold, gamma and C.
+    Fitting takes a second or two for a thousand rows, and memory that grows with the rows: they
+    are brought into their coordinates once, and each gamma costs an eigendecomposition of the
+    landmarks' Gram matrix and one solution for all folds and Cs together (perf/fit.py).
 
     Args:
         gamma: kernel scale, how quadratic the barrier may be; None: chosen among `gammas`.
@@ -56,7 +50,8 @@ class ODESteer(Method):
             that steered best at equal damage in a first study (docs/barriers.md); at p = 0
             the barrier is as good, and its field follows directions with less variance.
         covariance_rank: directions of Sigma with a variance of their own.
-        landmarks: rows the kernel is expanded on; more rows than that use a random subset.
+        landmarks: rows the kernel is expanded on; more rows than that use a random subset, and
+            float32 inside.
         folds: of the cross-validation, by group.
         fidelity: see `rank`.
         gammas, Cs: the grid.
@@ -144,16 +139,11 @@ class ODESteer(Method):
         """
         return self.gamma or 1.0, (self.C or 1.0,)
 
-    def _view(self, samples: Samples) -> "_View":
-        few = len(samples.labels) <= self.landmarks
-        dtype = torch.float64 if few else torch.float32
-        centre, rows = _centred(samples, dtype)
-        whitening = whitening_about(centre, rows, self.p, self.covariance_rank)
-        _to_unit_rows(whitening, rows)
-        return _View(whitening, expand(rows, self.landmarks, self.seed))
+    def _view(self, samples: Samples) -> View:
+        return view(samples, self.p, self.covariance_rank, self.landmarks, self.seed)
 
     def _tuned(
-        self, view: "_View", samples: Samples, seed: int | None
+        self, view: View, samples: Samples, seed: int | None
     ) -> "tuple[ODESteer, KernelMachine, np.ndarray | None]":
         """What is chosen, its machine on all rows, and held-out log-odds by folds of `seed`."""
         folds, labels = samples.folds(self.folds, self.seed), samples.labels
@@ -189,11 +179,13 @@ class ODESteer(Method):
         log_odds = best.log_odds
         if seed is not None and (seed, 5) != (self.seed, self.folds):
             others = samples.folds(5, seed)
+            if not others:
+                return method, best.whole, None
             fits = fit_folds(view.expansion, labels, others, *method._settings, 1.0)
             log_odds = held_out_log_odds(fits, others, 0)
         return method, best.whole, log_odds
 
-    def _field(self, view: "_View", machine: KernelMachine, samples: Samples) -> VectorField:
+    def _field(self, view: View, machine: KernelMachine, samples: Samples) -> VectorField:
         barrier = QuadraticBarrier.from_kernel(
             machine.support.double(),
             machine.weights,
@@ -204,13 +196,6 @@ class ODESteer(Method):
             self.rank,
         )
         return GradientField(barrier)
-
-
-class _View(NamedTuple):
-    """The rows in the coordinates y."""
-
-    whitening: Whitening
-    expansion: Expansion
 
 
 class _Best(NamedTuple):
@@ -227,27 +212,3 @@ class _Best(NamedTuple):
 def _density_ratio(log_odds: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     tested = ~np.isnan(log_odds)
     return log_odds[tested] - samples.log_prior_odds, samples.labels[tested]
-
-
-def _centred(samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The mean m [d] of all rows in their precision, and a - m [n, d] in another."""
-    parts = (samples.positive, samples.negative)
-    n = sum(len(part) for part in parts)
-    centre = sum((part.sum(dim=0) for part in parts), torch.zeros_like(parts[0][0])) / n
-    rows = parts[0].new_empty(n, parts[0].shape[1], dtype=dtype)
-    done = 0
-    for part in parts:
-        for some in part.split(CHUNK):
-            rows[done : done + len(some)] = some - centre
-            done += len(some)
-    return centre, rows
-
-
-def _to_unit_rows(whitening: Whitening, rows: Tensor) -> None:
-    """a - m becomes y / ||y||, in place: at full size there is one copy of the rows."""
-    # A copy: `to` changes a module in place.
-    whitening = copy.deepcopy(whitening).to(rows.dtype)
-    for some in rows.split(CHUNK):
-        y = whitening.power(some, -1)
-        norm = y.norm(dim=-1, keepdim=True)
-        some.copy_(y / norm.clamp_min(math.sqrt(torch.finfo(y.dtype).tiny)))

@@ -1,5 +1,7 @@
 """How many eigenvalues does a kernel machine's field need?"""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from odesteer.methods.kernel import Expansion, KernelMachine
@@ -40,24 +42,31 @@ def sufficient_rank(
         barrier = QuadraticBarrier.from_kernel(
             machine.support, weights, gamma, c0, 0.0, whitening, size
         )
-        flow, start = reduce(barrier, a)
-        projected = field @ barrier.writer
-        along = (field * (a - whitening.centre)).sum(dim=-1)
-
-        def agrees(rank: int) -> bool:
-            velocity = flow._replace(barrier=barrier.truncated(rank))(start)  # noqa: B023
-            moved = velocity[:, :-1] - velocity[:, -1:] * start[:, :-1]  # noqa: B023
-            cosine = (moved * projected).sum(dim=-1) + velocity[:, -1] * along  # noqa: B023
-            return bool((cosine >= fidelity).all())
-
+        agrees = _agreement(barrier, a, field, fidelity)
         low, high = 0, len(barrier.curvature)
-        if size != SIZES[-1] and not agrees(high):
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if agrees(middle) else (middle + 1, high)
-        return low
+        if size is None or agrees(high):
+            break
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if agrees(middle) else (middle + 1, high)
     return low
+
+
+def _agreement(
+    barrier: QuadraticBarrier, a: Tensor, field: Tensor, fidelity: float
+) -> Callable[[int], bool]:
+    """Whether the barrier's unit field at a rank is the given one everywhere, in k + 1 numbers."""
+    flow, start = reduce(barrier, a)
+    projected = field @ barrier.writer
+    along = (field * (a - barrier.whitening.centre)).sum(dim=-1)
+
+    def agrees(rank: int) -> bool:
+        velocity = flow._replace(barrier=barrier.truncated(rank))(start)
+        moved = velocity[:, :-1] - velocity[:, -1:] * start[:, :-1]
+        cosine = (moved * projected).sum(dim=-1) + velocity[:, -1] * along
+        return bool((cosine >= fidelity).all())
+
+    return agrees
 
 
 def _field(
