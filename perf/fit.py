@@ -1,6 +1,6 @@
 """How long does a fit take, beside the paper's configuration, and in how much memory?
 
-    python perf/fit.py                               10,000 x 4,096, about two minutes on 2 quiet cores
+    python perf/fit.py                               10,000 x 4,096, two minutes on 2 cores
     python perf/fit.py --rows 2000 --width 1024      a quick look
 
 Ours: `ODESteer().fit` with all defaults (gamma, C and rank chosen, calibrated). The reference:

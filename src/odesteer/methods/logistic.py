@@ -101,7 +101,7 @@ def regress(
         gradient = gradient - theta / C
         # Half of this is what the loss would still fall, by the preconditioner's Hessian.
         left = problem.size(gradient, slope)
-        if bool((left <= eps * used.sum(dim=0)).all()):
+        if bool((left <= 8 * eps * used.sum(dim=0)).all()):
             break
         weight = used * probability * (1 - probability)
         # The closer to the optimum, the more a Newton step is worth.
