@@ -25,7 +25,7 @@ Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 class KernelMachine(NamedTuple):
-    """sum_i weights_i (gamma support_i . y + c0)^2 + bias, weights in float64."""
+    """sum_i weights_i (gamma support_i . y + c0)^2 + bias."""
 
     support: Tensor
     weights: Tensor
@@ -51,7 +51,7 @@ class Expansion(NamedTuple):
 class Machines(NamedTuple):
     """Kernel machines on one expansion, one a column.
 
-    `weights` of the landmarks [m, c] in float64, `bias` [c], `log_odds` of every row [n, c].
+    `weights` of the landmarks [m, c], `bias` [c], `log_odds` of every row [n, c].
     """
 
     weights: Tensor
@@ -59,7 +59,8 @@ class Machines(NamedTuple):
     log_odds: np.ndarray
 
     def machine(self, expansion: Expansion, column: int) -> KernelMachine:
-        return KernelMachine(expansion.support, self.weights[:, column], float(self.bias[column]))
+        weights = self.weights[:, column].to(expansion.support)
+        return KernelMachine(expansion.support, weights, float(self.bias[column]))
 
 
 def expand(rows: Tensor, landmarks: int, seed: int) -> Expansion:
@@ -94,7 +95,7 @@ def fit_machines(
     found = regress(
         kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, torch.tensor(list(C))
     )
-    weights = (to_weights @ found.weight).double()
+    weights = to_weights @ found.weight
     return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())
 
 

@@ -187,7 +187,7 @@ class ODESteer(Method):
 
     def _field(self, view: View, machine: KernelMachine, samples: Samples) -> VectorField:
         barrier = QuadraticBarrier.from_kernel(
-            machine.support.double(),
+            machine.support,
             machine.weights,
             self._settings[0],
             1.0,

@@ -36,14 +36,12 @@ def sufficient_rank(
     """
     test = test[:: max(1, len(test) // ROWS)]
     y = expansion.rows[test].double()
-    # In the rows' own precision: a cosine of 0.999 needs no more.
-    weights = machine.weights.to(expansion.rows)
     field = _field(expansion, machine, gamma, c0, whitening, test)
     # On the unit sphere: the direction of the field does not depend on ||y||.
     a = whitening.centre + whitening.power(y, 1)
     for size in SIZES:
         barrier = QuadraticBarrier.from_kernel(
-            machine.support, weights, gamma, c0, 0.0, whitening, size
+            machine.support, machine.weights, gamma, c0, 0.0, whitening, size
         )
         agrees = _agreement(barrier, a, field, fidelity)
         low, high = 0, len(barrier.curvature)
@@ -81,8 +79,9 @@ def _field(
     test: Tensor,
 ) -> Tensor:
     """The unit field of the whole machine, from its kernel: [test, d]."""
-    y, support = expansion.rows[test], machine.support.to(expansion.rows)
-    slopes = (gamma * expansion.cross[test] + c0) * (2 * gamma * machine.weights).to(y)
+    # In the rows' own precision: a cosine of 0.999 needs no more.
+    y, support = expansion.rows[test], machine.support
+    slopes = (gamma * expansion.cross[test] + c0) * (2 * gamma * machine.weights)
     gradient = (slopes @ support).double()
     y = y.double()
     tangent = gradient - (gradient * y).sum(dim=-1, keepdim=True) * y
