@@ -120,7 +120,11 @@ def test_an_empty_cell_is_no_value(tmp_path):
         ("c.csv", b"text;label\na;1\n", "has the keys text;label"),
         ("c.parquet", b"PAR1 or not", "cannot be read as Parquet"),
         ("c.jsonl.gz", b"not gzip", "is not a whole gzip file"),
-        ("c.jsonl.gz", gzip.compress(b'{"positive": "a"}' * 99, mtime=0)[:20], "is not a whole gzip file"),
+        (
+            "c.jsonl.gz",
+            gzip.compress(b'{"positive": "a"}' * 99, mtime=0)[:20],
+            "is not a whole gzip file",
+        ),
         ("c.txt", b"", r"ends in \.jsonl, .*\.parquet .*; got '.*c\.txt'"),
         ("c", b"", r"ends in \.jsonl"),
     ],

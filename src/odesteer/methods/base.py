@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +86,14 @@ class Samples:
         )
 
 
+class Learnt(NamedTuple):
+    """The method with what it chose, its field, and `Method.held_out` of it."""
+
+    method: "Method"
+    field: VectorField
+    held_out: tuple[np.ndarray, np.ndarray] | None
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Learns a field from positive and negative activations.
@@ -127,6 +135,20 @@ class Method(ABC):
         """The method with every hyperparameter that is left to the data chosen."""
         return self
 
+    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
+        """`tune`, `learn_from` and `held_out` in one, for methods in which they share work.
+
+        Args:
+            samples: the data.
+            seed: of the folds whose values are held out; None: none are wanted.
+            progress: see `fit`.
+        """
+        method = self.tune(samples)
+        field = method.learn_from(samples, progress)
+        if seed is None or field.barrier is None:
+            return Learnt(method, field, None)
+        return Learnt(method, field, method.held_out(samples, seed))
+
     def fit(
         self,
         positive: Tensor,
@@ -162,22 +184,20 @@ class Method(ABC):
                 or infinity, or unpaired rows where pairs are needed.
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
-        method = self.tune(samples)
+        method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
         # What is learnt lives where activations come from, in the precision it is used in.
-        field = method.learn_from(samples, progress).to(positive.device, torch.float32)
+        field = learnt.to(positive.device, torch.float32)
         calibration = Calibration()
         receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
-        if calibrate and field.barrier is not None:
-            held_out = method.held_out(samples, seed)
-            if held_out is not None:
-                calibration, quality = platt(*held_out, name=self.name)
-                values, labels = held_out
-                log_odds = calibration.scale * values + calibration.offset
-                curve = [
-                    {key: round(value, 4) for key, value in each._asdict().items()}
-                    for each in reliability(log_odds, labels, balanced=True)
-                ]
-                receipts |= {"held_out": quality._asdict(), "reliability": curve}
+        if held_out is not None:
+            calibration, quality = platt(*held_out, name=self.name)
+            values, labels = held_out
+            log_odds = calibration.scale * values + calibration.offset
+            curve = [
+                {key: round(value, 4) for key, value in each._asdict().items()}
+                for each in reliability(log_odds, labels, balanced=True)
+            ]
+            receipts |= {"held_out": quality._asdict(), "reliability": curve}
         return Steering(
             field=field,
             strength=self.default_strength if strength is None else strength,

@@ -1,10 +1,13 @@
 """What is the covariance of a class with fewer rows than dimensions?"""
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from odesteer.ode import Whitening
+from odesteer.ode.spectrum import largest_eigenpairs
+
+# Below this many rows or dimensions all eigenvectors cost less than looking for the largest.
+DENSE = 1024
 
 
 def shrunk_covariance(rows: Tensor, shrinkage: float | None = None) -> Tensor:
@@ -12,21 +15,37 @@ def shrunk_covariance(rows: Tensor, shrinkage: float | None = None) -> Tensor:
 
     (1 - s) S + s tr(S)/d I with the s that is closest to the true covariance in expectation
     (Ledoit-Wolf), or the one given.
-
-    Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
-    Matrices", Journal of Multivariate Analysis 88, 2004.
     """
+    centred = rows - rows.mean(dim=0)
+    covariance = centred.mT @ centred / len(rows)
     if shrinkage is None:
-        covariance = torch.as_tensor(ledoit_wolf(rows.cpu().numpy())[0]).to(rows)
-    else:
-        sample = rows.mT.cov(correction=0).reshape(rows.shape[1], -1)
-        covariance = (1.0 - shrinkage) * sample
-        covariance.diagonal().add_(shrinkage * sample.diagonal().mean())
+        shrinkage = ledoit_wolf(centred, covariance.square().sum())
+    mean = covariance.diagonal().mean()
+    covariance = (1.0 - shrinkage) * covariance
+    covariance.diagonal().add_(shrinkage * mean)
     # Rows that hardly differ (or one row alone) shrink to nothing: keep it invertible.
     floor = max(1e-6 * float(rows.square().mean()), torch.finfo(rows.dtype).tiny ** 0.5)
     if float(covariance.diagonal().mean()) > floor:
         return covariance
     return covariance + floor * torch.eye(len(covariance)).to(rows)
+
+
+def ledoit_wolf(centred: Tensor, squared: Tensor) -> float:
+    """The shrinkage s in 0..1 of centred rows [n, d], given ||S||^2 = sum_ij S_ij^2.
+
+        s = min(b, e) / e,  e = (||S||^2 - tr(S)^2/d) / d,
+        b = (sum_k ||x_k||^4 / n - ||S||^2) / (n d)
+
+    Source: Ledoit and Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+    Matrices", Journal of Multivariate Analysis 88, 2004.
+    """
+    n, d = centred.shape
+    lengths = torch.linalg.vector_norm(centred, dim=1).double().square()
+    total, spread = float(squared), float(lengths.sum() / n)
+    excess = (total - spread**2 / d) / d
+    noise = min((float(lengths.square().sum()) / n - total) / (n * d), excess)
+    # One dimension has nothing to shrink towards.
+    return 0.0 if d == 1 or noise <= 0.0 else noise / excess
 
 
 def pooled_covariance(positive: Tensor, negative: Tensor, shrinkage: float | None = None) -> Tensor:
@@ -59,6 +78,58 @@ def pooled_whitening(rows: Tensor, p: float, rank: int) -> Whitening:
     It pools the classes, so that it carries nothing of the labels into a fold.
     """
     centre = rows.mean(dim=0)
-    if p == 0.0:
+    return whitening_about(centre, rows - centre, p, rank)
+
+
+def whitening_about(centre: Tensor, centred: Tensor, p: float, rank: int) -> Whitening:
+    """`pooled_whitening` of rows that are centred already, [n, d].
+
+    Shrinking moves eigenvalues and leaves directions, so the smaller of S [d, d] and the
+    inner products of the rows [n, n] has all that is needed: the largest variances, and the
+    mean of the others by the trace.
+    """
+    n, d = centred.shape
+    rank = min(rank, d - 1)
+    if p == 0.0 or rank <= 0:
         return Whitening(centre)
-    return Whitening.from_covariance(centre, shrunk_covariance(rows), p, rank)
+    wide = n < d
+    small = _products(centred if wide else centred.mT) / n
+    mean = small.diagonal().sum() / d
+    if float(mean) == 0.0:
+        return Whitening(centre)
+    shrinkage = ledoit_wolf(centred, torch.linalg.vector_norm(small, dim=1).double().square().sum())
+    values, vectors = _largest(small, min(rank, n - 1 if wide else rank))
+    del small
+    if wide:
+        # Directions in which no row differs have the variance of the rest, like all others.
+        seen = values > torch.finfo(values.dtype).eps * n * values.max()
+        values, vectors = values[seen], centred.mT @ vectors[:, seen]
+        vectors = torch.linalg.qr(vectors).Q
+    if len(values) == 0:
+        return Whitening(centre)
+    rest = ((d * mean - values.sum()) / (d - len(values))).clamp_min(0.0)
+    shrunk, others = ((1.0 - shrinkage) * x + shrinkage * mean for x in (values, rest))
+    directions = vectors.contiguous().to(centre)
+    return Whitening.from_spectrum(centre, shrunk.to(centre), directions, others.to(centre), p)
+
+
+def _products(factor: Tensor) -> Tensor:
+    """factor @ factor.mT, each product computed once."""
+    size = len(factor)
+    out = factor.new_empty(size, size)
+    step = max(256, size // 8)
+    for low in range(0, size, step):
+        part = factor[low : low + step] @ factor[low:].mT
+        out[low : low + step, low:], out[low:, low : low + step] = part, part.mT
+    return out
+
+
+def _largest(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest eigenvalues of a positive semi-definite matrix, and eigenvectors."""
+    found = None
+    if len(matrix) > DENSE:
+        found = largest_eigenpairs(lambda block: matrix @ block, matrix, count)
+    if found is None:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values[len(values) - count :], vectors[:, len(values) - count :]
+    return found

@@ -5,7 +5,7 @@
 The kernel is exact: an eigendecomposition of the Gram matrix of the landmarks (all rows,
 or a random subset when there are many: the Nystroem method) gives features whose inner
 products are the kernel, and an ordinary regularised logistic regression on them is the
-kernel machine.
+kernel machine. x_i . y is computed once, since the kernel of every gamma is a function of it.
 
 Source: Zhu and Hastie, "Kernel Logistic Regression and the Import Vector Machine", 2005,
 https://doi.org/10.1198/106186005X25619; Williams and Seeger, "Using the Nystroem Method to
@@ -17,8 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+
+from odesteer.methods.logistic import regress
+
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 class KernelMachine(NamedTuple):
@@ -29,66 +32,110 @@ class KernelMachine(NamedTuple):
     bias: float
 
 
-class KernelFeatures(NamedTuple):
-    """Features whose inner products are the kernel on the landmarks' span."""
+class Expansion(NamedTuple):
+    """Rows and their inner products with the landmarks.
 
-    features: Tensor  # [n, l]
-    to_weights: Tensor  # [landmarks, l]: a weight on features -> weights on landmarks
-    landmarks: Tensor  # [landmarks, d]
+    Attributes:
+        rows: [n, d] of unit length.
+        support: the landmarks, [m, d]; all rows where there are few.
+        cross: rows . support, [n, m].
+        gram: support . support, [m, m].
+    """
+
+    rows: Tensor
+    support: Tensor
+    cross: Tensor
+    gram: Tensor
 
 
-def kernel_features(
-    rows: Tensor, gamma: float, c0: float, landmarks: int, seed: int
-) -> KernelFeatures:
-    """Features of unit rows [n, d]; exact on all rows when n <= landmarks."""
-    chosen = rows
-    if len(rows) > landmarks:
-        generator = torch.Generator().manual_seed(seed)
-        index = torch.randperm(len(rows), generator=generator)[:landmarks]
-        chosen = rows[index.to(rows.device)]
-    gram = (gamma * chosen @ chosen.mT + c0).square()
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    kept = eigenvalues > 1e-10 * eigenvalues[-1]
-    to_weights = vectors[:, kept] / eigenvalues[kept].sqrt()
-    cross = gram if chosen is rows else (gamma * rows @ chosen.mT + c0).square()
-    return KernelFeatures(cross @ to_weights, to_weights, chosen)
+class Machines(NamedTuple):
+    """Kernel machines on one expansion, one a column.
+
+    `weights` of the landmarks [m, c], `bias` [c], `log_odds` of every row [n, c].
+    """
+
+    weights: Tensor
+    bias: Tensor
+    log_odds: np.ndarray
+
+    def machine(self, expansion: Expansion, column: int) -> KernelMachine:
+        weights = self.weights[:, column].to(expansion.support)
+        return KernelMachine(expansion.support, weights, float(self.bias[column]))
+
+
+def expand(rows: Tensor, landmarks: int, seed: int) -> Expansion:
+    """Unit rows [n, d] on at most so many of them."""
+    if len(rows) <= landmarks:
+        gram = rows @ rows.mT
+        return Expansion(rows, rows, gram, gram)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(rows), generator=generator)[:landmarks].to(rows.device)
+    support = rows[index]
+    cross = rows @ support.mT
+    gram = cross[index]
+    return Expansion(rows, support, cross, (gram + gram.mT) / 2)
+
+
+def fit_machines(
+    expansion: Expansion,
+    labels: np.ndarray,
+    gamma: float,
+    c0: float,
+    used: Tensor,
+    C: Sequence[float],
+) -> Machines:
+    """The kernel machines of labels [n], 0 or 1: one a column of `used` [n, c] and a C [c]."""
+    values, vectors = torch.linalg.eigh((gamma * expansion.gram + c0).square())
+    # Below are features that rounding made. Single precision leaves out a few of the kernel's
+    # too; they are so short that the penalty lets them do nothing.
+    exact = values.dtype == torch.float64
+    kept = values > (1e-10 if exact else 1e-6) * values[-1]
+    to_weights = vectors[:, kept] / values[kept].sqrt()
+    kernel = (gamma * expansion.cross).add_(c0).square_()
+    found = regress(
+        kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, torch.tensor(list(C))
+    )
+    weights = to_weights @ found.weight
+    return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())
 
 
 def fit_machine(
     rows: Tensor, labels: np.ndarray, gamma: float, C: float, c0: float, landmarks: int, seed: int
 ) -> KernelMachine:
     """The kernel machine of unit rows [n, d] and labels 0 or 1."""
-    features = kernel_features(rows, gamma, c0, landmarks, seed)
-    model = _regression(C).fit(features.features.cpu().numpy(), labels)
-    weights = features.to_weights @ torch.as_tensor(model.coef_[0]).to(rows)
-    return KernelMachine(features.landmarks, weights, float(model.intercept_[0]))
+    expansion = expand(rows, landmarks, seed)
+    everything = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+    return fit_machines(expansion, labels, gamma, c0, everything, (C,)).machine(expansion, 0)
 
 
-def cross_validated_log_odds(
-    rows: Tensor,
+def fit_folds(
+    expansion: Expansion,
     labels: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    gammas: Sequence[float],
+    folds: Folds,
+    gamma: float,
     Cs: Sequence[float],
     c0: float,
-    landmarks: int,
-    seed: int,
-) -> np.ndarray:
-    """Held-out log-odds of every row for every gamma and C: [gammas, Cs, n].
+) -> Machines:
+    """Machines without each fold's test rows, and then one with all rows, for every C.
 
-    Features are made once for each gamma and shared by the folds: they depend on the rows
-    and not on the labels, and a kernel machine's solution lies in the span of its own rows.
+    Column C * (folds + 1) + fold. The landmarks are shared: features depend on the rows and
+    not on the labels, and an exact machine's solution lies in the span of its own rows.
     """
-    log_odds = np.full((len(gammas), len(Cs), len(rows)), np.nan)
-    for i, gamma in enumerate(gammas):
-        features = kernel_features(rows, gamma, c0, landmarks, seed).features.cpu().numpy()
-        for fit, test in folds:
-            model = _regression(1.0, warm_start=True)
-            for j, C in enumerate(Cs):
-                model.set_params(C=C).fit(features[fit], labels[fit])
-                log_odds[i, j, test] = model.decision_function(features[test])
-    return log_odds
+    used = torch.zeros(len(labels), len(folds) + 1, dtype=torch.bool)
+    for column, (fit, _) in enumerate(folds):
+        used[fit, column] = True
+    used[:, -1] = True
+    every_C = np.repeat(Cs, len(folds) + 1)
+    used = used.repeat(1, len(Cs)).to(expansion.rows.device)
+    return fit_machines(expansion, labels, gamma, c0, used, every_C.tolist())
 
 
-def _regression(C: float, warm_start: bool = False) -> LogisticRegression:
-    return LogisticRegression(C=C, tol=1e-5, max_iter=1000, warm_start=warm_start)
+def held_out_log_odds(machines: Machines, folds: Folds, choice: int) -> np.ndarray:
+    """Of `fit_folds` at the C of that index: each row's by the fold without it, [n].
+
+    NaN for rows that no fold tests.
+    """
+    out = np.full(len(machines.log_odds), np.nan)
+    for column, (_, test) in enumerate(folds, start=choice * (len(folds) + 1)):
+        out[test] = machines.log_odds[test, column]
+    return out

@@ -13,27 +13,32 @@ Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM A
 ICLR 2026, https://arxiv.org/abs/2602.17560
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method, Samples
-from odesteer.methods.covariance import pooled_whitening
+from odesteer.methods.base import Learnt, Method, Progress, Samples
 from odesteer.methods.facts import Facts
-from odesteer.methods.kernel import cross_validated_log_odds, fit_machine
-from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField, Whitening
+from odesteer.methods.kernel import (
+    KernelMachine,
+    fit_folds,
+    held_out_log_odds,
+)
+from odesteer.methods.rank import sufficient_rank
+from odesteer.methods.view import View, view
+from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField
 
 
 @dataclass(frozen=True)
 class ODESteer(Method):
     """Follows the gradient of an exact quadratic log density ratio on the centred sphere.
 
-    Fitting takes seconds for a thousand rows: one eigendecomposition of the Gram matrix a
-    gamma, and a logistic regression a fold, gamma and C.
+    Fitting takes a second or two for a thousand rows, and memory that grows with the rows: they
+    are brought into their coordinates once, and each gamma costs an eigendecomposition of the
+    landmarks' Gram matrix and one solution for all folds and Cs together (perf/fit.py).
 
     Args:
         gamma: kernel scale, how quadratic the barrier may be; None: chosen among `gammas`.
@@ -45,7 +50,8 @@ class ODESteer(Method):
             that steered best at equal damage in a first study (docs/barriers.md); at p = 0
             the barrier is as good, and its field follows directions with less variance.
         covariance_rank: directions of Sigma with a variance of their own.
-        landmarks: rows the kernel is expanded on; more rows than that use a random subset.
+        landmarks: rows the kernel is expanded on; more rows than that use a random subset, and
+            float32 inside.
         folds: of the cross-validation, by group.
         fidelity: see `rank`.
         gammas, Cs: the grid.
@@ -93,94 +99,116 @@ class ODESteer(Method):
 
     def tune(self, samples: Samples) -> "ODESteer":
         """gamma and C by held-out log-loss, then the rank by held-out fidelity of the field."""
-        folds = samples.folds(self.folds, self.seed)
-        if not folds:
-            # Too few groups to hold any out: the settings that were best on real activations.
-            return replace(self, gamma=self.gamma or 1.0, C=self.C or 1.0)
-        method = self
-        if self.gamma is None or self.C is None:
-            gammas = self.gammas if self.gamma is None else (self.gamma,)
-            Cs = self.Cs if self.C is None else (self.C,)
-            log_odds = self._held_out_log_odds(samples, folds, gammas, Cs)
-            wrong = np.where(samples.labels == 1, -log_odds, log_odds)
-            losses = np.nanmean(np.logaddexp(0.0, wrong), axis=-1)
-            best = np.unravel_index(losses.argmin(), losses.shape)
-            method = replace(self, gamma=gammas[best[0]], C=Cs[best[1]])
-        if method.rank is None:
-            fit, test = folds[0]
-            method = replace(method, rank=method._sufficient_rank(samples, fit, test))
-        return method
+        return self._tuned(self._view(samples), samples, None)[0]
 
     def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return GradientField(self._barrier(positive, negative))
+        samples = Samples(positive, negative)
+        view = self._view(samples)
+        fits = fit_folds(view.expansion, samples.labels, [], *self._settings, 1.0)
+        return self._field(view, fits.machine(view.expansion, 0), samples)
 
     def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
-        """As every method's, at the cost of one eigendecomposition for all folds.
+        """As every method's, on landmarks shared by all folds.
 
         Centre and covariance pool all rows: they carry nothing of the labels.
         """
         folds = samples.folds(5, seed)
         if not folds:
             return None
-        gamma, C = self.gamma or 1.0, self.C or 1.0
-        values = self._held_out_log_odds(samples, folds, (gamma,), (C,))[0, 0]
-        tested = ~np.isnan(values)
-        return values[tested] - samples.log_prior_odds, samples.labels[tested]
+        view = self._view(samples)
+        fits = fit_folds(view.expansion, samples.labels, folds, *self._settings, 1.0)
+        return _density_ratio(held_out_log_odds(fits, folds, 0), samples)
 
-    def _held_out_log_odds(
-        self,
-        samples: Samples,
-        folds: list[tuple[np.ndarray, np.ndarray]],
-        gammas: tuple[float, ...],
-        Cs: tuple[float, ...],
-    ) -> np.ndarray:
-        rows = _unit_rows(
-            pooled_whitening(samples.rows, self.p, self.covariance_rank), samples.rows
-        )
-        return cross_validated_log_odds(
-            rows, samples.labels, folds, gammas, Cs, 1.0, self.landmarks, self.seed
-        )
+    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
+        """As every method's, with one set of coordinates and inner products for all of it.
 
-    def _barrier(self, positive: Tensor, negative: Tensor) -> QuadraticBarrier:
-        samples = Samples(positive, negative)
-        gamma, C = self.gamma or 1.0, self.C or 1.0
-        whitening = pooled_whitening(samples.rows, self.p, self.covariance_rank)
-        rows = _unit_rows(whitening, samples.rows)
-        machine = fit_machine(rows, samples.labels, gamma, C, 1.0, self.landmarks, self.seed)
-        return QuadraticBarrier.from_kernel(
+        The folds that chose gamma and C also give the held-out values of that choice, as
+        `held_out` would again, where it would draw the same folds.
+        """
+        view = self._view(samples)
+        method, machine, log_odds = self._tuned(view, samples, seed)
+        field = method._field(view, machine, samples)
+        if seed is None or log_odds is None:
+            return Learnt(method, field, None)
+        return Learnt(method, field, _density_ratio(log_odds, samples))
+
+    @property
+    def _settings(self) -> tuple[float, tuple[float]]:
+        """gamma and C, where nothing is left to choose or to choose by: those that were best
+        on real activations.
+        """
+        return self.gamma or 1.0, (self.C or 1.0,)
+
+    def _view(self, samples: Samples) -> View:
+        return view(samples, self.p, self.covariance_rank, self.landmarks, self.seed)
+
+    def _tuned(
+        self, view: View, samples: Samples, seed: int | None
+    ) -> "tuple[ODESteer, KernelMachine, np.ndarray | None]":
+        """What is chosen, its machine on all rows, and held-out log-odds by folds of `seed`."""
+        folds, labels = samples.folds(self.folds, self.seed), samples.labels
+        if not folds:
+            method = replace(self, gamma=self.gamma or 1.0, C=self.C or 1.0)
+            fits = fit_folds(view.expansion, labels, [], *method._settings, 1.0)
+            return method, fits.machine(view.expansion, 0), None
+        gammas = self.gammas if self.gamma is None else (self.gamma,)
+        Cs = self.Cs if self.C is None else (self.C,)
+        best = None
+        for gamma in gammas:
+            fits = fit_folds(view.expansion, labels, folds, gamma, Cs, 1.0)
+            for choice, C in enumerate(Cs):
+                log_odds = held_out_log_odds(fits, folds, choice)
+                wrong = np.where(labels == 1, -log_odds, log_odds)
+                loss = float(np.nanmean(np.logaddexp(0.0, wrong)))
+                if best is None or loss < best.loss:
+                    column = choice * (len(folds) + 1)
+                    first = fits.machine(view.expansion, column)
+                    whole = fits.machine(view.expansion, column + len(folds))
+                    best = _Best(loss, gamma, C, log_odds, first, whole)
+        assert best is not None
+        method = replace(self, gamma=best.gamma, C=best.C)
+        if method.rank is None:
+            test = torch.as_tensor(folds[0][1]).to(view.expansion.rows.device)
+            # Chosen on four fifths of the rows and used with all of them, which need a
+            # little more: half of the loss that `fidelity` allows is kept in reserve.
+            enough = 1.0 - (1.0 - self.fidelity) / 2
+            rank = sufficient_rank(
+                view.expansion, best.first, best.gamma, 1.0, view.whitening, test, enough
+            )
+            method = replace(method, rank=rank)
+        log_odds = best.log_odds
+        if seed is not None and (seed, 5) != (self.seed, self.folds):
+            others = samples.folds(5, seed)
+            if not others:
+                return method, best.whole, None
+            fits = fit_folds(view.expansion, labels, others, *method._settings, 1.0)
+            log_odds = held_out_log_odds(fits, others, 0)
+        return method, best.whole, log_odds
+
+    def _field(self, view: View, machine: KernelMachine, samples: Samples) -> VectorField:
+        barrier = QuadraticBarrier.from_kernel(
             machine.support,
             machine.weights,
-            gamma,
+            self._settings[0],
             1.0,
             machine.bias - samples.log_prior_odds,
-            whitening,
+            view.whitening,
             self.rank,
         )
-
-    def _sufficient_rank(self, samples: Samples, fit: np.ndarray, test: np.ndarray) -> int:
-        """The smallest rank whose field agrees with the full one on every test row.
-
-        Chosen on four fifths of the rows and used with all of them, which need a little
-        more: half of the loss that `fidelity` allows is kept in reserve.
-        """
-        enough = 1.0 - (1.0 - self.fidelity) / 2
-        part = samples.subset(fit)
-        full = replace(self, rank=None)._barrier(part.positive, part.negative)
-        rows = samples.rows[test]
-        reference = GradientField(full)(rows)
-        low, high = 0, len(full.curvature)
-        while low < high:
-            middle = (low + high) // 2
-            field = GradientField(full.truncated(middle))
-            cosine = (field(rows) * reference).sum(dim=-1)
-            if bool((cosine >= enough).all()):
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        return GradientField(barrier)
 
 
-def _unit_rows(whitening: Whitening, rows: Tensor) -> Tensor:
-    y = whitening(rows)
-    norm = y.norm(dim=-1, keepdim=True)
-    return y / norm.clamp_min(math.sqrt(torch.finfo(y.dtype).tiny))
+class _Best(NamedTuple):
+    """The least held-out log-loss so far; machines without the first fold and of all rows."""
+
+    loss: float
+    gamma: float
+    C: float
+    log_odds: np.ndarray
+    first: KernelMachine
+    whole: KernelMachine
+
+
+def _density_ratio(log_odds: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    tested = ~np.isnan(log_odds)
+    return log_odds[tested] - samples.log_prior_odds, samples.labels[tested]

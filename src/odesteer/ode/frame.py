@@ -7,7 +7,7 @@ all that it does to a is scale x and add something in the span of S V. So one th
 leads in and another leads out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Frame:
             own = entrance[:, len(stretch) :].mT @ wide
             ways = [torch.cat([shared * s[:, None], own]) for s in (1.0 / stretch, stretch)]
             mix = torch.cat(ways, dim=1).to(dtype)
-        nothing = slope.new_zeros(1)
+        padded = _padded(curvature, slope)
         return Frame(
             whitening.centre,
             entrance.to(dtype).contiguous(),
@@ -66,7 +66,17 @@ class Frame:
             (stretch**-2 - 1.0).to(dtype),
             stretched.mT.to(dtype).contiguous(),
             (stretched.mT @ stretched).to(dtype),
-            torch.cat([2.0 * curvature, nothing]),
-            torch.cat([slope, nothing]),
+            *padded,
             constant,
         )
+
+    def with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "Frame":
+        """That of another Lambda, beta and constant on the same V."""
+        twice, beta = _padded(curvature, slope)
+        return replace(self, curvature=twice, slope=beta, constant=constant)
+
+
+def _padded(curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """2 Lambda and beta, with a 0 for what V does not span."""
+    nothing = slope.new_zeros(1)
+    return torch.cat([2.0 * curvature, nothing]), torch.cat([slope, nothing])

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from odesteer.ode.barrier import Barrier, Sphere
 from odesteer.ode.frame import Frame
+from odesteer.ode.spectrum import largest_eigenpairs
 from odesteer.ode.whitening import Whitening
+
+# Fewer eigenpairs than this part of all are looked for one block at a time.
+SPARSE = 8
 
 
 def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
@@ -69,18 +73,29 @@ class QuadraticBarrier(Barrier):
         self.register_buffer("curvature", curvature)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
-        self._derive()
+        self._frame: Frame | None = None
 
-    def _derive(self) -> None:
-        """`frame`: the coordinates in which its flow is solved."""
-        self.frame = Frame.of(self.whitening, self.basis, self.curvature, self.slope, self.constant)
+    @property
+    def frame(self) -> Frame:
+        """The coordinates in which its flow is solved; derived when first asked for."""
+        if self._frame is None:
+            self._frame = Frame.of(
+                self.whitening, self.basis, self.curvature, self.slope, self.constant
+            )
+        return self._frame
 
     def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
         # In a new precision it is derived again, not cast: a barrier that was fitted and one that
         # was loaded agree to the bit.
         super()._apply(*args, **kwargs)
-        self._derive()
+        self._frame = None
         return self
+
+    def _with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "QuadraticBarrier":
+        """Another h in the same coordinates, which are not derived again: that costs the most."""
+        other = QuadraticBarrier(self.whitening, self.basis, curvature, slope, constant)
+        other._frame = self.frame.with_form(curvature, slope, constant)
+        return other
 
     @staticmethod
     def from_form(
@@ -92,8 +107,8 @@ class QuadraticBarrier(Barrier):
     ) -> "QuadraticBarrier":
         """From A [d, d] and g [d]: y^T A y + g . y + constant, with the k largest |eigenvalues|."""
         double = form.double()
-        eigenvalues, vectors = torch.linalg.eigh((double + double.mT) / 2)
-        return _from_eigen(eigenvalues, vectors, slope, constant, whitening, rank)
+        pairs = _largest(double, rank)
+        return _from_eigen(*pairs, double.trace(), slope, constant, whitening)
 
     @staticmethod
     def from_kernel(
@@ -120,17 +135,29 @@ class QuadraticBarrier(Barrier):
             rank: eigenvalues of A to keep, largest magnitudes first; None keeps all.
         """
         n, d = support.shape
-        if n < d:
-            frame, triangle = torch.linalg.qr(support.mT)
-            small = (triangle * weights) @ triangle.mT
-            eigenvalues, vectors = torch.linalg.eigh(gamma**2 * (small + small.mT) / 2)
-            vectors = frame @ vectors
-        else:
-            form = gamma**2 * (support.mT * weights) @ support
-            eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
         slope = 2 * gamma * c0 * (weights @ support)
         constant = c0**2 * weights.sum() + constant
-        return _from_eigen(eigenvalues, vectors, slope, constant, whitening, rank)
+        scaled = gamma**2 * weights
+        trace = (scaled * support.square().sum(dim=1)).sum()
+        if rank == 0:
+            nothing = support.mT[:, :0]
+            return _from_eigen(nothing[0], nothing, trace, slope, constant, whitening)
+        if rank is not None and rank < min(n, d) // SPARSE:
+            found = largest_eigenpairs(
+                lambda block: support.mT @ (scaled[:, None] * (support @ block)), support.mT, rank
+            )
+            if found is not None:
+                return _from_eigen(*found, trace, slope, constant, whitening)
+        frame = None
+        if n < d:
+            frame, triangle = torch.linalg.qr(support.mT)
+            form = (triangle * scaled) @ triangle.mT
+        else:
+            form = (support.mT * scaled) @ support
+        eigenvalues, vectors = _largest(form, rank)
+        if frame is not None:
+            vectors = frame @ vectors
+        return _from_eigen(eigenvalues, vectors, trace, slope, constant, whitening)
 
     def value(self, a: Tensor) -> Tensor:
         y = self.whitening(a)
@@ -170,46 +197,44 @@ class QuadraticBarrier(Barrier):
         rest = (self.curvature.sum() - self.curvature[kept].sum()) / max(left, 1)
         curvature = torch.zeros_like(self.curvature)
         curvature[kept] = self.curvature[kept] - rest
-        return QuadraticBarrier(
-            self.whitening, self.basis, curvature, self.slope, self.constant + rest
-        )
+        return self._with_form(curvature, self.slope, self.constant + rest)
 
     @property
     def width(self) -> int:
         return self.basis.shape[0]
 
     def affine(self, scale: float, offset: float = 0.0) -> "QuadraticBarrier":
-        return QuadraticBarrier(
-            self.whitening,
-            self.basis,
-            scale * self.curvature,
-            scale * self.slope,
-            scale * self.constant + offset,
+        return self._with_form(
+            scale * self.curvature, scale * self.slope, scale * self.constant + offset
         )
+
+
+def _largest(form: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """The `rank` eigenvalues of largest magnitude, or all that are not 0, and eigenvectors."""
+    eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
+    magnitude = eigenvalues.abs()
+    if rank is None:
+        rank = int((magnitude > 1e-12 * magnitude.max()).sum())
+    kept = magnitude.argsort(descending=True)[:rank]
+    return eigenvalues[kept], vectors[:, kept]
 
 
 def _from_eigen(
     eigenvalues: Tensor,
-    vectors: Tensor,
+    basis: Tensor,
+    trace: Tensor,
     slope: Tensor,
     constant: Tensor | float,
     whitening: Whitening,
-    rank: int | None,
 ) -> QuadraticBarrier:
-    """Keep the largest eigenvalues, add g to their span, make Lambda diagonal there.
+    """Add g to the span of the eigenvectors that are kept, and make Lambda diagonal there.
 
     The others count as their mean c, which on ||y|| = 1 is c times what the kept directions
     leave: Lambda - c, and c in the constant.
     """
-    d, dtype = vectors.shape[0], whitening.centre.dtype
-    vectors, eigenvalues, slope = vectors.double(), eigenvalues.double(), slope.double()
-    magnitude = eigenvalues.abs()
-    order = magnitude.argsort(descending=True)
-    if rank is None:
-        rank = int((magnitude > 1e-12 * magnitude.max()).sum())
-    kept = order[:rank]
-    basis, lam = vectors[:, kept], eigenvalues[kept]
-    rest = (eigenvalues.sum() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
+    (d, rank), dtype = basis.shape, whitening.centre.dtype
+    basis, lam, slope = basis.double(), eigenvalues.double(), slope.double()
+    rest = (trace.double() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
     lam = lam - rest
     if rank < d:
         remainder = slope - basis @ (basis.mT @ slope)

@@ -61,12 +61,22 @@ class Whitening(nn.Module):
         rank = min(rank, covariance.shape[0] - 1)
         if power == 0.0 or rank <= 0:
             return Whitening(centre)
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-        rest = eigenvalues[: covariance.shape[0] - rank].mean()
-        top, directions = eigenvalues[-rank:], vectors[:, -rank:]
-        floor = torch.finfo(covariance.dtype).eps * eigenvalues[-1]
-        ratio = top.clamp_min(floor) / rest.clamp_min(floor)
-        return Whitening(centre, directions.contiguous(), ratio**power)
+        variances, directions = torch.linalg.eigh(covariance)
+        rest = variances[: covariance.shape[0] - rank].mean()
+        return Whitening.from_spectrum(
+            centre, variances[-rank:], directions[:, -rank:].contiguous(), rest, power
+        )
+
+    @staticmethod
+    def from_spectrum(
+        centre: Tensor, variances: Tensor, directions: Tensor, rest: Tensor, power: float
+    ) -> "Whitening":
+        """S = Sigma^power of a Sigma with those variances [r] along those directions [d, r],
+        and the variance `rest` [] along all others.
+        """
+        floor = torch.finfo(variances.dtype).eps * variances.max()
+        ratio = variances.clamp_min(floor) / rest.clamp_min(floor)
+        return Whitening(centre, directions, ratio**power)
 
     @property
     def is_plain(self) -> bool:
