@@ -43,7 +43,7 @@ class Work:
     def __init__(self, model: str, questions: int | None):
         self.model, self.tokenizer = load_model(model)
         self.layer = len(find_layers(self.model)) // 2
-        examples = TruthfulQA.load().examples
+        examples = TruthfulQA.load().answers
         groups = dict.fromkeys(example.group for example, _ in examples)
         chosen = set(list(groups)[:questions])
         self.examples = [(e, correct) for e, correct in examples if e.group in chosen]

@@ -19,8 +19,9 @@ from odesteer.ode.field import GradientField, VectorField
 from odesteer.ode.frame import Frame
 from odesteer.ode.quadratic import QuadraticBarrier
 
-# Values of x in a workspace: 1 MB, which the second-level cache of a core holds.
-WORKSPACE = 1 << 18
+# Values of x in a workspace, 4 MB: with fewer, products are cut small; with more, x is written to
+# memory and read again.
+WORKSPACE = 1 << 20
 
 
 class _Kept(threading.local):

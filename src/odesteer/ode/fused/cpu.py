@@ -84,6 +84,7 @@ def loop(
     k = len(slope) - 1
     whitened = mixed.shape[1] > k
     x, q, t, g, w = np.zeros(k + 1), np.zeros(k + 1), np.zeros(k + 1), np.zeros(k), np.zeros(k)
+    single = np.zeros(k, dtype=np.float32)
     for i in range(n):
         stays[i] = True
         shift[i, 0] = 0.0
@@ -142,14 +143,16 @@ def loop(
             in_y = math.sqrt(squared_t)
             in_a = in_y
             if whitened:
+                # Most of the loop's arithmetic, and only a length: single precision is enough.
                 for j in range(k):
-                    g[j] = 2.0 * t[k] * w[j]
+                    single[j] = 0.0
                 for m in range(k):
+                    each = np.float32(t[m])
                     for j in range(k):
-                        g[j] += t[m] * gram[m, j]
+                        single[j] += each * gram[m, j]
                 total = t[k] * t[k] * stretched
                 for j in range(k):
-                    total += t[j] * g[j]
+                    total += t[j] * (single[j] + 2.0 * t[k] * w[j])
                 in_a = math.sqrt(max(total, 0.0))
                 if not in_a > 0.0:
                     break
