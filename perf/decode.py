@@ -5,12 +5,15 @@
 SmolLM2-135M-Instruct, transformers' own `generate`, float32, in one process and by turns: the
 unsteered model, CAA, ODESteer as it is fitted by default, and the paper's configuration, all
 learnt from the packaged sentences at one middle layer. Every run generates the same number of
-tokens; each repetition's ratio is to the unsteered run of that repetition.
+tokens; each repetition's ratio is to the unsteered run of that repetition. Runs differ from one
+another by more than steering costs, so the part of a run that is spent in the steering's hook
+is measured too, in runs of their own.
 """
 
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +24,7 @@ from timing import interleaved, machine, markdown, ratios, spread
 
 import odesteer as ods
 from odesteer.demo import contrast
+from odesteer.handle import Handle
 from odesteer.models import load_model
 
 LAYER = 14
@@ -45,6 +49,25 @@ def generating(
             )
 
     return run
+
+
+def share_in_hook(run: Callable[[], None]) -> float:
+    """The part of a run that is spent steering: in the hook of the steered block."""
+    original, inside = Handle._apply, [0.0]
+
+    def timed(handle: Handle, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = original(handle, *args, **kwargs)
+        inside[0] += time.perf_counter() - start
+        return result
+
+    setattr(Handle, "_apply", timed)  # noqa: B010
+    try:
+        start = time.perf_counter()
+        run()
+        return inside[0] / (time.perf_counter() - start)
+    finally:
+        setattr(Handle, "_apply", original)  # noqa: B010
 
 
 def main() -> None:
@@ -74,14 +97,16 @@ def main() -> None:
         kept.append({"batch": batch, "seconds": seconds})
         for name, speed in ratios(seconds, "unsteered").items():
             rate = batch * options.tokens / statistics.median(seconds[name])
-            rows.append([batch, name, f"{rate:.1f}", spread(speed, 3)])
+            shares = [share_in_hook(runs[name]) for _ in range(3)]
+            inside = f"{100 * statistics.median(shares):.2f} %"
+            rows.append([batch, name, f"{rate:.1f}", spread(speed, 3), inside])
             print(*rows[-1], sep=" | ", flush=True)
     about = (
         f"{machine()}; layer {LAYER}, k = {rank}, {directions} directions; "
         f"{options.tokens} tokens; medians of {options.repetitions} (min to max)"
     )
     print(f"\n{about}\n")
-    print(markdown(("batch", "steering", "tokens/s", "of unsteered"), rows))
+    print(markdown(("batch", "steering", "tokens/s", "of unsteered", "in the hook"), rows))
     if options.json is not None:
         options.json.write_text(json.dumps({"about": about, "rows": kept}), encoding="utf-8")
 
