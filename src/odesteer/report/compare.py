@@ -51,15 +51,10 @@ def at_equal_dose(rows: Sequence[Row], measures: Sequence[Measure], method: str)
         for other in steered(rows):
             if other.method == method or not _alike(own, other):
                 continue
-            lines.append(
-                Line(
-                    f"{own.label} − {other.label}",
-                    own.setting if own.setting == other.setting else "each as chosen",
-                    own.heading,
-                    tuple(Cell(difference=versus(m, own, other, base)) for m in columns),
-                    method=other.method,
-                )
-            )
+            cells = tuple(Cell(difference=versus(m, own, other, base)) for m in columns)
+            label = f"{own.label} − {other.label}"
+            where = own.setting if own.setting == other.setting else "each as chosen"
+            lines.append(Line(label, where, own.heading, cells, _pairs(cells), method=other.method))
     title = f"{_label(rows, method)} against the others at equal dose"
     return _table("equal-dose", title, columns, lines, "the other method of the row", ())
 
@@ -79,11 +74,11 @@ def at_equal_damage(rows: Sequence[Row], measures: Sequence[Measure], method: st
             [base, *sorted(own, key=lambda r: amount(r.condition.dose))], other, cost
         )
         if bracket is not None:
-            cells = [Cell(difference=bracket.difference(m, cost, base)) for m in columns]
+            cells = tuple(Cell(difference=bracket.difference(m, cost, base)) for m in columns)
             label = f"{_label(rows, method)} − {other.label}"
             heading = f"against {other.label}"
             lines.append(
-                Line(label, bracket.words(cost), heading, tuple(cells), method=other.method)
+                Line(label, bracket.words(cost), heading, cells, _pairs(cells), method=other.method)
             )
     title = f"{_label(rows, method)} against the others at equal {cost.label}"
     notes = (
@@ -146,6 +141,12 @@ def _paid(row: Row, other: Row, cost: Measure) -> Units:
 def _shown(cost: Measure, mean: float) -> float:
     """A perplexity is measured in nats and shown as exp of them."""
     return float(cost.statistic.number(np.array([mean, 1.0]), np.empty(0)))
+
+
+def _pairs(cells: Sequence[Cell]) -> tuple[int, int]:
+    """How many cases and groups the comparison of the first measure has."""
+    found = cells[0].difference
+    return (0, 0) if found is None else (found.interval.n, found.groups)
 
 
 def _same_place(one: Row, other: Row) -> bool:

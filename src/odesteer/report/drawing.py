@@ -36,10 +36,11 @@ class Drawing:
             self.figure.savefig(out, format=kind, facecolor="white", metadata=dates or None)
         return out.getvalue()
 
-    def inline(self) -> str:
+    def inline(self, page: str = "figure") -> str:
         """As an SVG element of an HTML page, in the page's own colours.
 
-        HTML knows SVG without namespaces; ids are made unique, since a page has several figures.
+        HTML knows SVG without namespaces. Ids begin with `page` and the name, since a page has
+        several figures.
         """
         with matplotlib.rc_context(STYLE_HERE):
             out = io.StringIO()
@@ -49,7 +50,7 @@ class Drawing:
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
         text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-        text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{page}-{self.name}-", text)
         text = text.replace(INK, "currentColor").replace(PAGE, "var(--page)")
         text = re.sub(r"\n\s*", "\n", text)
         size = re.search(r'viewBox="[^"]*"', text)

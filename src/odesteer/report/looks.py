@@ -84,6 +84,11 @@ def zero_line(axes: Axes) -> None:
     axes.axhline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
+def zero_line_down(axes: Axes) -> None:
+    """The same where change is drawn from left to right."""
+    axes.axvline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: str = "") -> None:
     """Names beside the axes, each at the height of its line's end or as near as there is room.
 

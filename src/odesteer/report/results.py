@@ -30,9 +30,9 @@ def read_run(path: str | Path) -> Run:
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
+        what = f"{FILE} in '{path}'" if path.is_dir() else f"run '{path}'"
         raise FileNotFoundError(
-            f"There is no {file.name} in '{file.parent}'; give the directory that "
-            f"`odesteer run` wrote to."
+            f"There is no {what}; give a directory that `odesteer run` wrote to."
         )
     lines = _lines(file)
     torn = False

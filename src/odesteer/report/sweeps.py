@@ -123,7 +123,7 @@ def _drawn(
             ylabel=f"change of {column.label} {column.arrow}",
         )
         places = sorted({point.x for points in curves.values() for point in points})
-        if len(places) <= 8:
+        if len(places) <= 10:
             axes.set_xticks(places, [f"{place:g}" for place in places])
         elif axis.name != "dose":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

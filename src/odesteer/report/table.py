@@ -112,14 +112,21 @@ class Table:
 
     def legend(self) -> list[str]:
         """What a reader of the numbers has to know, whatever they are written in."""
-        told = [f"Differences are to {self.versus}, paired by case, with 95 % intervals "
-                f"(bootstrap over groups)."]  # fmt: skip
+        told = []
+        if self.versus:
+            told.append(
+                f"Differences are to {self.versus}, paired by case, with 95 % intervals (bootstrap "
+                f"over groups)."
+            )
         if self.comparisons:
             told.append(
                 f"{MARK}: significant at 5 % after Holm's correction for the {self.comparisons} "
                 f"differences tested in this table (randomisation test over groups)."
             )
-        told += [f"{column.label}: {column.note}." for column in self.columns if column.note]
+        by_note: dict[str, list[str]] = {}
+        for column in self.columns:
+            by_note.setdefault(column.note, []).append(column.label)
+        told += [f"{', '.join(labels)}: {note}." for note, labels in by_note.items() if note]
         return [*told, *self.notes]
 
 
