@@ -46,7 +46,7 @@ def test_the_front_holds_what_nobody_beats() -> None:
 
 
 def test_no_two_methods_look_the_same() -> None:
-    looks = [look(method) for method in (*METHODS, "prompt", "random")]
+    looks = [look(method) for method in {*METHODS, "prompt", "random"}]
     assert len({(one.colour, one.marker, one.line) for one in looks}) == len(looks)
 
 

@@ -115,7 +115,7 @@ def test_offensive_texts_are_closed_until_they_are_opened(toxic: str, sweep: str
     assert "may be offensive" in toxic
     # Every text is within a closed block of its own, prompt included.
     for pair in re.findall(r'<div class="pair">(.*?)</div></details></div>', toxic, re.DOTALL):
-        assert pair.startswith("<details><summary>Show a text")
+        assert pair.startswith("<details><summary>Show the text")
     assert "may be offensive" not in sweep
     assert any("open" in attributes for attributes in Structure(sweep).all("details"))
 

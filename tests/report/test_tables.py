@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.report.synthetic import angle, case, condition, lines, write
 
-from odesteer.report import Report, build, read_run
+from odesteer.report import Report, build, markdown, read_run
 from odesteer.report.table import Cell, Column, Line, Table, effect, headings
 
 ANGLE = angle(0.1)
@@ -138,6 +138,19 @@ def test_damage_stands_last_and_is_never_tested(tmp_path: Path) -> None:
     assert cells(found, "CAA")["kl"].adjusted is None  # type: ignore[union-attr]
 
 
+def test_what_nobody_tried_to_measure_is_empty_and_not_unscored(tmp_path: Path) -> None:
+    conditions = [condition("none"), condition("prompt")]
+    cases = [
+        case(name, i, {"truth-tfidf": None, "displacement": moved},
+             reasons={"truth-tfidf": "empty generation"})
+        for name, moved in (("none", 0.0), ("prompt", None))
+        for i in range(2)
+    ]  # fmt: skip
+    own = cells(report(tmp_path, lines(conditions, cases, ("truth-tfidf",))), "Prompt only")
+    assert own["displacement"] is None
+    assert own["truth-tfidf"] is not None and own["truth-tfidf"].unscored == 2
+
+
 def test_a_benchmark_may_want_less_of_what_a_judge_calls_better(tmp_path: Path) -> None:
     cases = [case("none", 0, {"vader": 0.5})]
     content = lines([condition("none")], cases, ("vader",), ("vader",), "sentiment")
@@ -180,8 +193,8 @@ def test_references_first_then_equal_doses_together_in_the_order_of_the_methods(
 
 @pytest.mark.parametrize("seeds_of_none", [(0,), (0, 1)])
 def test_seeds_are_pooled_and_each_is_paired(tmp_path: Path, seeds_of_none: Any) -> None:
-    conditions = [condition(f"none-{s}", "none", seed=s) for s in seeds_of_none]
-    conditions += [condition(f"caa-{s}", "caa", ANGLE, seed=s) for s in (0, 1)]
+    conditions = [condition(f"none,seed-{s}", "none", seed=s) for s in seeds_of_none]
+    conditions += [condition(f"caa@angle-0.1,seed-{s}", "caa", ANGLE, seed=s) for s in (0, 1)]
     cases = [
         case(one["id"], i, {"truth-tfidf": 0.0 if one["method"] == "none" else 1.0})
         for one in conditions
@@ -233,11 +246,11 @@ def doses(folder: Path, **arguments: Any) -> Report:
     made = {
         "none": (None, 0.0, 0.0),
         "caa": (angle(0.1), 0.3, 0.1),
-        "odesteer-1": (angle(0.1), 0.2, 0.05),
-        "odesteer-2": (angle(0.2), 0.6, 0.25),
+        "odesteer@1": (angle(0.1), 0.2, 0.05),
+        "odesteer@2": (angle(0.2), 0.6, 0.25),
         "random": (angle(0.3), 0.1, 0.4),
     }
-    conditions = [condition(n, n.split("-")[0], dose) for n, (dose, _, _) in made.items()]
+    conditions = [condition(n, n.split("@")[0], dose) for n, (dose, _, _) in made.items()]
     cases = [
         case(n, i, {"truth-tfidf": truth, "kl": kl} if n != "none" else {"truth-tfidf": truth})
         for n, (_, truth, kl) in made.items()
@@ -281,6 +294,7 @@ def test_a_barrier_is_measured_on_pairs(tmp_path: Path) -> None:
     assert table.name == "barriers"
     by_key = {c.key: cell for c, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert value(by_key["pair_accuracy"]) == 0.5  # right, wrong, tied
+    assert "| 0.500 [0.000, 1.000] |" in markdown.table(table)
     assert table.lines[0].n == (6, 3)
 
 
@@ -291,3 +305,57 @@ def test_an_unfinished_run_is_compared_on_what_both_have(tmp_path: Path) -> None
     found = report(tmp_path, lines(conditions, cases)[:-1])
     assert [line.id for line in found.main.lines] == ["none", "caa"]
     assert change(found.main.lines[1].cells[0])[3] == 2
+
+
+def test_conditions_matched_on_validation_data_stand_together_and_are_not_pooled(
+    tmp_path: Path,
+) -> None:
+    conditions = [condition("none")]
+    conditions += [
+        condition(f"{method}@kl-{kl}", method, label=method, chosen=True)
+        for kl in (0.2, 0.1)
+        for method in ("odesteer", "caa", "random")
+    ]
+    cases = [case(one["id"], i, {"truth-tfidf": 0.5}) for one in conditions for i in range(3)]
+    found = report(tmp_path, lines(conditions, cases))
+    assert [(heading, [line.id for line in own]) for heading, own in headings(found.main.lines)][
+        1:
+    ] == [
+        (f"every method at KL {kl} on validation data",
+         [f"random@kl-{kl}", f"caa@kl-{kl}", f"odesteer@kl-{kl}"])
+        for kl in (0.1, 0.2)
+    ]  # fmt: skip
+    assert found.main.lines[1].label == "Random direction"
+    # Each is compared with those that were set to the same damage.
+    assert len(found.tables[1].lines) == 4
+    assert {line.label for line in found.tables[1].lines} == {
+        "ODESteer − Random direction", "ODESteer − CAA",
+    }  # fmt: skip
+
+
+def test_two_sets_of_hyperparameters_are_two_methods(tmp_path: Path) -> None:
+    conditions = [condition("none")]
+    conditions += [condition(f"{name}@1", "odesteer", ANGLE) for name in ("odesteer", "p-half")]
+    cases = [case(one["id"], i, {"truth-tfidf": 0.5}) for one in conditions for i in range(3)]
+    found = report(tmp_path, lines(conditions, cases))
+    assert [line.label for line in found.main.lines] == [
+        "Unsteered", "ODESteer (odesteer)", "ODESteer (p-half)",
+    ]  # fmt: skip
+    assert [line.label for line in found.tables[1].lines] == [
+        "ODESteer (odesteer) − ODESteer (p-half)"
+    ]
+
+
+def test_a_run_of_barriers_alone_is_a_report(tmp_path: Path) -> None:
+    barrier = {
+        "kind": "barrier", "condition": "caa", "fold": 0, "part": "validation", "layer": 14,
+        "log_odds": [2.0, -1.0, 1.0, 1.0], "labels": [1, 0, 1, 0],
+    }  # fmt: skip
+    note = {"kind": "note", "about": "packing", "text": "One answer a row."}
+    content = lines([condition("caa")], [], (), (), "ultrafeedback", more=[note, barrier])
+    run = read_run(write(tmp_path, content))
+    found = build(run)
+    assert [table.name for table in found.tables] == ["barriers"]
+    assert [drawing.name for drawing in found.figures] == ["calibration"]
+    assert found.main.lines[0].setting == "validation, layer 14"
+    assert run.notes == ("Invented numbers.", "One answer a row.")

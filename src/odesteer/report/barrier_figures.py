@@ -12,7 +12,7 @@ from odesteer.plots import draw_flow
 from odesteer.report.barriers import held_out
 from odesteer.report.drawing import Drawing
 from odesteer.report.looks import FAINT, STYLE_HERE, canvas, label_ends, look
-from odesteer.report.rows import method_rank
+from odesteer.report.rows import method_rank, name_of
 from odesteer.report.run import Run
 
 
@@ -40,8 +40,8 @@ def flow_drawing(run: Run) -> Drawing | None:
             distance, h = paths[name][0], np.concatenate(paths[name][1], axis=1)
             condition = run.conditions[name]
             colour = look(condition.method).colour
-            draw_flow(axes, distance, {condition.label: (colour, h)})
-            ends.append((distance[-1], float(np.median(h[-1])), condition.label, colour))
+            draw_flow(axes, distance, {name_of(condition): (colour, h)})
+            ends.append((distance[-1], float(np.median(h[-1])), name_of(condition), colour))
         for note in list(axes.texts):
             note.remove()  # the line is named where all are
         label_ends(axes, ends, zero="h = 0")
@@ -60,7 +60,7 @@ def calibration_drawing(run: Run) -> Drawing | None:
     for name, log_odds, labels, _ in held_out(run):
         condition = run.conditions[name]
         if len(np.unique(labels)) == 2:
-            curves.setdefault(condition.method, (condition.label, log_odds, labels))
+            curves.setdefault(condition.method, (name_of(condition), log_odds, labels))
     if not curves:
         return None
     with matplotlib.rc_context(STYLE_HERE):

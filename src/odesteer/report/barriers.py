@@ -7,7 +7,7 @@ import numpy as np
 from odesteer.bootstrap import Interval, interval
 from odesteer.calibration import binary_quality
 from odesteer.report.estimate import NAN
-from odesteer.report.rows import layer_words, method_rank
+from odesteer.report.rows import layer_words, method_rank, name_of
 from odesteer.report.run import Run
 from odesteer.report.table import Cell, Column, Line, Table
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def barrier_table(run: Run) -> Table | None:
-    """Every condition's barrier on test rows, all folds together; None where none is stored."""
+    """Every condition's barrier on held-out rows, folds together; None where none is stored."""
     lines = []
     seen = set()
     for name, log_odds, labels, groups in held_out(run):
@@ -38,11 +38,15 @@ def barrier_table(run: Run) -> Table | None:
             Cell(Interval(quality.log_loss, NAN, NAN, quality.n)),
             Cell(Interval(quality.ece, NAN, NAN, quality.n)),
         )
-        layer = "" if condition.layer is None else f"layer {layer_words(condition.layer)}"
-        count = len(set(groups)) if groups is not None else len(labels)
-        lines.append(
-            Line(condition.label, layer, "", cells, (len(labels), count), method=condition.method)
+        where = dict.fromkeys(
+            (str(b.get("part", "test")), layer_words(b.get("layer", condition.layer)))
+            for b in run.barriers
+            if b["condition"] == name
         )
+        layer = "; ".join(f"{part}, layer {layer}" for part, layer in where)
+        count = len(set(groups)) if groups is not None else len(labels)
+        n = (len(labels), count)
+        lines.append(Line(name_of(condition), layer, "", cells, n, method=condition.method))
     if not lines:
         return None
     lines.sort(key=lambda line: method_rank(line.method))
@@ -50,12 +54,12 @@ def barrier_table(run: Run) -> Table | None:
 
 
 def held_out(run: Run) -> list[tuple[str, np.ndarray, np.ndarray, list[str] | None]]:
-    """(condition, log-odds, labels, groups or None) of test rows, folds together."""
+    """(condition, log-odds, labels, groups or None): of test rows, else of validation rows."""
     found = []
     for name in run.conditions:
-        own = [
-            b for b in run.barriers if b["condition"] == name and b.get("part", "test") == "test"
-        ]
+        stored = [line for line in run.barriers if line["condition"] == name]
+        # A benchmark whose test prompts have no answers to rank is measured on its validation part.
+        own = [line for line in stored if line.get("part", "test") == "test"] or stored
         if not own:
             continue
         log_odds = np.concatenate([np.asarray(b["log_odds"], dtype=float) for b in own])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from odesteer.report.barrier_figures import calibration_drawing
 from odesteer.report.barriers import barrier_table
 from odesteer.report.columns import headline, measures_of
 from odesteer.report.compare import at_equal_damage, at_equal_dose, reference
@@ -10,8 +11,9 @@ from odesteer.report.drawing import Drawing
 from odesteer.report.effects import main_table
 from odesteer.report.facts import Facts, facts_of
 from odesteer.report.figures import figures_of
+from odesteer.report.measures import Measure
 from odesteer.report.paper import paper_lines
-from odesteer.report.rows import rows_of
+from odesteer.report.rows import Row, rows_of
 from odesteer.report.run import Run
 from odesteer.report.side_by_side import Beside, side_by_side
 from odesteer.report.summary import summary
@@ -57,7 +59,7 @@ def check(run: Run, against: str | None = None) -> None:
     Raises:
         ValueError: if the run has no method of that name, or no score to report.
     """
-    if not measures_of(run):
+    if not measures_of(run) and not run.barriers:
         raise ValueError(f"'{run.path}' has no score yet: nothing was judged.")
     reference(rows_of(run), against)
 
@@ -75,27 +77,31 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
     """
     check(run, against)
     rows, measures = rows_of(run), measures_of(run)
-    main = main_table(rows, measures)
-    ours = [main]
-    method = reference(rows, against)
-    if method is not None:
-        compared = (at_equal_dose(rows, measures, method), at_equal_damage(rows, measures, method))
-        ours += [table for table in compared if table is not None]
-    if (barriers := barrier_table(run)) is not None:
-        ours.append(barriers)
-    paper = paper_lines(run, measures)
-    if paper:
+    tables: list[Table] = []
+    sentences: tuple[str, ...] = ()
+    texts: tuple[Beside, ...] = ()
+    figures: tuple[Drawing, ...] = ()
+    if measures:
+        main = main_table(rows, measures)
+        tables = [main, *_compared(rows, measures, reference(rows, against))]
+        sentences = summary(run, rows, measures, tables)
+        texts = side_by_side(rows, headline(measures))
         # After the correction: nothing of the paper's is tested here.
-        ours[0] = replace(main, lines=(*main.lines, *paper), notes=(*main.notes, _PAPER))
-    return Report(
-        run,
-        summary(run, rows, measures, ours),
-        tuple(ours),
-        figures_of(run, rows, measures, main) if drawn else (),
-        facts_of(run),
-        side_by_side(rows, headline(measures)),
-        _offensive(run),
-    )
+        if paper := paper_lines(run, measures):
+            tables[0] = replace(main, lines=(*main.lines, *paper), notes=(*main.notes, _PAPER))
+        figures = figures_of(run, rows, measures, main) if drawn else ()
+    if (barriers := barrier_table(run)) is not None:
+        tables.append(barriers)
+        drawing = calibration_drawing(run) if drawn else None
+        figures += () if drawing is None else (drawing,)
+    return Report(run, sentences, tuple(tables), figures, facts_of(run), texts, _offensive(run))
+
+
+def _compared(rows: Sequence[Row], measures: Sequence[Measure], method: str | None) -> list[Table]:
+    if method is None:
+        return []
+    found = (at_equal_dose(rows, measures, method), at_equal_damage(rows, measures, method))
+    return [table for table in found if table is not None]
 
 
 def _offensive(run: Run) -> bool:

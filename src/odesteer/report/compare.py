@@ -32,24 +32,24 @@ def reference(rows: Sequence[Row], wanted: str | None = None) -> str | None:
     Raises:
         ValueError: if the one asked for is not in the run.
     """
-    methods = [m for m in dict.fromkeys(row.method for row in steered(rows)) if m != RANDOM]
-    if wanted is not None and wanted not in methods:
+    ranks = {row.family: method_rank(row.method) for row in steered(rows) if row.method != RANDOM}
+    if wanted is not None and wanted not in ranks:
         raise ValueError(
             f"There is no method '{wanted}' in this run to compare with; it has "
-            f"{', '.join(methods) or 'none'}."
+            f"{', '.join(ranks) or 'none'}."
         )
-    if wanted or REFERENCE in methods:
+    if wanted or REFERENCE in ranks:
         return wanted or REFERENCE
-    return max(methods, key=method_rank, default=None)
+    return max(ranks, key=ranks.__getitem__, default=None)
 
 
 def at_equal_dose(rows: Sequence[Row], measures: Sequence[Measure], method: str) -> Table | None:
     """The reference method minus each other one, where both have the same dose and place."""
     base, lines = unsteered(rows), []
     columns = [measure for measure in measures if measure.tested]
-    for own in (row for row in rows if row.method == method):
+    for own in (row for row in rows if row.family == method):
         for other in steered(rows):
-            if other.method == method or not _alike(own, other):
+            if other.family == method or not _alike(own, other):
                 continue
             cells = tuple(Cell(difference=versus(m, own, other, base)) for m in columns)
             label = f"{own.label} − {other.label}"
@@ -66,10 +66,10 @@ def at_equal_damage(rows: Sequence[Row], measures: Sequence[Measure], method: st
         return None
     columns = [m for m in measures if m.tested and not m.grams and m.name != cost.name]
     lines = []
-    for other in sorted(steered(rows), key=lambda row: method_rank(row.method)):
-        if other.method == method or other.condition.chosen:
+    for other in sorted(steered(rows), key=lambda row: (method_rank(row.method), row.family)):
+        if other.family == method or other.condition.chosen:
             continue
-        own = [r for r in rows if r.method == method and _same_place(r, other)]
+        own = [r for r in rows if r.family == method and _same_place(r, other)]
         bracket = _bracket(
             [base, *sorted(own, key=lambda r: amount(r.condition.dose))], other, cost
         )
@@ -158,11 +158,15 @@ def _same_place(one: Row, other: Row) -> bool:
 
 
 def _alike(one: Row, other: Row) -> bool:
-    return _same_place(one, other) and one.condition.dose == other.condition.dose
+    return (
+        _same_place(one, other)
+        and one.condition.dose == other.condition.dose
+        and one.heading == other.heading
+    )
 
 
 def _label(rows: Sequence[Row], method: str) -> str:
-    return next(row.label for row in rows if row.method == method)
+    return next(row.label for row in rows if row.family == method)
 
 
 def _table(

@@ -8,7 +8,7 @@ from html import escape
 import matplotlib
 from matplotlib.figure import Figure
 
-from odesteer.report.looks import INK, PAGE, STYLE_HERE
+from odesteer.report.looks import INK, NIGHT, PAGE, STYLE_HERE
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Drawing:
         text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
         text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{page}-{self.name}-", text)
         text = text.replace(INK, "currentColor").replace(PAGE, "var(--page)")
+        for colour, variable in NIGHT.items():
+            text = text.replace(colour, f"var({variable})")
         text = re.sub(r"\n\s*", "\n", text)
         size = re.search(r'viewBox="[^"]*"', text)
         assert size is not None  # matplotlib always writes one

@@ -50,11 +50,13 @@ def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
         units = measure.units(row.keyed, beside)
         own = estimate.value(measure.statistic, units)
         missing = int((~units.known).sum())
-        if own.n == 0 and not any(set(measure.judges[0]) <= set(a.scores) for _, a in row.keyed):
-            return None
-    apart = None if base is None or row is base else versus(measure, row, base, base)
-    if apart is not None and apart.interval.n == 0:
-        apart = None
+        judges = set(measure.judges[0])
+        if own.n == 0 and not any(judges & set(answer.reasons) for _, answer in row.keyed):
+            return None  # nobody tried: a prompt displaces nothing, and nothing of it is missing
+    apart = None
+    if measure.tested and base is not None and row is not base:
+        apart = versus(measure, row, base, base)
+        apart = apart if apart.interval.n else None
     return Cell(own, apart, missing)
 
 

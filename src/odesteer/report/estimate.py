@@ -21,6 +21,7 @@ import numpy as np
 from odesteer.bootstrap import Interval, drawn, randomisation_p, swaps
 
 DRAWS, FEWER = 10_000, 2_000  # the second where a draw takes many sums
+NUMBERS = 20_000_000  # of a matrix of draws: 160 MB
 _draws = lru_cache(maxsize=2)(drawn)
 _swaps = lru_cache(maxsize=2)(swaps)
 NAN = float("nan")
@@ -184,7 +185,7 @@ def swapped(change: np.ndarray) -> np.ndarray:
 
 
 def _how_many(sums: np.ndarray) -> int:
-    return DRAWS if sums.shape[1] <= 8 else FEWER
+    return max(min(DRAWS, NUMBERS // len(sums)), FEWER) if sums.shape[1] <= 8 else FEWER
 
 
 def bounds(samples: np.ndarray, groups: int) -> tuple[float, float]:

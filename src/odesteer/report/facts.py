@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from odesteer.report.rows import dose_words, layer_words
+from odesteer.report.rows import dose_words, layer_words, name_of
 from odesteer.report.run import Run
 
 
@@ -24,7 +24,7 @@ def facts_of(run: Run) -> tuple[Facts, ...]:
 
 
 def _label(run: Run, line: Mapping[str, Any]) -> str:
-    return run.conditions[line["condition"]].label
+    return name_of(run.conditions[line["condition"]])
 
 
 def _choices(run: Run) -> Facts:

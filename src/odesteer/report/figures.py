@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from odesteer.report.barrier_figures import calibration_drawing, flow_drawing
+from odesteer.report.barrier_figures import flow_drawing
 from odesteer.report.columns import headline
 from odesteer.report.drawing import Drawing
 from odesteer.report.measures import Measure
@@ -23,5 +23,5 @@ def figures_of(
     drawn: list[Drawing | None] = [overview_drawing(table, effect)]
     drawn += [tradeoff_drawing(rows, table, effect, cost) for cost in costs if cost != effect]
     drawn += sweep_drawings(rows, table, effect)
-    drawn += [flow_drawing(run), calibration_drawing(run)]
+    drawn.append(flow_drawing(run))
     return tuple(each for each in drawn if each is not None)

@@ -62,14 +62,15 @@ def escape(text: str) -> str:
 def _row(one: Table, line: Line) -> str:
     label = line.label + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else str(line.n[0])
-    cells = [_cell(cell, column) for cell, column in zip(line.cells, one.columns, strict=True)]
+    pairs = zip(line.cells, one.columns, strict=True)
+    cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
     return " & ".join([escape(label), escape(line.setting), n, *cells]) + r" \\"
 
 
-def _cell(cell: Cell | None, column: Column) -> str:
+def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
     if cell is None:
         return ""
-    value, change = escape(value_text(cell, column)), escape(change_text(cell, column))
+    value, change = escape(value_text(cell, column, interval)), escape(change_text(cell, column))
     if cell.unscored:
         value += rf"\,{{\scriptsize({cell.unscored} unscored)}}"
     if not change:

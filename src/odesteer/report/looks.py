@@ -18,6 +18,8 @@ from odesteer.report.rows import PROMPT, RANDOM, UNSTEERED, method_rank
 # file of its own they are what they say.
 INK, PAGE = "#101112", "#fefefd"
 FAINT = "#808080"  # readable on both
+# Dark tones, for which a page has lighter ones by night.
+NIGHT = {"#0072b2": "--blue", "#aa4499": "--plum", "#8c6bb1": "--violet"}
 # Beyond Okabe and Ito's eight: middle tones, told apart by their markers where hues are close.
 _MORE = {
     "repe": "#D55E00",

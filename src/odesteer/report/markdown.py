@@ -33,15 +33,16 @@ def table(one: Table) -> str:
 def _row(one: Table, line: Line) -> list[str]:
     label = text(line.label) + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else f"{line.n[0]} ({line.n[1]})"
-    cells = [_cell(cell, column) for cell, column in zip(line.cells, one.columns, strict=True)]
+    pairs = zip(line.cells, one.columns, strict=True)
+    cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
     return [label, text(line.setting), n, *cells]
 
 
-def _cell(cell: Cell | None, column: Column) -> str:
+def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
     if cell is None:
         return ""
     # A bare asterisk could make the rest of a line italic.
-    parts = [value_text(cell, column), change_text(cell, column).replace("*", "\\*")]
+    parts = [value_text(cell, column, interval), change_text(cell, column).replace("*", "\\*")]
     if cell.unscored:
         parts.append(f"{cell.unscored} unscored")
     return "<br>".join(part for part in parts if part)
@@ -64,9 +65,9 @@ def _parts(report: Report, figures: str) -> list[str]:
         body = plain_table(facts.heading, [])
         body += "".join("\n| " + " | ".join(row) + " |" for row in rows)
         parts.append(f"### {text(facts.title)}\n\n{body}")
-    if notes := run.benchmark.get("notes"):
-        said = "\n".join(f"- {text(str(note), _LONG)}" for note in notes)
-        parts.append(f"### Where the texts differ from the paper's protocol\n\n{said}")
+    if run.notes:
+        said = "\n".join(f"- {text(note, _LONG)}" for note in run.notes)
+        parts.append(f"### Notes\n\n{said}")
     return parts
 
 

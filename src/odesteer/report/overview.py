@@ -1,5 +1,7 @@
 """What does every condition change, on one scale?"""
 
+from collections.abc import Sequence
+
 import matplotlib
 import numpy as np
 
@@ -8,6 +10,7 @@ from odesteer.report.looks import FAINT, INK, STYLE_HERE, canvas, look, zero_lin
 from odesteer.report.table import Line, Table, headings
 
 MOST = 40  # rows that can still be read
+LONGEST = 38  # characters of a label
 _ROW, _MARGIN = 0.165, 0.75  # inches
 
 
@@ -26,14 +29,20 @@ def overview_drawing(table: Table, column: int) -> Drawing | None:
     with matplotlib.rc_context(STYLE_HERE):
         height = _ROW * rows + _MARGIN
         figure, axes = canvas((4.9, height))
-        figure.subplots_adjust(left=0.36, right=0.97, bottom=0.5 / height, top=1.0 - 0.1 / height)
+        longest = max(len(text) for group, own in groups for text in (group, *_labels(own)))
+        figure.subplots_adjust(
+            left=0.03 + min(longest, LONGEST) * 0.0133,
+            right=0.97,
+            bottom=0.5 / height,
+            top=1.0 - 0.1 / height,
+        )
         zero_line_down(axes)
         names, place = [], 0
         for heading, own in groups:
             names.append((place, heading, FAINT))
-            for line in own:
+            for line, label in zip(own, _labels(own), strict=True):
                 place += 1
-                names.append((place, line.label, INK))
+                names.append((place, label, INK))
                 mean, low, high = _change(line, column) or (np.nan,) * 3
                 cell = line.cells[column]
                 look_ = look(line.method)
@@ -44,8 +53,8 @@ def overview_drawing(table: Table, column: int) -> Drawing | None:
                           markerfacecolor=look_.colour if filled else "none")  # fmt: skip
             place += 1
         axes.set_yticks([y for y, _, _ in names], [name for _, name, _ in names])
-        for label, (_, _, colour) in zip(axes.get_yticklabels(), names, strict=True):
-            label.set_color(colour)
+        for tick, (_, _, colour) in zip(axes.get_yticklabels(), names, strict=True):
+            tick.set_color(colour)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"change of {one.label} {one.arrow}")
@@ -54,6 +63,16 @@ def overview_drawing(table: Table, column: int) -> Drawing | None:
         f"mark is significant after Holm's correction within the main table."
     )
     return Drawing("overview", f"{one.label} of all conditions", caption, figure)
+
+
+def _labels(lines: Sequence[Line]) -> list[str]:
+    """With the setting where a label alone would stand there twice."""
+    plain = [line.label for line in lines]
+    full = [
+        f"{line.label}, {line.setting}" if plain.count(line.label) > 1 else line.label
+        for line in lines
+    ]
+    return [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in full]
 
 
 def _change(line: Line, column: int) -> tuple[float, float, float] | None:

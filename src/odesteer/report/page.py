@@ -67,10 +67,10 @@ def _sections(report: Report) -> list[tuple[str, str]]:
 def _report(report: Report, own: str) -> str:
     run = report.run
     warnings = "".join(f'<p class="warning">{escape(remark)}</p>' for remark in run.remarks)
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in run.benchmark.get("notes", ()))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     parts = {
         "": f"{warnings}<ul>{''.join(f'<li>{escape(s)}</li>' for s in report.sentences)}</ul>"
-        + (f'<div class="notes">Differs from the protocol:<ul>{notes}</ul></div>' if notes else ""),
+        + (f'<div class="notes">Notes:<ul>{notes}</ul></div>' if notes else ""),
         "-tables": "".join(table(one) for one in report.tables),
         "-figures": f'<div class="figures">{_figures(report, own)}</div>',
         "-texts": _texts(report),
@@ -128,10 +128,11 @@ def _pair(pair: Pair, one: Beside, offensive: bool) -> str:
         )
     )
     prompt = f'<p class="text"><b>{escape(pair.prompt)}</b></p>'
-    changed = f"{escape(one.score)} {change}"
+    scores = f"{_score(pair.before)} → {_score(pair.after)}"
+    changed = f"{escape(one.score)} {scores} ({change})"
     if offensive:
         return (
-            f'<div class="pair"><details><summary>Show a text whose {changed}{why}</summary>'
+            f'<div class="pair"><details><summary>Show the text: {changed}{why}</summary>'
             f'<div>{prompt}<div class="two">{sides}</div></div></details></div>'
         )
     return f'<div class="pair">{prompt}<p>{changed}{why}</p><div class="two">{sides}</div></div>'

@@ -16,7 +16,7 @@ from odesteer.report.run import Answer, Condition, Run
 FILE, SCHEMA = "results.jsonl", 1
 # Numbers of a case that no judge gave; they are read like scores.
 _MEASURED = ("kl", "nll", "displacement")
-_KINDS = {"run", "case", "fit", "choice", "barrier", "trajectory", "end"}
+_KINDS = {"run", "case", "fit", "choice", "barrier", "trajectory", "note", "end"}
 
 
 def read_run(path: str | Path) -> Run:
@@ -94,7 +94,7 @@ def _assembled(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"'{file}' is damaged at line 1: {brief(error)}.") from None
     answers = _answers(file, by_kind.get("case", []), conditions)
-    if not any(answers.values()):
+    if not any(answers.values()) and "barrier" not in by_kind:
         raise ValueError(
             f"'{file}' holds no case yet: there is nothing to report until the run has judged some."
         )
@@ -118,6 +118,10 @@ def _assembled(
         barriers=kind("barrier"),
         trajectories=kind("trajectory"),
         finished="end" in by_kind,
+        notes=(
+            *map(str, benchmark.get("notes", ())),
+            *(str(line.get("text", "")) for _, line in by_kind.get("note", [])),
+        ),
         remarks=_remarks(file, by_kind, sum(map(len, answers.values())), torn),
     )
 

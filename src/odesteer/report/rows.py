@@ -17,9 +17,33 @@ from odesteer.report.run import Answer, Condition, Run
 
 UNSTEERED, PROMPT, RANDOM = "none", "prompt", "random"
 _FIRST = (UNSTEERED, PROMPT, RANDOM)
-_NAMES = {"time": "strength", "path-length": "path length"}
+_DOSES = {"time": "strength", "path-length": "path length"}
+_DAMAGES = {"kl": "KL", "displacement": "displacement"}
+# What people call what a run's file names; a condition's own label goes before.
+NAMES = {
+    UNSTEERED: "Unsteered",
+    PROMPT: "Prompt only",
+    RANDOM: "Random direction",
+    "caa": "CAA",
+    "repe": "RepE",
+    "iti": "ITI",
+    "iti-heads": "ITI, heads",
+    "mimic": "MiMiC",
+    "linear-act": "Linear-AcT",
+    "hpr": "HPR",
+    "re-control": "RE-Control",
+    "truthflow": "TruthFlow",
+    "odesteer": "ODESteer",
+    "odesteer-paper": "ODESteer, paper",
+    "odesteer-one-step": "ODESteer, one step",
+    "odesteer-fourier": "ODESteer, Fourier",
+    "odesteer-gaussian": "ODESteer, Gaussian",
+    "odesteer-mixture": "ODESteer, mixture",
+    "odesteer-network": "ODESteer, network",
+    "safety-filter": "Safety filter",
+}
 _COMPARABLE = ("angle", "path-length")
-REFERENCES, CHOSEN = "not steered", "layer and dose chosen on validation data"
+REFERENCES, CHOSEN = "not steered", "chosen on validation data"
 
 
 @dataclass(frozen=True)
@@ -29,22 +53,25 @@ class Row:
     Attributes:
         condition: the first of them; its id names the row.
         answers: of all, by (seed, fold, case, sample).
+        label: the method for people.
         heading: what it shares with the rows beside it.
         setting: dose, layer and steps in words.
     """
 
     condition: Condition
     answers: Mapping[Key, Answer]
+    label: str
     heading: str
     setting: str
 
     @property
-    def label(self) -> str:
-        return "Unsteered" if self.condition.method == UNSTEERED else self.condition.label
-
-    @property
     def method(self) -> str:
         return self.condition.method
+
+    @property
+    def family(self) -> str:
+        """The method with its hyperparameters, at whatever dose: "caa" of "caa@angle-0.1"."""
+        return family(self.condition)
 
     @cached_property
     def keyed(self) -> list[tuple[Key, Answer]]:
@@ -77,16 +104,31 @@ def rows_of(run: Run) -> tuple[Row, ...]:
     first = [own[0] for own in pooled.values()]
     layers = len({repr(c.layer) for c in first if c.layer is not None}) > 1
     steps = len({c.steps for c in first if c.steps is not None}) > 1
+    # Two sets of hyperparameters may have one label.
+    families = {(name_of(c), family(c)) for c in first}
+    labels = [label for label, _ in families]
     rows = [
         Row(
             own[0],
             {(c.seed, *answer.place): answer for c in own for answer in run.answers[c.id]},
+            name_of(own[0]) + (f" ({family(own[0])})" if labels.count(name_of(own[0])) > 1 else ""),
             _heading(own[0]),
             setting(run, own[0], layers, steps),
         )
         for own in pooled.values()
     ]
     return tuple(sorted(rows, key=_place))
+
+
+def name_of(condition: Condition) -> str:
+    """What people call it."""
+    if condition.method == UNSTEERED:
+        return NAMES[UNSTEERED]
+    return NAMES.get(condition.label, condition.label)
+
+
+def family(condition: Condition) -> str:
+    return _without_seed(condition).split("@")[0]
 
 
 def unsteered(rows: Sequence[Row]) -> Row | None:
@@ -112,7 +154,7 @@ def dose_words(dose: Mapping[str, Any] | None) -> str:
     if "budget" in dose:
         return f"until P ≥ {dose.get('probability', 0.0):g} within {dose_words(dose['budget'])}"
     kind = str(dose.get("type", ""))
-    return f"{_NAMES.get(kind, kind)} {amount(dose):g}"
+    return f"{_DOSES.get(kind, kind)} {amount(dose):.4g}"
 
 
 def layer_words(layer: Any) -> str:
@@ -148,13 +190,24 @@ def method_rank(method: str) -> int:
 
 
 def _without_seed(condition: Condition) -> str:
-    c = condition
-    return repr((c.method, c.label, c.dose, c.layer, c.chosen, c.steps))
+    return condition.id.removesuffix(f",seed-{condition.seed}")
+
+
+def _matched(condition: Condition) -> tuple[str, float] | None:
+    """("kl", 0.1) of "caa@kl-0.1": the damage that its dose was set to on validation data."""
+    target = _without_seed(condition).partition("@")[2].partition(",")[0]
+    kind, _, size = target.partition("-")
+    try:
+        return (kind, float(size)) if condition.chosen and kind in _DAMAGES else None
+    except ValueError:
+        return None
 
 
 def _heading(condition: Condition) -> str:
     if condition.method in (UNSTEERED, PROMPT):
         return REFERENCES
+    if matched := _matched(condition):
+        return f"every method at {_DAMAGES[matched[0]]} {matched[1]:g} on validation data"
     if condition.chosen:
         return CHOSEN
     if comparable(condition.dose):
@@ -168,8 +221,10 @@ def _place(row: Row) -> tuple[Any, ...]:
     rank, dose, steps = method_rank(c.method), amount(c.dose), c.steps or 0
     if row.heading == REFERENCES:
         return (0, rank)
+    if matched := _matched(c):
+        return (2, *matched, rank, row.family, layer, steps)
     if c.chosen:
-        return (1, rank)
+        return (1, "", 0.0, rank, row.family, layer, steps)
     if comparable(c.dose):
-        return (2, str((c.dose or {}).get("type")), dose, rank, c.label, layer, steps)
-    return (3, "", rank, c.label, dose, layer, steps)
+        return (3, str((c.dose or {}).get("type")), dose, rank, row.family, layer, steps)
+    return (4, "", 0.0, rank, row.family, dose, layer, steps)

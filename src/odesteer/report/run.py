@@ -68,6 +68,7 @@ class Run:
         answers: by condition, in the file's order.
         fits, choices, barriers, trajectories: those lines as they are.
         finished: whether its last line says so.
+        notes: what the benchmark and the run itself tell of how it was done.
         remarks: what a reader should know of the file, such as that it is not finished.
     """
 
@@ -85,6 +86,7 @@ class Run:
     barriers: tuple[Mapping[str, Any], ...] = ()
     trajectories: tuple[Mapping[str, Any], ...] = ()
     finished: bool = True
+    notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property

@@ -76,7 +76,7 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
     # One a method: in the middle of what was tried, neither without effect nor broken.
     by_method: dict[str, list[Row]] = {}
     for row in own:
-        by_method.setdefault(row.method, []).append(row)
+        by_method.setdefault(row.family, []).append(row)
     return [of[len(of) // 2] for of in by_method.values()]
 
 

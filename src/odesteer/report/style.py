@@ -3,9 +3,11 @@
 # Text and background reach 4.5:1 in both themes; --better and --worse also differ in lightness.
 CSS = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --dim: #5c6570;
-  --line: #d9dee4; --soft: #f4f6f8; --better: #00598c; --worse: #a13d00; --accent: #0072b2; }
+  --line: #d9dee4; --soft: #f4f6f8; --better: #00598c; --worse: #a13d00; --accent: #0072b2;
+  --blue: #0072b2; --plum: #aa4499; --violet: #8c6bb1; }
 @media (prefers-color-scheme: dark) { :root { --page: #14181c; --ink: #e6e9ec; --dim: #9aa4ae;
-  --line: #343b43; --soft: #1c2228; --better: #6cbcf2; --worse: #ff9d66; --accent: #56b4e9; } }
+  --line: #343b43; --soft: #1c2228; --better: #6cbcf2; --worse: #ff9d66; --accent: #56b4e9;
+  --blue: #5b8cff; --plum: #d07fc2; --violet: #b39bdb; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, sans-serif; margin: 0; background: var(--page);
   color: var(--ink); overflow-wrap: break-word; }
@@ -28,11 +30,12 @@ th, td { padding: .38rem .7rem; border-top: 1px solid var(--line); text-align: l
   vertical-align: top; }
 thead th { vertical-align: bottom; color: var(--dim); font-weight: 600; border-top: 0; }
 th[scope=row] { font-weight: 600; position: sticky; left: 0; background: var(--page);
-  min-width: 8.5rem; max-width: 13rem; }
+  min-width: 9rem; max-width: 17rem; }
+th[scope=row] small { display: block; color: var(--dim); font-weight: 400; font-size: .78rem; }
 th[scope=rowgroup] { background: var(--soft); color: var(--dim); font-weight: 600;
   padding: .3rem .7rem; } th[scope=rowgroup] span { position: sticky; left: .7rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-thead th.n { white-space: normal; min-width: 5.5rem; } td.where { min-width: 9rem; }
+thead th.n { white-space: normal; min-width: 5.5rem; }
 td small { display: block; color: var(--dim); font-size: .78rem; }
 td.better small.change { color: var(--better); font-weight: 600; }
 td.worse small.change { color: var(--worse); font-weight: 600; }
@@ -51,11 +54,12 @@ details > div { padding: 0 .9rem .9rem; } details .scroll { border-radius: 6px; 
 .pair > p { margin: 0 0 .5rem; } .pair details { background: var(--soft); }
 .two { display: grid; gap: .8rem; grid-template-columns: 1fr 1fr; }
 .two > div { background: var(--soft); border-radius: 6px; padding: .6rem .8rem; min-width: 0; }
+.pair details .two > div { background: var(--page); }
 .two h4 { margin: 0 0 .3rem; font-size: .8rem; color: var(--dim); }
 .text { white-space: pre-wrap; } .mono { font-family: ui-monospace, monospace; font-size: .8rem;
   overflow-wrap: anywhere; } pre { overflow-x: auto; font-size: .8rem; margin: 0; }
 @media (max-width: 40rem) { .two { grid-template-columns: 1fr; } h1 { font-size: 1.35rem; }
-  th, td { padding: .34rem .5rem; } th[scope=row] { min-width: 6.8rem; max-width: 8rem; } }
+  th, td { padding: .34rem .5rem; } th[scope=row] { min-width: 7.5rem; max-width: 11rem; } }
 @media print { .scroll { overflow: visible; border: 0; } nav { display: none; }
   table { font-size: .7rem; } tr, figure { break-inside: avoid; } }
 """

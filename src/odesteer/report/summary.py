@@ -27,7 +27,7 @@ def summary(
     told += _unsteered(ours, place, column)
     told += _chosen(ours, place, column)
     told += _largest(ours, place, column)
-    told += [_tally(table, column) for table in tables if table.name == "equal-damage"]
+    told += [_tally(table, column) for table in tables if table.name.startswith("equal-")]
     return tuple(sentence for sentence in told if sentence)
 
 

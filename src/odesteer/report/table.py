@@ -76,7 +76,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is what its file is called; `versus` what differences are to."""
+    """`name` is what its file is called; `versus` what differences are to, "" where there are none
+    and values show intervals of their own."""
 
     name: str
     title: str
@@ -141,11 +142,14 @@ def number(value: float, digits: int, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def value_text(cell: Cell, column: Column) -> str:
-    """As "0.412", or "0.412 ± 0.003" where a deviation is what is known."""
+def value_text(cell: Cell, column: Column, interval: bool = False) -> str:
+    """As "0.412", "0.412 ± 0.003" where a deviation is what is known, or "0.412 [0.380, 0.450]"."""
     if cell.value is None:
         return ""
-    text = number(cell.value[0], column.digits)
+    mean, low, high, _ = cell.value
+    text = number(mean, column.digits)
+    if interval and not math.isnan(low):
+        text += f" [{number(low, column.digits)}, {number(high, column.digits)}]"
     return text if cell.deviation is None else f"{text} ± {number(cell.deviation, column.digits)}"
 
 

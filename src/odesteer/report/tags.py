@@ -17,7 +17,7 @@ def table(one: Table) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in one.legend())
     body = (
         f"<table><caption>{escape(one.title)}</caption><thead><tr>"
-        f'<th scope="col">condition</th><th scope="col">setting</th>'
+        f'<th scope="col">condition</th>'
         f'<th scope="col" class="n">n (groups)</th>{heads}</tr></thead>{groups}</table>'
     )
     return f'{scrolled(body, one.title)}<ul class="notes">{notes}</ul>'
@@ -37,7 +37,7 @@ def _arrow(column: Column) -> str:
 
 def _group(one: Table, group: str, lines: list[Line]) -> str:
     title = (
-        f'<tr><th scope="rowgroup" colspan="{3 + len(one.columns)}">'
+        f'<tr><th scope="rowgroup" colspan="{2 + len(one.columns)}">'
         f"<span>{escape(group)}</span></th></tr>"
         if group
         else ""
@@ -48,23 +48,24 @@ def _group(one: Table, group: str, lines: list[Line]) -> str:
 def _row(one: Table, line: Line) -> str:
     paper = line.source == "paper"
     tag = ' <span class="tag">paper</span>' if paper else ""
+    where = f"<small>{escape(line.setting)}</small>" if line.setting else ""
     n = "" if line.n is None else f"{line.n[0]:,} ({line.n[1]:,})"
     cells = "".join(
-        _cell(cell, column) for cell, column in zip(line.cells, one.columns, strict=True)
+        _cell(cell, column, not one.versus)
+        for cell, column in zip(line.cells, one.columns, strict=True)
     )
     return (
         f"<tr{' class=paper' if paper else ''}>"
-        f'<th scope="row">{escape(line.label)}{tag}</th>'
-        f'<td class="where">{escape(line.setting)}</td>'
+        f'<th scope="row">{escape(line.label)}{tag}{where}</th>'
         f'<td class="n">{n}</td>{cells}</tr>'
     )
 
 
-def _cell(cell: Cell | None, column: Column) -> str:
+def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
     if cell is None:
         return '<td class="n"></td>'
     change = change_text(cell, column)
-    told = value(cell, column)
+    told = value(cell, column, interval)
     if change and not told:
         told = f"<small class=change>{change}</small>"
     elif change:

@@ -98,8 +98,8 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
         c = row.condition
         spot = Spot(other.value.mean, mean, low, high, amount(c.dose), row.method, row.label)
         if np.isfinite([spot.damage, spot.effect]).all():
-            found.setdefault((c.method, row.label, repr(c.layer), c.steps), []).append(spot)
-    lines = [sorted(own, key=lambda spot: spot.dose) for own in found.values()]
+            found.setdefault((row.family, repr(c.layer), c.steps, c.chosen), []).append(spot)
+    lines = [sorted(own, key=lambda spot: (spot.dose, spot.damage)) for own in found.values()]
     return [own for own in lines if len(own) > 1] or lines
 
 
