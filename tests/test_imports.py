@@ -100,6 +100,7 @@ MAY_IMPORT = {
         "templates",
     },
     "metrics": NOTHING,
+    "report": {"artifact", "bootstrap", "calibration", "methods", "metrics", "plots"},
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
 }

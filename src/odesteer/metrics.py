@@ -84,9 +84,11 @@ def distinct(texts: Sequence[str], n: int) -> float:
     """
     if n < 1:
         raise ValueError(f"Dist-n counts n-grams of one word or more; got n={n}.")
-    grams = [gram for text in texts for gram in _grams(text.split(), n)]
-    return len(set(grams)) / len(grams) if grams else float("nan")
+    found = [gram for text in texts for gram in grams(text, n)]
+    return len(set(found)) / len(found) if found else float("nan")
 
 
-def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+def grams(text: str, n: int) -> list[tuple[str, ...]]:
+    """The n-grams of a text's words, in order."""
+    words = text.split()
     return list(zip(*(words[i:] for i in range(n)), strict=False))

@@ -13,6 +13,7 @@ from odesteer.ode import QuadraticBarrier
 
 matplotlib.use("Agg")  # figures go to files; no window system is needed
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
@@ -56,30 +57,42 @@ def flow_figure(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-        axes.axhline(0.0, color="#999999", linewidth=0.8)
-        axes.annotate(
-            "desired region, h ≥ 0",
-            (1, 0),
-            (0, 4),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            color="#777777",
-        )
-        for name, h in paths.items():
-            low, middle, high = np.quantile(h, [0.1, 0.5, 0.9], axis=1)
-            axes.plot(distance, middle, color=COLOURS[name], label=LABELS[name], linewidth=2)
-            axes.fill_between(distance, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+        draw_flow(axes, distance, {LABELS[name]: (COLOURS[name], h) for name, h in paths.items()})
         rows = next(iter(paths.values())).shape[1]
         axes.set(
-            xlabel="path length / ‖a‖",
-            ylabel="log-odds h(a) of the wanted class",
             title=f"Barrier along the way of {rows} held-out negatives, layer {layer}\n"
             "(median, 10 to 90 % band)",
         )
         axes.legend(loc="upper left")
         figure.savefig(path)
         plt.close(figure)
+
+
+def draw_flow(
+    axes: Axes, distance: np.ndarray, paths: Mapping[str, tuple[str, np.ndarray]]
+) -> None:
+    """Median and 10 to 90 % band of h along the way, into axes.
+
+    Args:
+        axes: to draw into.
+        distance: path length over ||a|| at every point, [steps + 1].
+        paths: colour and h of every negative by label, [steps + 1, rows].
+    """
+    axes.axhline(0.0, color="#999999", linewidth=0.8)
+    axes.annotate(
+        "desired region, h ≥ 0",
+        (1, 0),
+        (0, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        color="#777777",
+    )
+    for label, (colour, h) in paths.items():
+        low, middle, high = np.quantile(h, [0.1, 0.5, 0.9], axis=1)
+        axes.plot(distance, middle, color=colour, label=label, linewidth=2)
+        axes.fill_between(distance, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="path length / ‖a‖", ylabel="log-odds h(a) of the wanted class")
 
 
 def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) -> None:

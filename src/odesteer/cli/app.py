@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import cache, conformance, demo, fit, gallery, generate, inspect, methods, tune
+from odesteer.cli import (
+    cache,
+    conformance,
+    demo,
+    fit,
+    gallery,
+    generate,
+    inspect,
+    methods,
+    report,
+    tune,
+)
 from odesteer.cli.console import one_line_warnings
 
 EXAMPLES = """
@@ -38,6 +49,7 @@ app.command()(generate.chat)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)
+app.command()(report.report)
 app.command()(conformance.conformance)
 app.add_typer(cache.app, name="cache")
 
