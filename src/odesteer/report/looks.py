@@ -77,7 +77,7 @@ def look(method: str) -> Look:
 def canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """A figure with room for labels on its right. To be called under `STYLE_HERE`."""
     figure = Figure(figsize=size, dpi=160)
-    figure.subplots_adjust(left=0.135, right=0.74, bottom=0.14, top=0.95)
+    figure.subplots_adjust(left=0.165, right=0.75, bottom=0.14, top=0.95)
     return figure, figure.add_subplot()
 
 

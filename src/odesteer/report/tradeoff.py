@@ -14,18 +14,17 @@ from matplotlib.axes import Axes
 
 from odesteer.report.drawing import Drawing
 from odesteer.report.looks import INK, STYLE_HERE, canvas, label_ends, look, zero_line
-from odesteer.report.rows import PROMPT, Row, amount, unsteered
+from odesteer.report.rows import PROMPT, Row, unsteered
 from odesteer.report.table import Table
 
 
 class Spot(NamedTuple):
-    """One condition: damage, effect with its interval, and the dose it is at."""
+    """One condition: damage and effect with its interval."""
 
     damage: float
     effect: float
     low: float
     high: float
-    dose: float
     method: str
     label: str
 
@@ -81,13 +80,14 @@ def pareto(points: Sequence[tuple[float, float]], wanted: float) -> list[tuple[f
 
 
 def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[list[Spot]]:
-    """Spots that differ in their dose alone, from the smallest to the largest.
+    """Spots that differ in their dose alone, from the least to the most damage.
 
     Where a run varies doses, its lines are shown alone: single conditions, such as those of a
-    sweep over layers, would hide them.
+    sweep over layers, would hide them. What was chosen on validation data is one more dose.
     """
     by_id = {line.id: line for line in table.lines if line.source == "run"}
     found: dict[tuple[object, ...], list[Spot]] = {}
+    chosen: dict[str, list[Spot]] = {}
     for row in rows:
         one, other = (by_id[row.condition.id].cells[i] for i in (effect, damage))
         if row.method == PROMPT or one is None or other is None:
@@ -96,10 +96,16 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
             continue
         mean, low, high, _ = one.difference.interval
         c = row.condition
-        spot = Spot(other.value.mean, mean, low, high, amount(c.dose), row.method, row.label)
+        spot = Spot(other.value.mean, mean, low, high, row.method, row.label)
         if np.isfinite([spot.damage, spot.effect]).all():
-            found.setdefault((row.family, repr(c.layer), c.steps, c.chosen), []).append(spot)
-    lines = [sorted(own, key=lambda spot: (spot.dose, spot.damage)) for own in found.values()]
+            if c.chosen:
+                chosen.setdefault(row.family, []).append(spot)
+            else:
+                found.setdefault((row.family, repr(c.layer), c.steps), []).append(spot)
+    for family, own in chosen.items():
+        places = [key for key in found if key[0] == family] or [(family,)]
+        found.setdefault(places[0] if len(places) == 1 else (family, "chosen"), []).extend(own)
+    lines = [sorted(own, key=lambda spot: spot.damage) for own in found.values()]
     return [own for own in lines if len(own) > 1] or lines
 
 
