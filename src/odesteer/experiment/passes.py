@@ -27,7 +27,8 @@ from odesteer.tuning.damage import kl
 from odesteer.tuning.lower import Lower
 from odesteer.tuning.replay import first_layer
 
-TOLERANCE = 1e-3  # nats; packing rounds otherwise, and a mask that is not taken differs by far more
+# Relative; packing rounds otherwise, and a mask that is not taken differs by far more.
+TOLERANCE = 1e-3
 
 
 class Heard(NamedTuple):
@@ -65,9 +66,10 @@ def hear(
     found = [[[nothing] * len(one.answers) for one in asked] for _ in steerings]
     vocabulary = model.config.get_text_config().vocab_size
     for batch in batches(asked, packed, vocabulary):
-        heard = _pass(model, batch, steerings, positions, compare)
-        for own, answers in zip(found, heard, strict=True):
-            for place, one in zip(batch.places, answers, strict=True):
+        unsteered = Unsteered(model, batch, steerings)
+        for own, steering in zip(found, steerings, strict=True):
+            heard = unsteered.under(steering, positions, compare)
+            for place, one in zip(batch.places, heard, strict=True):
                 own[place.asked][place.answer] = one
             if progress is not None:
                 progress(len(batch.places))
@@ -102,45 +104,52 @@ def takes_packed(model: Any, asked: Sequence[Asked]) -> bool:
         # Whatever a model says to a mask that it does not know, it does not take it.
         return False
     apart = hear(model, asked, [None], packed=False, compare=False)[0]
+    tolerance = max(TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     return all(
-        abs(one.logprob - other.logprob) <= TOLERANCE * max(1.0, abs(other.logprob))
+        abs(one.logprob - other.logprob) <= tolerance * max(1.0, abs(other.logprob))
         for ones, others in zip(together, apart, strict=True)
         for one, other in zip(ones, others, strict=True)
     )
 
 
-def _pass(
-    model: Any,
-    batch: Batch,
-    steerings: Sequence[AnySteering | None],
-    positions: str,
-    compare: bool,
-) -> list[list[Heard]]:
-    """By steering, by place of the batch."""
-    blocks = find_layers(model)
-    firsts = [first_layer(one) for one in steerings if one is not None]
-    # With the steered block itself, whose unsteered output displacement is measured from.
-    lower = Lower(blocks, 1 + max(firsts, default=-1))
-    with lower.recorded():
-        log_p = _log_probabilities(model, batch)
-    still = torch.zeros(len(batch.targets))
-    results = []
-    for steering in steerings:
+class Unsteered:
+    """What the unsteered model computes for one batch, kept to hear steerings against it.
+
+    Args:
+        model, batch: see `hear`.
+        steerings: every one that will be asked for, at whatever dose.
+    """
+
+    def __init__(self, model: Any, batch: Batch, steerings: Sequence[AnySteering | None]):
+        self.batch = batch
+        self._model, self._blocks = model, find_layers(model)
+        firsts = {first_layer(one) for one in steerings if one is not None}
+        # With the steered block itself, whose unsteered output displacement is measured from.
+        self._lower = Lower(self._blocks, {i for first in firsts for i in (first - 1, first)})
+        with self._lower.recorded():
+            self._log_p = _log_probabilities(model, batch)
+
+    def under(
+        self, steering: AnySteering | None, positions: str = "last+generated", compare: bool = True
+    ) -> list[Heard]:
+        """By place of the batch."""
+        batch, still = self.batch, torch.zeros(len(self.batch.targets))
         if steering is None:
-            results.append(_sums(batch, log_p, log_p, still))
-            continue
+            return _sums(batch, self._log_p, self._log_p, still)
         first = first_layer(steering)
         seen: list[Tensor] = []
         with ExitStack() as undo:
-            undo.enter_context(lower.replayed(first))
-            undo.enter_context(scoring(model, batch.prompts.to(input_device(model))))
-            undo.enter_context(steering.attach(model, positions=positions))
+            undo.enter_context(self._lower.replayed(first))
+            undo.enter_context(scoring(self._model, batch.prompts.to(self._log_p.device)))
+            undo.enter_context(steering.attach(self._model, positions=positions))
             if compare:
-                undo.enter_context(_watched(blocks[first], batch, seen))
-            log_q = _log_probabilities(model, batch)
-        moved = _displacement(lower.output(first), seen, batch) if compare else still
-        results.append(_sums(batch, log_p, log_q, moved, compare))
-    return results
+                undo.enter_context(_watched(self._blocks[first], batch, seen))
+            log_q = _log_probabilities(self._model, batch)
+        if not compare:
+            return _sums(batch, self._log_p, log_q, still, compare)
+        return _sums(
+            batch, self._log_p, log_q, _displacement(self._lower.output(first), seen, batch)
+        )
 
 
 def _log_probabilities(model: Any, batch: Batch) -> Tensor:

@@ -1,10 +1,10 @@
 """How are the blocks below a steered one kept from being computed again?
 
-They compute what they compute unsteered, so what they gave the unsteered model once is given
-again: to the bit the same. Works with any block, since all it replaces is its `forward`.
+They compute what they compute unsteered, so what the last of them gave the unsteered model is
+given again: to the bit the same. Works with any block, since all it replaces is its `forward`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,15 +14,16 @@ from odesteer.layers import Blocks, block_output
 
 
 class Lower:
-    """What the first blocks of a model gave for one batch.
+    """What some blocks of a model gave for one batch.
 
     Args:
         blocks: of the model, first to last.
-        below: so many of them are recorded.
+        keep: indices of those that are recorded.
     """
 
-    def __init__(self, blocks: Blocks, below: int):
-        self._blocks = blocks[:below]
+    def __init__(self, blocks: Blocks, keep: Iterable[int]):
+        self._blocks = blocks
+        self._keep = {index for index in keep if index >= 0}
         self._outputs: dict[int, Any] = {}
 
     def output(self, index: int) -> Tensor:
@@ -33,16 +34,17 @@ class Lower:
     def recorded(self) -> Iterator[None]:
         """While open, a forward pass of the unsteered model is recorded."""
         with ExitStack() as undo:
-            for i, block in enumerate(self._blocks):
+            for i in self._keep:
+                block = self._blocks[i]
                 undo.enter_context(_forward_is(block, self._recording(block.forward, i)))
             yield
 
     @contextmanager
     def replayed(self, below: int) -> Iterator[None]:
-        """While open, the first `below` blocks give what was recorded, whatever they are given."""
+        """While open, the first `below` blocks give what the last of them gave, unasked."""
         with ExitStack() as undo:
-            for i, block in enumerate(self._blocks[:below]):
-                undo.enter_context(_forward_is(block, _always(self._outputs[i])))
+            for block in self._blocks[:below]:
+                undo.enter_context(_forward_is(block, _always(self._outputs[below - 1])))
             yield
 
     def _recording(self, original: Callable[..., Any], i: int) -> Callable[..., Any]:

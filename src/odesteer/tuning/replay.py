@@ -96,7 +96,7 @@ def replay(
             before each).
         vocabulary: how many logits a position has, which bounds the batch.
     """
-    below = max(first_layer(steering) for steering in steerings)
+    below = {first_layer(steering) - 1 for steering in steerings}
     for batch in _batches(texts, vocabulary if keep is None else 1):
         rows = [texts[i] for i in batch]
         wanted = keep or 1 + max(len(row.answer) for row in rows)
@@ -126,9 +126,9 @@ def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
 
 
 def _runner(
-    model: Any, rows: Sequence[Text], block: int | None, keep: int, below: int
+    model: Any, rows: Sequence[Text], block: int | None, wanted: int, below: set[int]
 ) -> Callable[[AnySteering | None], Pass]:
-    """A pass over the rows; the first one, unsteered, records the outputs of blocks < below."""
+    """A pass over the rows; the first one, unsteered, records the blocks right below."""
     blocks = find_layers(model)
     lower = Lower(blocks, below)
     ids, mask = padded(model, [row.prompt + row.answer for row in rows])
@@ -140,7 +140,7 @@ def _runner(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
-            logits_to_keep=keep,
+            logits_to_keep=wanted,
             use_cache=False,
         ).logits
         return Pass(logits, seen.get("hidden"))
