@@ -16,6 +16,7 @@ TASKS = ("choices", "generations", "barrier")
 OFFLINE, PAPER = "offline", "paper"
 CHOOSE, OWN = "choose", "own"
 PROMPT, NONE = "prompt", "none"
+UNSTEERED = "unsteered"  # as a judge's model: the one that is steered, without its steering
 MEASURES = ("kl", "displacement")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

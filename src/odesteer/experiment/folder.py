@@ -83,7 +83,8 @@ class RunFolder:
         Returns:
             Whether the results are complete.
         """
-        claim = Claim.take(self.path / "claims" / "results")
+        begun = (self.path / RUN).is_file()
+        claim = Claim.take(self.path / "claims" / "results") if begun else None
         if claim is None:
             return False
         with claim:

@@ -7,7 +7,7 @@ What can be wrong with it is said here, before anything slow happens.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from odesteer.experiment.config import (
     PAPER,
     PROMPT,
     TASKS,
+    UNSTEERED,
     Choosing,
     Experiment,
     Layer,
@@ -231,8 +232,12 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
     given = table.values.get("judges", OFFLINE)
     if task != "generations":
         return ()
-    if given in (OFFLINE, PAPER):
-        return tuple(map(Named, kind.offline_judges if given == OFFLINE else kind.judges))
+    if given == PAPER:
+        return tuple(map(Named, kind.judges))
+    if given == OFFLINE:
+        # The paper's perplexity is by a model that has to be fetched.
+        own = {"perplexity": {"model": UNSTEERED}}
+        return tuple(Named(name, own.get(name, {})) for name in kind.offline_judges)
 
     def made(value: Any) -> Named:
         named = _named(table, "judges", value)
@@ -240,6 +245,14 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
         known = dict.fromkeys(each.name for each in fields(judge))  # type: ignore[arg-type]
         for name in named.arguments:
             pick(known, name, f"argument of {named.name}")
+        missing = [
+            each.name
+            for each in fields(judge)  # type: ignore[arg-type]
+            if each.default is each.default_factory is MISSING and each.name not in named.arguments
+        ]
+        if missing:
+            cure = " damage = true measures it." if named.name == "kl" else ""
+            raise ValueError(f"the judge {named.name} needs {', '.join(missing)}.{cure}")
         return named
 
     if isinstance(given, str) and given not in JUDGES:
