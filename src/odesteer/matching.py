@@ -139,8 +139,14 @@ def _next(tried: list[tuple[float, float]], value: float, power: float) -> float
         width = (high[0] / low[0]) ** 0.1
         return min(max(guess, low[0] * width), high[0] / width)
     dose, found = high if high is not None else tried[-1]
-    factor = (value / found) ** (1.0 / power) if found > 0 else 4.0
-    return dose * min(max(factor, 0.25), 4.0)
+    if found <= 0.0:
+        return 4.0 * dose
+    if len(tried) > 1:
+        # What it has been found to grow with, from the two nearest.
+        (one, at_one), (other, at_other) = tried[:2] if high is not None else tried[-2:]
+        slope = math.log(at_other / at_one) / math.log(other / one) if at_one > 0 else 0.0
+        power = slope if slope > 0.1 else power
+    return float(dose * min(max((value / found) ** (1.0 / power), 0.1), 10.0))
 
 
 def _apart(found: float, value: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from odesteer.artifact.saving import dose_from_json
 from odesteer.backends.base import Sampling
-from odesteer.benchmarks import BENCHMARKS
+from odesteer.benchmarks import BENCHMARKS, Benchmark
 from odesteer.experiment.config import (
     CHOOSE,
     DTYPES,
@@ -36,7 +36,7 @@ from odesteer.experiment.config import (
 )
 from odesteer.experiment.table import Table
 from odesteer.judges import JUDGES, find_judge
-from odesteer.lookup import pick
+from odesteer.lookup import find, pick
 from odesteer.methods import METHODS
 from odesteer.ode import DOSES, Dose
 from odesteer.positions import POSITIONS
@@ -68,8 +68,7 @@ def parse(table: Table, stem: str = "experiment") -> Experiment:
         )
     dose_type = table.choice("dose_type", dict.fromkeys(list(DOSES)[:3]), "dose", own.dose_type)
     benchmark = _named(table, "benchmark", table.values["benchmark"])
-    kind = pick(BENCHMARKS, benchmark.name, "benchmark")
-    _check_benchmark(table, benchmark)
+    kind = _benchmark(table, benchmark)
     task = table.choice("task", dict.fromkeys(TASKS), "task", own.task)
     experiment = Experiment(
         name=table.one("name", str, own.name),
@@ -124,16 +123,17 @@ def _named(table: Table, key: str, given: Any) -> Named:
     return Named(given["name"], {name: value for name, value in given.items() if name != "name"})
 
 
-def _check_benchmark(table: Table, chosen: Named) -> None:
-    """Its arguments are those of `load`, or its sizes."""
+def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
+    """Its class; its arguments are those of `load`, or its sizes."""
     try:
-        kind = pick(BENCHMARKS, chosen.name, "benchmark")
+        kind: Any = find(BENCHMARKS, chosen.name, "benchmark", "odesteer.benchmarks", Benchmark)
         known = [name for name in inspect.signature(kind.load).parameters if name != "data"]
         known += [each.name for each in fields(kind) if each.type in ("int", int, "str | None")]
         for name in chosen.arguments:
             pick(dict.fromkeys(known), name, f"argument of {chosen.name}")
     except ValueError as error:
         raise ValueError(f"{table.file}: benchmark: {error}") from None
+    return kind
 
 
 def _methods(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
@@ -293,7 +293,12 @@ def _check_whole(table: Table, experiment: Experiment) -> None:
         )
     if experiment.samples > 1 and not generating:
         raise ValueError(f"{table.file}: samples = {experiment.samples} is for generations.")
-    Sampling(**experiment.sampling)
+    sampling = Sampling(**experiment.sampling)
+    if generating and experiment.samples > 1 and sampling.temperature == 0:
+        raise ValueError(
+            f"{table.file}: samples = {experiment.samples} are all the same at temperature 0; set "
+            f"sampling.temperature, or samples = 1."
+        )
     metrics = [judge.name for judge in experiment.judges] if generating else ["mc1", "mc2", "mc3"]
     metric = experiment.choose.metric
     if metric is not None and metric not in metrics:

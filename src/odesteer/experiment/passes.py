@@ -13,7 +13,7 @@ where a_t is the activation from which y_t is predicted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -160,17 +160,20 @@ def _log_probabilities(model: Any, batch: Batch) -> Tensor:
         # Added to the attention scores, the form that every attention implementation takes.
         low = torch.finfo(model.dtype).min
         mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, low)
-    with torch.no_grad(), _only(_head(model), batch.read):
+    head = _head(model)
+    with torch.no_grad(), nullcontext() if head is None else _only(head, batch.read):
         logits = model(
             input_ids=batch.ids.to(device),
             attention_mask=mask,
             position_ids=batch.positions.to(device),
             use_cache=False,
-        ).logits[0]
-    return logits.float().log_softmax(dim=-1)
+        ).logits
+    # All positions are there where a model does not call its head as a module.
+    chosen = logits[0] if logits.shape[:2] == (1, len(batch.targets)) else _at(logits, batch.read)
+    return chosen.float().log_softmax(dim=-1)
 
 
-def _head(model: Any) -> nn.Module:
+def _head(model: Any) -> nn.Module | None:
     inner: Any = unwrap(model)
     return inner.get_output_embeddings()
 

@@ -14,7 +14,7 @@ computes what, or when somebody is stopped.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from odesteer.experiment.config import (
     CHOOSE,
     MEASURES,
     NONE,
-    OWN,
     PROMPT,
     Experiment,
     Layer,
@@ -176,33 +175,25 @@ def _moving(
     for layer in layers:
         open_layer = layer == CHOOSE
         candidates = experiment.choose.layers if open_layer else (layer,)
-        where = f",layer-{_joined(layer)}" if len(layers) > 1 else ""
+        where = f",layer-{'chosen' if open_layer else _joined(layer)}"
         for steps in experiment.steps or (None,):
-            ending = where + ("" if steps is None else f",steps-{steps}") + last
-            common = {"layers": candidates, "steps": steps, "seed": seed}
+            ending = (where if open_layer or len(layers) > 1 else "") + (
+                "" if steps is None else f",steps-{steps}"
+            )
+            common: Any = {"layers": candidates, "steps": steps, "seed": seed}
             if experiment.task == "barrier":
-                yield Condition(f"{method.id}{ending}", method, **common)  # type: ignore[arg-type]
+                yield Condition(f"{method.id}{ending}{last}", method, **common)
                 continue
             for dose in method.doses or experiment.doses:
                 doses, name = _candidates(experiment, method, dose)
-                yield Condition(
-                    f"{method.id}@{'chosen' if open_layer and len(doses) == 1 else name}{ending}"
-                    if dose in (CHOOSE, OWN) or not open_layer
-                    else f"{method.id}@{name},layer-chosen{ending}",
-                    method,
-                    doses=doses,
-                    open=open_layer or dose == CHOOSE,
-                    **common,  # type: ignore[arg-type]
-                )
+                opened = open_layer or dose == CHOOSE
+                name = f"{method.id}@{name}{ending}{last}"
+                yield Condition(name, method, doses=doses, open=opened, **common)
             for measure in MEASURES:
                 for value in getattr(experiment.matched, measure):
-                    yield Condition(
-                        f"{method.id}@{measure}-{value:g}{ending}",
-                        method,
-                        open=True,
-                        match=Match(measure, value),
-                        **common,  # type: ignore[arg-type]
-                    )
+                    name = f"{method.id}@{measure}-{value:g}{ending}{last}"
+                    match = Match(measure, value)
+                    yield Condition(name, method, open=True, match=match, **common)
 
 
 def _candidates(

@@ -91,9 +91,8 @@ class Table:
         given = self.values[key]
         values = given if isinstance(given, list) else [given]
         if not values or any(kind is not None and not _is(value, kind) for value in values):
-            raise self.wrong(
-                key, f"a list of {_SAID.get(kind or str, '')} values".replace("a ", "")
-            )
+            kinds = {str: "texts", int: "whole numbers", float: "numbers"}
+            raise self.wrong(key, f"a list of {kinds.get(kind or object, 'values')}")
         try:
             return tuple(made(value) for value in values)
         except (ValueError, TypeError) as error:
