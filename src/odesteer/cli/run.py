@@ -114,4 +114,7 @@ def _time(about: Any) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1.0 else f"{max(1.0, 60.0 * hours):.0f} minutes"
+    if hours >= 1.5:
+        return f"{hours:.1f} hours"
+    minutes = round(60.0 * hours)
+    return f"{minutes} minutes" if minutes > 1 else "a minute"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from odesteer.benchmarks import Benchmark
+from odesteer.benchmarks.multiple_choice import answers
 from odesteer.experiment.config import UNSTEERED, Experiment
 from odesteer.experiment.plan import Plan
 from odesteer.judges import find_judge
@@ -23,7 +24,7 @@ from odesteer.models import SMOLLM2
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SMOLLM2 = 134.5e6
 # Operations a second: one core of a CPU; a GPU that generates in batches.
-_CPU, _GPU = 2.5e10, 4e13
+_CPU, _GPU = 5e10, 4e13
 _CHARACTERS = 4  # a token, in English
 
 
@@ -119,8 +120,7 @@ def _tokens(planned: Plan, benchmark: Benchmark) -> float:
 
 def _said(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
     if experiment.task == "choices":
-        answers = (text for case in cases for task in case.choices.values() for text, _ in task)
-        return sum(map(len, answers)) / _CHARACTERS
+        return sum(len(text) for case in cases for text in answers(case)) / _CHARACTERS
     if part == "validation":
         return 20.0 * len(cases)
     tokens = float(experiment.sampling.get("max_new_tokens", 64))
