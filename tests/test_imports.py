@@ -103,6 +103,9 @@ MAY_IMPORT = {
     "report": {"artifact", "bootstrap", "calibration", "methods", "metrics", "plots"},
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
+    "experiment": BELOW_FITTING
+    # The package itself for its version.
+    | {"", "fitting", "tuning", "matching", "case", "benchmarks", "judges", "models"},
 }
 # When used, or for types: a steering is attached by the engine without needing it, and what imports
 # transformers takes seconds.

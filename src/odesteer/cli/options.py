@@ -15,9 +15,9 @@ SteeringPath = Annotated[
     Path | None, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
 ]
 METHOD_NAMES = (
-    "none, caa, repe, iti, iti-heads, mimic, linear-act, hpr, re-control, truthflow, odesteer, "
-    "odesteer-paper, odesteer-one-step, odesteer-fourier, odesteer-gaussian, odesteer-mixture, "
-    "odesteer-network or safety-filter; `odesteer methods` explains them."
+    "none, random, caa, repe, iti, iti-heads, mimic, linear-act, hpr, re-control, truthflow, "
+    "odesteer, odesteer-paper, odesteer-one-step, odesteer-fourier, odesteer-gaussian, "
+    "odesteer-mixture, odesteer-network or safety-filter; `odesteer methods` explains them."
 )
 MethodNow = Annotated[
     str | None,

@@ -13,6 +13,7 @@ from odesteer.methods.network import NetworkODESteer
 from odesteer.methods.none import NoSteering
 from odesteer.methods.odesteer import ODESteer
 from odesteer.methods.paper import FourierODESteer, OneStepODESteer, PaperODESteer
+from odesteer.methods.random import RandomDirection
 from odesteer.methods.re_control import REControl
 from odesteer.methods.repe import RepE
 from odesteer.methods.safety import SafetyFilter
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         NoSteering,
+        RandomDirection,
         CAA,
         RepE,
         ITI,
@@ -60,6 +62,7 @@ __all__ = [
     "OneStepODESteer",
     "PaperODESteer",
     "REControl",
+    "RandomDirection",
     "RepE",
     "SafetyFilter",
     "TruthFlow",

@@ -7,7 +7,7 @@ half the time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from odesteer.backends.base import AnySteering
 from odesteer.contrast import Example
 from odesteer.layers import block_output, find_layers, input_device
 from odesteer.templates import encode
+from odesteer.tuning.lower import Lower
 
 _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**23  # 32 MB in float32, of which three or four live at once
@@ -95,7 +96,7 @@ def replay(
             before each).
         vocabulary: how many logits a position has, which bounds the batch.
     """
-    below = max(first_layer(steering) for steering in steerings)
+    below = {first_layer(steering) - 1 for steering in steerings}
     for batch in _batches(texts, vocabulary if keep is None else 1):
         rows = [texts[i] for i in batch]
         wanted = keep or 1 + max(len(row.answer) for row in rows)
@@ -125,13 +126,13 @@ def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
 
 
 def _runner(
-    model: Any, rows: Sequence[Text], block: int | None, keep: int, below: int
+    model: Any, rows: Sequence[Text], block: int | None, wanted: int, below: set[int]
 ) -> Callable[[AnySteering | None], Pass]:
-    """A pass over the rows; the first one, unsteered, records the outputs of blocks < below."""
+    """A pass over the rows; the first one, unsteered, records the blocks right below."""
     blocks = find_layers(model)
+    lower = Lower(blocks, below)
     ids, mask = padded(model, [row.prompt + row.answer for row in rows])
     prompts = torch.tensor([ids.shape[1] - len(row.answer) for row in rows], device=ids.device)
-    outputs: dict[int, Any] = {}
     seen: dict[str, Tensor] = {}
 
     def forward() -> Pass:
@@ -139,7 +140,7 @@ def _runner(
             input_ids=ids,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
-            logits_to_keep=keep,
+            logits_to_keep=wanted,
             use_cache=False,
         ).logits
         return Pass(logits, seen.get("hidden"))
@@ -152,45 +153,15 @@ def _runner(
         with ExitStack() as undo, torch.no_grad():
             undo.enter_context(scoring(model, prompts))
             if steering is None:
-                for i in range(below):
-                    undo.enter_context(_recording(blocks[i], outputs, i))
+                undo.enter_context(lower.recorded())
             else:
-                for i in range(first_layer(steering)):
-                    undo.enter_context(_forward_is(blocks[i], _always(outputs[i])))
+                undo.enter_context(lower.replayed(first_layer(steering)))
                 undo.enter_context(steering.attach(model))
             if block is not None:
                 undo.callback(blocks[block].register_forward_hook(see).remove)
             return forward()
 
     return run
-
-
-def _recording(module: nn.Module, outputs: dict[int, Any], i: int) -> AbstractContextManager[None]:
-    original = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        outputs[i] = original(*args, **kwargs)
-        return outputs[i]
-
-    return _forward_is(module, forward)
-
-
-def _always(value: Any) -> Callable[..., Any]:
-    return lambda *_args, **_kwargs: value
-
-
-@contextmanager
-def _forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` in the instance; it is taken out again, or what was there put back."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _batches(texts: Sequence[Text], vocabulary: int) -> Iterator[list[int]]:

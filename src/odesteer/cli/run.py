@@ -1,0 +1,120 @@
+"""`odesteer run`: an experiment's file, to its results."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from odesteer.cli.console import err, out, progress, say, teaching_errors
+
+if TYPE_CHECKING:
+    from odesteer.experiment.config import Experiment
+
+RUNS = Path("runs")
+_SHOWN = 12
+
+
+@teaching_errors
+def run(
+    experiment: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A TOML file, such as those of experiments/.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run directory; runs/NAME by default. It may be begun."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Where benchmarks lie, or `hub`; ODESTEER_DATA by default."),
+    ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, fetch and take; do nothing.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Instead of what the file says; repeat."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Who computes: local.")] = "local",
+) -> None:
+    """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
+
+    Stopped at any point, even killed, the same command goes on where it was. Several processes
+    may be given the same directory, and share the work. The results are the same to the byte.
+
+    Example: odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run
+
+    Example: odesteer run experiments/smollm2-rtp.toml --set limits.test=20 --out try
+    """
+    from odesteer.experiment.parsing import read
+
+    chosen = read(experiment, changes or ())
+    if dry:
+        _say_what(chosen, data)
+        return
+    from odesteer.experiment.run import run as compute
+
+    folder = output or RUNS / chosen.name
+    try:
+        with progress(chosen.name) as callback:
+            outcome = compute(chosen, folder, data, engine, say, callback)
+    except KeyboardInterrupt:
+        err.print(
+            f"Stopped. What was done is in {escape(str(folder))}; the same command goes on from "
+            f"there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    note = "" if outcome.computed else " (it was complete)"
+    out.print(f"Wrote {escape(str(outcome.results))}{note}", soft_wrap=True)
+
+
+def _say_what(experiment: "Experiment", data: Any) -> None:
+    """Conditions, units, what is fetched, memory and time."""
+    from odesteer.experiment.estimate import estimate
+    from odesteer.experiment.plan import KINDS
+    from odesteer.experiment.run import prepared
+
+    benchmark, planned = prepared(experiment, data)
+    names = [one.id for one in planned.conditions]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    counts = {kind: sum(unit.kind == kind for unit in planned.units) for kind in KINDS}
+    tested = [
+        len({case for unit in planned.units if unit.fold == fold for case in unit.cases})
+        for fold in range(len(planned.folds))
+    ]
+    about = estimate(planned, benchmark)
+    lines = [
+        ("experiment", f"{experiment.name}: {experiment.task} of {benchmark.name}"),
+        ("conditions", f"{len(names)}: {', '.join(names[:_SHOWN])}{more}"),
+        ("folds", f"{len(planned.folds)}, with {' + '.join(map(str, tested))} test cases"),
+        ("units", ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)),
+        *((f"model ({model.what})", _model(model)) for model in about.models),
+        ("data", f"{benchmark.name} ({', '.join(benchmark.files) or 'in the package'})"),
+        ("memory", "not known" if about.bytes is None else f"about {about.bytes / 1e9:.1f} GB"),
+        ("tokens", f"about {about.tokens / 1e6:.2g} million"),
+        ("time", _time(about)),
+    ]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        out.print(f"{name:<{width}}  {escape(text)}", soft_wrap=True)
+    for note in benchmark.notes:
+        out.print(f"{'note':<{width}}  {escape(note)}", soft_wrap=True)
+
+
+def _model(model: Any) -> str:
+    size = "of unknown size" if model.size is None else f"{model.size / 1e9:.1f} GB in memory"
+    return f"{model.name}, {size}; fetched from the Hub unless it is in its cache or a directory"
+
+
+def _time(about: Any) -> str:
+    if about.cpu_hours is None:
+        return "not known"
+    return f"about {_hours(about.cpu_hours)} on a CPU core, {_hours(about.gpu_hours)} on a GPU"
+
+
+def _hours(hours: float) -> str:
+    if hours >= 1.5:
+        return f"{hours:.1f} hours"
+    minutes = round(60.0 * hours)
+    return f"{minutes} minutes" if minutes > 1 else "a minute"

@@ -1,0 +1,332 @@
+"""What has to be done, in which order? Fixed by the experiment and its texts alone.
+
+    check                       does the model take packed answers?
+    for each fold:
+        read                    activations, of everything that is learnt from
+        fit                     one a method, layer and seed
+        choice                  layer and dose, one a condition that leaves them open
+        barrier                 log-odds of the test part's texts
+        cases                   a batch of test cases: of all conditions (choices), or of one
+
+A unit is computed whole by one process and then written whole, so that it does not matter who
+computes what, or when somebody is stopped.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from odesteer.benchmarks import Benchmark, Fold
+from odesteer.case import Case
+from odesteer.experiment.config import (
+    CHOOSE,
+    MEASURES,
+    NONE,
+    PROMPT,
+    Experiment,
+    Layer,
+    Limits,
+    MethodChoice,
+)
+from odesteer.methods import METHODS
+from odesteer.ode import Dose, Target, as_dose
+
+KINDS = ("check", "read", "fit", "choice", "barrier", "cases")
+
+
+class Match(NamedTuple):
+    """Which damage a dose is chosen to have: "kl" or "displacement", and how much."""
+
+    measure: str
+    value: float
+
+
+class Fitting(NamedTuple):
+    """What is learnt once a fold: a method at a layer (None: at the method's own layers)."""
+
+    method: str
+    layer: Layer | None
+    seed: int | None
+
+    @property
+    def folder(self) -> str:
+        """Its name on disk."""
+        layer = "own" if self.layer is None else "-".join(map(str, _several(self.layer)))
+        seed = "" if self.seed is None else f"-seed-{self.seed}"
+        return f"{self.method}-layer-{layer}{seed}"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to run the model over all test cases.
+
+    Attributes:
+        id: its name in the results.
+        method: the row it belongs to.
+        layers, doses: the candidates; one of each where nothing is left open, none for the
+            unsteered model and the prompt.
+        open: whether layer and dose are chosen on validation cases, even among one.
+        match: the damage that decides the dose.
+        steps: of the solver; None: the method's own.
+        seed: of sampling, and of a method that draws.
+    """
+
+    id: str
+    method: MethodChoice
+    layers: tuple[Layer | None, ...] = ()
+    doses: tuple[Dose, ...] = ()
+    open: bool = False
+    match: Match | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """False for the unsteered model and for the prompt."""
+        return self.method.name not in (NONE, PROMPT)
+
+    def fitting(self, layer: Layer | None) -> Fitting:
+        drawn = "seed" in _hyperparameters(self.method)
+        return Fitting(self.method.id, layer, self.seed if drawn else None)
+
+    @property
+    def fittings(self) -> tuple[Fitting, ...]:
+        return tuple(self.fitting(layer) for layer in self.layers) if self.moves else ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work.
+
+    Attributes:
+        number: its place in the results.
+        kind: one of `KINDS`.
+        fold: its number.
+        conditions: their places in the plan.
+        cases: ids.
+        needs: numbers of units that have to be done before.
+        fitting: of a "fit".
+        weight: about how much work, in forward passes of a case.
+    """
+
+    number: int
+    kind: str
+    fold: int
+    conditions: tuple[int, ...] = ()
+    cases: tuple[str, ...] = ()
+    needs: tuple[int, ...] = ()
+    fitting: Fitting | None = None
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that follows from an experiment and its benchmark."""
+
+    experiment: Experiment
+    folds: tuple[Fold, ...]
+    conditions: tuple[Condition, ...]
+    units: tuple[Unit, ...]
+
+
+def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
+    """The plan.
+
+    Raises:
+        ValueError: if the benchmark cannot be asked that way.
+    """
+    folds = tuple(
+        limited(benchmark, fold, experiment.limits, experiment.split_seed)
+        for fold in benchmark.folds(experiment.split_seed)[: experiment.folds]
+    )
+    made = tuple(conditions(experiment))
+    for fold in folds:
+        cases = benchmark.examples(fold)
+        if experiment.task == "choices" and not all(case.choices for case in cases):
+            raise ValueError(
+                f"{benchmark.name} has no multiple-choice answers: use "
+                f'task = "generations", or truthfulqa or persona.'
+            )
+    return Plan(experiment, folds, made, tuple(_units(experiment, benchmark, folds, made)))
+
+
+def conditions(experiment: Experiment) -> Iterator[Condition]:
+    """Every row of the comparison at every layer, dose, number of steps and seed, in order."""
+    for method in experiment.methods:
+        seeds = experiment.seeds
+        draws = experiment.task == "generations" or "seed" in _hyperparameters(method)
+        for seed in seeds if draws else seeds[:1]:
+            last = f",seed-{seed}" if len(seeds) > 1 and draws else ""
+            if method.name in (NONE, PROMPT):
+                if experiment.task != "barrier":
+                    yield Condition(method.id + last, method, seed=seed)
+                continue
+            yield from _moving(experiment, method, seed, last)
+
+
+def _moving(
+    experiment: Experiment, method: MethodChoice, seed: int, last: str
+) -> Iterator[Condition]:
+    layers: Sequence[Layer | str | None] = method.layers or experiment.layers
+    if METHODS[method.name].site == "heads":
+        layers = [None]  # it chooses its heads among all blocks
+    for layer in layers:
+        open_layer = layer == CHOOSE
+        candidates = experiment.choose.layers if open_layer else (layer,)
+        where = f",layer-{'chosen' if open_layer else _joined(layer)}"
+        for steps in experiment.steps or (None,):
+            ending = (where if open_layer or len(layers) > 1 else "") + (
+                "" if steps is None else f",steps-{steps}"
+            )
+            common: Any = {"layers": candidates, "steps": steps, "seed": seed}
+            if experiment.task == "barrier":
+                yield Condition(f"{method.id}{ending}{last}", method, **common)
+                continue
+            for dose in method.doses or experiment.doses:
+                doses, name = _candidates(experiment, method, dose)
+                opened = open_layer or dose == CHOOSE
+                name = f"{method.id}@{name}{ending}{last}"
+                yield Condition(name, method, doses=doses, open=opened, **common)
+            for measure in MEASURES:
+                for value in getattr(experiment.matched, measure):
+                    name = f"{method.id}@{measure}-{value:g}{ending}{last}"
+                    match = Match(measure, value)
+                    yield Condition(name, method, open=True, match=match, **common)
+
+
+def _candidates(
+    experiment: Experiment, method: MethodChoice, dose: Dose | str
+) -> tuple[tuple[Dose, ...], str]:
+    """The doses, and what they are called."""
+    if dose == CHOOSE:
+        return experiment.choose.doses, "chosen"
+    one = as_dose(METHODS[method.name].default_strength) if isinstance(dose, str) else dose
+    if isinstance(one, Target):
+        return (one,), f"target-{one.probability:g}-within-{_called(as_dose(one.budget))}"
+    return (one,), _called(one)
+
+
+def _called(dose: Dose) -> str:
+    kind = {"PathLength": "path-length"}.get(type(dose).__name__, type(dose).__name__.lower())
+    return f"{kind}-{dose.size:g}"
+
+
+def limited(benchmark: Benchmark, fold: Fold, limits: Limits, seed: int) -> Fold:
+    """The fold with at most so many groups in each part, drawn by the seed."""
+
+    def asked(part: str, size: int | None) -> tuple[str, ...]:
+        groups = dict.fromkeys(case.group for case in benchmark.examples(fold, part))  # type: ignore[arg-type]
+        kept = set(_drawn(tuple(groups), size, seed))
+        return tuple(one for one in getattr(fold, part) if one in kept or one not in groups)
+
+    return Fold(
+        _drawn(fold.fit, limits.fit, seed),
+        asked("validation", limits.validation),
+        asked("test", limits.test),
+    )
+
+
+def _drawn(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[str, ...]:
+    if size is None or size >= len(ids):
+        return ids
+    places = np.random.default_rng(seed).permutation(len(ids))[:size]
+    return tuple(ids[i] for i in sorted(places.tolist()))
+
+
+def _units(
+    experiment: Experiment,
+    benchmark: Benchmark,
+    folds: Sequence[Fold],
+    made: Sequence[Condition],
+) -> Iterator[Unit]:
+    number = 0
+
+    def unit(kind: str, fold: int, **rest: object) -> Unit:
+        nonlocal number
+        number += 1
+        return Unit(number - 1, kind, fold, **rest)  # type: ignore[arg-type]
+
+    every = tuple(range(len(made)))
+    check = unit("check", 0)
+    yield check
+    fittings = list(dict.fromkeys(each for one in made for each in one.fittings))
+    for place, fold in enumerate(folds):
+        before: list[int] = [check.number]
+        learnt = len(fold.fit)
+        if fittings:
+            reading = unit("read", place, weight=max(1, learnt // 2))
+            yield reading
+            fits = []
+            for each in fittings:
+                own = [i for i in every if each in made[i].fittings and not made[i].open]
+                fits.append(
+                    unit(
+                        "fit",
+                        place,
+                        conditions=tuple(own),
+                        fitting=each,
+                        needs=(reading.number,),
+                        weight=max(1, learnt // 8),
+                    )
+                )
+            yield from fits
+            before += [one.number for one in fits]
+        ready = tuple(before)
+        validation = len(benchmark.examples(fold, "validation"))
+        for i in every:
+            if made[i].open:
+                trials = len(made[i].layers) * (len(made[i].doses) or 8)
+                one = unit(
+                    "choice", place, conditions=(i,), needs=ready, weight=trials * validation
+                )
+                before.append(one.number)
+                yield one
+        if experiment.barrier or experiment.task == "barrier":
+            yield unit("barrier", place, conditions=every, needs=tuple(before), weight=learnt // 2)
+        if experiment.task == "barrier":
+            continue
+        cases = sorted(benchmark.examples(fold), key=lambda case: (-_size(case), case.id))
+        batches = [cases[i : i + experiment.batch] for i in range(0, len(cases), experiment.batch)]
+        groups = [every] if experiment.task == "choices" else [(i,) for i in every]
+        for some in groups:
+            for batch in batches:
+                yield unit(
+                    "cases",
+                    place,
+                    conditions=some,
+                    cases=tuple(case.id for case in batch),
+                    needs=tuple(before),
+                    weight=len(batch) * len(some) * _weight(experiment),
+                )
+
+
+def _weight(experiment: Experiment) -> int:
+    """Generating a token takes about as long as reading a few."""
+    tokens = int(experiment.sampling.get("max_new_tokens", 64))
+    return experiment.samples * tokens // 8 + 1 if experiment.task == "generations" else 1
+
+
+def _size(case: Case) -> int:
+    """Characters, so that batches are of similar length before there is a tokenizer."""
+    answers = {text for task in case.choices.values() for text, _ in task}
+    said = (
+        case.prompt if isinstance(case.prompt, str) else "".join(m["content"] for m in case.prompt)
+    )
+    return len(said) + sum(map(len, answers))
+
+
+def _hyperparameters(method: MethodChoice) -> set[str]:
+    """Which are left at their defaults."""
+    if method.name == PROMPT:
+        return set()
+    return {each.name for each in fields(METHODS[method.name])} - set(method.hyperparameters)
+
+
+def _several(layer: Layer) -> tuple[int, ...]:
+    return layer if isinstance(layer, tuple) else (layer,)
+
+
+def _joined(layer: Layer | str | None) -> str:
+    return layer if isinstance(layer, str) else "-".join(map(str, _several(layer or 0)))

@@ -1,0 +1,168 @@
+"""How is an experiment run, from a file to its results?
+
+    outcome = run(read(Path("experiments/smollm2-truthfulqa-mc.toml")), Path("runs/mc"))
+
+A run that was stopped, at whatever point, goes on where it was; processes that are given the same
+directory share the work; and the results are the same to the byte.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from odesteer import __version__
+from odesteer.artifact.compatibility import describe_model
+from odesteer.artifact.saving import dose_to_json
+from odesteer.benchmarks import Benchmark, load_benchmark
+from odesteer.experiment import judging
+from odesteer.experiment.config import Experiment
+from odesteer.experiment.folder import SCHEMA, RunFolder, refuse_other
+from odesteer.experiment.plan import Condition, Plan, plan
+from odesteer.experiment.worker import Worker
+from odesteer.extraction import Progress
+from odesteer.lookup import pick
+from odesteer.models import Say, load_model
+
+_WAIT = 0.5  # seconds until somebody else's units are looked at again
+
+
+class Outcome(NamedTuple):
+    """Where the results are; whether they are complete; how many units this process computed."""
+
+    results: Path
+    complete: bool
+    computed: int
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    data: Any = None,
+    engine: str = "local",
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Run what is left of an experiment.
+
+    Args:
+        experiment: see `odesteer.experiment.parsing`.
+        out: the run directory; new, or this experiment's.
+        data: where benchmarks lie, see `odesteer.benchmarks.load_benchmark`.
+        engine: one of `ENGINES`.
+        say: called with a line before anything slow.
+        progress: called with (work done, work in all), by anybody.
+
+    Raises:
+        ValueError: for another experiment's directory; names what differs.
+    """
+    work = pick(ENGINES, engine, "engine")
+    benchmark, planned = prepared(experiment, data)
+    known = {"config": experiment.to_json(), "version": __version__, **_asked(planned, benchmark)}
+    refuse_other(out, known)
+    folder = RunFolder(out, len(planned.units))
+    return work(planned, benchmark, folder, known, data, say, progress)
+
+
+def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
+    """The benchmark in the experiment's sizes, and the plan."""
+    chosen = experiment.benchmark
+    arguments = dict(chosen.arguments)
+    benchmark = load_benchmark(chosen.name, data, **_of_load(arguments, data))
+    sizes = {
+        each.name: arguments[each.name] for each in fields(benchmark) if each.name in arguments
+    }
+    benchmark = replace(benchmark, **sizes)
+    return benchmark, plan(experiment, benchmark)
+
+
+def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The first line of the results."""
+    return {
+        "kind": "run",
+        "schema": SCHEMA,
+        **about,
+        "model": describe_model(model, tokenizer),
+        "judges": judging.about(planned.experiment.judges),
+        "conditions": [_condition(one) for one in planned.conditions],
+    }
+
+
+def local(
+    planned: Plan,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    about: Mapping[str, Any],
+    data: Any,
+    say: Say | None,
+    progress: Progress | None,
+) -> Outcome:
+    """In this process, beside any others that have been given the same directory."""
+    if folder.assemble():
+        return Outcome(folder.results, True, 0)
+    chosen = planned.experiment.model
+    model, tokenizer = load_model(chosen.name, say, dtype=chosen.dtype, revision=chosen.revision)
+    folder.begin(header(about, planned, model, tokenizer))
+    worker = Worker(planned, benchmark, folder, model, tokenizer, data)
+    computed = 0
+    left = list(planned.units)
+    total = sum(unit.weight for unit in left)
+    while left:
+        left = [unit for unit in left if not folder.done(unit.number)]
+        if progress is not None:
+            progress(total - sum(unit.weight for unit in left), total)
+        waiting = True
+        for unit in left:
+            if not all(folder.done(number) for number in unit.needs):
+                continue
+            claim = folder.claim(unit.number)
+            if claim is None:
+                continue
+            with claim:
+                folder.finish(unit.number, worker.lines(unit))
+            computed += 1
+            waiting = False
+            break
+        if left and waiting:
+            time.sleep(_WAIT)
+    while not folder.assemble():
+        time.sleep(_WAIT)  # somebody else is at it
+    return Outcome(folder.results, True, computed)
+
+
+# Who computes: given the plan, the directory and what the run is.
+ENGINES: Mapping[str, Callable[..., Outcome]] = {"local": local}
+
+
+def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Those of a benchmark's arguments that its `load` (or `from_hub`) takes."""
+    return {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
+
+
+def _asked(planned: Plan, benchmark: Benchmark) -> dict[str, Any]:
+    return {
+        "benchmark": {
+            "name": benchmark.name,
+            "source": benchmark.source,
+            "files": dict(benchmark.files),
+            "notes": list(benchmark.notes),
+            "metrics": list(benchmark.metrics),
+            "wanted": dict(benchmark.wanted),
+        },
+        "folds": [fold.as_dict() for fold in planned.folds],
+    }
+
+
+def _condition(one: Condition) -> dict[str, Any]:
+    fixed = not one.open
+    return {
+        "id": one.id,
+        "method": one.method.name,
+        "label": one.method.label,
+        "dose": dose_to_json(one.doses[0]) if fixed and one.doses else None,
+        "layer": one.layers[0] if fixed and one.layers else None,
+        "chosen": one.open,
+        "steps": one.steps,
+        "seed": one.seed,
+    }
