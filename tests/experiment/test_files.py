@@ -1,6 +1,5 @@
 """Every experiment in the repository can be planned; a wrong one is refused in a line."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from odesteer.experiment.plan import KINDS, plan
 from odesteer.experiment.run import prepared
 from odesteer.experiment.table import Table, tomllib
 from odesteer.ode import Angle, PathLength, Target, Time
+from odesteer.report.paper import table
 
 ROOT = Path(__file__).resolve().parents[2] / "experiments"
 FILES = sorted(ROOT.rglob("*.toml"))
@@ -48,9 +48,7 @@ def test_every_file_can_be_planned(path: Path) -> None:
     "path", [p for p in FILES if p.parent.name == "paper"], ids=lambda p: p.stem
 )
 def test_the_papers_files_say_what_its_tables_say(path: Path) -> None:
-    table = ROOT / "paper" / "strength_and_layer.csv"
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = {row["hub_id"]: row for row in csv.DictReader(file)}
+    rows = {row["hub_id"]: row for row in table("table5_strength_and_layer")}
     experiment = read(path)
     row = rows[experiment.model.name]
     if not path.stem.startswith("figure3"):
