@@ -1,6 +1,6 @@
 """What has to be done, in which order? Fixed by the experiment and its texts alone.
 
-    check                       does the model take packed answers?
+    check                       does the model take packed answers? (where any are read)
     for each fold:
         read                    activations, of everything that is learnt from
         fit                     one a method, layer and seed
@@ -249,11 +249,14 @@ def _units(
         return Unit(number - 1, kind, fold, **rest)  # type: ignore[arg-type]
 
     every = tuple(range(len(made)))
-    check = unit("check", 0)
-    yield check
+    check: list[int] = []
+    if experiment.task != "barrier":
+        one = unit("check", 0)
+        check = [one.number]
+        yield one
     fittings = list(dict.fromkeys(each for one in made for each in one.fittings))
     for place, fold in enumerate(folds):
-        before: list[int] = [check.number]
+        before = list(check)
         learnt = len(fold.fit)
         if fittings:
             reading = unit("read", place, weight=max(1, learnt // 2))
