@@ -1,6 +1,8 @@
 """Is the compiled loop the flow it was made from, and does a batch cost what it should?"""
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -274,3 +276,25 @@ def test_without_a_compiler_operations_grow_with_steps_and_not_with_rows(
     assert [size for size in many.fresh if size >= 256 * 512] == [256 * 512]
     each = (counted(4, 20).operations - few.operations) / 10
     assert each <= 47
+
+
+# No folder for compiled code can be written to.
+READ_ONLY = "import numba.core.caching as c; c.CacheImpl._locator_classes = []"
+# numba is installed, and refuses the numpy that is there.
+UNUSABLE = "import sys, warnings; sys.modules['numba'] = None; warnings.simplefilter('ignore')"
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [(READ_ONLY, "CPUDispatcher"), (UNUSABLE, "NoneType")],
+    ids=["read-only", "unusable"],
+)
+def test_a_compiler_that_cannot_work_as_usual_is_no_error(before: str, expected: str) -> None:
+    if cpu.compiled() is None:
+        pytest.skip("numba is not installed")
+    script = (
+        f"{before}; import torch; from odesteer.ode.fused import cpu; "
+        f"cpu.find_spec = lambda name: name; print(type(cpu.compiled()).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout.strip() == expected, run.stderr

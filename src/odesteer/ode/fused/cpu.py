@@ -11,6 +11,7 @@ place where a row reaches its level is found from five numbers, by bisection.
 """
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import cache, partial
@@ -238,15 +239,27 @@ def levels(course: Course) -> tuple[float, Any]:
     return math.inf if course.level is None else course.level, _NO_LEVELS
 
 
-@cache
-def compiled() -> Callable[..., None] | None:
-    """`loop` as machine code (kept on disk beside this file, or in numba's cache folder)."""
-    if find_spec("numba") is None:
-        return None
+def machine_code(signature: str, function: Callable[..., None]) -> Callable[..., None]:
+    """`function` compiled, and kept on disk: beside its file, or in numba's cache folder."""
     import numba
 
-    compile_ = numba.njit(_SIGNATURE, cache=True, nogil=True, fastmath=RELAXED, error_model="numpy")
-    return compile_(loop)
+    options: Any = {"nogil": True, "fastmath": RELAXED, "error_model": "numpy"}
+    try:
+        return numba.njit(signature, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(signature, **options)(function)
+
+
+@cache
+def compiled() -> Callable[..., None] | None:
+    """`loop` as machine code; None where numba is not installed, or not usable."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        return machine_code(_SIGNATURE, loop)
+    except ImportError as error:  # numba asks for certain versions of numpy
+        warnings.warn(f"The loop of the ODE is not compiled: {error}.", stacklevel=2)
+        return None
 
 
 def inner(solver: Solver) -> Inner | None:

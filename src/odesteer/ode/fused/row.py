@@ -9,7 +9,6 @@ import math
 import weakref
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +28,6 @@ _SIGNATURE = (
 )
 
 
-@numba.njit(_SIGNATURE, cache=True, nogil=True, fastmath=cpu.RELAXED, error_model="numpy")
 def passage(
     a: Any,
     centre: Any,
@@ -116,6 +114,9 @@ def passage(
             result[i, j] = a[i, j] + x[i, j]
 
 
+_PASSAGE = cpu.machine_code(_SIGNATURE, passage)
+
+
 def solve(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
     """a(time) for a [n, d]; see `odesteer.ode.passage.solve`."""
     result = torch.empty_like(a, memory_format=torch.contiguous_format)
@@ -124,8 +125,7 @@ def solve(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
         mix = _NO_MIX if frame.mix is None else frame.mix.contiguous().numpy()
         fixed = (frame.centre.numpy(), frame.entrance.numpy(), mix, frame.exit.numpy())
         fixed = _fixed[frame] = (*fixed, *cpu.fixed(frame))
-    run: Any = passage
-    run(
+    _PASSAGE(
         a.contiguous().numpy(),
         *fixed,
         course.time.contiguous().numpy(),
