@@ -60,7 +60,9 @@ class PerRow(Dose):
         key = (a.device, solved_in(a.dtype))
         if key not in self._placed:
             self._placed[key] = self._numbers.mT.to(*key)
-        columns = self._placed[key].repeat_interleave(self._repeats(a.shape[0]), dim=1)
+        columns, repeats = self._placed[key], self._repeats(a.shape[0])
+        if repeats > 1:
+            columns = columns.repeat_interleave(repeats, dim=1)
         return columns.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
