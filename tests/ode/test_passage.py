@@ -212,6 +212,15 @@ def test_threads_do_not_share_a_workspace() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("n", [1, 5])
+def test_single_precision_rows_of_a_double_precision_field_are_solved_in_double(n: int) -> None:
+    exact, a = barrier(), rows(n)
+    how: dict[str, Any] = {"solver": SOLVERS["great-circle"], "steps": 4}
+    moved = solve(GradientField(exact), a, 1.0, **how)
+    assert moved.dtype == torch.float32
+    torch.testing.assert_close(moved, solve(GradientField(exact), a.double(), 1.0, **how).float())
+
+
 def test_gradients_pass_through_the_flow_where_they_are_asked_for() -> None:
     one, a = barrier(), rows(3).double().requires_grad_()
     moved = solve(GradientField(one), a, 1.0, solver=SOLVERS["rk4"], steps=3)

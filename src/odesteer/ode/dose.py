@@ -105,7 +105,7 @@ class PathLength(_Amount):
         return f"path length {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return _at_speed(field, a, _everywhere(a, self.amount))
+        return at_speed(field, a, _everywhere(a, self.amount))
 
     def common_time(self, field: VectorField) -> float | None:
         return self.amount if field.unit_speed else None
@@ -120,14 +120,15 @@ class Angle(_Amount):
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(a, dim=-1, dtype=solved_in(a.dtype))
-        return _at_speed(field, a, self.amount * norm)
+        return at_speed(field, a, self.amount * norm)
 
 
 def _everywhere(a: Tensor, amount: float) -> Tensor:
     return a.new_full(a.shape[:-1], amount, dtype=solved_in(a.dtype))
 
 
-def _at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
+def at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
+    """The time in which the field, at its speed in a [..., d], travels `length` [...]."""
     if field.unit_speed:
         return length
     speed = field(a.to(length.dtype)).norm(dim=-1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose
+from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose, at_speed
 from odesteer.ode.field import VectorField, solved_in
 
 
@@ -33,6 +33,10 @@ class PerRow(Dose):
         # Columns: integration time, path length, angle, probability at which it stops.
         self._numbers = torch.tensor([_numbers(dose) for dose in self.doses], dtype=torch.float64)
         self._has_angles = bool((self._numbers[:, 2] != 0).any())
+        # Asked for every token.
+        stops = [dose.stop_at for dose in self.doses if dose.stop_at is not None]
+        self._stop_at = max(stops, default=None)
+        self._is_zero = all(dose.is_zero for dose in self.doses)
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __repr__(self) -> str:
@@ -69,10 +73,7 @@ class PerRow(Dose):
         time, length, angle, _ = self._columns(a)
         if self._has_angles:
             length = length + angle * torch.linalg.vector_norm(a, dim=-1, dtype=length.dtype)
-        if field.unit_speed:
-            return (time + length).expand(a.shape[:-1])
-        speed = field(a.to(length.dtype)).norm(dim=-1)
-        return time + torch.where(speed > 0, length / speed, torch.zeros_like(speed))
+        return (time + at_speed(field, a, length)).expand(a.shape[:-1])
 
     def stops(self, a: Tensor) -> Tensor | None:
         if self.stop_at is None:
@@ -82,11 +83,11 @@ class PerRow(Dose):
     @property
     def stop_at(self) -> float | None:
         """The highest probability at which a row stops, or None if none stops."""
-        return max((dose.stop_at for dose in self.doses if dose.stop_at is not None), default=None)
+        return self._stop_at
 
     @property
     def is_zero(self) -> bool:
-        return all(dose.is_zero for dose in self.doses)
+        return self._is_zero
 
     @property
     def size(self) -> float:

@@ -36,7 +36,8 @@ def inner(a: Tensor, solver: Solver) -> Inner | None:
 
 
 def _few_rows(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
-    if a.dtype != torch.float32 or len(a) > _FEW:
+    single = a.dtype == frame.centre.dtype == torch.float32
+    if not single or len(a) > _FEW:
         return None
     straight = cpu.straight_or_not(course.solver)
     if straight is None or cpu.compiled() is None:
