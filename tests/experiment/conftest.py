@@ -1,3 +1,56 @@
-"""The small benchmarks on disk, which the tests of benchmarks have, too."""
+"""A small experiment: a model of two thousand weights, and a few questions of each benchmark."""
 
-from tests.benchmarks.conftest import local  # noqa: F401
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests import tiny
+from tests.benchmarks.conftest import local as local
+
+CHOICES = """
+task = "choices"
+model = "{model}"
+layers = [1, 2]
+doses = [0.2]
+methods = ["none", "prompt", "random", "caa", "repe"]
+batch = 1
+barrier = true
+benchmark = "truthfulqa"
+[matched]
+kl = [0.05]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.tokenizer(chat=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def file(tmp_path: Path, model: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An experiment's file; its data are a few questions, whose checksums nobody knows."""
+    monkeypatch.setattr("odesteer.benchmarks.data.SHA256", {})
+    monkeypatch.setenv("ODESTEER_DATA", str(local))
+    path = tmp_path / "small.toml"
+    path.write_text(CHOICES.format(model=model), encoding="utf-8")
+    return path
+
+
+def start(file: Path, folder: Path, engine: str = "local") -> subprocess.Popen[bytes]:
+    """A process of its own that runs the experiment."""
+    code = (
+        "import sys; from pathlib import Path; import odesteer.benchmarks.data as data; "
+        "data.SHA256 = {}; from odesteer.experiment.parsing import read; "
+        "from odesteer.experiment.run import run; "
+        "run(read(Path(sys.argv[1])), Path(sys.argv[2]), engine=sys.argv[3])"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(file), str(folder), engine])
+
+
+def units(folder: Path) -> int:
+    """How many are done."""
+    return len(list((folder / "units").glob("*.jsonl"))) if (folder / "units").is_dir() else 0

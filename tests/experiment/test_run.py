@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import tiny
+from tests.experiment.conftest import start, units
 from typer.testing import CliRunner
 
 import odesteer as ods
@@ -19,18 +19,6 @@ from odesteer.experiment.claims import Claim
 from odesteer.experiment.parsing import read
 from odesteer.experiment.run import run
 
-CHOICES = """
-task = "choices"
-model = "{model}"
-layers = [1, 2]
-doses = [0.2]
-methods = ["none", "prompt", "random", "caa", "repe"]
-batch = 1
-barrier = true
-benchmark = "truthfulqa"
-[matched]
-kl = [0.05]
-"""
 GENERATIONS = """
 model = "{model}"
 layers = [1]
@@ -50,24 +38,6 @@ doses = [0.1, 0.2]
 max_kl = 5.0
 metric = "vader"
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def file(tmp_path: Path, model: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An experiment's file; its data are a few questions, whose checksums nobody knows."""
-    monkeypatch.setattr("odesteer.benchmarks.data.SHA256", {})
-    monkeypatch.setenv("ODESTEER_DATA", str(local))
-    path = tmp_path / "small.toml"
-    path.write_text(CHOICES.format(model=model), encoding="utf-8")
-    return path
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -154,19 +124,6 @@ def test_generations_are_judged_and_drawn_from_seeds_of_their_own(
     assert len(choice["trials"]) == 2 and all(t["damage"] < 5 for t in choice["trials"])
     best = min(choice["trials"], key=lambda trial: -trial["effect"])
     assert choice["dose"] == best["dose"]
-
-
-def start(file: Path, folder: Path) -> subprocess.Popen[bytes]:
-    code = (
-        "import sys; from pathlib import Path; import odesteer.benchmarks.data as data; "
-        "data.SHA256 = {}; from odesteer.experiment.parsing import read; "
-        "from odesteer.experiment.run import run; run(read(Path(sys.argv[1])), Path(sys.argv[2]))"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, str(file), str(folder)], env=os.environ)
-
-
-def units(folder: Path) -> int:
-    return len(list((folder / "units").glob("*.jsonl"))) if (folder / "units").is_dir() else 0
 
 
 def test_killed_again_and_again_it_ends_with_the_same_file(file: Path, tmp_path: Path) -> None:

@@ -35,7 +35,13 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Instead of what the file says; repeat."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Who computes: local.")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="Who computes: local (this process), or ray (a cluster).")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the engine ray; one a GPU by default, else one a node."),
+    ] = None,
 ) -> None:
     """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
 
@@ -57,7 +63,7 @@ def run(
     folder = output or RUNS / chosen.name
     try:
         with progress(chosen.name) as callback:
-            outcome = compute(chosen, folder, data, engine, say, callback)
+            outcome = compute(chosen, folder, data, engine, say, callback, workers)
     except KeyboardInterrupt:
         err.print(
             f"Stopped. What was done is in {escape(str(folder))}; the same command goes on from "

@@ -10,30 +10,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from odesteer import __version__
-from odesteer.artifact.compatibility import describe_model
-from odesteer.artifact.saving import dose_to_json
 from odesteer.benchmarks import Benchmark, load_benchmark
-from odesteer.experiment import judging
 from odesteer.experiment.config import Experiment
-from odesteer.experiment.folder import SCHEMA, RunFolder, refuse_other
-from odesteer.experiment.plan import Condition, Plan, plan
+from odesteer.experiment.folder import RunFolder, refuse_other
+from odesteer.experiment.outcome import Outcome, header
+from odesteer.experiment.plan import Plan, plan
+from odesteer.experiment.ray import cluster
 from odesteer.experiment.worker import Worker
 from odesteer.extraction import Progress
 from odesteer.lookup import pick
 from odesteer.models import Say, load_model
 
 _WAIT = 0.5  # seconds until somebody else's units are looked at again
-
-
-class Outcome(NamedTuple):
-    """Where the results are; whether they are complete; how many units this process computed."""
-
-    results: Path
-    complete: bool
-    computed: int
 
 
 def run(
@@ -43,6 +34,7 @@ def run(
     engine: str = "local",
     say: Say | None = None,
     progress: Progress | None = None,
+    workers: int | None = None,
 ) -> Outcome:
     """Run what is left of an experiment.
 
@@ -53,6 +45,7 @@ def run(
         engine: one of `ENGINES`.
         say: called with a line before anything slow.
         progress: called with (work done, work in all), by anybody.
+        workers: how many compute, where the engine has more than one (`odesteer.experiment.ray`).
 
     Raises:
         ValueError: for another experiment's directory; names what differs.
@@ -62,7 +55,7 @@ def run(
     known = {"config": experiment.to_json(), "version": __version__, **_asked(planned, benchmark)}
     refuse_other(out, known)
     folder = RunFolder(out, len(planned.units))
-    return work(planned, benchmark, folder, known, data, say, progress)
+    return work(planned, benchmark, folder, known, data, say, progress, workers)
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
@@ -77,18 +70,6 @@ def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]
     return benchmark, plan(experiment, benchmark)
 
 
-def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The first line of the results."""
-    return {
-        "kind": "run",
-        "schema": SCHEMA,
-        **about,
-        "model": describe_model(model, tokenizer),
-        "judges": judging.about(planned.experiment.judges),
-        "conditions": [_condition(one) for one in planned.conditions],
-    }
-
-
 def local(
     planned: Plan,
     benchmark: Benchmark,
@@ -97,8 +78,18 @@ def local(
     data: Any,
     say: Say | None,
     progress: Progress | None,
+    workers: int | None = None,
 ) -> Outcome:
-    """In this process, beside any others that have been given the same directory."""
+    """In this process, beside any others that have been given the same directory.
+
+    Raises:
+        ValueError: for more than one worker.
+    """
+    if workers not in (None, 1):
+        raise ValueError(
+            f'The engine "local" is one process; got workers = {workers}. Start the command '
+            f"several times with the same --out, or use --engine ray."
+        )
     if folder.assemble():
         return Outcome(folder.results, True, 0)
     chosen = planned.experiment.model
@@ -132,7 +123,7 @@ def local(
 
 
 # Who computes: given the plan, the directory and what the run is.
-ENGINES: Mapping[str, Callable[..., Outcome]] = {"local": local}
+ENGINES: Mapping[str, Callable[..., Outcome]] = {"local": local, "ray": cluster}
 
 
 def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -151,18 +142,4 @@ def _asked(planned: Plan, benchmark: Benchmark) -> dict[str, Any]:
             "wanted": dict(benchmark.wanted),
         },
         "folds": [fold.as_dict() for fold in planned.folds],
-    }
-
-
-def _condition(one: Condition) -> dict[str, Any]:
-    fixed = not one.open
-    return {
-        "id": one.id,
-        "method": one.method.name,
-        "label": one.method.label,
-        "dose": dose_to_json(one.doses[0]) if fixed and one.doses else None,
-        "layer": one.layers[0] if fixed and one.layers else None,
-        "chosen": one.open,
-        "steps": one.steps,
-        "seed": one.seed,
     }

@@ -1,0 +1,240 @@
+"""How does a Ray cluster run an experiment?
+
+    odesteer run FILE.toml --engine ray --workers 8
+
+The driver keeps the list of what is left, and every worker is an actor with the model in its
+memory. A unit is given to an idle worker, which writes it whole into the run directory: so the
+directory must be on storage that every node sees, and a worker that sees another one says so. A
+worker that dies is started again and its unit given to somebody else; a driver that dies leaves
+a directory with which any engine goes on. Results are those of a single process.
+
+Ray is joined where RAY_ADDRESS or a running cluster is found, and started here otherwise.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from odesteer.benchmarks import Benchmark
+from odesteer.experiment.claims import Claim
+from odesteer.experiment.folder import RunFolder
+from odesteer.experiment.outcome import Outcome, header
+from odesteer.experiment.plan import Plan, Unit
+from odesteer.experiment.worker import Worker
+from odesteer.extraction import Progress
+from odesteer.models import Say, load_model
+
+_AFFINE = ("read", "fit", "choice", "barrier")  # what a fold's kept activations are good for
+_WAIT = 0.5  # seconds between looks at what other processes have done
+_TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
+
+
+class _Computes:
+    """An actor: one model, computing one unit at a time.
+
+    Args:
+        planned, benchmark: what there is to do.
+        path: the run directory.
+        token: a file of its `shared/` that the driver has written.
+        data: where judges have their labelled answers on this node.
+
+    Raises:
+        ValueError: where this node does not see the driver's run directory.
+    """
+
+    def __init__(self, planned: Plan, benchmark: Benchmark, path: Path, token: str, data: Any):
+        if not (path / "shared" / token).is_file():
+            raise ValueError(
+                f"This node does not see the run directory '{path}' of the driver. Give --out a "
+                f"directory on storage that all nodes share (NFS, Lustre)."
+            )
+        chosen = planned.experiment.model
+        model, tokenizer = load_model(chosen.name, dtype=chosen.dtype, revision=chosen.revision)
+        self._planned, self._loaded = planned, (model, tokenizer)
+        self._folder = RunFolder(path, len(planned.units))
+        self._worker = Worker(planned, benchmark, self._folder, model, tokenizer, data)
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Say in the directory what the run is, or find that it is another's."""
+        self._folder.begin(header(about, self._planned, *self._loaded))
+
+    def compute(self, number: int) -> None:
+        """Compute a unit and write it; the driver holds its claim."""
+        self._folder.finish(number, self._worker.lines(self._planned.units[number]))
+
+
+class _Pool:
+    """Workers, which of them are idle, and which have read which fold.
+
+    Args:
+        ray: the module.
+        hire: makes a worker.
+        many: how many.
+    """
+
+    def __init__(self, ray: Any, hire: Callable[[], Any], many: int):
+        self._ray, self._hire = ray, hire
+        self._folds: dict[Any, set[int]] = {hire(): set() for _ in range(many)}
+        self.idle = list(self._folds)
+        self._busy: dict[Any, tuple[Any, Unit, Claim]] = {}
+        self._tries: dict[int, int] = {}
+
+    @property
+    def busy(self) -> set[int]:
+        return {unit.number for _, unit, _ in self._busy.values()}
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Wait until all workers are there; one says in the directory what the run is.
+
+        Raises:
+            ValueError: where a node does not see the directory, or it is another run's.
+        """
+        try:
+            self._ray.get(self.idle[0].begin.remote(dict(about)))
+            self._ray.get([actor.__ray_ready__.remote() for actor in self.idle])
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+        except self._ray.exceptions.ActorDiedError as error:
+            raise ValueError(_last_words(error)) from None
+
+    def give(self, unit: Unit, claim: Claim) -> None:
+        """To an idle worker, to one that has the fold's activations in memory if there is one."""
+        actor = next((one for one in self.idle if unit.fold in self._folds[one]), self.idle[0])
+        self.idle.remove(actor)
+        if unit.kind in _AFFINE:
+            self._folds[actor].add(unit.fold)
+        self._busy[actor.compute.remote(unit.number)] = (actor, unit, claim)
+
+    def wait(self, seconds: float) -> int:
+        """How many units were done; those of workers that died can be given again.
+
+        Raises:
+            Exception: what a unit raised.
+        """
+        ready, _ = self._ray.wait(list(self._busy), timeout=seconds)
+        done = 0
+        for reference in ready:
+            actor, unit, claim = self._busy.pop(reference)
+            with claim:
+                try:
+                    self._ray.get(reference)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.as_instanceof_cause() from None
+                except self._ray.exceptions.RayActorError:
+                    tries = self._tries[unit.number] = self._tries.get(unit.number, 0) + 1
+                    if tries == _TRIES:
+                        raise
+                    del self._folds[actor]
+                    actor = self._hire()
+                    self._folds[actor] = set()
+                else:
+                    done += 1
+            self.idle.append(actor)
+        return done
+
+    def dismiss(self) -> None:
+        """End all workers, and give back the claims of what they have not done."""
+        for actor in self._folds:
+            self._ray.kill(actor)
+        for _, _, claim in self._busy.values():
+            claim.__exit__(None, None, None)
+
+
+def cluster(
+    planned: Plan,
+    benchmark: Benchmark,
+    folder: RunFolder,
+    about: Mapping[str, Any],
+    data: Any,
+    say: Say | None,
+    progress: Progress | None,
+    workers: int | None,
+) -> Outcome:
+    """On every node of a Ray cluster; see `odesteer.experiment.run.run`.
+
+    Raises:
+        ImportError: without Ray.
+        ValueError: where a node does not see the run directory, or has no room for a worker.
+    """
+    if folder.assemble():
+        return Outcome(folder.results, True, 0)
+    try:
+        import ray
+    except ImportError:
+        raise ImportError('The engine "ray" needs Ray: pip install "odesteer[ray]".') from None
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            _join(ray)
+            stack.callback(ray.shutdown)
+        token = f"ray-{uuid.uuid4().hex}"
+        shown = folder.shared(token)
+        shown.touch()
+        stack.callback(shown.unlink, missing_ok=True)
+        what = [ray.put(one) for one in (planned, benchmark, folder.path.resolve(), token, data)]
+        many, needs = _sized(ray, workers)
+        if say is not None:
+            say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
+        kind = ray.remote(_Computes).options(scheduling_strategy="SPREAD", **needs)
+        pool = _Pool(ray, lambda: kind.remote(*what), many)
+        stack.callback(pool.dismiss)
+        pool.begin(about)
+        return Outcome(folder.results, True, _drive(planned, folder, pool, progress))
+
+
+def _drive(planned: Plan, folder: RunFolder, pool: _Pool, progress: Progress | None) -> int:
+    """Give out units until all are done, by whomever; how many were done here."""
+    left, computed = list(planned.units), 0
+    total = sum(unit.weight for unit in left)
+    while left:
+        left = [unit for unit in left if not folder.done(unit.number)]
+        if progress is not None:
+            progress(total - sum(unit.weight for unit in left), total)
+        for unit in left:
+            if not pool.idle:
+                break
+            if unit.number in pool.busy or not all(map(folder.done, unit.needs)):
+                continue
+            claim = folder.claim(unit.number)
+            if claim is not None:
+                pool.give(unit, claim)
+        if left:
+            computed += pool.wait(_WAIT)
+    while not folder.assemble():
+        pool.wait(_WAIT)
+    return computed
+
+
+def _join(ray: Any) -> None:
+    """The cluster that is there, or one on this machine alone."""
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(include_dashboard=False, **quiet)
+
+
+def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
+    """How many workers, and what each of them needs.
+
+    One a GPU, or one a node where there is none, or as many as are asked for.
+
+    Raises:
+        ValueError: if the cluster has no room for so many.
+    """
+    has = ray.cluster_resources()
+    gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 1))
+    many = workers or gpus or sum(node["Alive"] for node in ray.nodes())
+    if many > (gpus or cpus):
+        what = "GPUs" if gpus else "CPUs"
+        raise ValueError(f"{many} workers need {many} {what}; the cluster has {gpus or cpus}.")
+    return many, {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // many)}
+
+
+def _last_words(error: Exception) -> str:
+    """The one line of a worker that could not start which says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error: " in line), lines[-1])

@@ -1,0 +1,98 @@
+"""A Ray cluster of two nodes gives the file of a single process, whoever dies on the way."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.experiment.conftest import start, units
+
+from odesteer.experiment.parsing import read
+from odesteer.experiment.run import run
+
+ray: Any = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # a cluster takes most of a minute to start
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of two nodes with a CPU each, every one with processes of its own."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made.address
+    made.shutdown()
+
+
+@pytest.fixture
+def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Found by its address; with as many threads here as a worker with one CPU has."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums are rounded in another order with more
+    yield
+    torch.set_num_threads(threads)
+
+
+def workers() -> set[int]:
+    """The processes of actors that hold a model."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            if path.read_bytes().startswith(b"ray::_Computes"):
+                found.add(int(path.parent.name))
+    return found
+
+
+@pytest.mark.usefixtures("joined")
+def test_two_nodes_give_the_file_of_one_process(file: Path, tmp_path: Path) -> None:
+    once = run(read(file), tmp_path / "once")
+    outcome = run(read(file), tmp_path / "ray", engine="ray")
+    assert outcome.results.read_bytes() == once.results.read_bytes()
+    assert outcome.computed == units(tmp_path / "ray")
+    assert run(read(file), tmp_path / "ray", engine="ray").computed == 0
+    assert not list((tmp_path / "ray" / "claims").iterdir())
+    assert not [path for path in (tmp_path / "ray" / "shared").iterdir() if "ray-" in path.name]
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_worker_that_is_killed_is_replaced_and_a_driver_gone_on_from(
+    file: Path, tmp_path: Path
+) -> None:
+    once, folder = run(read(file), tmp_path / "once"), tmp_path / "ray"
+    driver = start(file, folder, "ray")
+    while driver.poll() is None and units(folder) < 3:
+        time.sleep(0.01)
+    before = workers()
+    assert len(before) == 2  # one a node
+    os.kill(min(before), signal.SIGKILL)
+    os.kill(max(before), signal.SIGSTOP)  # or it would be done with all before another is there
+    while driver.poll() is None and not workers() - before:
+        time.sleep(0.01)
+    assert driver.poll() is None
+    os.kill(max(before), signal.SIGCONT)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    assert units(folder) < units(tmp_path / "once")
+    outcome = run(read(file), folder)  # any engine goes on
+    assert outcome.results.read_bytes() == once.results.read_bytes()
+
+
+@pytest.mark.usefixtures("joined")
+def test_what_cannot_be_is_said(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="9 workers need 9 CPUs; the cluster has 2"):
+        run(read(file), tmp_path / "many", engine="ray", workers=9)
+    with pytest.raises(ValueError, match='"local" is one process; got workers = 2'):
+        run(read(file), tmp_path / "local", workers=2)
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setattr("odesteer.experiment.folder.RunFolder.shared", lambda *_: elsewhere)
+    with pytest.raises(ValueError, match=r"does not see the run directory '.*hidden'"):
+        run(read(file), tmp_path / "hidden", engine="ray")
