@@ -170,8 +170,8 @@ def test_a_part_knows_only_what_the_table_allows(part):
             assert imported in allowed, f"{file.relative_to(ROOT)} imports {imported or 'all'}"
 
 
-@pytest.mark.parametrize("top", ["cli", "testing"])
-def test_nothing_below_knows_the_command_line_or_the_conformance_suite(top):
+@pytest.mark.parametrize("top", ["cli", "testing", "integrations"])
+def test_nothing_below_knows_what_stands_on_top(top):
     for file in FILES:
         if home(file) not in (top, "cli", "__main__"):
             assert top not in {part for part, _ in imports(file)}, file

@@ -8,6 +8,7 @@ from odesteer.cli import (
     cache,
     conformance,
     demo,
+    evaluate,
     fit,
     gallery,
     generate,
@@ -52,6 +53,7 @@ app.command()(generate.chat)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)
+app.command("eval")(evaluate.evaluate)
 app.command()(run.run)
 app.command()(report.report)
 app.command()(conformance.conformance)

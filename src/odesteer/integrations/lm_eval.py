@@ -1,0 +1,155 @@
+"""How does lm-evaluation-harness ask a steered model?
+
+    python -m odesteer.integrations.lm_eval run --model odesteer \\
+        --model_args pretrained=smollm2,steering=DIR,angle=0.2,positions=continuation \\
+        --tasks arc_challenge
+
+A request is a context and a continuation, and which tokens are steered depends on where the one
+ends and the other begins. So likelihoods are computed here, with that split for every row and
+the padding masked, and not by the harness's own pass, which knows neither:
+
+    positions=continuation   the last token of the context and the continuation (the paper's)
+    positions=all            every token of both
+
+The two differ (by up to 0.3 nats a request in our measurements), so the choice is an argument
+and stands among the results. Everything else is the harness's `HFLM`.
+
+Source: Gao et al., "The Language Model Evaluation Harness",
+https://doi.org/10.5281/zenodo.12608602
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from odesteer.attach import scoring
+from odesteer.backends.base import AnySteering
+from odesteer.layered import load
+from odesteer.lookup import pick
+from odesteer.models import SMOLLM2, load_model
+from odesteer.ode import Angle, Dose
+
+POSITIONS = {"continuation": "last+generated", "all": "all"}
+Request = tuple[Any, list[int], list[int]]
+
+
+@register_model("odesteer")
+class SteeredLM(HFLM):
+    """A Hugging Face model with a steering on it.
+
+    Args:
+        pretrained: a loaded model, or what `HFLM` takes, or "smollm2".
+        steering: a steering, or a directory that `Steering.save_pretrained` has written; None: the
+            unsteered model.
+        strength: its dose, in integration time; None: its own.
+        angle: its dose, as an angle; instead of `strength`.
+        positions: "continuation" or "all", see above.
+        arguments: of `HFLM`.
+
+    Raises:
+        ValueError: for unknown positions, two doses, a steering of another model, or an
+            encoder-decoder model.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        steering: AnySteering | str | None = None,
+        strength: Dose | float | None = None,
+        angle: float | None = None,
+        positions: str = "continuation",
+        **arguments: Any,
+    ):
+        if strength is not None and angle is not None:
+            raise ValueError("strength and angle both say how far; give one of them.")
+        pick(POSITIONS, positions, "positions")
+        self.positions = positions
+        if pretrained == SMOLLM2:
+            pretrained, arguments["tokenizer"] = load_model(SMOLLM2)
+        super().__init__(pretrained=pretrained, **arguments)
+        if self.backend != "causal":
+            raise ValueError("A steering is for a decoder; this is an encoder-decoder model.")
+        one = load(steering) if isinstance(steering, str) else steering
+        dose = Angle(angle) if angle is not None else strength
+        self.steering = one if one is None or dose is None else one.with_strength(dose)
+        with self._steered():
+            pass  # does it fit this model? Said before a task is read
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results, and what was steered how."""
+        one = self.steering
+        return {
+            **super().get_model_info(),
+            "steering": None if one is None else f"{one.method} at layer {one.layer}, {one.dose}",
+            "steered_positions": self.positions,
+        }
+
+    def _steered(self) -> AbstractContextManager[Any]:
+        if self.steering is None:
+            return nullcontext()
+        return self.steering.attach(self.model, positions=POSITIONS[self.positions])
+
+    def _model_generate(self, *arguments: Any, **keywords: Any) -> Tensor:
+        with self._steered():
+            found: Tensor = super()._model_generate(*arguments, **keywords)
+        return found
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """(log p(continuation | context), whether it is what greedy decoding would say)."""
+        from tqdm import tqdm
+
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0)
+        for batch in _batches(requests, size):
+            for i, one in zip(batch, self._scored([requests[i] for i in batch]), strict=True):
+                found[i] = one
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], one)
+            bar.update(len(batch))
+        bar.close()
+        return found
+
+    def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
+        rows, ends = [], []
+        for _, context, continuation in requests:
+            # The last token predicts nothing. Texts longer than the model's lose their beginning.
+            rows.append((context + continuation)[-(self.max_length + 1) : -1])
+            ends.append(min(len(continuation), len(rows[-1])))
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor(
+            [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device
+        )
+        # What is known before the continuation: all that was fed, but its own tokens.
+        given = torch.tensor([len(row) + 1 - end for row, end in zip(rows, ends, strict=True)])
+        with self._steered(), scoring(self.model, given.to(self.device)), torch.no_grad():
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for one, row, end, request in zip(logits, rows, ends, requests, strict=True):
+            logp = one[len(row) - end : len(row)].float().log_softmax(dim=-1)
+            said = torch.tensor(request[2][-end:], device=logp.device)
+            chosen = logp.gather(-1, said[:, None]).sum()
+            yield float(chosen), bool((logp.argmax(dim=-1) == said).all())
+
+
+def _batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
+    """Places of requests of similar length, the longest first: no room for them shows at once."""
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1] + requests[i][2]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
