@@ -85,6 +85,18 @@ def test_the_results_say_everything_once_and_in_order(file: Path, tmp_path: Path
         (name, fold) for name in ("caa", "repe") for fold in (0, 1)
     }
     assert all(len(b["log_odds"]) == len(b["labels"]) == len(b["groups"]) for b in barriers)
+    for line in (line for line in found if line["kind"] == "trajectory"):
+        [barrier] = [
+            b for b in barriers if (b["condition"], b["fold"]) == (line["condition"], line["fold"])
+        ]
+        negatives = [
+            h for h, y in zip(barrier["log_odds"], barrier["labels"], strict=True) if not y
+        ]
+        assert line["log_odds"][0] == pytest.approx(negatives[:100], abs=1e-4)  # where they start
+        assert line["distance"][0] == 0 and len(line["distance"]) == len(line["log_odds"]) == 11
+        assert line["distance"][-1] == pytest.approx(0.2, rel=1e-3)
+        means = [sum(h) / len(h) for h in line["log_odds"]]
+        assert means == sorted(means)
     assert ods.load(tmp_path / "run" / "steerings" / "fold-0" / "caa-layer-1").method == "caa"
 
 

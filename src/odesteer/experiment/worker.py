@@ -15,6 +15,7 @@ from odesteer.experiment import choices, generations
 from odesteer.experiment.choosing import Validation, first_of, settled
 from odesteer.experiment.config import PROMPT, Layer
 from odesteer.experiment.folder import RunFolder
+from odesteer.experiment.held_out import along, measured
 from odesteer.experiment.judging import judges
 from odesteer.experiment.learning import Learning
 from odesteer.experiment.packing import Asked
@@ -123,11 +124,11 @@ class Worker:
             condition = self._plan.conditions[i]
             if not condition.moves:
                 continue
-            layer, _ = self._settled(unit.fold, i)
+            layer, dose = self._settled(unit.fold, i)
             fitting = condition.fitting(layer)
-            steering: Any = self._learning.fit(unit.fold, fitting)
-            alone = not isinstance(steering, LayeredSteering)
-            if fitting in seen or not alone or steering.field.barrier is None:
+            fitted: Any = self._learning.fit(unit.fold, fitting)
+            alone = not isinstance(fitted, LayeredSteering)
+            if fitting in seen or not alone or fitted.field.barrier is None:
                 continue
             seen.add(fitting)
             for part in ("test", "validation"):
@@ -137,22 +138,13 @@ class Worker:
             if found is None:
                 continue
             contrast, positive, negative = found
-            log_odds = [
-                *steering.log_odds(positive).tolist(),
-                *steering.log_odds(negative).tolist(),
+            about = {"condition": condition.id, "fold": unit.fold, "layer": layer, "part": part}
+            steering: Any = self._learning.dosed(unit.fold, condition, layer, dose)
+            groups = [*contrast.groups[0], *contrast.groups[1]]
+            made += [
+                {"kind": "barrier", **about, **measured(steering, positive, negative, groups)},
+                {"kind": "trajectory", **about, **along(steering, negative)},
             ]
-            made.append(
-                {
-                    "kind": "barrier",
-                    "condition": condition.id,
-                    "fold": unit.fold,
-                    "layer": layer,
-                    "part": part,
-                    "log_odds": log_odds,
-                    "labels": [1] * len(positive) + [0] * len(negative),
-                    "groups": [*contrast.groups[0], *contrast.groups[1]],
-                }
-            )
         return made
 
     def _cases(self, unit: Unit) -> list[Line]:
