@@ -168,6 +168,18 @@ def test_two_processes_share_a_run(file: Path, tmp_path: Path) -> None:
     assert not list((folder / "claims").iterdir())
 
 
+def test_a_target_is_matched_by_its_probability(file: Path, tmp_path: Path) -> None:
+    method = "{name='caa', id='stops', within=0.5}"
+    few = [f"methods=['none', {method}]", "doses=[]", "layers=[1]", "folds=1", "barrier=false"]
+    found = lines(run(read(file, [*few, "matched={kl=[0.002]}"]), tmp_path / "run").results)
+    [choice] = [line for line in found if line["kind"] == "choice"]
+    assert choice["dose"]["type"] == "target"
+    assert choice["dose"]["budget"] == {"type": "angle", "amount": 0.5}
+    assert choice["trials"][0]["damage"] == pytest.approx(0.002, rel=0.05)
+    with pytest.raises(ValueError, match=r"within.*more than 0"):
+        read(file, ["methods=[{name='caa', within=-1.0}]"])
+
+
 def test_another_experiment_is_refused_with_what_differs(file: Path, tmp_path: Path) -> None:
     short = ["methods=['none']", "barrier=false"]
     run(read(file, short), tmp_path / "run")

@@ -31,7 +31,7 @@ from odesteer.experiment.prompting import plain, with_choices
 from odesteer.judges import Judge
 from odesteer.layered import LayeredSteering
 from odesteer.matching import find_dose
-from odesteer.ode import Dose
+from odesteer.ode import Dose, Target
 from odesteer.templates import encode
 from odesteer.tuning.damage import continuations
 
@@ -132,16 +132,22 @@ class Validation:
         match = condition.match
         if match is None:
             return condition.doses
-        kind = self._experiment.dose_type
+        kind, budget = self._experiment.dose_type, condition.method.within
+
+        def dosed(amount: float) -> Dose:
+            """An amount of the experiment's dose; with a budget, the odds of a target."""
+            if budget is not None:
+                return Target(amount / (1.0 + amount), budget)
+            return dose_from_json({"type": kind, "amount": amount})
 
         def damage(amount: float) -> float:
-            dose = dose_from_json({"type": kind, "amount": amount})
-            steering = self._learning.dosed(self._fold, condition, layer, dose)
+            steering = self._learning.dosed(self._fold, condition, layer, dosed(amount))
             return float(getattr(_damage(self._heard(steering)), match.measure))
 
-        start = START if kind == "angle" else 1.0
-        amount, _ = find_dose(damage, match.value, start, POWERS[match.measure])
-        return [dose_from_json({"type": kind, "amount": amount})]
+        start = START if kind == "angle" and budget is None else 1.0
+        power = POWERS[match.measure] if budget is None else 1.0
+        amount, _ = find_dose(damage, match.value, start, power)
+        return [dosed(amount)]
 
     def _heard(self, steering: AnySteering) -> list[list[Heard]]:
         nothing = Heard(0, 0.0, 0.0, 0.0, 0.0)

@@ -49,6 +49,8 @@ class MethodChoice:
         id: names it in results; two settings of one method need two.
         label: what tables call it.
         layers, doses: instead of the experiment's; empty: as the experiment has them.
+        within: matched conditions stop at a target with this budget, and the target's probability
+            is what is matched; None: they go as far as matches.
         hyperparameters: of the method.
     """
 
@@ -57,6 +59,7 @@ class MethodChoice:
     label: str
     layers: tuple[Layer | str, ...] = ()
     doses: tuple[Dose | str, ...] = ()
+    within: Dose | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -141,7 +141,7 @@ def _methods(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
         named = _named(table, "methods", given)
         own = Table(named.arguments, table.file, f"methods, {named.name}")
         kind = pick({**METHODS, PROMPT: None}, named.name, "method")
-        special = ("id", "label", "layers", "doses")
+        special = ("id", "label", "layers", "doses", "within")
         known = [] if kind is None else [each.name for each in fields(kind)]
         own.only([*special, *known])
         rest = {key: value for key, value in own.values.items() if key not in special}
@@ -155,6 +155,7 @@ def _methods(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
             own.one("label", str, one),
             _layers(own, ()),
             _doses(own, dose_type, ()),
+            _within(own, dose_type),
             rest,
         )
 
@@ -195,6 +196,15 @@ def _doses(
         return dose_from_json(value)
 
     return table.each("doses", made, None, otherwise)
+
+
+def _within(table: Table, dose_type: str) -> Dose | None:
+    amount = table.one("within", float)
+    if amount is None:
+        return None
+    if not amount > 0:
+        raise table.wrong("within", "more than 0")
+    return dose_from_json({"type": dose_type, "amount": amount})
 
 
 def _choosing(table: Table, dose_type: str) -> Choosing:
