@@ -38,6 +38,9 @@ class RealToxicityPrompts(Benchmark):
         perplexity: of prompts by id, under gpt2; empty: unknown, and nothing is left out.
         fit_comments, validation_comments: of each class.
         test_prompts, validation_prompts: how many; where there are fewer, both shrink alike.
+        after: sizes of earlier draws, whose prompts are left out: (300, 40) are the test and the
+            validation prompts of a run with these sizes and the same seed, which another run
+            repeats on prompts that nobody has looked at.
     """
 
     name: ClassVar[str] = "real-toxicity-prompts"
@@ -72,6 +75,7 @@ class RealToxicityPrompts(Benchmark):
     validation_comments: int = 500
     test_prompts: int = 500
     validation_prompts: int = 100
+    after: tuple[int, ...] = ()
 
     @classmethod
     def load(
@@ -137,7 +141,10 @@ class RealToxicityPrompts(Benchmark):
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
         """One fold."""
-        cases = self.eligible()
+        cases: Sequence[Case] = self.eligible()
+        for size in self.after:
+            gone = {case.id for case in _spread(cases, size, seed)}
+            cases = [case for case in cases if case.id not in gone]
         share = min(1.0, len(cases) / (self.test_prompts + self.validation_prompts))
         test = _spread(cases, round(share * self.test_prompts), seed)
         others = [case for case in cases if case not in test]

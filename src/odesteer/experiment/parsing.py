@@ -41,6 +41,9 @@ from odesteer.methods import METHODS
 from odesteer.ode import DOSES, Dose
 from odesteer.positions import POSITIONS
 
+# Types of a benchmark's fields that a file may set.
+_SIZES = ("int", int, "str | None", str | None, "tuple[int, ...]", tuple[int, ...])
+
 
 def read(path: Path, changes: Sequence[str] = ()) -> Experiment:
     """An experiment's file, with `key=value` changes.
@@ -128,7 +131,7 @@ def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
     try:
         kind: Any = find(BENCHMARKS, chosen.name, "benchmark", "odesteer.benchmarks", Benchmark)
         known = [name for name in inspect.signature(kind.load).parameters if name != "data"]
-        known += [each.name for each in fields(kind) if each.type in ("int", int, "str | None")]
+        known += [each.name for each in fields(kind) if each.type in _SIZES]
         for name in chosen.arguments:
             pick(dict.fromkeys(known), name, f"argument of {chosen.name}")
     except ValueError as error:

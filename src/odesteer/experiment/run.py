@@ -64,10 +64,16 @@ def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]
     arguments = dict(chosen.arguments)
     benchmark = load_benchmark(chosen.name, data, **_of_load(arguments, data))
     sizes = {
-        each.name: arguments[each.name] for each in fields(benchmark) if each.name in arguments
+        each.name: _tupled(arguments[each.name])
+        for each in fields(benchmark)
+        if each.name in arguments
     }
     benchmark = replace(benchmark, **sizes)
     return benchmark, plan(experiment, benchmark)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def local(
