@@ -65,7 +65,9 @@ def _largest(lines: Sequence[Line], place: int, column: Column) -> list[str]:
         size = sign * cell.difference.interval.mean
         if best is None or size > best[0]:
             best = size, line
-    if best is None or best[0] <= 0:
+    if best is None:
+        return []  # nothing to compare with
+    if best[0] <= 0:
         return [f"No condition improved {column.label}."]
     line = best[1]
     cell = line.cells[place]
