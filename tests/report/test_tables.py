@@ -359,3 +359,21 @@ def test_a_run_of_barriers_alone_is_a_report(tmp_path: Path) -> None:
     assert [drawing.name for drawing in found.figures] == ["calibration"]
     assert found.main.lines[0].setting == "validation, layer 14"
     assert run.notes == ("Invented numbers.", "One answer a row.")
+
+
+def test_the_summary_says_how_far_a_random_direction_comes(tmp_path: Path) -> None:
+    def told(names: dict[str, float]) -> str:
+        conditions = [condition(name, dose=None if name == "none" else ANGLE) for name in names]
+        cases = [
+            case(name, i, {"mc2": value + 0.01 * i})
+            for name, value in names.items()
+            for i in range(6)
+        ]
+        content = lines(conditions, cases, ("mc2",), ())
+        return " ".join(report(tmp_path, content).sentences)
+
+    found = told({"none": 0.1, "random": 0.3, "caa": 0.6})
+    assert "picked after the fact: CAA" in found and "A random direction alone" in found
+    assert "+0.200" in found
+    assert "A random direction" not in told({"none": 0.5, "random": 0.3, "caa": 0.6})
+    assert "improve" not in told({"random": 0.3, "caa": 0.6})  # nothing to compare with

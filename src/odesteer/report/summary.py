@@ -6,7 +6,7 @@ from odesteer.report.columns import headline
 from odesteer.report.measures import Measure
 from odesteer.report.rows import CHOSEN, RANDOM, UNSTEERED, Row
 from odesteer.report.run import Run
-from odesteer.report.table import Column, Line, Table, change_text, effect, value_text
+from odesteer.report.table import Cell, Column, Line, Table, change_text, effect, value_text
 
 
 def summary(
@@ -56,28 +56,38 @@ def _largest(lines: Sequence[Line], place: int, column: Column) -> list[str]:
     """Which condition changed most in the wanted direction; picked after the fact."""
     if column.better is None:
         return []
-    sign = 1.0 if column.better == "higher" else -1.0
-    best: tuple[float, Line] | None = None
-    for line in lines:
-        cell = line.cells[place]
-        if line.method == RANDOM or cell is None or cell.difference is None:
-            continue
-        size = sign * cell.difference.interval.mean
-        if best is None or size > best[0]:
-            best = size, line
+    best = _best([line for line in lines if line.method != RANDOM], place, column)
     if best is None:
         return []  # nothing to compare with
-    if best[0] <= 0:
-        return [f"No condition improved {column.label}."]
-    line = best[1]
-    cell = line.cells[place]
-    assert cell is not None  # it was compared above
-    where = f" ({line.setting})" if line.setting else ""
-    told = "" if cell.significant else ", which is not significant"
-    return [
-        f"The largest improvement of all conditions, picked after the fact: {line.label}{where}, "
-        f"{change_text(cell, column)}{told}."
+    size, cell, line = best
+    if size <= 0:
+        told = [f"No condition improved {column.label}."]
+    else:
+        where = f" ({line.setting})" if line.setting else ""
+        doubt = "" if cell.significant else ", which is not significant"
+        told = [
+            f"The largest improvement of all conditions, picked after the fact: {line.label}"
+            f"{where}, {change_text(cell, column)}{doubt}."
+        ]
+    chance = _best([line for line in lines if line.method == RANDOM], place, column)
+    if chance is not None and chance[0] > 0:
+        size, cell, line = chance
+        told.append(
+            f"A random direction alone ({line.setting}) reaches {change_text(cell, column)}: only "
+            f"what a method has beyond that is its own."
+        )
+    return told
+
+
+def _best(lines: Sequence[Line], place: int, column: Column) -> tuple[float, Cell, Line] | None:
+    """The line that changed most in the wanted direction, by how much, and its cell."""
+    sign = 1.0 if column.better == "higher" else -1.0
+    found = [
+        (sign * cell.difference.interval.mean, cell, line)
+        for line in lines
+        if (cell := line.cells[place]) is not None and cell.difference is not None
     ]
+    return max(found, key=lambda each: each[0], default=None)
 
 
 def _tally(table: Table, column: Column) -> str:
