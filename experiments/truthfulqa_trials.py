@@ -1,0 +1,121 @@
+"""Which way of steering TruthfulQA's answers is better at equal damage, on training questions?
+
+    python experiments/truthfulqa_trials.py     # half an hour on a core; needs ODESTEER_DATA
+
+Only the training questions of the first fold are used: 245 to fit on, 163 to compare on, of which
+24 set the dose (a mean KL of 0.2 nats a token to the unsteered model). Printed are differences to
+the unsteered model and to CAA with the same positions, mean and standard error over questions.
+What was learnt here decides experiments/smollm2-truthfulqa-mc.toml and docs/results.md.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from odesteer.benchmarks import Fold, load_benchmark
+from odesteer.experiment.choices import scores_of
+from odesteer.experiment.packing import Asked
+from odesteer.experiment.passes import Heard, hear
+from odesteer.experiment.prompting import with_choices
+from odesteer.fitting import fit
+from odesteer.matching import find_dose
+from odesteer.methods import METHODS
+from odesteer.models import load_model
+from odesteer.ode import Angle, Dose, Target
+
+LAYER, KL, MATCHED, FIT = 14, 0.2, 24, 245
+TEXTS = "{name:<40} dose {dose:.3f}  KL {kl:.3f}  displaced {moved:.3f}"
+
+# (name, method, hyperparameters, tokens read, positions steered, budget of a target)
+TRIALS: list[tuple[str, str, dict[str, Any], str | None, str, float | None]] = [
+    ("caa", "caa", {}, None, "last+generated", None),
+    ("odesteer", "odesteer", {}, None, "last+generated", None),
+    ("odesteer, p = 1/2", "odesteer", {"p": 0.5}, None, "last+generated", None),
+    ("odesteer, p = 0", "odesteer", {"p": 0.0}, None, "last+generated", None),
+    ("odesteer-paper", "odesteer-paper", {}, None, "last+generated", None),
+    ("odesteer, target within 0.6", "odesteer", {}, None, "last+generated", 0.6),
+    ("caa, all tokens of answers read", "caa", {}, "response", "last+generated", None),
+    ("odesteer, all tokens of answers read", "odesteer", {}, "response", "last+generated", None),
+    ("caa", "caa", {}, None, "all", None),
+    ("odesteer", "odesteer", {}, None, "all", None),
+    ("odesteer, p = 1/2", "odesteer", {"p": 0.5}, None, "all", None),
+    ("odesteer, target within 0.15", "odesteer", {}, None, "all", 0.15),
+    ("caa, all tokens of answers read", "caa", {}, "response", "all", None),
+    ("odesteer, all tokens of answers read", "odesteer", {}, "response", "all", None),
+    ("odesteer, the same, p = 1/2", "odesteer", {"p": 0.5}, "response", "all", None),
+]
+
+
+def main() -> None:
+    benchmark = load_benchmark("truthfulqa")
+    fold = benchmark.folds(0)[0]
+    questions = sorted({*fold.fit, *fold.validation}, key=int)
+    generator = np.random.default_rng(3)
+    questions = [questions[i] for i in generator.permutation(len(questions))]
+    parts = (sorted(some, key=int) for some in (questions[:FIT], questions[FIT:]))
+    trial = Fold(tuple(next(parts)), (), tuple(next(parts)))
+    model, tokenizer = load_model("smollm2")
+    cases = list(benchmark.examples(trial))
+    generator.shuffle(cases)
+    asked = [with_choices(tokenizer, benchmark, case) for case in cases]
+    unsteered = scored(cases, hear(model, asked, [None], compare=False)[0])
+    print("unsteered", *(f"{name} {value.mean():.3f}" for name, value in unsteered.items()))
+    reference: dict[str, dict[str, np.ndarray]] = {}
+    for name, method, hyperparameters, tokens, positions, budget in TRIALS:
+        chosen = METHODS[method](**hyperparameters)
+        contrast = benchmark.contrast(trial)
+        one = fit(model, tokenizer, contrast, chosen, layer=LAYER, tokens=tokens, cache=True)
+        amount = matched(model, asked[:MATCHED], one, positions, dosed(budget))
+        heard = hear(model, asked, [one.with_strength(dosed(budget)(amount))], positions=positions)
+        own = scored(cases, heard[0])
+        flat = [answer for answers in heard[0] for answer in answers]
+        tokens_ = sum(answer.tokens for answer in flat)
+        print(
+            TEXTS.format(
+                name=f"{name} ({positions})",
+                dose=amount,
+                kl=sum(answer.kl for answer in flat) / tokens_,
+                moved=sum(answer.displacement for answer in flat) / tokens_,
+            ),
+            *(f"{key} {told(own[key] - unsteered[key])}" for key in own),
+            *(
+                f"{key} - caa {told(own[key] - reference[positions][key])}"
+                for key in own
+                if positions in reference
+            ),
+            flush=True,
+        )
+        reference.setdefault(positions, own)  # CAA is the first of each
+
+
+def dosed(budget: float | None) -> Callable[[float], Dose]:
+    """An angle; with a budget, the odds at which a token stops."""
+    return Angle if budget is None else lambda odds: Target(odds / (1.0 + odds), Angle(budget))
+
+
+def matched(
+    model: Any, asked: list[Asked], one: Any, positions: str, dose: Callable[[float], Dose]
+) -> float:
+    """The amount with the mean KL asked for."""
+
+    def damage(amount: float) -> float:
+        heard = hear(model, asked, [one.with_strength(dose(amount))], positions=positions)[0]
+        flat = [answer for answers in heard for answer in answers]
+        return sum(answer.kl for answer in flat) / sum(answer.tokens for answer in flat)
+
+    start = 1.0 if dose is not Angle else 0.07 if positions == "all" else 0.25
+    return find_dose(damage, KL, start, 2.0)[0]
+
+
+def scored(cases: list[Any], heard: list[list[Heard]]) -> dict[str, np.ndarray]:
+    found = [scores_of(case, own) for case, own in zip(cases, heard, strict=True)]
+    return {name: np.array([row[name] for row in found]) for name in ("mc1", "mc2", "mc3")}
+
+
+def told(values: np.ndarray) -> str:
+    return f"{values.mean():+.3f} ± {values.std() / len(values) ** 0.5:.3f}"
+
+
+if __name__ == "__main__":
+    main()
