@@ -21,12 +21,13 @@ from odesteer.backends.base import AnySteering
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
 from odesteer.experiment import choices, generations, judging
+from odesteer.experiment.conditions import Condition
 from odesteer.experiment.config import Experiment, Layer
 from odesteer.experiment.folder import RunFolder
 from odesteer.experiment.learning import Learning
 from odesteer.experiment.packing import Asked, batches
 from odesteer.experiment.passes import Heard, Unsteered
-from odesteer.experiment.plan import Condition, Plan
+from odesteer.experiment.plan import Plan
 from odesteer.experiment.prompting import plain, with_choices
 from odesteer.judges import Judge
 from odesteer.layered import LayeredSteering

@@ -18,8 +18,9 @@ from odesteer.backends.base import AnySteering
 from odesteer.benchmarks import Benchmark
 from odesteer.benchmarks.base import Part
 from odesteer.contrast import Contrast
+from odesteer.experiment.conditions import Condition, Fitting
 from odesteer.experiment.folder import RunFolder
-from odesteer.experiment.plan import Condition, Fitting, Plan
+from odesteer.experiment.plan import Plan
 from odesteer.fitting import Reading, fit, fit_readings, read
 from odesteer.layered import LayeredSteering, load
 from odesteer.layers import layer_index

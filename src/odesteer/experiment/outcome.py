@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from odesteer.artifact.compatibility import describe_model
 from odesteer.artifact.saving import dose_to_json
 from odesteer.experiment import judging
+from odesteer.experiment.conditions import Condition
 from odesteer.experiment.folder import SCHEMA
-from odesteer.experiment.plan import Condition, Plan
+from odesteer.experiment.plan import Plan
 
 
 class Outcome(NamedTuple):

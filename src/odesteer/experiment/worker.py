@@ -13,6 +13,7 @@ from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
 from odesteer.experiment import choices, generations
 from odesteer.experiment.choosing import Validation, first_of, settled
+from odesteer.experiment.conditions import Condition
 from odesteer.experiment.config import PROMPT, Layer
 from odesteer.experiment.folder import RunFolder
 from odesteer.experiment.held_out import along, measured
@@ -20,7 +21,7 @@ from odesteer.experiment.judging import judges
 from odesteer.experiment.learning import Learning
 from odesteer.experiment.packing import Asked
 from odesteer.experiment.passes import takes_packed
-from odesteer.experiment.plan import Condition, Plan, Unit
+from odesteer.experiment.plan import Plan, Unit
 from odesteer.experiment.prompting import plain, with_choices
 from odesteer.layered import LayeredSteering
 from odesteer.ode import Dose
