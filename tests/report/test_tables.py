@@ -359,6 +359,14 @@ def test_a_run_of_barriers_alone_is_a_report(tmp_path: Path) -> None:
     assert [drawing.name for drawing in found.figures] == ["calibration"]
     assert found.main.lines[0].setting == "validation, layer 14"
     assert run.notes == ("Invented numbers.", "One answer a row.")
+    grouped = {**barrier, "groups": ["a", "a", "b", "b"], "part": "test"}
+    way = {"kind": "trajectory", "condition": "caa", "fold": 0,
+           "distance": [0.0, 0.1], "log_odds": [[-1.0, 1.0], [0.0, 2.0]]}  # fmt: skip
+    content = lines([condition("caa")], [], (), (), "ultrafeedback", more=[grouped, way])
+    found = build(read_run(write(tmp_path, content)))
+    assert found.sentences[-1].startswith("Held-out pairs: the interval of 0 of 1 barriers is")
+    assert "CAA with 0.750 [0.500, 1.000] of 2 pairs" in found.sentences[-1]  # one won, one tied
+    assert [drawing.name for drawing in found.figures] == ["flow", "calibration"]
 
 
 def test_the_summary_says_how_far_a_random_direction_comes(tmp_path: Path) -> None:

@@ -53,6 +53,22 @@ def barrier_table(run: Run) -> Table | None:
     return Table("barriers", "Barriers on held-out rows", COLUMNS, tuple(lines), versus="")
 
 
+def ranks_pairs(table: Table) -> tuple[str, ...]:
+    """How many barriers rank held-out pairs better than chance, in a sentence."""
+    place = [column.key for column in table.columns].index("pair_accuracy")
+    found = [(line, line.cells[place]) for line in table.lines]
+    told = [(line, cell.value) for line, cell in found if cell is not None and cell.value]
+    if not told:
+        return ()
+    above = sum(value.low > 0.5 for _, value in told)
+    line, best = max(told, key=lambda each: each[1].mean)
+    return (
+        f"Held-out pairs: the interval of {above} of {len(told)} barriers is above chance, not "
+        f"corrected for their number; the most, picked after the fact, has {line.label} with "
+        f"{best.mean:.3f} [{best.low:.3f}, {best.high:.3f}] of {best.n} pairs.",
+    )
+
+
 def held_out(run: Run) -> list[tuple[str, np.ndarray, np.ndarray, list[str] | None]]:
     """(condition, log-odds, labels, groups or None): of test rows, else of validation rows."""
     found = []

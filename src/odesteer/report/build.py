@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from odesteer.report.barrier_figures import calibration_drawing
-from odesteer.report.barriers import barrier_table
+from odesteer.report.barrier_figures import calibration_drawing, flow_drawing
+from odesteer.report.barriers import barrier_table, ranks_pairs
 from odesteer.report.columns import headline, measures_of
 from odesteer.report.compare import at_equal_damage, at_equal_dose, reference
 from odesteer.report.drawing import Drawing
@@ -92,8 +92,9 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
         figures = figures_of(run, rows, measures, main) if drawn else ()
     if (barriers := barrier_table(run)) is not None:
         tables.append(barriers)
-        drawing = calibration_drawing(run) if drawn else None
-        figures += () if drawing is None else (drawing,)
+        sentences += ranks_pairs(barriers)
+        drawings = (flow_drawing(run), calibration_drawing(run)) if drawn else ()
+        figures += tuple(drawing for drawing in drawings if drawing is not None)
     return Report(run, sentences, tuple(tables), figures, facts_of(run), texts, _offensive(run))
 
 

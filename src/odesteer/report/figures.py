@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from odesteer.report.barrier_figures import flow_drawing
 from odesteer.report.columns import headline
 from odesteer.report.drawing import Drawing
 from odesteer.report.measures import Measure
@@ -23,5 +22,4 @@ def figures_of(
     drawn: list[Drawing | None] = [overview_drawing(table, effect)]
     drawn += [tradeoff_drawing(rows, table, effect, cost) for cost in costs if cost != effect]
     drawn += sweep_drawings(rows, table, effect)
-    drawn.append(flow_drawing(run))
     return tuple(each for each in drawn if each is not None)
