@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 
 NEGATIVES = 100  # as many as the paper's Figure 2 follows
 POINTS = 10  # of the way, and its beginning
+FAR = Angle(0.3)
 
 
 def measured(
@@ -23,8 +25,10 @@ def measured(
     }
 
 
-def along(steering: Steering, negative: Tensor) -> dict[str, Any]:
+def along(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, Any]:
     """The log-odds of the first negatives [m, d] when a part k / 10 of the dose is spent.
+
+    `dose` is a condition's; None, where none is asked for, follows every method as far (`FAR`).
 
         distance    mean_i sum_k ||a_i(k) - a_i(k - 1)|| / ||a_i||
 
@@ -32,7 +36,8 @@ def along(steering: Steering, negative: Tensor) -> dict[str, Any]:
     with so small a dose would do.
     """
     rows = negative[:NEGATIVES].float()
-    parts = [steering.dose.scaled(k / POINTS) for k in range(1, POINTS + 1)]
+    whole = FAR if dose is None else dose
+    parts = [whole.scaled(k / POINTS) for k in range(1, POINTS + 1)]
     way = torch.stack([rows, *(steering.with_strength(part)(rows) for part in parts)])
     lengths = way.diff(dim=0).norm(dim=-1) / rows.norm(dim=-1)
     distance = torch.cat([lengths.new_zeros(1), lengths.mean(dim=1).cumsum(dim=0)])

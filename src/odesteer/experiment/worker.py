@@ -144,7 +144,7 @@ class Worker:
             groups = [*contrast.groups[0], *contrast.groups[1]]
             made += [
                 {"kind": "barrier", **about, **measured(steering, positive, negative, groups)},
-                {"kind": "trajectory", **about, **along(steering, negative)},
+                {"kind": "trajectory", **about, **along(steering, negative, dose)},
             ]
         return made
 

@@ -103,6 +103,10 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: 
         ends = [*ends, (axes.get_xlim()[1], 0.0, zero, FAINT)]
     if not ends:
         return
+    figure = axes.figure
+    longest = max(len(name) for _, _, name, _ in ends)
+    room = 0.3 + 0.066 * longest  # inches, at 8 points
+    figure.subplots_adjust(right=min(0.75, 1.0 - room / figure.get_size_inches()[0]))  # type: ignore[union-attr]
     gap = 10.0 / (72.0 * axes.bbox.height / axes.figure.dpi)  # 10 points, as a share of the axes
     low, high = axes.get_ylim()
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
@@ -119,7 +123,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: 
             fontsize=8,
             color=INK if colour == FAINT else colour,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7,
-                        "shrinkA": 0, "shrinkB": 3},
+                        "shrinkA": 0, "shrinkB": 3, "relpos": (0.0, 0.5)},
             annotation_clip=False,
         )  # fmt: skip
 
