@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +97,17 @@ def test_what_cannot_be_is_said(
     monkeypatch.setattr("odesteer.experiment.folder.RunFolder.shared", lambda *_: elsewhere)
     with pytest.raises(ValueError, match=r"does not see the run directory '.*hidden'"):
         run(read(file), tmp_path / "hidden", engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "expected"),
+    [((8, 8), None, (2, 8)), ((8, 8), 3, (3, 4)), ((8, 2), None, (2, 4)), ((1, 1), 2, (2, 1))],
+)
+def test_workers_fit_on_the_nodes_that_there_are(
+    cpus: tuple[int, ...], workers: int | None, expected: tuple[int, int]
+) -> None:
+    from odesteer.experiment.ray import _sized
+
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpu)}} for cpu in cpus]
+    many, needs = _sized(SimpleNamespace(nodes=lambda: nodes), workers)
+    assert (many, needs["num_cpus"]) == expected

@@ -12,6 +12,7 @@ Ray is joined where RAY_ADDRESS or a running cluster is found, and started here 
 """
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -114,6 +115,9 @@ class _Pool:
         Raises:
             Exception: what a unit raised.
         """
+        if not self._busy:
+            time.sleep(seconds)  # what is left, other processes have
+            return 0
         ready, _ = self._ray.wait(list(self._busy), timeout=seconds)
         done = 0
         for reference in ready:
@@ -225,13 +229,18 @@ def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
     Raises:
         ValueError: if the cluster has no room for so many.
     """
-    has = ray.cluster_resources()
-    gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 1))
-    many = workers or gpus or sum(node["Alive"] for node in ray.nodes())
-    if many > (gpus or cpus):
-        what = "GPUs" if gpus else "CPUs"
-        raise ValueError(f"{many} workers need {many} {what}; the cluster has {gpus or cpus}.")
-    return many, {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // many)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, cpus = ([int(node.get(what, 0)) for node in nodes] for what in ("GPU", "CPU"))
+    many = workers or sum(gpus) or len(nodes)
+    most = sum(gpus) or sum(cpus)
+    if many > most:
+        what = "GPUs" if sum(gpus) else "CPUs"
+        raise ValueError(f"{many} workers need {many} {what}; the cluster has {most}.")
+    if sum(gpus):
+        return many, {"num_gpus": 1}
+    # As many processors each as leaves room for all of them, whichever nodes they are on.
+    each = next(k for k in range(max(cpus), 0, -1) if sum(cpu // k for cpu in cpus) >= many)
+    return many, {"num_cpus": each}
 
 
 def _last_words(error: Exception) -> str:
