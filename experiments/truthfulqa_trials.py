@@ -1,6 +1,6 @@
 """Which way of steering TruthfulQA's answers is better at equal damage, on training questions?
 
-    python experiments/truthfulqa_trials.py     # half an hour on a core; needs ODESTEER_DATA
+    python experiments/truthfulqa_trials.py     # an hour on a core; needs ODESTEER_DATA
 
 Only the training questions of the first fold are used: 245 to fit on, 163 to compare on, of which
 24 set the dose (a mean KL of 0.2 nats a token to the unsteered model). Printed are differences to
