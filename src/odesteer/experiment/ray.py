@@ -192,7 +192,8 @@ def _drive(planned: Plan, folder: RunFolder, pool: _Pool, progress: Progress | N
     """Give out units until all are done, by whomever; how many were done here."""
     left, computed = list(planned.units), 0
     total = sum(unit.weight for unit in left)
-    while left:
+    # A unit is on disk a moment before its worker says so.
+    while left or pool.busy:
         left = [unit for unit in left if not folder.done(unit.number)]
         if progress is not None:
             progress(total - sum(unit.weight for unit in left), total)
@@ -204,7 +205,7 @@ def _drive(planned: Plan, folder: RunFolder, pool: _Pool, progress: Progress | N
             claim = folder.claim(unit.number)
             if claim is not None:
                 pool.give(unit, claim)
-        if left:
+        if left or pool.busy:
             computed += pool.wait(_WAIT)
     while not folder.assemble():
         pool.wait(_WAIT)
