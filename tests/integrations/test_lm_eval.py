@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tests import tiny
 from typer.testing import CliRunner
 
@@ -156,14 +157,18 @@ def test_what_cannot_be_is_said(parts: Any, tasks: Path) -> None:
         paired(SteeredLM(model, tokenizer=tokenizer), ["colours"], folder=str(tasks))
 
 
-def test_the_command(parts: Any, tasks: Path, tmp_path: Path) -> None:
+def test_the_command(
+    parts: Any, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer, steering = parts
+    # The console was made when the first command was: COLUMNS comes too late for it.
+    monkeypatch.setattr("odesteer.cli.evaluate.out", Console(width=200, highlight=False))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     steering.save_pretrained(tmp_path / "steering")
     arguments = ["eval", str(tmp_path / "model"), "-s", str(tmp_path / "steering")]
     arguments += ["--tasks", "colours", "--include", str(tasks), "--limit", "6", "--angle", "0.4"]
-    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "angle 0.4, continuation" in shown.stdout and "acc (higher is better)" in shown.stdout
     found = CliRunner().invoke(app, [*arguments, "--json"])
