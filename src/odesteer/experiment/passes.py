@@ -23,13 +23,12 @@ from odesteer.attach import scoring
 from odesteer.backends.base import AnySteering
 from odesteer.experiment.packing import Asked, Batch, batches
 from odesteer.layers import block_output, find_layers, input_device, unwrap
-from odesteer.tuning.damage import kl
+from odesteer.tuning.damage import ROWS, kl
 from odesteer.tuning.lower import Lower
 from odesteer.tuning.replay import first_layer
 
 # Relative; packing rounds otherwise, and a mask that is not taken differs by far more.
 TOLERANCE = 1e-3
-_ROWS = 16  # of the vocabulary's size
 
 
 class Heard(NamedTuple):
@@ -172,7 +171,7 @@ def _log_probabilities(model: Any, batch: Batch) -> Tensor:
     # All positions are there where a model does not call its head as a module.
     chosen = logits[0] if logits.shape[:2] == (1, len(batch.targets)) else _at(logits, batch.read)
     chosen = chosen.float()
-    for rows in chosen.split(_ROWS):  # few enough for the processor's cache, in place
+    for rows in chosen.split(ROWS):
         rows.copy_(rows.log_softmax(dim=-1))
     return chosen
 

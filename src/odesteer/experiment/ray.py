@@ -22,14 +22,13 @@ from typing import Any
 from odesteer.benchmarks import Benchmark
 from odesteer.experiment.claims import Claim
 from odesteer.experiment.folder import RunFolder
+from odesteer.experiment.job import WAIT, Job
 from odesteer.experiment.outcome import Outcome, header
 from odesteer.experiment.plan import Plan, Unit
 from odesteer.experiment.worker import Worker
-from odesteer.extraction import Progress
-from odesteer.models import Say, load_model
+from odesteer.models import load_model
 
 _AFFINE = ("read", "fit", "choice", "barrier")  # what a fold's kept activations are good for
-_WAIT = 0.5  # seconds between looks at what other processes have done
 _TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
 
 
@@ -147,22 +146,14 @@ class _Pool:
             claim.__exit__(None, None, None)
 
 
-def cluster(
-    planned: Plan,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    about: Mapping[str, Any],
-    data: Any,
-    say: Say | None,
-    progress: Progress | None,
-    workers: int | None,
-) -> Outcome:
+def cluster(job: Job) -> Outcome:
     """On every node of a Ray cluster; see `odesteer.experiment.run.run`.
 
     Raises:
         ImportError: without Ray.
         ValueError: where a node does not see the run directory, or has no room for a worker.
     """
+    folder = job.folder
     if folder.assemble():
         return Outcome(folder.results, True, 0)
     try:
@@ -177,38 +168,34 @@ def cluster(
         shown = folder.shared(token)
         shown.touch()
         stack.callback(shown.unlink, missing_ok=True)
-        what = [ray.put(one) for one in (planned, benchmark, folder.path.resolve(), token, data)]
-        many, needs = _sized(ray, workers)
-        if say is not None:
-            say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
+        given = (job.planned, job.benchmark, folder.path.resolve(), token, job.data)
+        what = [ray.put(one) for one in given]
+        many, needs = _sized(ray, job.workers)
+        if job.say is not None:
+            job.say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
         kind = ray.remote(_Computes).options(scheduling_strategy="SPREAD", **needs)
         pool = _Pool(ray, lambda: kind.remote(*what), many)
         stack.callback(pool.dismiss)
-        pool.begin(about)
-        return Outcome(folder.results, True, _drive(planned, folder, pool, progress))
+        pool.begin(job.about)
+        return Outcome(folder.results, True, _drive(job, pool))
 
 
-def _drive(planned: Plan, folder: RunFolder, pool: _Pool, progress: Progress | None) -> int:
+def _drive(job: Job, pool: _Pool) -> int:
     """Give out units until all are done, by whomever; how many were done here."""
-    left, computed = list(planned.units), 0
-    total = sum(unit.weight for unit in left)
+    left, computed = list(job.planned.units), 0
     # A unit is on disk a moment before its worker says so.
     while left or pool.busy:
-        left = [unit for unit in left if not folder.done(unit.number)]
-        if progress is not None:
-            progress(total - sum(unit.weight for unit in left), total)
-        for unit in left:
+        left = job.left(left)
+        for unit in filter(job.ready, left):
             if not pool.idle:
                 break
-            if unit.number in pool.busy or not all(map(folder.done, unit.needs)):
-                continue
-            claim = folder.claim(unit.number)
+            claim = None if unit.number in pool.busy else job.folder.claim(unit.number)
             if claim is not None:
                 pool.give(unit, claim)
         if left or pool.busy:
-            computed += pool.wait(_WAIT)
-    while not folder.assemble():
-        pool.wait(_WAIT)
+            computed += pool.wait(WAIT)
+    while not job.folder.assemble():
+        pool.wait(WAIT)
     return computed
 
 

@@ -16,6 +16,7 @@ from odesteer import __version__
 from odesteer.benchmarks import Benchmark, load_benchmark
 from odesteer.experiment.config import Experiment
 from odesteer.experiment.folder import RunFolder, refuse_other
+from odesteer.experiment.job import WAIT, Job
 from odesteer.experiment.outcome import Outcome, header
 from odesteer.experiment.plan import Plan, plan
 from odesteer.experiment.ray import cluster
@@ -23,8 +24,6 @@ from odesteer.experiment.worker import Worker
 from odesteer.extraction import Progress
 from odesteer.lookup import pick
 from odesteer.models import Say, load_model
-
-_WAIT = 0.5  # seconds until somebody else's units are looked at again
 
 
 def run(
@@ -55,7 +54,7 @@ def run(
     known = {"config": experiment.to_json(), "version": __version__, **_asked(planned, benchmark)}
     refuse_other(out, known)
     folder = RunFolder(out, len(planned.units))
-    return work(planned, benchmark, folder, known, data, say, progress, workers)
+    return work(Job(planned, benchmark, folder, known, data, say, progress, workers))
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
@@ -76,43 +75,32 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def local(
-    planned: Plan,
-    benchmark: Benchmark,
-    folder: RunFolder,
-    about: Mapping[str, Any],
-    data: Any,
-    say: Say | None,
-    progress: Progress | None,
-    workers: int | None = None,
-) -> Outcome:
+def local(job: Job) -> Outcome:
     """In this process, beside any others that have been given the same directory.
 
     Raises:
         ValueError: for more than one worker.
     """
-    if workers not in (None, 1):
+    if job.workers not in (None, 1):
         raise ValueError(
-            f'The engine "local" is one process; got workers = {workers}. Start the command '
+            f'The engine "local" is one process; got workers = {job.workers}. Start the command '
             f"several times with the same --out, or use --engine ray."
         )
+    planned, folder = job.planned, job.folder
     if folder.assemble():
         return Outcome(folder.results, True, 0)
     chosen = planned.experiment.model
-    model, tokenizer = load_model(chosen.name, say, dtype=chosen.dtype, revision=chosen.revision)
-    folder.begin(header(about, planned, model, tokenizer))
-    worker = Worker(planned, benchmark, folder, model, tokenizer, data)
+    model, tokenizer = load_model(
+        chosen.name, job.say, dtype=chosen.dtype, revision=chosen.revision
+    )
+    folder.begin(header(job.about, planned, model, tokenizer))
+    worker = Worker(planned, job.benchmark, folder, model, tokenizer, job.data)
     computed = 0
     left = list(planned.units)
-    total = sum(unit.weight for unit in left)
     while left:
-        left = [unit for unit in left if not folder.done(unit.number)]
-        if progress is not None:
-            progress(total - sum(unit.weight for unit in left), total)
+        left = job.left(left)
         waiting = True
-        for unit in left:
-            if not all(folder.done(number) for number in unit.needs):
-                continue
+        for unit in filter(job.ready, left):
             claim = folder.claim(unit.number)
             if claim is None:
                 continue
@@ -122,14 +110,14 @@ def local(
             waiting = False
             break
         if left and waiting:
-            time.sleep(_WAIT)
+            time.sleep(WAIT)
     while not folder.assemble():
-        time.sleep(_WAIT)  # somebody else is at it
+        time.sleep(WAIT)  # somebody else is at it
     return Outcome(folder.results, True, computed)
 
 
-# Who computes: given the plan, the directory and what the run is.
-ENGINES: Mapping[str, Callable[..., Outcome]] = {"local": local, "ray": cluster}
+# Who computes.
+ENGINES: Mapping[str, Callable[[Job], Outcome]] = {"local": local, "ray": cluster}
 
 
 def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _chosen(lines: Sequence[Line], place: int, column: Column) -> list[str]:
 
 
 def _largest(lines: Sequence[Line], place: int, column: Column) -> list[str]:
-    """Which condition changed most in the wanted direction; picked after the fact."""
+    """Which condition changed most in the wanted direction, and how far chance comes."""
     if column.better is None:
         return []
     best = _best([line for line in lines if line.method != RANDOM], place, column)
