@@ -17,7 +17,7 @@ from odesteer.ode.gaussian import GaussianBarrier
 from odesteer.ode.metric import MetricBarrier
 from odesteer.ode.mixture import MixtureBarrier
 from odesteer.ode.network import Dense, Network, NetworkBarrier
-from odesteer.ode.per_row import PerRow
+from odesteer.ode.per_row import Columns, PerRow, columns_of
 from odesteer.ode.quadratic import QuadraticBarrier
 from odesteer.ode.rectified import Hourglass, RectifiedField
 from odesteer.ode.rotation import RotationField
@@ -36,6 +36,7 @@ __all__ = [
     "AndBarrier",
     "Angle",
     "Barrier",
+    "Columns",
     "ConstantField",
     "Dense",
     "Dose",
@@ -71,6 +72,7 @@ __all__ = [
     "Whitening",
     "ZeroField",
     "as_dose",
+    "columns_of",
     "solve",
     "trajectory",
 ]

@@ -1,0 +1,170 @@
+"""What does vLLM run when it starts, so that it steers?
+
+vLLM calls `register` in every process: the server's front, the engine, each worker. It wraps the
+few functions that have to know of steering; without steerings in the configuration each of them
+does what it did. Nothing of vLLM is copied or replaced.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from odesteer.backends.vllm import frontend, prefix, runners
+from odesteer.backends.vllm.catalogue import Catalogue
+from odesteer.backends.vllm.request import KEY
+
+# What was tested; others may work, and are refused where something is missing.
+TESTED = "0.32"
+
+_log = logging.getLogger("vllm.odesteer")
+_DONE = "_odesteer_wrapped"
+
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def register() -> None:
+    """The entry point `vllm.general_plugins`; calling it again does nothing."""
+    from vllm.config import VllmConfig
+
+    try:
+        wrapped = _wrappers()
+    except (ImportError, AttributeError) as error:
+        import vllm
+
+        reason = (
+            f"odesteer cannot steer in vLLM {vllm.__version__}: {error}. It knows vLLM {TESTED}; "
+            f"install that, or a newer odesteer."
+        )
+        _log.warning("%s Requests are served unsteered only.", reason)
+        _wrap(VllmConfig, "__post_init__", lambda original: _refuses(original, reason))
+        return
+    for owner, name, wrapper in wrapped:
+        _wrap(owner, name, wrapper)
+
+
+def _wrappers() -> list[tuple[Any, str, Wrapper]]:
+    """Whose functions are wrapped, and how; AttributeError where one is not there."""
+    from vllm.exceptions import VLLMValidationError as error
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    first = importlib.import_module("vllm.v1.worker.gpu_model_runner").GPUModelRunner
+    protocols = "vllm.entrypoints.openai"
+    chat = importlib.import_module(f"{protocols}.chat_completion.protocol").ChatCompletionRequest
+    text = importlib.import_module(f"{protocols}.completion.protocol").CompletionRequest
+    responses = importlib.import_module(f"{protocols}.responses.protocol").ResponsesRequest
+    found: list[tuple[Any, str, Wrapper]] = [
+        (InputProcessor, "__init__", frontend.starts),
+        (InputProcessor, "_validate_params", lambda f: frontend.validates(f, error)),
+        *[(each, "to_sampling_params", frontend.samples) for each in (chat, text, responses)],
+        *[
+            (each, "to_beam_search_params", lambda f: frontend.searches(f, error))
+            for each in (chat, text)
+        ],
+        (EngineCore, "_initialize_kv_caches", _readies),
+        (first, "load_model", runners.loads),
+        (first, "_dummy_run", runners.runs_dummy),
+        (first, "_update_states", runners.updates_first),
+        (first, "_prepare_inputs", runners.prepares_first),
+    ]
+    for owner, name, _ in found:
+        if not hasattr(owner, name):
+            raise AttributeError(f"{owner.__name__} has no {name}")
+    if not hasattr(kv_cache_utils, "generate_block_hash_extra_keys"):
+        raise AttributeError("the prefix cache has no generate_block_hash_extra_keys")
+    # The method that `collective_rpc` calls.
+    WorkerBase.odesteer_stats = stats
+    return [*found, *_on_this_platform()]
+
+
+def _on_this_platform() -> list[tuple[Any, str, Wrapper]]:
+    """The runners that only some machines can import."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        cpu = importlib.import_module("vllm.v1.worker.cpu_model_runner").CPUModelRunner
+        return [(cpu, "load_model", runners.loads)]
+    second = importlib.import_module("vllm.v1.worker.gpu.model_runner").GPUModelRunner
+    return [
+        (second, "load_model", runners.loads),
+        (second, "_dummy_run", runners.runs_dummy),
+        (second, "add_requests", runners.adds_second),
+        (second, "prepare_inputs", runners.prepares_second),
+    ]
+
+
+def stats(worker: Any) -> list[dict[str, Any]]:
+    """What a worker's places have done so far: (layer, site, steering, tokens, displacement)."""
+    served = runners.served_by(worker.model_runner)
+    return [] if served is None else served.stats()
+
+
+def _wrap(owner: Any, name: str, wrapper: Wrapper) -> None:
+    original = vars(owner).get(name)
+    if original is None or getattr(original, _DONE, False):
+        return  # inherited, and wrapped where it is defined; or wrapped already
+    wrapped = wrapper(original)
+    setattr(wrapped, _DONE, True)
+    setattr(owner, name, wrapped)
+
+
+def _readies(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`_initialize_kv_caches` of the engine: the workers have loaded, no request has come."""
+
+    @wraps(original)
+    def _initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        catalogue = Catalogue.of(vllm_config.additional_config)
+        if catalogue is not None:
+            _check_armed(self.model_executor, catalogue)
+            _separate(catalogue)
+        return original(self, vllm_config, *args, **kwargs)
+
+    return _initialize_kv_caches
+
+
+def _check_armed(executor: Any, catalogue: Catalogue) -> None:
+    """Refuse to serve where a steering is on no worker.
+
+    Raises:
+        RuntimeError: naming it.
+    """
+    armed = {
+        (one["steering"], one["asked"], one["site"])
+        for worker in executor.collective_rpc("odesteer_stats")
+        for one in worker
+    }
+    for (layer, site), parts in catalogue.places.items():
+        for name in parts:
+            if (name, layer, site) not in armed:
+                raise RuntimeError(
+                    f"No worker steers by '{name}' at layer {layer}: is odesteer installed where "
+                    f"the workers run, and left on by VLLM_PLUGINS?"
+                )
+
+
+def _separate(catalogue: Catalogue) -> None:
+    """Keep steered blocks of the prefix cache apart."""
+    from vllm.v1.core import kv_cache_utils
+
+    _wrap_in_module(kv_cache_utils, "generate_block_hash_extra_keys", catalogue)
+
+
+def _wrap_in_module(module: Any, name: str, catalogue: Catalogue) -> None:
+    original = getattr(module, name)
+    plain = getattr(original, "__wrapped__", original)  # of an earlier engine in this process
+    setattr(module, name, prefix.hashes(plain, catalogue))
+
+
+def _refuses(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    @wraps(original)
+    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        config = getattr(self, "additional_config", None)
+        if isinstance(config, dict) and KEY in config:
+            raise ValueError(reason)
+
+    return __post_init__

@@ -1,0 +1,160 @@
+"""What may a request to a server ask of its steerings?
+
+    {"name": "truthful", "strength": 1.0, "start": "last_prompt"}
+
+or a list of such objects. A client names steerings that the operator loaded: never a path, never
+code. Over HTTP the object travels as a JSON string in `vllm_xargs`, offline in `extra_args`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from odesteer.artifact.strict import brief
+from odesteer.ode import Angle, Dose, Target, Time
+
+KEY = "odesteer"
+STARTS = ("all", "last_prompt", "generated")
+# The library's names of the tokens that are steered, by where steering starts.
+START_OF = {"all": "all", "last+generated": "last_prompt", "generated": "generated"}
+_DOSES = ("strength", "angle", "target")
+_KNOWN = ("name", *_DOSES, "start")
+# Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
+LARGEST = 1e4
+MOST = 8  # steerings a request may ask for
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One steering of a request.
+
+    Attributes:
+        name: which, among those that the server has.
+        dose: how far; None is the steering's own dose.
+        start: the first position that is steered: "all" (0), "last_prompt" (the prompt's last
+            token, as in the paper), "generated" (the first generated one), or a position.
+        probability: stop each token there; the dose is the budget.
+    """
+
+    name: str
+    dose: Dose | None = None
+    start: str | int = "last_prompt"
+    probability: float | None = None
+
+    def begins(self, prompt_length: int) -> int:
+        """The position of the first steered token, counted from the start of the prompt."""
+        if isinstance(self.start, int):
+            return self.start
+        named = {"all": 0, "last_prompt": prompt_length - 1, "generated": prompt_length}
+        return max(0, named[self.start])
+
+    def dose_at(self, own: Dose) -> Dose:
+        """The dose, where the steering's own is `own`."""
+        dose = own if self.dose is None else self.dose
+        if self.probability is None:
+            return dose
+        return Target(self.probability, getattr(dose, "budget", dose))
+
+    def as_value(self) -> dict[str, Any]:
+        """The object that `parse` reads."""
+        value: dict[str, Any] = {"name": self.name, "start": self.start}
+        if self.probability is not None:
+            value["target"] = self.probability
+        if self.dose is not None:
+            value["angle" if isinstance(self.dose, Angle) else "strength"] = self.dose.size
+        return value
+
+
+def parse(value: Any) -> tuple[Ask, ...]:
+    """What a request asks for: the JSON string, or the object or list of objects in it.
+
+    Raises:
+        ValueError: for anything else; one line that says what a client should do.
+    """
+    if isinstance(value, str):
+        return _parsed(value)
+    if isinstance(value, Mapping):
+        return (_ask(value),)
+    if isinstance(value, list | tuple):
+        return _several(value)
+    raise ValueError(
+        f'{KEY} is a JSON object such as {{"name": "truthful", "strength": 1.0}}, as a string; got '
+        f"{_shown(value)}."
+    )
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Ask, ...]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f'{KEY} is a JSON object in a string, such as \'{{"name": "truthful"}}\'; this is no '
+            f"JSON ({brief(error, 80)}): {_shown(text)}."
+        ) from None
+    if isinstance(value, str):
+        return (Ask(value),)  # '"truthful"': the name alone
+    return parse(value)
+
+
+def _several(values: Any) -> tuple[Ask, ...]:
+    if not 1 <= len(values) <= MOST:
+        raise ValueError(f"{KEY} takes 1 to {MOST} steerings a request; got {len(values)}.")
+    asks = tuple(_ask(value) for value in values)
+    names = [ask.name for ask in asks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{KEY} names a steering twice: {', '.join(map(_shown, names))}.")
+    return asks
+
+
+def _ask(value: Any) -> Ask:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{KEY}: a steering is an object with a name; got {_shown(value)}.")
+    unknown = [key for key in value if key not in _KNOWN]
+    if unknown:
+        raise ValueError(f"{KEY} has no field {_shown(unknown[0])}; it takes {', '.join(_KNOWN)}.")
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{KEY} needs the name of a steering; got {_shown(name)}.")
+    start = value.get("start", "last_prompt")
+    whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    if not whole and start not in STARTS:
+        raise ValueError(
+            f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
+        )
+    dose, probability = _dose({key: value[key] for key in _DOSES if value.get(key) is not None})
+    return Ask(name, dose, start, probability)
+
+
+def _dose(given: dict[str, Any]) -> tuple[Dose | None, float | None]:
+    """How far, and the probability at which to stop."""
+    for key, number in given.items():
+        right = isinstance(number, int | float) and not isinstance(number, bool)
+        if not right or not abs(number) <= LARGEST:  # nor NaN
+            raise ValueError(
+                f"{KEY}: {key} is a number between -{LARGEST:g} and {LARGEST:g}; got "
+                f"{_shown(number)}."
+            )
+    if "strength" in given and "angle" in given:
+        raise ValueError(f"{KEY} takes a strength or an angle, not both.")
+    dose: Dose | None = None
+    if "strength" in given:
+        dose = Time(given["strength"])
+    if "angle" in given:
+        dose = Angle(given["angle"])
+    target = given.get("target")
+    if target is not None:
+        if not 0.0 < target < 1.0:
+            raise ValueError(f"{KEY}: a target is a probability between 0 and 1; got {target}.")
+        if dose is not None and dose.size <= 0:
+            raise ValueError(
+                f"{KEY}: the budget of a target is positive; got {dose.size:g}. To steer away, the "
+                f"operator can load the negated steering."
+            )
+    return dose, target
+
+
+def _shown(value: Any) -> str:
+    return repr(brief(str(value), 60))
