@@ -89,6 +89,10 @@ def _joined(
 def _check_one_place(steerings: tuple[Steering, ...]) -> None:
     if not steerings:
         raise ValueError("Steerings compose to one where there is at least one; got none.")
+    if not all(isinstance(s, Steering) for s in steerings):
+        raise ValueError(
+            "Steerings of several layers do not compose: join their parts layer by layer."
+        )
     places = [(s.layer, s.site) for s in steerings]
     if len(set(places)) > 1:
         layers = " and ".join(

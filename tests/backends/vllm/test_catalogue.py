@@ -1,0 +1,205 @@
+"""Does every process of a server have the steerings that it was started with, and no others?"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from odesteer import LayeredSteering, Steering
+from odesteer.backends.vllm import ask, options
+from odesteer.backends.vllm.catalogue import Catalogue, _catalogue, configuration
+from odesteer.backends.vllm.frontend import _names, aliased, check, knows, named
+from odesteer.backends.vllm.prefix import keys
+from odesteer.backends.vllm.request import KEY, parse
+from odesteer.ode import Angle, ConstantField, GradientField, LinearBarrier, Target
+
+D = 8
+
+
+def steering(seed: int, layer: int | None = 1, vector: bool = False) -> Steering:
+    direction = torch.randn(D, generator=torch.Generator().manual_seed(seed))
+    field = ConstantField(direction) if vector else GradientField(LinearBarrier(direction, 0.1))
+    return Steering(field, strength=Angle(0.2), layer=layer)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    made = {
+        "kind": steering(0),
+        "plain": steering(1, vector=True),
+        "two": LayeredSteering((steering(2, 0), steering(3, 2))),
+        "away": steering(4).with_strength(-1.0),
+    }
+    return {name: one.save_pretrained(tmp_path / name) for name, one in made.items()}
+
+
+@pytest.fixture
+def config(folders: dict[str, Path]) -> dict:
+    return configuration(folders, {"both": "kind & ~away"})
+
+
+def test_what_reaches_the_processes_is_plain_json_and_rebuilds_all(config: dict) -> None:
+    catalogue = Catalogue.of(json.loads(json.dumps(config)))
+    assert list(catalogue.steerings) == ["kind", "plain", "two", "away", "both"]
+    assert {place: list(parts) for place, parts in catalogue.places.items()} == {
+        (0, "residual"): ["two"],
+        (1, "residual"): ["kind", "plain", "away", "both"],
+        (2, "residual"): ["two"],
+    }
+    assert [one["has_barrier"] for one in catalogue.about()] == [True, False, True, True, True]
+
+
+def test_a_configuration_without_steerings_is_none() -> None:
+    assert Catalogue.of({}) is None and Catalogue.of(SimpleNamespace()) is None
+
+
+def test_a_file_that_changed_is_refused(config: dict, folders: dict[str, Path]) -> None:
+    _catalogue.cache_clear()
+    steering(9).save_pretrained(folders["kind"])
+    with pytest.raises(ValueError, match=r"'kind' .* is not the one that the server was started"):
+        Catalogue.of(config)
+
+
+def test_a_machine_without_the_files_says_so(config: dict, folders: dict[str, Path]) -> None:
+    _catalogue.cache_clear()
+    folders["plain"].rename(folders["plain"].with_name("elsewhere"))
+    with pytest.raises(ValueError, match=r"'plain' is at .* which this machine does not have"):
+        Catalogue.of(config)
+
+
+def test_another_version_is_refused(config: dict) -> None:
+    config[KEY]["version"] = "0.0.1"
+    with pytest.raises(ValueError, match=r"started with odesteer 0\.0\.1"):
+        Catalogue.of(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda f: configuration({}), "at least one"),
+        (lambda f: configuration({"a b": f["kind"]}), "no name"),
+        (lambda f: configuration({"../x": f["kind"]}), "no name"),
+        (lambda f: configuration(f, {"kind": "plain"}), "twice"),
+        (lambda f: configuration(f, {"x": "kind & nobody"}), "Unknown steering 'nobody'"),
+        (lambda f: configuration(f, {"x": "kind & two"}), "several layers"),
+        (lambda f: configuration(f, check="hardly"), "hardly"),
+    ],
+)
+def test_what_no_server_could_have_is_refused_at_once(make, word: str, folders) -> None:
+    with pytest.raises(ValueError, match=word):
+        make(folders)
+
+
+def test_options_refuse_an_environment_without_the_plugin(folders, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    with pytest.raises(ValueError, match="leaves odesteer out"):
+        options(folders)
+    monkeypatch.setenv("VLLM_PLUGINS", "another,odesteer")
+    assert KEY in options(folders)["additional_config"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        (ask("nobody"), "Unknown steering 'nobody'"),
+        (ask("knd"), "Did you mean 'kind'"),
+        (ask("plain", target=0.9), "no barrier"),
+        (ask("away", target=0.9), "positive budget"),
+        ({KEY: "{"}, "no JSON"),
+    ],
+)
+def test_the_front_refuses_in_words(asked: dict, word: str, config: dict) -> None:
+    with pytest.raises(ValueError, match=word):
+        check(SimpleNamespace(extra_args=asked), config)
+
+
+def test_the_front_lets_right_requests_pass(config: dict) -> None:
+    for extra in (None, {}, {"other": 1}, ask("kind", target=0.9), ask("two"), ask("both")):
+        check(SimpleNamespace(extra_args=extra), config)
+    check(SimpleNamespace(), config)  # a pooling request
+
+
+def test_a_server_without_steerings_says_so() -> None:
+    with pytest.raises(ValueError, match="started without steerings"):
+        check(SimpleNamespace(extra_args=ask("kind")), {})
+
+
+def test_a_model_named_with_a_steering_is_the_model_steered(config: dict) -> None:
+    knows(config)
+    try:
+        assert named(["m", "n"], ["kind", "two"]) == ["m", "n", "m:kind", "m:two"]
+        assert parse(aliased("m:kind", None)[KEY])[0].name == "kind"
+        assert aliased("m:kind", {"other": 1})["other"] == 1
+        assert aliased("m:kind", ask("two")) == ask("two")  # what is said explicitly counts
+        for model in (None, "m", "m:other", ":kind"):
+            assert aliased(model, None) is None
+    finally:
+        _names.clear()
+
+
+class TestPrefixKeys:
+    """A block of tokens [.., end) is shared by those who have the same keys and values in it."""
+
+    def of(self, config: dict, extra: dict | None, end: int, prompt: int = 40) -> tuple:
+        request = SimpleNamespace(
+            sampling_params=SimpleNamespace(extra_args=extra), num_prompt_tokens=prompt
+        )
+        return keys(request, end, Catalogue.of(config))
+
+    def test_unsteered_requests_have_none(self, config: dict) -> None:
+        assert self.of(config, None, 32) == ()
+
+    @pytest.mark.parametrize(
+        ("start", "clean", "steered"),
+        [
+            ("all", None, 1),
+            ("last_prompt", 39, 40),
+            ("generated", 40, 41),
+            (32, 32, 33),
+        ],
+    )
+    def test_blocks_that_end_past_the_start_have_theirs(
+        self, start, clean, steered, config: dict
+    ) -> None:
+        extra = ask("kind", start=start)
+        if clean is not None:
+            assert self.of(config, extra, clean) == ()
+        assert len(self.of(config, extra, steered)) == 1
+
+    def test_everything_that_changes_activations_changes_the_key(self, config: dict) -> None:
+        asks = [
+            ask("kind"),
+            ask("two"),
+            ask("both"),
+            ask("kind", strength=0.3),
+            ask("kind", angle=0.3),
+            ask("kind", target=0.9),
+            ask("kind", target=0.8),
+            ask("kind", start="generated"),
+            {KEY: json.dumps([parse(ask(n)[KEY])[0].as_value() for n in ("kind", "plain")])},
+        ]
+        found = {self.of(config, extra, 64) for extra in asks}
+        assert len(found) == len(asks)
+        assert self.of(config, ask("kind"), 64) == self.of(config, ask("kind"), 96)
+
+    def test_the_order_of_a_list_and_its_spelling_do_not_matter(self, config: dict) -> None:
+        spelled = {KEY: '{"start": "last_prompt",   "name": "kind"}'}
+        assert self.of(config, spelled, 64) == self.of(config, ask("kind"), 64)
+
+
+def test_composed_digests_change_with_their_parts(folders: dict[str, Path]) -> None:
+    before = Catalogue.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
+    other = replace(steering(0), strength=Angle(0.3))
+    other.save_pretrained(folders["kind"])
+    after = Catalogue.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
+    assert before != after
+
+
+def test_a_target_of_its_own_is_kept(tmp_path: Path) -> None:
+    aimed = steering(0).with_strength(Target(0.9, Angle(0.5))).save_pretrained(tmp_path / "aimed")
+    config = configuration({"aimed": aimed})
+    check(SimpleNamespace(extra_args=ask("aimed", target=0.7)), config)
+    check(SimpleNamespace(extra_args=ask("aimed")), config)

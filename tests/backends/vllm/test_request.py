@@ -1,0 +1,92 @@
+"""Does a request mean what it says, and is everything else refused in one line?"""
+
+import json
+
+import pytest
+
+from odesteer.backends.vllm.options import ask
+from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.ode import Angle, Target, Time
+
+
+def test_a_name_alone_is_the_steering_at_its_own_dose_from_the_last_prompt_token() -> None:
+    for value in ('{"name": "truthful"}', {"name": "truthful"}, '"truthful"'):
+        assert parse(value) == (Ask("truthful", None, "last_prompt"),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dose"),
+    [
+        ({"strength": -1.5}, Time(-1.5)),
+        ({"angle": 0.3}, Angle(0.3)),
+        ({"target": 0.9, "strength": 2}, Target(0.9, 2.0)),
+        ({"target": 0.9}, Target(0.9, Angle(0.2))),
+    ],
+)
+def test_a_dose_is_that_of_the_library(fields: dict, dose: object) -> None:
+    (found,) = parse(json.dumps({"name": "s", **fields}))
+    assert found.dose_at(Angle(0.2)) == dose
+
+
+def test_a_target_keeps_the_budget_of_a_steering_that_has_one() -> None:
+    (found,) = parse({"name": "s", "target": 0.7})
+    assert found.dose_at(Target(0.9, Angle(0.4))) == Target(0.7, Angle(0.4))
+
+
+@pytest.mark.parametrize(
+    ("start", "position"), [("all", 0), ("last_prompt", 9), ("generated", 10), (4, 4), (25, 25)]
+)
+def test_steering_begins_at_an_absolute_position(start: str | int, position: int) -> None:
+    assert parse({"name": "s", "start": start})[0].begins(10) == position
+
+
+def test_what_ask_writes_is_what_parse_reads() -> None:
+    extra = ask("truthful", angle=0.2, target=0.9, start="generated")
+    (found,) = parse(extra[KEY])
+    assert found == Ask("truthful", Angle(0.2), "generated", 0.9)
+    assert parse(found.as_value()) == (found,)
+
+
+def test_a_list_is_several_steerings() -> None:
+    found = parse('[{"name": "a"}, {"name": "b", "strength": 0.5}]')
+    assert [one.name for one in found] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        3,
+        True,
+        [],
+        {},
+        '{"name": 3}',
+        '{"name": ""}',
+        '{"path": "/etc/passwd", "name": "s"}',
+        '{"name": "s", "strength": "much"}',
+        '{"name": "s", "strength": true}',
+        '{"name": "s", "strength": NaN}',
+        '{"name": "s", "strength": 1e999}',
+        '{"name": "s", "strength": 1' + 400 * "0" + "}",
+        '{"name": "s", "strength": [1]}',
+        '{"name": "s", "strength": 1, "angle": 1}',
+        '{"name": "s", "target": 1.0}',
+        '{"name": "s", "target": 0.5, "strength": -1}',
+        '{"name": "s", "start": -1}',
+        '{"name": "s", "start": 1.5}',
+        '{"name": "s", "start": true}',
+        '{"name": "s", "start": ["all"]}',
+        '{"name": "s", "start": "everywhere"}',
+        '[{"name": "s"}, {"name": "s"}]',
+        "[" + ",".join(f'{{"name": "s{i}"}}' for i in range(9)) + "]",
+        "[" * 100_000,
+    ],
+)
+def test_anything_else_is_refused_in_one_short_line(value: object) -> None:
+    with pytest.raises(ValueError, match=KEY) as caught:
+        parse(value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

@@ -1,0 +1,147 @@
+"""Are the rows that are steered those of the right tokens, however an engine cuts them?"""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from odesteer.backends.vllm.options import ask
+from odesteer.backends.vllm.request import parse
+from odesteer.backends.vllm.runners import Served, first_runner, second_runner
+from odesteer.backends.vllm.step import Scheduled, Step, doses
+from odesteer.ode import Angle, Columns, Time
+
+STARTS = ["all", "last_prompt", "generated", 3, 14]
+
+
+def first(requests: list[dict]) -> list[Scheduled]:
+    """A batch in the form of the first runner."""
+    counts = [one["count"] for one in requests]
+    states = {
+        one["id"]: SimpleNamespace(
+            sampling_params=SimpleNamespace(extra_args=one["extra"]),
+            num_prompt_tokens=one["prompt"],
+        )
+        for one in requests
+    }
+    runner = SimpleNamespace(
+        input_batch=SimpleNamespace(
+            req_ids=[one["id"] for one in requests],
+            # Longer than the batch, as it is.
+            num_computed_tokens_cpu=np.array([*(one["computed"] for one in requests), 99, 99]),
+        ),
+        query_start_loc=SimpleNamespace(np=np.cumsum([0, *counts, 0, 0])),
+        requests=states,
+    )
+    return first_runner(runner)
+
+
+def second(requests: list[dict]) -> list[Scheduled]:
+    """A batch in the form of the second runner."""
+    served = Served([])
+    for one in requests:
+        served.keep(one["id"], SimpleNamespace(extra_args=one["extra"]), one["prompt"])
+    batch = SimpleNamespace(
+        req_ids=[one["id"] for one in requests],
+        query_start_loc_np=np.cumsum([0, *(one["count"] for one in requests)]),
+        num_computed_tokens_np=np.array([one["computed"] for one in requests]),
+    )
+    return second_runner(batch, served)
+
+
+def request(name: str, count: int, computed: int, prompt: int, start: str | int | None) -> dict:
+    extra = None if start is None else ask("s", start=start)
+    return {"id": name, "count": count, "computed": computed, "prompt": prompt, "extra": extra}
+
+
+@pytest.mark.parametrize("runner", [first, second])
+def test_a_mixed_batch_has_the_rows_of_its_tokens(runner) -> None:
+    batch = [
+        request("prefill", 10, 0, 10, "last_prompt"),  # rows 0-9: 9
+        request("plain", 4, 0, 4, None),  # 10-13: none
+        request("decode", 1, 12, 10, "generated"),  # 14
+        request("chunk", 6, 6, 20, "last_prompt"),  # 15-20: position 19 is not there yet
+        request("last chunk", 8, 12, 20, "last_prompt"),  # 21-28: position 19 is row 28
+        request("recompute", 15, 0, 10, "generated"),  # 29-43: positions 10-14 are 39-43
+        request("guesses", 4, 11, 10, "all"),  # 44-47, all of them
+        request("read only", 5, 5, 10, "generated"),  # 48-52: none yet
+    ]
+    step = Step.of(runner(batch))
+    rows = {share.of.request: list(share.rows) for share in step.shares["s"]}
+    assert rows == {
+        "prefill": [9],
+        "decode": [14],
+        "last chunk": [28],
+        "recompute": [39, 40, 41, 42, 43],
+        "guesses": [44, 45, 46, 47],
+    }
+    assert step.prompt_ends["s"] == [
+        ("prefill", 9),
+        ("last chunk", 28),
+        ("recompute", 38),
+        ("read only", 52),
+    ]
+
+
+@pytest.mark.parametrize("runner", [first, second])
+@pytest.mark.parametrize("seed", range(20))
+def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runner, seed) -> None:
+    """Chunks, preemption with recompute, guesses that are refused: the same positions."""
+    rng = random.Random(seed)
+    prompt, length = rng.randint(1, 12), rng.randint(12, 20)
+    start = rng.choice(STARTS)
+    begins = parse(ask("s", start=start)["odesteer"])[0].begins(prompt)
+    computed = 0
+    while computed < length:
+        if rng.random() < 0.15:
+            computed = 0  # preempted: everything is read again
+        count = rng.randint(1, length - computed)
+        before = rng.randint(0, 5)  # rows of another request
+        others = [request("other", before, 3, 5, None)] if before else []
+        step = Step.of(runner([*others, request("r", count, computed, prompt, start)]))
+        rows = [row for share in step.shares.get("s", []) for row in share.rows]
+        positions = [row - before + computed for row in rows]
+        assert positions == [p for p in range(computed, computed + count) if p >= begins]
+        computed += rng.randint(1, count) if prompt <= computed else count
+
+
+def test_pooling_requests_and_others_arguments_are_none_of_ours() -> None:
+    batch = [request("r", 3, 0, 3, None)]
+    batch[0]["extra"] = {"somebody else's": 1}
+    assert Step.of(first(batch)).shares == {}
+
+
+def test_a_request_that_ended_is_forgotten() -> None:
+    served = Served([])
+    served.keep("r", SimpleNamespace(extra_args=ask("s")), 3)
+    assert served.kept("r")[1] == 3
+    served.forget({"r"})
+    assert served.kept("r") == ((), 0)
+
+
+def shares(*extras: dict) -> list:
+    batch = [request(str(i), 2, 5, 5, "all") for i in range(len(extras))]
+    for one, extra in zip(batch, extras, strict=True):
+        one["extra"] = extra
+    return Step.of(first(batch)).shares["s"]
+
+
+def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
+    ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s", angle=0.2)), Time(1.0))
+    assert dose == Angle(0.2) and len(some) == 2
+    ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), Time(1.0))
+    assert isinstance(dose, Columns) and len(some) == 3
+    assert dose.numbers.tolist() == [
+        [0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0],
+        [0.2, 0.2, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0.9, 0.9],
+    ]
+
+
+def test_forwards_and_backwards_go_apart_and_nothing_goes_nowhere() -> None:
+    found = doses(
+        shares(ask("s", strength=1), ask("s", strength=-2), ask("s", strength=0)), Time(1.0)
+    )
+    assert [(dose.size, len(some)) for dose, some in found] == [(1.0, 1), (-2.0, 1)]
