@@ -102,6 +102,20 @@ MAY_IMPORT = {
     "metrics": NOTHING,
     "report": {"artifact", "bootstrap", "calibration", "methods", "metrics", "plots"},
     "work": {"artifact"},
+    "shards": {
+        # The package itself for its version.
+        "",
+        "artifact",
+        "cache",
+        "capture",
+        "contrast",
+        "extraction",
+        "layers",
+        "lookup",
+        "models",
+        "texts",
+        "work",
+    },
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
     "experiment": BELOW_FITTING
