@@ -208,6 +208,7 @@ def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
 
 
 def _last_words(error: Exception) -> str:
-    """The one line of a worker that could not start which says why."""
+    """What a worker that could not start raised, without the traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    last = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    return last.partition("Error: ")[2] or last
