@@ -205,6 +205,12 @@ def test_what_cannot_be_is_said(
     ):
         ods.extract_shards(loaded, contrast, 1, out)
     assert not out.exists()
+    for nonsense in ("{", "[]"):
+        (once.path / "extraction.json").write_text(nonsense)
+        with pytest.raises(ValueError, match=r"extraction\.json' cannot be read: it is damaged"):
+            ods.extract_shards(loaded, contrast, 1, once.path)
+        with pytest.raises(ValueError, match=r"extraction\.json' cannot be used"):
+            ods.Shards.open(once.path)
     (once.path / "extraction.json").unlink()
     with pytest.raises(ValueError, match=r"holds shards and no extraction\.json"):
         ods.extract_shards(loaded, contrast, 1, once.path)

@@ -95,10 +95,12 @@ def refuse_other(found: Path, about: Mapping[str, Any], keys: Sequence[str]) -> 
     try:
         before = json.loads(found.read_text(encoding="utf-8"))
     except ValueError:
+        before = None
+    if not isinstance(before, dict):
         raise ValueError(
             f"'{found}' cannot be read: it is damaged. Choose another --out, or remove its "
             f"directory."
-        ) from None
+        )
     now = json.loads(line(about))
     one, other = (
         _flat({key: tree.get(key) for key in keys if key in now}) for tree in (before, now)
