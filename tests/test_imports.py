@@ -106,11 +106,26 @@ MAY_IMPORT = {
     },
     "metrics": NOTHING,
     "report": {"artifact", "bootstrap", "calibration", "methods", "metrics", "plots"},
+    "work": {"artifact"},
+    "shards": {
+        # The package itself for its version.
+        "",
+        "artifact",
+        "cache",
+        "capture",
+        "contrast",
+        "extraction",
+        "layers",
+        "lookup",
+        "models",
+        "texts",
+        "work",
+    },
     "fitting": BELOW_FITTING,
     "tuning": BELOW_FITTING | {"fitting", "bootstrap", "case"},
     "experiment": BELOW_FITTING
     # The package itself for its version.
-    | {"", "fitting", "tuning", "matching", "case", "benchmarks", "judges", "models"},
+    | {"", "fitting", "tuning", "matching", "case", "benchmarks", "judges", "models", "work"},
 }
 # When used, or for types: a steering is attached by the engine without needing it, and what imports
 # transformers takes seconds.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TruthFlow,
     )
     from odesteer.ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
+    from odesteer.shards import Shards, extract_shards
     from odesteer.steering import Calibration, Steering
     from odesteer.tuning import Tuned, tune
 
@@ -80,6 +81,7 @@ _HOMES = {
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "PerRow", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
     "odesteer.fitting": ("fit",),
+    "odesteer.shards": ("Shards", "extract_shards"),
     "odesteer.tuning": ("Tuned", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -114,6 +116,7 @@ __all__ = [
     "RepE",
     "SafetyFilter",
     "Sampling",
+    "Shards",
     "Steering",
     "Target",
     "Time",
@@ -123,6 +126,7 @@ __all__ = [
     "activations",
     "all_of",
     "any_of",
+    "extract_shards",
     "fit",
     "guarded",
     "load",

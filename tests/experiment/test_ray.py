@@ -3,52 +3,20 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
+from tests.cluster import cluster as cluster
+from tests.cluster import joined as joined
+from tests.cluster import needs_ray, workers
 from tests.experiment.conftest import start, units
 
 from odesteer.experiment.parsing import read
 from odesteer.experiment.run import run
 
-ray: Any = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow  # a cluster takes most of a minute to start
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of two nodes with a CPU each, every one with processes of its own."""
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    yield made.address
-    made.shutdown()
-
-
-@pytest.fixture
-def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Found by its address; with as many threads here as a worker with one CPU has."""
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are rounded in another order with more
-    yield
-    torch.set_num_threads(threads)
-
-
-def workers() -> set[int]:
-    """The processes of actors that hold a model."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            if path.read_bytes().startswith(b"ray::_Computes"):
-                found.add(int(path.parent.name))
-    return found
+# A cluster takes most of a minute to start.
+pytestmark = [pytest.mark.slow, needs_ray]
 
 
 @pytest.mark.usefixtures("joined")
@@ -59,7 +27,6 @@ def test_two_nodes_give_the_file_of_one_process(file: Path, tmp_path: Path) -> N
     assert outcome.computed == units(tmp_path / "ray")
     assert run(read(file), tmp_path / "ray", engine="ray").computed == 0
     assert not list((tmp_path / "ray" / "claims").iterdir())
-    assert not [path for path in (tmp_path / "ray" / "shared").iterdir() if "ray-" in path.name]
 
 
 @pytest.mark.usefixtures("joined")
@@ -94,8 +61,9 @@ def test_what_cannot_be_is_said(
     with pytest.raises(ValueError, match='"local" is one process; got workers = 2'):
         run(read(file), tmp_path / "local", workers=2)
     elsewhere = tmp_path / "elsewhere"
-    monkeypatch.setattr("odesteer.experiment.folder.RunFolder.shared", lambda *_: elsewhere)
-    with pytest.raises(ValueError, match=r"does not see the run directory '.*hidden'"):
+    elsewhere.touch()
+    monkeypatch.setattr("odesteer.work.folder.WorkFolder.sign", lambda *_: elsewhere)
+    with pytest.raises(ValueError, match=r"does not see the directory '.*hidden'"):
         run(read(file), tmp_path / "hidden", engine="ray")
 
 
@@ -106,7 +74,7 @@ def test_what_cannot_be_is_said(
 def test_workers_fit_on_the_nodes_that_there_are(
     cpus: tuple[int, ...], workers: int | None, expected: tuple[int, int]
 ) -> None:
-    from odesteer.experiment.ray import _sized
+    from odesteer.work.ray import _sized
 
     nodes = [{"Alive": True, "Resources": {"CPU": float(cpu)}} for cpu in cpus]
     many, needs = _sized(SimpleNamespace(nodes=lambda: nodes), workers)

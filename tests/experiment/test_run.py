@@ -1,10 +1,7 @@
 """A run that is killed, shared or repeated gives the same file to the byte."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli.app import app
-from odesteer.experiment.claims import Claim
 from odesteer.experiment.parsing import read
 from odesteer.experiment.run import run
 
@@ -220,25 +216,3 @@ def test_stopped_by_hand_it_says_how_to_go_on(
     assert stopped.exit_code == 130
     assert "the same command goes on from there" in " ".join(stopped.stderr.split())
     assert not list((tmp_path / "run" / "claims").iterdir())
-
-
-def test_a_claim_is_held_by_one_and_taken_over_from_the_dead(tmp_path: Path) -> None:
-    path = tmp_path / "claim"
-    with Claim.take(path) as mine:  # type: ignore[union-attr]
-        assert mine is not None
-        assert Claim.take(path) is None
-        about = json.loads(path.read_text())
-        assert about["pid"] == os.getpid()
-    assert not path.exists()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for gone in ({**about, "pid": ended.pid}, {**about, "started": "1"}):
-        path.write_text(json.dumps(gone))
-        taken = Claim.take(path)
-        assert taken is not None
-        taken.__exit__(None, None, None)
-    # Of another host, only what nobody has touched for long.
-    path.write_text(json.dumps({**about, "host": "elsewhere"}))
-    assert Claim.take(path) is None
-    os.utime(path, (time.time() - 3600,) * 2)
-    assert Claim.take(path) is not None

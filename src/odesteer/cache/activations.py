@@ -111,7 +111,7 @@ class ActivationCache:
             return
         tensors = {str(layer): value.contiguous() for layer, value in activations.items()}
         layers = hashlib.sha256(",".join(sorted(tensors)).encode()).hexdigest()[:8]
-        sums = {f"sum:{name}": _digest(value) for name, value in tensors.items()}
+        sums = {f"sum:{name}": digest(value) for name, value in tensors.items()}
         payload = save(tensors, {"schema": SCHEMA, **sums})
         try:
             self._place.mkdir(parents=True, exist_ok=True)
@@ -141,14 +141,15 @@ def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
             if str(layer) in names:
                 value = file.get_tensor(str(layer))
                 right = value.dtype == torch.float32 and value.dim() == 2 and len(value) == size
-                if not right or _digest(value) != about.get(f"sum:{layer}"):
+                if not right or digest(value) != about.get(f"sum:{layer}"):
                     raise ValueError("damaged")
                 # Not a view of the file, which may be removed while it is in use.
                 found[layer] = value.clone()
         return found
 
 
-def _digest(value: Tensor) -> str:
+def digest(value: Tensor) -> str:
+    """32 hexadecimal digits of a CPU tensor's bytes."""
     return hashlib.blake2b(value.contiguous().numpy().data, digest_size=16).hexdigest()
 
 

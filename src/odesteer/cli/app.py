@@ -9,6 +9,7 @@ from odesteer.cli import (
     conformance,
     demo,
     evaluate,
+    extract,
     fit,
     gallery,
     generate,
@@ -49,6 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)
+app.command()(extract.extract)
 app.command()(fit.fit)
 app.command()(tune.tune)
 app.command()(generate.generate)

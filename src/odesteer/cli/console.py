@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -86,6 +87,19 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def goes_on(folder: Path) -> Iterator[None]:
+    """Says, to whoever stops the command, that it goes on from what is in the directory."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(
+            f"Stopped. What was done is in {_plain(folder)}; the same command goes on from there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
 
 
 def parse_dose(

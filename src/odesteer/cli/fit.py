@@ -38,10 +38,7 @@ def fit(
             "source does."
         ),
     ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=2, help="Longer texts lose their beginning; the model's context."),
-    ] = None,
+    max_tokens: options.MaxTokens = None,
     cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,

@@ -57,6 +57,10 @@ Cache = Annotated[
         help="Keep activations on disk and read them again; see `odesteer cache`.",
     ),
 ]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=2, help="Longer texts lose their beginning; the model's context."),
+]
 Layer = Annotated[
     str,
     typer.Option(
@@ -84,5 +88,12 @@ Positions = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+Engine = Annotated[
+    str, typer.Option(help="Who computes: local (this process), or ray (a cluster).")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Of the engine ray; one a GPU by default, else one a node."),
+]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from odesteer.cli.console import err, out, progress, say, teaching_errors
+from odesteer.cli import options
+from odesteer.cli.console import goes_on, out, progress, say, teaching_errors
 
 if TYPE_CHECKING:
     from odesteer.experiment.config import Experiment
@@ -35,13 +36,8 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Instead of what the file says; repeat."),
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="Who computes: local (this process), or ray (a cluster).")
-    ] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of the engine ray; one a GPU by default, else one a node."),
-    ] = None,
+    engine: options.Engine = "local",
+    workers: options.Workers = None,
 ) -> None:
     """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
 
@@ -61,16 +57,8 @@ def run(
     from odesteer.experiment.run import run as compute
 
     folder = output or RUNS / chosen.name
-    try:
-        with progress(chosen.name) as callback:
-            outcome = compute(chosen, folder, data, engine, say, callback, workers)
-    except KeyboardInterrupt:
-        err.print(
-            f"Stopped. What was done is in {escape(str(folder))}; the same command goes on from "
-            f"there.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
+    with goes_on(folder), progress(chosen.name) as callback:
+        outcome = compute(chosen, folder, data, engine, say, callback, workers)
     note = "" if outcome.computed else " (it was complete)"
     out.print(f"Wrote {escape(str(outcome.results))}{note}", soft_wrap=True)
 

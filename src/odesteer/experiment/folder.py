@@ -11,25 +11,26 @@ or how often somebody was stopped: a line that was cut off is cut away and writt
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from odesteer.artifact.saving import write_whole
-from odesteer.experiment.claims import Claim
+from odesteer.work.claims import Claim
+from odesteer.work.folder import WorkFolder, line, refuse_other
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
+KEYS = ("config", "benchmark", "folds", "version", "model")  # what makes it another run
 
 
-class RunFolder:
+class RunFolder(WorkFolder):
     """A run directory; `units` is how many the plan has."""
 
     def __init__(self, path: Path, units: int):
-        self.path = path
+        super().__init__(path, RUN, ("units", ".jsonl"))
         self._units = units
-        for name in ("units", "claims", "steerings", "shared"):
+        for name in ("steerings", "shared"):
             (path / name).mkdir(parents=True, exist_ok=True)
 
     @property
@@ -46,35 +47,14 @@ class RunFolder:
     def shared(self, name: str) -> Path:
         return self.path / "shared" / name
 
-    def begin(self, about: Mapping[str, Any]) -> None:
-        """Say what the run is, or find that it is said already.
-
-        Raises:
-            ValueError: if the directory is another run's; names what differs.
-        """
-        refuse_other(self.path, about)
-        if not (self.path / RUN).is_file():
-            write_whole(self.path / RUN, line(about))
-
-    def done(self, number: int) -> bool:
-        return self._unit(number).is_file()
-
-    def claim(self, number: int) -> Claim | None:
-        """The right to compute a unit; None where somebody else has it, or it is done."""
-        claim = Claim.take(self.path / "claims" / str(number))
-        if claim is not None and self.done(number):
-            claim.__exit__(None, None, None)
-            return None
-        return claim
-
     def finish(self, number: int, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write what a unit has to say, and put together what there is."""
-        write_whole(self._unit(number), b"".join(map(line, lines)))
+        write_whole(self.part(number), b"".join(map(line, lines)))
         self.assemble()
 
     def lines(self, number: int) -> list[dict[str, Any]]:
         """What a unit said."""
-        text = self._unit(number).read_text(encoding="utf-8")
+        text = self.part(number).read_text(encoding="utf-8")
         return [json.loads(each) for each in text.splitlines()]
 
     def assemble(self) -> bool:
@@ -91,7 +71,7 @@ class RunFolder:
             return self._append()
 
     def _append(self) -> bool:
-        parts = [self.path / RUN, *map(self._unit, range(self._units))]
+        parts = [self.path / RUN, *map(self.part, range(self._units))]
         size = self.results.stat().st_size if self.results.is_file() else 0
         whole = 0  # bytes of the parts that are in the file from beginning to end
         with self.results.open("r+b" if size else "w+b") as file:
@@ -126,54 +106,9 @@ class RunFolder:
                         unscored[name] = unscored.get(name, 0) + 1
         return line({"kind": "end", "cases": cases, "unscored": unscored})
 
-    def _unit(self, number: int) -> Path:
-        return self.path / "units" / f"{number:05d}.jsonl"
 
-
-def refuse_other(path: Path, about: Mapping[str, Any]) -> None:
+def refuse_another(path: Path, about: Mapping[str, Any]) -> None:
     """ValueError where the directory holds another run than `about`; names what differs."""
-    found = path / RUN
-    if not found.is_file():
-        if (path / RESULTS).exists():
-            raise ValueError(f"'{path}' holds a {RESULTS} that is no run's: choose another --out.")
-        return
-    before = json.loads(found.read_text(encoding="utf-8"))
-    now = json.loads(line(about))
-    keys = [key for key in ("config", "benchmark", "folds", "version", "model") if key in now]
-    one, other = (_flat({key: tree.get(key) for key in keys}) for tree in (before, now))
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    if names:
-        shown = ", ".join(
-            f"{name.removeprefix('config.')} (there {one.get(name)!r:.60}, here "
-            f"{other.get(name)!r:.60})"
-            for name in names[:4]
-        )
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise ValueError(
-            f"'{path}' holds another run: it differs in {shown}{more}. Choose another --out, or "
-            f"remove that directory."
-        )
-
-
-def line(tree: Mapping[str, Any]) -> bytes:
-    """A line of the results: sorted keys, seven digits, null for what is no number."""
-    text = json.dumps(_plain(tree), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _flat(tree: Any, place: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {
-            name: value
-            for key, inner in tree.items()
-            for name, value in _flat(inner, f"{place}.{key}" if place else key).items()
-        }
-    return {place: tree}
+    if not (path / RUN).is_file() and (path / RESULTS).exists():
+        raise ValueError(f"'{path}' holds a {RESULTS} that is no run's: choose another --out.")
+    refuse_other(path / RUN, about, KEYS)

@@ -23,6 +23,7 @@ from odesteer.experiment.conditions import Condition, Fitting, conditions
 from odesteer.experiment.config import Experiment, Limits
 
 KINDS = ("check", "read", "fit", "choice", "barrier", "cases")
+_KEEP = ("read", "fit", "choice", "barrier")  # those that a fold's activations are good for
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Unit:
     needs: tuple[int, ...] = ()
     fitting: Fitting | None = None
     weight: int = 1
+
+    @property
+    def keeps(self) -> bool:
+        """Whether who does it has its fold's activations in memory then."""
+        return self.kind in _KEEP
 
 
 @dataclass(frozen=True)

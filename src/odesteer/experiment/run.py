@@ -6,24 +6,23 @@ A run that was stopped, at whatever point, goes on where it was; processes that 
 directory share the work; and the results are the same to the byte.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from odesteer import __version__
 from odesteer.benchmarks import Benchmark, load_benchmark
 from odesteer.experiment.config import Experiment
-from odesteer.experiment.folder import RunFolder, refuse_other
-from odesteer.experiment.job import WAIT, Job
+from odesteer.experiment.folder import KEYS, RunFolder, refuse_another
 from odesteer.experiment.outcome import Outcome, header
 from odesteer.experiment.plan import Plan, plan
-from odesteer.experiment.ray import cluster
 from odesteer.experiment.worker import Worker
 from odesteer.extraction import Progress
 from odesteer.lookup import pick
 from odesteer.models import Say, load_model
+from odesteer.work.engines import ENGINES
+from odesteer.work.job import Job
 
 
 def run(
@@ -41,10 +40,10 @@ def run(
         experiment: see `odesteer.experiment.parsing`.
         out: the run directory; new, or this experiment's.
         data: where benchmarks lie, see `odesteer.benchmarks.load_benchmark`.
-        engine: one of `ENGINES`.
+        engine: one of `odesteer.work.engines.ENGINES`.
         say: called with a line before anything slow.
         progress: called with (work done, work in all), by anybody.
-        workers: how many compute, where the engine has more than one (`odesteer.experiment.ray`).
+        workers: how many compute, where the engine has more than one (`odesteer.work.ray`).
 
     Raises:
         ValueError: for another experiment's directory; names what differs.
@@ -52,9 +51,58 @@ def run(
     work = pick(ENGINES, engine, "engine")
     benchmark, planned = prepared(experiment, data)
     known = {"config": experiment.to_json(), "version": __version__, **_asked(planned, benchmark)}
-    refuse_other(out, known)
+    refuse_another(out, known)
     folder = RunFolder(out, len(planned.units))
-    return work(Job(planned, benchmark, folder, known, data, say, progress, workers))
+    if folder.assemble():
+        return Outcome(folder.results, True, 0)
+    task = RunTask(planned, benchmark, out.resolve(), known, data)
+    job = Job(planned.units, folder, task, folder.assemble, say, progress, workers)
+    return Outcome(folder.results, True, work(job))
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """What has to be known to compute units of a run.
+
+    Attributes:
+        planned, benchmark: what there is to do.
+        path: the run directory.
+        known: what the run is, as far as that is known without the model.
+        data: where judges have their labelled answers on this machine.
+    """
+
+    planned: Plan
+    benchmark: Benchmark
+    path: Path
+    known: Mapping[str, Any]
+    data: Any = None
+
+    def start(self, say: Callable[[str], None] | None = None) -> "UnitWorker":
+        """The model in memory, and in the directory what the run is.
+
+        Raises:
+            ValueError: for another run's directory.
+        """
+        chosen = self.planned.experiment.model
+        model, tokenizer = load_model(
+            chosen.name, say, dtype=chosen.dtype, revision=chosen.revision
+        )
+        folder = RunFolder(self.path, len(self.planned.units))
+        folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
+        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, self.data)
+        return UnitWorker(self.planned, folder, worker)
+
+
+@dataclass(frozen=True)
+class UnitWorker:
+    """A worker that writes into a run directory what its units say."""
+
+    planned: Plan
+    folder: RunFolder
+    worker: Worker
+
+    def compute(self, number: int) -> None:
+        self.folder.finish(number, self.worker.lines(self.planned.units[number]))
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
@@ -73,51 +121,6 @@ def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]
 
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def local(job: Job) -> Outcome:
-    """In this process, beside any others that have been given the same directory.
-
-    Raises:
-        ValueError: for more than one worker.
-    """
-    if job.workers not in (None, 1):
-        raise ValueError(
-            f'The engine "local" is one process; got workers = {job.workers}. Start the command '
-            f"several times with the same --out, or use --engine ray."
-        )
-    planned, folder = job.planned, job.folder
-    if folder.assemble():
-        return Outcome(folder.results, True, 0)
-    chosen = planned.experiment.model
-    model, tokenizer = load_model(
-        chosen.name, job.say, dtype=chosen.dtype, revision=chosen.revision
-    )
-    folder.begin(header(job.about, planned, model, tokenizer))
-    worker = Worker(planned, job.benchmark, folder, model, tokenizer, job.data)
-    computed = 0
-    left = list(planned.units)
-    while left:
-        left = job.left(left)
-        waiting = True
-        for unit in filter(job.ready, left):
-            claim = folder.claim(unit.number)
-            if claim is None:
-                continue
-            with claim:
-                folder.finish(unit.number, worker.lines(unit))
-            computed += 1
-            waiting = False
-            break
-        if left and waiting:
-            time.sleep(WAIT)
-    while not folder.assemble():
-        time.sleep(WAIT)  # somebody else is at it
-    return Outcome(folder.results, True, computed)
-
-
-# Who computes.
-ENGINES: Mapping[str, Callable[[Job], Outcome]] = {"local": local, "ray": cluster}
 
 
 def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""How does a Ray cluster run an experiment?
+"""How does a Ray cluster compute the units of a directory?
 
     odesteer run FILE.toml --engine ray --workers 8
 
 The driver keeps the list of what is left, and every worker is an actor with the model in its
-memory. A unit is given to an idle worker, which writes it whole into the run directory: so the
+memory. A unit is given to an idle worker, which writes it whole into the directory: so the
 directory must be on storage that every node sees, and a worker that sees another one says so. A
 worker that dies is started again and its unit given to somebody else; a driver that dies leaves
 a directory with which any engine goes on. Results are those of a single process.
@@ -14,21 +14,15 @@ Ray is joined where RAY_ADDRESS or a running cluster is found, and started here 
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from odesteer.benchmarks import Benchmark
-from odesteer.experiment.claims import Claim
-from odesteer.experiment.folder import RunFolder
-from odesteer.experiment.job import WAIT, Job
-from odesteer.experiment.outcome import Outcome, header
-from odesteer.experiment.plan import Plan, Unit
-from odesteer.experiment.worker import Worker
-from odesteer.models import load_model
+from odesteer.work.claims import Claim
+from odesteer.work.folder import CLAIMS, WAIT
+from odesteer.work.job import Job, Task, Unit
 
-_AFFINE = ("read", "fit", "choice", "barrier")  # what a fold's kept activations are good for
 _TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
 
 
@@ -36,34 +30,25 @@ class _Computes:
     """An actor: one model, computing one unit at a time.
 
     Args:
-        planned, benchmark: what there is to do.
-        path: the run directory.
-        token: a file of its `shared/` that the driver has written.
-        data: where judges have their labelled answers on this node.
+        task: what there is to do.
+        path: the directory.
+        sign: a file of its claims/ that the driver has made.
 
     Raises:
-        ValueError: where this node does not see the driver's run directory.
+        ValueError: where this node does not see the driver's directory, or it is other work's.
     """
 
-    def __init__(self, planned: Plan, benchmark: Benchmark, path: Path, token: str, data: Any):
-        if not (path / "shared" / token).is_file():
+    def __init__(self, task: Task, path: Path, sign: str):
+        if not (path / CLAIMS / sign).is_file():
             raise ValueError(
-                f"This node does not see the run directory '{path}' of the driver. Give --out a "
+                f"This node does not see the directory '{path}' of the driver. Give --out a "
                 f"directory on storage that all nodes share (NFS, Lustre)."
             )
-        chosen = planned.experiment.model
-        model, tokenizer = load_model(chosen.name, dtype=chosen.dtype, revision=chosen.revision)
-        self._planned, self._loaded = planned, (model, tokenizer)
-        self._folder = RunFolder(path, len(planned.units))
-        self._worker = Worker(planned, benchmark, self._folder, model, tokenizer, data)
-
-    def begin(self, about: Mapping[str, Any]) -> None:
-        """Say in the directory what the run is, or find that it is another's."""
-        self._folder.begin(header(about, self._planned, *self._loaded))
+        self._worker = task.start()
 
     def compute(self, number: int) -> None:
         """Compute a unit and write it; the driver holds its claim."""
-        self._folder.finish(number, self._worker.lines(self._planned.units[number]))
+        self._worker.compute(number)
 
 
 class _Pool:
@@ -86,25 +71,22 @@ class _Pool:
     def busy(self) -> set[int]:
         return {unit.number for _, unit, _ in self._busy.values()}
 
-    def begin(self, about: Mapping[str, Any]) -> None:
-        """Wait until all workers are there; one says in the directory what the run is.
+    def begin(self) -> None:
+        """Wait until all workers are there.
 
         Raises:
-            ValueError: where a node does not see the directory, or it is another run's.
+            ValueError: where a node does not see the directory, or it is other work's.
         """
         try:
-            self._ray.get(self.idle[0].begin.remote(dict(about)))
             self._ray.get([actor.__ray_ready__.remote() for actor in self.idle])
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
         except self._ray.exceptions.ActorDiedError as error:
             raise ValueError(_last_words(error)) from None
 
     def give(self, unit: Unit, claim: Claim) -> None:
-        """To an idle worker, to one that has the fold's activations in memory if there is one."""
+        """To an idle worker, to one that has the fold in memory if there is one."""
         actor = next((one for one in self.idle if unit.fold in self._folds[one]), self.idle[0])
         self.idle.remove(actor)
-        if unit.kind in _AFFINE:
+        if unit.keeps:
             self._folds[actor].add(unit.fold)
         self._busy[actor.compute.remote(unit.number)] = (actor, unit, claim)
 
@@ -146,16 +128,13 @@ class _Pool:
             claim.__exit__(None, None, None)
 
 
-def cluster(job: Job) -> Outcome:
-    """On every node of a Ray cluster; see `odesteer.experiment.run.run`.
+def cluster(job: Job) -> int:
+    """Every node of a Ray cluster; see `odesteer.work.engines.local`.
 
     Raises:
         ImportError: without Ray.
-        ValueError: where a node does not see the run directory, or has no room for a worker.
+        ValueError: where a node does not see the directory, or has no room for a worker.
     """
-    folder = job.folder
-    if folder.assemble():
-        return Outcome(folder.results, True, 0)
     try:
         import ray
     except ImportError:
@@ -164,25 +143,22 @@ def cluster(job: Job) -> Outcome:
         if not ray.is_initialized():
             _join(ray)
             stack.callback(ray.shutdown)
-        token = f"ray-{uuid.uuid4().hex}"
-        shown = folder.shared(token)
-        shown.touch()
-        stack.callback(shown.unlink, missing_ok=True)
-        given = (job.planned, job.benchmark, folder.path.resolve(), token, job.data)
-        what = [ray.put(one) for one in given]
+        sign = f"ray-{uuid.uuid4().hex}"
+        stack.callback(job.folder.sign(sign).unlink, missing_ok=True)
+        what = [ray.put(one) for one in (job.task, job.folder.path.resolve(), sign)]
         many, needs = _sized(ray, job.workers)
         if job.say is not None:
             job.say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
         kind = ray.remote(_Computes).options(scheduling_strategy="SPREAD", **needs)
         pool = _Pool(ray, lambda: kind.remote(*what), many)
         stack.callback(pool.dismiss)
-        pool.begin(job.about)
-        return Outcome(folder.results, True, _drive(job, pool))
+        pool.begin()
+        return _drive(job, pool)
 
 
 def _drive(job: Job, pool: _Pool) -> int:
     """Give out units until all are done, by whomever; how many were done here."""
-    left, computed = list(job.planned.units), 0
+    left, computed = list(job.units), 0
     # A unit is on disk a moment before its worker says so.
     while left or pool.busy:
         left = job.left(left)
@@ -194,7 +170,7 @@ def _drive(job: Job, pool: _Pool) -> int:
                 pool.give(unit, claim)
         if left or pool.busy:
             computed += pool.wait(WAIT)
-    while not job.folder.assemble():
+    while not job.end():
         pool.wait(WAIT)
     return computed
 
@@ -232,6 +208,7 @@ def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
 
 
 def _last_words(error: Exception) -> str:
-    """The one line of a worker that could not start which says why."""
+    """What a worker that could not start raised, without the traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    last = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    return last.partition("Error: ")[2] or last

@@ -1,0 +1,101 @@
+"""`odesteer extract`: the activations of many texts, to shards on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from odesteer.cli import options
+from odesteer.cli.console import err, goes_on, out, progress, say, teaching_errors
+from odesteer.cli.source import as_layers, read_contrast
+
+
+@teaching_errors
+def extract(
+    model: options.Model,
+    contrast: options.Contrast,
+    layer: Annotated[
+        str, typer.Option(help="Block index, negative from the end, or several as `10,14`.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory of the shards. It may be begun.")
+    ],
+    tokens: Annotated[
+        str,
+        typer.Option(
+            help="What is read of each text: the last token, the mean, the mean of the response, "
+            "or the end of the prompt (last, mean, response, prompt)."
+        ),
+    ] = "last",
+    max_tokens: options.MaxTokens = None,
+    columns: options.Columns = None,
+    template: options.Template = "auto",
+    rows_per_shard: Annotated[
+        int | None,
+        typer.Option(min=2, help="Texts that are computed and written together; 2048."),
+    ] = None,
+    engine: options.Engine = "local",
+    workers: options.Workers = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Keep the activations of many texts, extracted by one process or many; to OUT/shards.
+
+    Stopped at any point, even killed, the same command goes on where it was. Several processes
+    may be given the same directory, and share the work. The activations are the same to the bit.
+    `odesteer.Shards.open(OUT)` reads them.
+
+    Example: odesteer extract smollm2 pairs.jsonl --layer 10,14 --out activations
+    """
+    # What can be wrong is checked before anything slow happens.
+    blocks = as_layers(layer)
+    if isinstance(blocks, str):
+        raise ValueError("--layer of extract is a block index, or several with commas, not auto.")
+    from odesteer.shards import extract_shards
+    from odesteer.shards.plan import ROWS
+    from odesteer.texts import check_tokens
+
+    chosen = check_tokens(tokens)
+    data = read_contrast(contrast, template, columns)
+    with goes_on(output), progress("Reading texts") as callback:
+        shards = extract_shards(
+            model,
+            data,
+            blocks,
+            output,
+            tokens=chosen,
+            max_tokens=max_tokens,
+            rows_per_shard=rows_per_shard or ROWS,
+            engine=engine,
+            workers=workers,
+            say=say,
+            progress=callback,
+        )
+    n, m = shards.sizes
+    if as_json:
+        out.print_json(
+            data={
+                "path": str(output),
+                "shards": len(shards),
+                "computed": shards.computed,
+                "layers": shards.layers,
+                "tokens": chosen,
+                "positive": n,
+                "negative": m,
+                "truncated": shards.truncated,
+            }
+        )
+        return
+    if shards.truncated:
+        err.print(
+            f"[yellow]warning:[/] {shards.truncated} of {n + m} texts were too long; their "
+            f"beginnings were cut off.",
+            soft_wrap=True,
+        )
+    note = "" if shards.computed else " (it was complete)"
+    where = ", ".join(map(str, shards.layers))
+    out.print(
+        f"Wrote {escape(str(output))}: {len(shards)} shard{'s' if len(shards) > 1 else ''}, "
+        f"{n} + {m} texts, layer {where}{note}",
+        soft_wrap=True,
+    )
