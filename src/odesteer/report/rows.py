@@ -158,24 +158,27 @@ def dose_words(dose: Mapping[str, Any] | None) -> str:
 
 
 def layer_words(layer: Any) -> str:
+    """A layer, several, or "its own" for a method that chooses its places itself."""
+    if layer is None:
+        return "its own"
     return ", ".join(map(str, layer)) if isinstance(layer, list) else str(layer)
+
+
+def _at(layer: Any) -> str:
+    """Nothing for a method that chooses its own places."""
+    return "" if layer is None else f", layer {layer_words(layer)}"
 
 
 def setting(run: Run, condition: Condition, layers: bool = True, steps: bool = True) -> str:
     """Dose, layer and steps of a condition in words; what was chosen, by fold."""
     if condition.chosen:
         own = [line for line in run.choices if line["condition"] == condition.id]
-        said = dict.fromkeys(
-            f"{dose_words(line.get('dose'))}, layer {layer_words(line.get('layer'))}"
-            for line in own
-        )
+        said = dict.fromkeys(dose_words(line.get("dose")) + _at(line.get("layer")) for line in own)
         return " / ".join(said) or "not chosen yet"
-    words = [dose_words(condition.dose)]
-    if layers and condition.layer is not None:
-        words.append(f"layer {layer_words(condition.layer)}")
+    words = [dose_words(condition.dose) + (_at(condition.layer) if layers else "")]
     if steps and condition.steps is not None:
         words.append(f"{condition.steps} step{'' if condition.steps == 1 else 's'}")
-    return ", ".join(word for word in words if word)
+    return ", ".join(word for word in words if word).removeprefix(", ")
 
 
 def comparable(dose: Mapping[str, Any] | None) -> bool:
