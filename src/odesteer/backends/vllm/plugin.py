@@ -7,6 +7,7 @@ does what it did. Nothing of vLLM is copied or replaced.
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -87,7 +88,11 @@ def _on_this_platform() -> list[tuple[Any, str, Wrapper]]:
 
     if current_platform.is_cpu():
         cpu = importlib.import_module("vllm.v1.worker.cpu_model_runner").CPUModelRunner
-        return [(cpu, "load_model", runners.loads)]
+        platform = type(current_platform)
+        return [
+            (cpu, "load_model", runners.loads),
+            (platform, "register_triton_kernel_overrides", _without_llvmlite),
+        ]
     second = importlib.import_module("vllm.v1.worker.gpu.model_runner").GPUModelRunner
     return [
         (second, "load_model", runners.loads),
@@ -105,11 +110,33 @@ def stats(worker: Any) -> list[dict[str, Any]]:
 
 def _wrap(owner: Any, name: str, wrapper: Wrapper) -> None:
     original = vars(owner).get(name)
-    if original is None or getattr(original, _DONE, False):
+    if original is None or getattr(getattr(original, "__func__", original), _DONE, False):
         return  # inherited, and wrapped where it is defined; or wrapped already
-    wrapped = wrapper(original)
+    plain = original.__func__ if isinstance(original, classmethod) else original
+    wrapped = wrapper(plain)
     setattr(wrapped, _DONE, True)
-    setattr(owner, name, wrapped)
+    setattr(owner, name, classmethod(wrapped) if plain is not original else wrapped)
+
+
+def _without_llvmlite(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`register_triton_kernel_overrides` of the CPU, after numba has been imported.
+
+    It asks every object of every module for its attribute "kernel" (vLLM 0.32), and llvmlite's
+    library, which numba loads, answers that it has any attribute there is: an AttributeError for
+    whoever has fitted a steering and starts an engine in the same program.
+    """
+
+    @wraps(original)
+    def register_triton_kernel_overrides(cls: Any) -> None:
+        name = "llvmlite.binding.ffi"
+        hidden = sys.modules.pop(name, None)
+        try:
+            original(cls)
+        finally:
+            if hidden is not None:
+                sys.modules[name] = hidden
+
+    return register_triton_kernel_overrides
 
 
 def _readies(original: Callable[..., Any]) -> Callable[..., Any]:

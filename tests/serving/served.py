@@ -1,0 +1,52 @@
+"""What do tests of a served model need besides the model?"""
+
+import os
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import torch
+
+from odesteer.backends.vllm.request import parse
+from odesteer.models import load_model
+
+# Before vLLM is imported, and for the processes that it starts.
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_LOGGING_LEVEL="WARNING",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_NO_USAGE_STATS="1",
+    DO_NOT_TRACK="1",
+)
+ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "block_size": 32,
+    "generation_config": "vllm",
+}
+COMPOSED = {"both": "flow & ~aimed | flow"}
+
+
+@cache
+def language_model() -> tuple[Any, Any]:
+    return load_model("smollm2")
+
+
+def tokens(text: str) -> list[int]:
+    found: list[int] = language_model()[1](text)["input_ids"]
+    return found
+
+
+def steered(model: Any, named: dict[str, Any], extra: Any, prompt: int, length: int) -> ExitStack:
+    """The model, steered at the positions that a request asks for."""
+    stack = ExitStack()
+    asks = () if not extra else parse(extra["odesteer"])
+    order = list(named)
+    for ask in sorted(asks, key=lambda ask: order.index(ask.name)):
+        one = named[ask.name]
+        if ask.dose is not None or ask.probability is not None:
+            one = one.with_strength(ask.dose_at(one.dose))
+        positions = torch.arange(length) >= ask.begins(prompt)
+        stack.enter_context(one.attach(model, positions=positions))
+    return stack
