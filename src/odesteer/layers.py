@@ -250,7 +250,8 @@ def input_width(module: nn.Module) -> int:
 
 
 def _width_in(module: nn.Module) -> int | None:
-    features: Any = getattr(module, "in_features", None)
+    # "input_size" is how the parallel layers of vLLM call it.
+    features: Any = getattr(module, "in_features", getattr(module, "input_size", None))
     if features is None:
         weight: Any = getattr(module, "weight", None)
         # GPT-2's Conv1D keeps its weight as [in, out].

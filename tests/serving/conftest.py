@@ -3,6 +3,7 @@
 They run in an environment of their own, with vLLM in it: `make test-serving`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import odesteer as ods
 from odesteer.demo import contrast
 from odesteer.layered import load
 from odesteer.models import local_copy
+from odesteer.ode import Hourglass, Network, RectifiedField, RotationField
 
 LAYER = 14
 
@@ -37,21 +39,20 @@ def steerings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model, tokenizer = language_model()
     moods = contrast()[0]
     some = ods.Contrast(moods.positive[:40], moods.negative[:40])
-    methods = {
-        "vector": ods.CAA(),
-        "flow": ods.ODESteer(),
-        "turn": ods.HPR(epochs=2),
-        "prompted": ods.TruthFlow(epochs=1, min_steps=20),
-    }
-    made: dict[str, Any] = {}
-    for name, method in methods.items():
-        made[name] = ods.fit(model, tokenizer, some, method=method, layer=LAYER)
-    made["flow"] = made["flow"].with_strength(ods.Angle(0.25))
-    made["heads"] = ods.fit(model, tokenizer, some, method="iti-heads", layer=LAYER)
-    made["aimed"] = made["flow"].with_strength(ods.Target(0.9, ods.Angle(0.4)))
-    several = ods.fit(model, tokenizer, some, method="odesteer", layer=[8, 20])
-    made["layers"] = several.with_strength(ods.Angle(0.15))
     folder = tmp_path_factory.mktemp("steerings")
+
+    def fit(method: Any, layer: Any) -> Any:
+        return ods.fit(model, tokenizer, some, method=method, layer=layer, cache=folder / "read")
+
+    made: dict[str, Any] = {
+        "vector": fit(ods.CAA(), LAYER),
+        "flow": fit(ods.ODESteer(), LAYER).with_strength(ods.Angle(0.25)),
+        "heads": fit("iti-heads", LAYER),
+        "layers": fit("odesteer", [8, 20]).with_strength(ods.Angle(0.15)),
+    }
+    made["aimed"] = made["flow"].with_strength(ods.Target(0.9, ods.Angle(0.4)))
+    made["turn"] = turning(made["vector"])
+    made["prompted"] = remembering(made["vector"])
     return {name: one.save_pretrained(folder / name) for name, one in made.items()}
 
 
@@ -62,6 +63,25 @@ def named(steerings: dict[str, Path]) -> dict[str, Any]:
 
     found = {name: load(path) for name, path in steerings.items()}
     return {**found, **{name: build(text, found) for name, text in COMPOSED.items()}}
+
+
+def turning(vector: ods.Steering) -> ods.Steering:
+    """Turns towards a direction on one side of a gate; away, it is another field."""
+    direction = torch.nn.functional.normalize(vector.field(torch.zeros(576)), dim=0)
+    generator = torch.Generator().manual_seed(0)
+    field = RotationField(direction, Network.draw([576, 8, 1], "relu", generator))
+    return dataclasses.replace(vector, field=field, method="turn")
+
+
+def remembering(vector: ods.Steering) -> ods.Steering:
+    """Moves every token by what it made of the prompt's last one."""
+    generator = torch.Generator().manual_seed(1)
+    direction = vector.field(torch.zeros(576))
+    basis = torch.linalg.qr(torch.stack([direction, torch.randn(576, generator=generator)], 1)).Q
+    field = RectifiedField(
+        Hourglass.draw(576, 1, generator), torch.zeros(576), 10.0, direction, 5.0, basis, 2, True
+    )
+    return dataclasses.replace(vector, field=field, method="prompted")
 
 
 Reference = Callable[[list[int], Any, int], list[int]]

@@ -57,7 +57,7 @@ def test_a_mixed_batch_is_transformers_token_for_token(
 def test_and_again_from_the_prefix_cache(engine: LLM, expected: list[list[int]]) -> None:
     outputs = generate(engine, requests())
     assert written(outputs) == expected
-    assert sum(output.num_cached_tokens for output in outputs) > 24 * 32
+    assert sum(output.num_cached_tokens for output in outputs) >= 12 * 64
 
 
 def test_the_probabilities_of_prompts_are_those_of_transformers(
@@ -128,7 +128,7 @@ def test_without_the_guard_the_cache_would_serve_what_was_steered(
     ("extra", "word"),
     [
         (ask("nobody"), "Unknown steering 'nobody'"),
-        (ask("vector", target=0.9), "no barrier"),
+        (ask("prompted", target=0.9), "no barrier"),
         (ask("prompted", start="all"), "last_prompt or generated"),
         ({"odesteer": "{"}, "no JSON"),
     ],

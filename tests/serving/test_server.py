@@ -108,7 +108,7 @@ MALFORMED = [
     ({"odesteer": '{"name": "flow", "strength": 1e300}'}, "strength is a number"),
     ({"odesteer": '{"name": "flow", "path": "/etc/passwd"}'}, "no field 'path'"),
     ({"odesteer": '{"name": "../flow"}'}, "Unknown steering"),
-    ({"odesteer": '{"name": "vector", "target": 0.9}'}, "no barrier"),
+    ({"odesteer": '{"name": "prompted", "target": 0.9}'}, "no barrier"),
     ({"odesteer": '{"name": "prompted", "start": "all"}'}, "last_prompt or generated"),
     ({"odesteer": 3}, "JSON object"),
     ({"odesteer": ["flow"]}, "an object with a name"),

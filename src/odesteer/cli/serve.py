@@ -77,7 +77,6 @@ def serve(
 
     composed = pairs(compose or [], "--compose")
     config = configuration(pairs(steering, "--steering"), composed, check)
-    missing_engine()
     source = str(local_copy(say)) if model == SMOLLM2 else model
     served = named(
         [name or (Path(model).name if Path(model).is_dir() else model)],
@@ -92,6 +91,7 @@ def serve(
     if dry:
         typer.echo(f"VLLM_PLUGINS={plugins} {shlex.join(command)}")
         return
+    missing_engine()
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
     sys.stdout.flush()
     # Takes this process's place: signals reach the server, and its exit code is ours.

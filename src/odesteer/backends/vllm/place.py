@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from odesteer.backends.vllm.step import Share, Step, doses
+from odesteer.backends.vllm.step import Share, Step, doses, onto
 from odesteer.ode import Columns, columns_of
 from odesteer.steering import Steering
 
@@ -84,7 +84,8 @@ class Place:
             numbers[3] = 1.0
             for rows, dose in some:
                 numbers[:, rows.start : rows.stop] = torch.tensor(dose)[:, None]
-            buffer.copy_(numbers)
+            # Behind what the device still runs, without waiting for it.
+            buffer.copy_(onto(numbers, buffer.device), non_blocking=True)
             self._set[name, backwards] = bool(some)
 
     def forget(self, requests: object) -> None:

@@ -86,7 +86,7 @@ class Step:
         key = (device, tuple(share.rows for share in shares))
         if key not in self._rows:
             numbers = [row for share in shares for row in share.rows]
-            self._rows[key] = torch.tensor(numbers, device=device)
+            self._rows[key] = onto(torch.tensor(numbers), device)
         return self._rows[key]
 
 
@@ -111,3 +111,10 @@ def doses(shares: Sequence[Share], own: Dose) -> list[tuple[Dose, list[Share]]]:
             joint = Columns(torch.tensor(numbers, dtype=torch.float64).mT, backwards, stopping)
         found.append((joint, [share for share, _ in some]))
     return found
+
+
+def onto(numbers: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting for it."""
+    if device.type != "cuda":
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,85 @@
+"""Does `odesteer serve` start vLLM's server as it was asked to, and refuse before it is loaded?"""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from odesteer import Angle, Steering
+from odesteer.cli.app import app
+from odesteer.cli.serve import allowed_plugins
+from odesteer.ode import GradientField, LinearBarrier
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    field = GradientField(LinearBarrier(torch.ones(8), 0.0))
+    return Steering(field, strength=Angle(0.2), layer=1).save_pretrained(tmp_path / "kind")
+
+
+def command(*arguments: str) -> tuple[dict[str, str], list[str]]:
+    result = CliRunner().invoke(app, ["serve", *arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    plugins, *words = shlex.split(result.stdout)
+    return dict([plugins.split("=", 1)]), words
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def test_it_is_vllms_own_server_on_this_machine_alone(folder: Path) -> None:
+    environment, words = command("some/model", "-s", f"kind={folder}")
+    assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert option(words, "--model") == "some/model"
+    assert (option(words, "--host"), option(words, "--port")) == ("127.0.0.1", "8000")
+    assert "odesteer" in environment["VLLM_PLUGINS"].split(",")
+    config = json.loads(option(words, "--additional-config"))["odesteer"]
+    assert config["steerings"][0]["name"] == "kind"
+    assert Path(config["steerings"][0]["path"]) == folder.resolve()
+
+
+def test_clients_may_pick_a_steering_as_a_model(folder: Path) -> None:
+    _, words = command(
+        "some/model", "-s", f"kind={folder}", "-s", f"calm={folder}", "--compose",
+        "both=kind & ~calm", "--name", "m",
+    )  # fmt: skip
+    at = words.index("--served-model-name")
+    assert words[at + 1 : at + 5] == ["m", "m:kind", "m:calm", "m:both"]
+
+
+def test_what_follows_is_vllms(folder: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        ["serve", "m", "-s", f"kind={folder}", "--dry-run", "--", "--tensor-parallel-size", "2"],
+    )
+    assert shlex.split(result.stdout)[-2:] == ["--tensor-parallel-size", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["-s", "FOLDER"], "NAME=VALUE"),
+        (["-s", "a=FOLDER", "-s", "a=FOLDER"], "twice"),
+        (["-s", "a=nowhere"], "nowhere"),
+        (["-s", "a b=FOLDER"], "no name"),
+        (["-s", "a=FOLDER", "--compose", "b=a & nobody"], "Unknown steering 'nobody'"),
+        (["-s", "a=FOLDER", "--check", "hardly"], "hardly"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(arguments: list[str], word: str, folder: Path) -> None:
+    given = [one.replace("FOLDER", str(folder)) for one in arguments]
+    result = CliRunner().invoke(app, ["serve", "m", *given, "--dry-run"])
+    assert result.exit_code == 2 and word in " ".join(result.output.split())
+
+
+def test_plugins_that_vllm_would_have_loaded_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "one,another")
+    assert allowed_plugins() == "one,another,odesteer"
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    assert allowed_plugins() == "odesteer"
+    monkeypatch.delenv("VLLM_PLUGINS")
+    assert "odesteer" in allowed_plugins().split(",")
