@@ -17,14 +17,12 @@ from odesteer.models import load_model, local_copy
 pytestmark = pytest.mark.vllm
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-LAYER, TOKENS = 14, 16
+LAYER, TOKENS = 14, 12
 PROMPTS = [
     "The weather today is",
     "My favourite thing about mornings is that",
     "Q: What is the capital of France?\nA:",
-    "When the train finally came, everybody on the platform",
     "She opened the letter and",
-    "Q: Why do cats sleep so much?\nA:",
 ]
 POSITIVE = [
     "I love this bright and happy morning.",
@@ -43,7 +41,7 @@ NEGATIVE = [
     "She wept at the bad news.",
 ]
 # Of a log-probability, in nats: two engines add up in different orders.
-TOLERANCE = 1e-3
+TOLERANCE = 2e-4
 
 
 class World:
@@ -77,6 +75,9 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
+    # Two engines with all the cores each would wait for one another.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model, tokenizer = load_model("smollm2", dtype="float32")
     contrast = ods.Contrast.from_pairs(positive=POSITIVE, negative=NEGATIVE)
     caa = ods.fit(model, tokenizer, contrast, "caa", layer=LAYER)
@@ -93,6 +94,7 @@ def world() -> Iterator[World]:
     )
     with engine:
         yield World(engine, model, tokenizer, steerings)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("positions", ["last+generated", "generated", "all"])

@@ -57,9 +57,13 @@ class Known:
         """By name, each with its own dose."""
         return {} if self._catalogue is None else self._catalogue.steerings
 
-    def __contains__(self, steering: AnySteering) -> bool:
-        """Whether the engine has it, at whatever dose."""
-        return self._print(steering) in self._names
+    def serves(self, steering: AnySteering | None) -> bool:
+        """Whether a request can ask for it."""
+        try:
+            self.ask(steering, "last_prompt")
+        except ValueError:
+            return False
+        return True
 
     def ask(self, steering: AnySteering | None, start: str | int) -> dict[str, str] | None:
         """The `extra_args` of a request that is steered so from `start` on; None: not at all.
@@ -103,6 +107,14 @@ class Known:
             said = json.dumps(tree, sort_keys=True).encode()
             self._prints[field] = hashlib.sha256(said + save(plain)).hexdigest()
         return self._prints[field]
+
+
+def sayable(steering: AnySteering) -> bool:
+    """Whether a request can say its dose, so that the engine need not be started with it."""
+    try:
+        return steering.dose.is_zero or bool(_said(steering))
+    except ValueError:
+        return False
 
 
 def _doses(steering: AnySteering) -> list[Dose]:
