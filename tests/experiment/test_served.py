@@ -135,5 +135,5 @@ def test_without_vllm_a_run_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     file.write_text(GENERATIONS.format(model=model), encoding="utf-8")
-    with pytest.raises(ImportError, match="needs vLLM"):
+    with pytest.raises(ImportError, match="This needs vLLM"):
         run(read(file), tmp_path / "run", backend="vllm")

@@ -3,140 +3,101 @@
 One engine answers all; it takes most of the time to start.
 """
 
-import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-import vllm  # noqa: F401  (these tests need it)
+from tests.serving.served import ENGINE, language_model
 
 import odesteer as ods
 from odesteer.backends.vllm import Engine, VLLMBackend
-from odesteer.models import load_model, local_copy
 
-pytestmark = pytest.mark.vllm
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-
-LAYER, TOKENS = 14, 12
-PROMPTS = [
+NEW = 12
+PROMPTS = (
     "The weather today is",
-    "My favourite thing about mornings is that",
     "Q: What is the capital of France?\nA:",
     "She opened the letter and",
-]
-POSITIVE = [
-    "I love this bright and happy morning.",
-    "What a wonderful gift, thank you so much!",
-    "We laughed all evening and danced.",
-    "The garden is full of joy and colour.",
-    "Our team won, and everybody cheered!",
-    "She smiled at the good news.",
-]
-NEGATIVE = [
-    "I hate this dark and gloomy morning.",
-    "What a terrible waste, leave me alone!",
-    "We cried all evening and went home.",
-    "The garden is full of weeds and rot.",
-    "Our team lost, and nobody spoke.",
-    "She wept at the bad news.",
-]
+)
 # Of a log-probability, in nats: two engines add up in different orders.
 TOLERANCE = 2e-4
 
 
-class World:
-    """The model in both engines, and steerings of both."""
-
-    def __init__(self, engine: Engine, model: object, tokenizer: object, steerings: dict):
-        self.engine, self.model, self.tokenizer = engine, model, tokenizer
-        self.caa, self.ode, self.both = (steerings[name] for name in ("caa", "ode", "both"))
-
-    def backends(
-        self, positions: str = "last+generated"
-    ) -> tuple[ods.TransformersBackend, VLLMBackend]:
-        template = "plain"
-        return (
-            ods.TransformersBackend(self.model, self.tokenizer, template, positions),
-            VLLMBackend(self.engine, self.tokenizer, template, positions),
-        )
-
-    @property
-    def ways(self) -> list:
-        """Six ways to steer, mixed in one batch."""
-        return [
-            None,
-            self.caa,
-            self.caa.with_strength(-0.5),
-            self.ode.with_strength(ods.Angle(0.3)),
-            self.ode.with_strength(ods.Target(0.9, ods.Angle(0.5))),
-            self.both.with_strength(0.4),
-        ]
+def ways(named: dict[str, Any], scored: bool) -> list[Any]:
+    """Steerings of all kinds for one batch; `scored`: those that can act on a given answer."""
+    found = [
+        None,
+        named["vector"],
+        named["vector"].with_strength(-0.5),
+        named["flow"].with_strength(ods.Angle(0.3)),
+        named["aimed"],
+        named["turn"].with_strength(0.6),
+        named["heads"],
+        named["layers"].with_strength(ods.Target(0.9, ods.Angle(0.3))),
+    ]
+    return found if scored else [*found, named["prompted"]]
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def engine(model_path: str, named: dict[str, Any]) -> Iterator[Engine]:
     # Two engines with all the cores each would wait for one another.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model, tokenizer = load_model("smollm2", dtype="float32")
-    contrast = ods.Contrast.from_pairs(positive=POSITIVE, negative=NEGATIVE)
-    caa = ods.fit(model, tokenizer, contrast, "caa", layer=LAYER)
-    ode = ods.fit(model, tokenizer, contrast, "odesteer", layer=LAYER)
-    other = ods.fit(model, tokenizer, contrast, "caa", layer=LAYER + 6)
-    steerings = {"caa": caa, "ode": ode, "both": ods.LayeredSteering((caa, other))}
-    engine = Engine(
-        local_copy(),
-        steerings,
-        dtype="float32",
-        enforce_eager=True,
-        block_size=32,
-        max_model_len=512,
-    )
-    with engine:
-        yield World(engine, model, tokenizer, steerings)
+    alone = {name: one for name, one in named.items() if name != "both"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        with Engine(model_path, alone, **ENGINE) as started:
+            yield started
     torch.set_num_threads(threads)
+
+
+def backends(engine: Engine, positions: str = "last+generated") -> tuple[Any, VLLMBackend]:
+    model, tokenizer = language_model()
+    return (
+        ods.TransformersBackend(model, tokenizer, "plain", positions),
+        VLLMBackend(engine, tokenizer, "plain", positions),
+    )
 
 
 @pytest.mark.parametrize("positions", ["last+generated", "generated", "all"])
 def test_greedy_generations_and_their_logprobs_are_those_of_transformers(
-    world: World, positions: str
+    engine: Engine, named: dict[str, Any], positions: str
 ) -> None:
-    reference, backend = world.backends(positions)
-    prompts = [prompt for prompt in PROMPTS for _ in world.ways]
-    steerings = world.ways * len(PROMPTS)
-    sampling = ods.Sampling(max_new_tokens=TOKENS)
+    reference, backend = backends(engine, positions)
+    some = ways(named, scored=positions == "all")
+    prompts, steerings = [p for p in PROMPTS for _ in some], some * len(PROMPTS)
+    sampling = ods.Sampling(max_new_tokens=NEW)
     expected = reference.generate(prompts, steerings, sampling)
     assert backend.generate(prompts, steerings, sampling) == expected
-    assert len(set(expected)) > len(PROMPTS)  # steering did something
-    one = reference.logprobs(prompts, expected, steerings)
-    other = backend.logprobs(prompts, expected, steerings)
+    plain = reference.generate(PROMPTS, None, sampling)
+    assert len(set(expected)) > 3 * len(set(plain))  # or nothing was shown
+    some = ways(named, scored=True)
+    prompts, steerings = [p for p in PROMPTS for _ in some], some * len(PROMPTS)
+    answers = [text for text in plain for _ in some]
+    one = reference.logprobs(prompts, answers, steerings)
+    other = backend.logprobs(prompts, answers, steerings)
     assert [len(row) for row in one] == [len(row) for row in other]
-    difference = (torch.cat(one) - torch.cat(other)).abs().max()
-    print(f"{positions}: {len(torch.cat(one))} log-probabilities, at most {difference:.2g} apart")
-    assert difference < TOLERANCE
+    n, apart = len(torch.cat(one)), float((torch.cat(one) - torch.cat(other)).abs().max())
+    print(f"{positions}: {len(expected)} texts, {n} log-probabilities, at most {apart:.1e} apart")
+    assert apart < TOLERANCE
 
 
-def test_a_steering_read_from_its_directory_is_the_same(world: World, tmp_path) -> None:
-    _, backend = world.backends()
-    again = ods.load(world.ode.save_pretrained(tmp_path / "ode"))
-    sampling = ods.Sampling(max_new_tokens=4)
-    first = backend.generate(PROMPTS[:1], world.ode, sampling)
-    assert backend.generate(PROMPTS[:1], again, sampling) == first
+def test_repetition_is_penalised_alike(engine: Engine, named: dict[str, Any]) -> None:
+    reference, backend = backends(engine)
+    sampling = ods.Sampling(max_new_tokens=NEW, repetition_penalty=1.3)
+    expected = reference.generate(PROMPTS, named["vector"], sampling)
+    assert backend.generate(PROMPTS, named["vector"], sampling) == expected
+    plain = ods.Sampling(max_new_tokens=NEW)
+    assert backend.generate(PROMPTS, named["vector"], plain) != expected
 
 
-def test_repetition_is_penalised_alike(world: World) -> None:
-    reference, backend = world.backends()
-    sampling = ods.Sampling(max_new_tokens=TOKENS, repetition_penalty=1.3)
-    expected = reference.generate(PROMPTS, world.caa, sampling)
-    assert backend.generate(PROMPTS, world.caa, sampling) == expected
-    assert reference.generate(PROMPTS, world.caa, ods.Sampling(max_new_tokens=TOKENS)) != expected
-
-
-def test_samples_of_one_prompt_differ_and_come_again_with_the_seed(world: World) -> None:
-    _, backend = world.backends()
+def test_samples_of_one_prompt_differ_and_come_again_with_the_seed(
+    engine: Engine, named: dict[str, Any]
+) -> None:
+    _, backend = backends(engine)
     drawn = [
         backend.generate(
-            PROMPTS[:1] * 4, world.ode, ods.Sampling(max_new_tokens=8, temperature=1.0, seed=seed)
+            PROMPTS[:1] * 4, named["flow"], ods.Sampling(max_new_tokens=8, temperature=1, seed=seed)
         )
         for seed in (0, 0, 1)
     ]
@@ -144,27 +105,32 @@ def test_samples_of_one_prompt_differ_and_come_again_with_the_seed(world: World)
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_an_empty_generation_has_no_logprobs(world: World) -> None:
-    _, backend = world.backends()
-    empty, full = backend.logprobs(PROMPTS[:2], ["  ", "good"], world.caa)
+def test_an_empty_generation_has_no_logprobs(engine: Engine, named: dict[str, Any]) -> None:
+    _, backend = backends(engine)
+    empty, full = backend.logprobs(PROMPTS[:2], ["  ", "good"], named["vector"])
     assert len(empty) == 0 < len(full)
 
 
-def test_the_workers_count_what_they_moved(world: World) -> None:
-    _, backend = world.backends()
+def test_the_workers_count_what_they_moved(engine: Engine, named: dict[str, Any]) -> None:
+    _, backend = backends(engine)
 
     def tokens() -> int:
-        return sum(one["tokens"] for one in world.engine.stats() if one["steering"] == "caa")
+        return sum(one["tokens"] for one in engine.stats() if one["steering"] == "vector")
 
     before = tokens()
-    backend.generate(PROMPTS[:1], world.caa, ods.Sampling(max_new_tokens=3))
-    assert tokens() - before == 3  # the prompt's last token and two generated ones
+    backend.generate(PROMPTS[:1], named["vector"], ods.Sampling(max_new_tokens=3))
+    # The prompt's last token and two of three: nothing follows the last one.
+    assert tokens() - before == 3
     before = tokens()
-    backend.generate(PROMPTS[:1], world.caa.with_strength(0.0), ods.Sampling(max_new_tokens=3))
+    backend.generate(PROMPTS[:1], named["vector"].with_strength(0.0))
     assert tokens() == before
 
 
-def test_a_row_that_does_not_fit_is_refused(world: World) -> None:
-    _, backend = world.backends()
+def test_what_cannot_be_done_is_refused(engine: Engine, named: dict[str, Any]) -> None:
+    _, backend = backends(engine)
     with pytest.raises(ValueError, match="do not fit into the engine's 512"):
         backend.generate(PROMPTS[:1], None, ods.Sampling(max_new_tokens=600))
+    with pytest.raises(ValueError, match="cannot tell where the prompt ends"):
+        backend.logprobs(PROMPTS[:1], ["good"], named["prompted"])
+    with pytest.raises(ValueError, match="does not have the steering"):
+        backend.generate(PROMPTS[:1], ~named["vector"])

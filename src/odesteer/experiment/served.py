@@ -13,7 +13,7 @@ import torch
 from odesteer.backends import Sampling
 from odesteer.backends.base import AnySteering
 from odesteer.backends.vllm.backend import refuse as refuse_sampling
-from odesteer.backends.vllm.engine import Engine
+from odesteer.backends.vllm.engine import Engine, installed
 from odesteer.backends.vllm.known import sayable, starts
 from odesteer.experiment.config import Experiment
 from odesteer.layered import LayeredSteering
@@ -50,11 +50,7 @@ def about(backend: str, experiment: Experiment, engine: str) -> dict[str, str] |
         )
     starts(experiment.positions)
     refuse_sampling(Sampling(**experiment.sampling))
-    try:
-        import vllm
-    except ImportError:
-        raise ImportError('The backend "vllm" needs vLLM: pip install vllm.') from None
-    return {"name": VLLM, "version": str(vllm.__version__)}
+    return {"name": VLLM, "version": str(installed().__version__)}
 
 
 class Served:

@@ -57,13 +57,7 @@ class Engine:
         check: str = "architecture",
         **settings: Any,
     ):
-        try:
-            from vllm import LLM
-        except ImportError:
-            raise ImportError(
-                "This needs vLLM, in an environment that has odesteer as well: "
-                "pip install 'vllm==0.32.0'."
-            ) from None
+        vllm = installed()
         self._llm: Any = None
         # Kept as long as the engine: every process of vLLM reads its steerings there.
         self._folder = tempfile.TemporaryDirectory(prefix="odesteer-")
@@ -75,7 +69,7 @@ class Engine:
             self.known = Known(Catalogue.of(asked.get("additional_config")))
             # What the model's own file says of drawing is for each request to say.
             settings = {"generation_config": "vllm", **settings}
-            self._llm = LLM(str(model), **asked, **settings)
+            self._llm = vllm.LLM(str(model), **asked, **settings)
         except BaseException:
             self.close()
             raise
@@ -93,8 +87,6 @@ class Engine:
         Raises:
             ValueError: for a row that is longer than the engine's rows, or a closed engine.
         """
-        from vllm import SamplingParams
-
         for row, one in zip(rows, asked, strict=True):
             if len(row) + one["max_tokens"] > self.longest:
                 raise ValueError(
@@ -102,7 +94,7 @@ class Engine:
                     f"the engine's {self.longest}: start it with a larger max_model_len."
                 )
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        params = [SamplingParams(detokenize=False, **one) for one in asked]
+        params = [installed().SamplingParams(detokenize=False, **one) for one in asked]
         return self._open.generate(prompts, params, use_tqdm=False) if prompts else []
 
     def stats(self) -> list[dict[str, Any]]:
@@ -141,6 +133,22 @@ class Engine:
         if self._llm is None:
             raise ValueError("This engine was closed: start another.")
         return self._llm
+
+
+def installed() -> Any:
+    """The module vllm.
+
+    Raises:
+        ImportError: where it is not; says how to get it.
+    """
+    try:
+        import vllm
+    except ImportError:
+        raise ImportError(
+            "This needs vLLM, in an environment that has odesteer as well: "
+            "pip install 'vllm==0.32.0'."
+        ) from None
+    return vllm
 
 
 def _written(
