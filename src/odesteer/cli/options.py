@@ -91,6 +91,10 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 Engine = Annotated[
     str, typer.Option(help="Who computes: local (this process), or ray (a cluster).")
 ]
+Backend = Annotated[
+    str,
+    typer.Option(help="Who generates: transformers (the model in this process), or vllm."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Of the engine ray; one a GPU by default, else one a node."),

@@ -38,6 +38,7 @@ def run(
     ] = None,
     engine: options.Engine = "local",
     workers: options.Workers = None,
+    backend: options.Backend = "transformers",
 ) -> None:
     """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
 
@@ -58,7 +59,7 @@ def run(
 
     folder = output or RUNS / chosen.name
     with goes_on(folder), progress(chosen.name) as callback:
-        outcome = compute(chosen, folder, data, engine, say, callback, workers)
+        outcome = compute(chosen, folder, data, engine, say, callback, workers, backend)
     note = "" if outcome.computed else " (it was complete)"
     out.print(f"Wrote {escape(str(outcome.results))}{note}", soft_wrap=True)
 

@@ -21,7 +21,7 @@ from odesteer.work.claims import Claim
 from odesteer.work.folder import WorkFolder, line, refuse_other
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
-KEYS = ("config", "benchmark", "folds", "version", "model")  # what makes it another run
+KEYS = ("config", "benchmark", "folds", "version", "backend", "model")  # what makes it another run
 
 
 class RunFolder(WorkFolder):

@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from odesteer.backends import Sampling, TransformersBackend
+from odesteer.backends import Backend, Sampling, TransformersBackend
 from odesteer.backends.base import AnySteering
+from odesteer.backends.vllm import Engine, VLLMBackend
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
 from odesteer.experiment.config import Experiment
@@ -30,6 +31,7 @@ def generate(
     steering: AnySteering | None,
     words: bool,
     seed: int,
+    engine: Engine | None = None,
 ) -> list[str]:
     """`samples` generations of each case, in order, cut off where a text of its own begins.
 
@@ -40,16 +42,16 @@ def generate(
         steering: None for the unsteered model.
         words: whether the prompt asks for the behaviour in words.
         seed: of the condition.
+        engine: of vLLM, which generates instead of `model`.
     """
     asked = [prompt_of(tokenizer, benchmark, case, words) for case in cases]
     rows = [prompt for prompt in asked for _ in range(experiment.samples)]
-    backend = TransformersBackend(
-        model,
-        tokenizer,
-        template=rows[0].template,
-        positions=experiment.positions,
-        batch_size=len(rows),
-    )
+    template, positions = rows[0].template, experiment.positions
+    backend: Backend
+    if engine is None:
+        backend = TransformersBackend(model, tokenizer, template, positions, len(rows))
+    else:
+        backend = VLLMBackend(engine, tokenizer, template, positions)
     sampling = Sampling(**experiment.sampling, seed=seed_of(seed, cases))
     said = backend.generate([prompt.prompt for prompt in rows], steering, sampling)
     return [benchmark.trim(text) for text in said]
@@ -71,6 +73,7 @@ def lines(
     seed: int,
     judges: Mapping[str, Judge],
     packed: bool,
+    engine: Engine | None = None,
 ) -> list[dict[str, Any]]:
     """A line a case and sample, without the fold; arguments as of `generate`.
 
@@ -78,7 +81,7 @@ def lines(
     prompt are read in one row.
     """
     name, steering, words = condition
-    said = generate(model, tokenizer, benchmark, experiment, cases, steering, words, seed)
+    said = generate(model, tokenizer, benchmark, experiment, cases, steering, words, seed, engine)
     rows = [case for case in cases for _ in range(experiment.samples)]
     damage = damages(model, tokenizer, benchmark, experiment, cases, said, steering, words, packed)
     verdicts = {

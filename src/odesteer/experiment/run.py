@@ -13,6 +13,7 @@ from typing import Any
 
 from odesteer import __version__
 from odesteer.benchmarks import Benchmark, load_benchmark
+from odesteer.experiment import served
 from odesteer.experiment.config import Experiment
 from odesteer.experiment.folder import KEYS, RunFolder, refuse_another
 from odesteer.experiment.outcome import Outcome, header
@@ -33,6 +34,7 @@ def run(
     say: Say | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    backend: str = "transformers",
 ) -> Outcome:
     """Run what is left of an experiment.
 
@@ -44,13 +46,20 @@ def run(
         say: called with a line before anything slow.
         progress: called with (work done, work in all), by anybody.
         workers: how many compute, where the engine has more than one (`odesteer.work.ray`).
+        backend: who generates, see `odesteer.experiment.served`.
 
     Raises:
         ValueError: for another experiment's directory; names what differs.
     """
     work = pick(ENGINES, engine, "engine")
+    generator = served.about(backend, experiment, engine)
     benchmark, planned = prepared(experiment, data)
-    known = {"config": experiment.to_json(), "version": __version__, **_asked(planned, benchmark)}
+    known = {
+        "config": experiment.to_json(),
+        "version": __version__,
+        "backend": generator,
+        **_asked(planned, benchmark),
+    }
     refuse_another(out, known)
     folder = RunFolder(out, len(planned.units))
     if folder.assemble():
@@ -89,7 +98,10 @@ class RunTask:
         )
         folder = RunFolder(self.path, len(self.planned.units))
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
-        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, self.data)
+        beside = None
+        if self.known["backend"] is not None:
+            beside = served.Served(self.planned.experiment, model, say)
+        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, self.data, beside)
         return UnitWorker(self.planned, folder, worker)
 
 
@@ -103,6 +115,9 @@ class UnitWorker:
 
     def compute(self, number: int) -> None:
         self.folder.finish(number, self.worker.lines(self.planned.units[number]))
+
+    def close(self) -> None:
+        self.worker.close()
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:

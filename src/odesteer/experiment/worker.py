@@ -4,10 +4,10 @@ A worker holds the model and everything that can be kept between units; which un
 and by whom, does not matter to what they say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from odesteer.artifact.saving import dose_to_json
+from odesteer.artifact.saving import CONFIG, dose_to_json
 from odesteer.backends.base import AnySteering
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
@@ -23,6 +23,7 @@ from odesteer.experiment.packing import Asked
 from odesteer.experiment.passes import takes_packed
 from odesteer.experiment.plan import Plan, Unit
 from odesteer.experiment.prompting import plain, with_choices
+from odesteer.experiment.served import Served
 from odesteer.layered import LayeredSteering
 from odesteer.ode import Dose
 from odesteer.templates import encode
@@ -39,6 +40,7 @@ class Worker:
         folder: where earlier units have left what later ones need.
         model, tokenizer: what is steered, in eval mode.
         data: where judges have their labelled answers.
+        served: vLLM, where it generates.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Worker:
         model: Any,
         tokenizer: Any,
         data: Any = None,
+        served: Served | None = None,
     ):
+        self._served = served
         self._plan, self._benchmark, self._folder = plan, benchmark, folder
         self._model, self._tokenizer = model, tokenizer
         self._learning = Learning(model, tokenizer, benchmark, plan, folder)
@@ -166,6 +170,11 @@ class Worker:
             )
         else:
             [one] = conditions
+            engine = (
+                self._served.engine(one[1], lambda: self._learnt(unit.fold))
+                if self._served is not None
+                else None
+            )
             made = generations.lines(
                 self._model,
                 self._tokenizer,
@@ -176,8 +185,26 @@ class Worker:
                 self._plan.conditions[unit.conditions[0]].seed,
                 self._judges,
                 self._packed,
+                engine,
             )
         return [{**line, "fold": unit.fold} for line in made]
+
+    def close(self) -> None:
+        """End what was started for units."""
+        if self._served is not None:
+            self._served.close()
+
+    def _learnt(self, fold: int) -> Iterator[AnySteering]:
+        """The steerings of all conditions that are learnt and chosen by now."""
+        for i, condition in enumerate(self._plan.conditions):
+            if not condition.moves:
+                continue
+            if condition.open and not self._folder.done(self._choice_of[fold, i]):
+                continue  # another process is at it
+            layer, dose = self._settled(fold, i)
+            folder = self._folder.steering(fold, condition.fitting(layer).folder)
+            if (folder / CONFIG).is_file():
+                yield self._learning.dosed(fold, condition, layer, dose)
 
     def _ready(self, fold: int, i: int) -> tuple[str, AnySteering | None, bool]:
         """(id, steering at its dose, whether the prompt asks in words)."""

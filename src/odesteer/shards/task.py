@@ -136,6 +136,9 @@ class ShardWorker:
     tokenizer: Any
     threads: int | None
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def compute(self, number: int) -> None:
         """Compute a shard and write it."""
         what = self.extraction

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from odesteer.work.folder import WAIT
-from odesteer.work.job import Job
+from odesteer.work.job import Computes, Job
 from odesteer.work.ray import cluster
 
 
@@ -23,6 +24,15 @@ def local(job: Job) -> int:
             f"several times with the same --out, or use --engine ray."
         )
     worker = job.task.start(job.say)
+    with closing(worker):
+        computed = _all_of(job, worker)
+    while not job.end():
+        time.sleep(WAIT)
+    return computed
+
+
+def _all_of(job: Job, worker: Computes) -> int:
+    """Compute until nothing is left, by whomever; how many were computed here."""
     computed = 0
     left = list(job.units)
     while left:
@@ -39,8 +49,6 @@ def local(job: Job) -> int:
             break
         if left and waiting:
             time.sleep(WAIT)
-    while not job.end():
-        time.sleep(WAIT)
     return computed
 
 

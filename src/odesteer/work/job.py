@@ -37,6 +37,9 @@ class Computes(Protocol):
     def compute(self, number: int) -> None:
         """Compute a unit, which the caller has claimed, and write it."""
 
+    def close(self) -> None:
+        """End what was started for it, such as other processes."""
+
 
 class Task(Protocol):
     """What a process has to know to compute; it may be sent to other machines."""

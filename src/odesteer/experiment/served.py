@@ -1,0 +1,128 @@
+"""Who says the generations of a run: the model that is in memory, or vLLM beside it?
+
+Learning, choosing and measuring stay with the model in this process: they need activations. vLLM
+takes over what costs most, the test cases' generations. It has to know its steerings when it
+starts, so it is started at a fold's first generations, when all is learnt.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from odesteer.backends import Sampling
+from odesteer.backends.base import AnySteering
+from odesteer.backends.vllm.backend import refuse as refuse_sampling
+from odesteer.backends.vllm.engine import Engine, installed
+from odesteer.backends.vllm.known import sayable, starts
+from odesteer.experiment.config import Experiment
+from odesteer.layered import LayeredSteering
+from odesteer.lookup import pick
+from odesteer.models import SMOLLM2, local_copy
+
+VLLM = "vllm"
+BACKENDS = ("transformers", VLLM)
+# Of the memory that the model in this process has left on its device.
+SHARE = 0.9
+
+Say = Callable[[str], None]
+
+
+def about(backend: str, experiment: Experiment, engine: str) -> dict[str, str] | None:
+    """What the results say of it; None for transformers, which is what they say nothing of.
+
+    Raises:
+        ValueError: where the experiment or who computes does not fit the backend.
+        ImportError: without vLLM.
+    """
+    pick(dict.fromkeys(BACKENDS), backend, "backend")
+    if backend != VLLM:
+        return None
+    if experiment.task != "generations":
+        raise ValueError(
+            f'The backend "vllm" generates, and this experiment\'s task is "{experiment.task}": '
+            f"leave --backend out."
+        )
+    if engine != "local":
+        raise ValueError(
+            f'The backend "vllm" has processes of its own; with --engine {engine} every worker '
+            f"would start them: use --engine local."
+        )
+    starts(experiment.positions)
+    refuse_sampling(Sampling(**experiment.sampling))
+    return {"name": VLLM, "version": str(installed().__version__)}
+
+
+class Served:
+    """vLLM beside a model, started when it is needed.
+
+    Args:
+        experiment: whose model it runs.
+        model: the one in this process, of which it takes its precision.
+        say: called with a line before a start.
+    """
+
+    def __init__(self, experiment: Experiment, model: Any, say: Say | None = None):
+        self._chosen, self._model, self._say = experiment.model, model, say
+        self._engine: Engine | None = None
+
+    def engine(
+        self, steering: AnySteering | None, ready: Callable[[], Iterable[AnySteering]]
+    ) -> Engine:
+        """An engine that has `steering`.
+
+        Args:
+            steering: None for the unsteered model.
+            ready: what else will soon be asked for; called only where an engine is started.
+        """
+        if self._engine is not None and self._engine.known.serves(steering):
+            return self._engine
+        self.close()
+        wanted = _several([*ready(), *([] if steering is None else [steering])])
+        if self._say is not None:
+            self._say(f"Starting vLLM with {len(wanted)} steerings")
+        name = str(local_copy()) if self._chosen.name == SMOLLM2 else self._chosen.name
+        self._engine = Engine(name, wanted, **self._settings(wanted.values()))
+        return self._engine
+
+    def close(self) -> None:
+        """End it, if it was started."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _settings(self, wanted: Iterable[AnySteering]) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "revision": self._chosen.revision,
+            "max_model_len": -1,  # the longest that its memory holds
+        }
+        if not torch.cuda.is_available():
+            # Compiling takes minutes there and gains little.
+            return {**settings, "enforce_eager": True}
+        free, total = torch.cuda.mem_get_info()
+        deciding = any(
+            part.field.reads_prompt or part.solver == "dopri5"
+            for one in wanted
+            for part in _parts(one)
+        )
+        return {
+            **settings,
+            "gpu_memory_utilization": SHARE * free / total,
+            "enforce_eager": deciding,  # a CUDA graph takes no decisions
+        }
+
+
+def _parts(steering: AnySteering) -> tuple[Any, ...]:
+    return steering.parts if isinstance(steering, LayeredSteering) else (steering,)
+
+
+def _several(steerings: Iterable[AnySteering]) -> dict[str, AnySteering]:
+    """By a name, each once: in a CUDA graph, each costs time in every step."""
+    kept: dict[Any, AnySteering] = {}
+    for one in steerings:
+        parts = _parts(one)
+        dose = None if sayable(one) else tuple(part.dose for part in parts)
+        places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
+        kept.setdefault((places, dose), one)
+    return {f"steering-{i}": one for i, one in enumerate(kept.values())}

@@ -1,0 +1,327 @@
+"""Is vLLM asked for what a caller gives the backend? Without vLLM: an engine that listens."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny
+
+from odesteer import Angle, LayeredSteering, PathLength, Sampling, Steering, Target, load
+from odesteer.backends.vllm import Engine, VLLMBackend, options
+from odesteer.backends.vllm.catalogue import Catalogue
+from odesteer.backends.vllm.engine import _generation
+from odesteer.backends.vllm.known import Known, starts
+from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time
+from odesteer.templates import encode
+
+D = 8
+
+
+def made(seed: int, layer: int = 1, vector: bool = False) -> Steering:
+    direction = torch.randn(D, generator=torch.Generator().manual_seed(seed))
+    field = ConstantField(direction) if vector else GradientField(LinearBarrier(direction, 0.1))
+    return Steering(field, Angle(0.2), layer=layer)
+
+
+STEERINGS = {
+    "kind": made(0),
+    "plain": made(1, vector=True),
+    "two": LayeredSteering((made(2, 0), made(3, 2).with_strength(0.5))),
+    "far": made(4).with_strength(PathLength(2.0)),
+    "twice-a": made(5),
+    "twice-b": made(5).with_strength(PathLength(0.7)),
+}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    folder = tmp_path_factory.mktemp("steerings")
+    paths = {name: one.save_pretrained(folder / name) for name, one in STEERINGS.items()}
+    return Known(Catalogue.of(options(paths)["additional_config"]))
+
+
+def asked(known: Known, steering: Any, start: str | int = "last_prompt") -> Ask:
+    extra = known.ask(steering, start)
+    assert extra is not None
+    [one] = parse(extra[KEY])
+    return one
+
+
+# ---- which steering, and how far
+
+
+@pytest.mark.parametrize("name", STEERINGS)
+def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(known: Known, name: str) -> None:
+    assert asked(known, STEERINGS[name], "all") == Ask(name, start="all")
+
+
+@pytest.mark.parametrize(
+    ("dose", "expected"),
+    [
+        (0.5, Ask("kind", Time(0.5))),
+        (Angle(-0.3), Ask("kind", Angle(-0.3))),
+        (Target(0.9, 2.0), Ask("kind", Time(2.0), probability=0.9)),
+        (Target(0.9, Angle(0.5)), Ask("kind", Angle(0.5), probability=0.9)),
+    ],
+)
+def test_another_dose_travels_with_the_request(known: Known, dose: Any, expected: Ask) -> None:
+    steering = STEERINGS["kind"].with_strength(dose)
+    found = asked(known, steering)
+    assert found == expected
+    assert found.dose_at(STEERINGS["kind"].dose) == steering.dose
+
+
+def test_the_same_steering_read_from_a_directory_is_recognised(
+    known: Known, tmp_path: Path
+) -> None:
+    again = load(STEERINGS["kind"].save_pretrained(tmp_path / "again"))
+    assert known.serves(again)
+    assert asked(known, again.with_strength(0.5)) == Ask("kind", Time(0.5))
+
+
+@pytest.mark.parametrize("name", ["kind", "two"])
+def test_no_dose_is_no_steering(known: Known, name: str) -> None:
+    assert known.ask(STEERINGS[name].with_strength(0.0), "all") is None
+    assert known.ask(None, "all") is None
+
+
+def test_one_dose_at_all_layers_is_one_dose_in_words(known: Known) -> None:
+    both = STEERINGS["two"]
+    assert asked(known, both.with_strength(Angle(0.1))) == Ask("two", Angle(0.1))
+    uneven = replace(both, parts=(both.parts[0].with_strength(0.1), both.parts[1]))
+    with pytest.raises(ValueError, match=r"says one dose for all layers; .* strength 0\.1, stren"):
+        known.ask(uneven, "all")
+
+
+def test_of_two_names_the_one_with_the_dose_is_asked_for(known: Known) -> None:
+    assert asked(known, made(5).with_strength(PathLength(0.7))) == Ask("twice-b")
+    assert asked(known, made(5).with_strength(0.3)).dose == Time(0.3)
+
+
+def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(known: Known) -> None:
+    one = STEERINGS["kind"]
+    assert one.field.unit_speed
+    assert asked(known, one.with_strength(PathLength(0.3))) == Ask("kind", Time(0.3))
+    other = STEERINGS["plain"]
+    assert not other.field.unit_speed
+    with pytest.raises(ValueError, match=r"a strength, an angle or a target; got path length 0\.3"):
+        known.ask(other.with_strength(PathLength(0.3)), "all")
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        made(9),
+        replace(STEERINGS["kind"], layer=2),
+        replace(STEERINGS["kind"], steps=3),
+        replace(STEERINGS["kind"], solver="rk4"),
+        ~STEERINGS["kind"],
+    ],
+)
+def test_what_moves_otherwise_is_another_steering(known: Known, stranger: Steering) -> None:
+    assert not known.serves(stranger)
+    with pytest.raises(ValueError, match=r"does not have the steering .*it has: kind, plain"):
+        known.ask(stranger, "all")
+
+
+def test_an_engine_without_steerings_has_none() -> None:
+    with pytest.raises(ValueError, match="it has: none"):
+        Known().ask(STEERINGS["kind"], "all")
+
+
+def test_a_target_needs_a_barrier(known: Known) -> None:
+    with pytest.raises(ValueError, match="'plain' has no barrier"):
+        known.ask(STEERINGS["plain"].with_strength(Target(0.9, 1.0)), "all")
+
+
+def test_positions_are_where_steering_starts() -> None:
+    names = {"last+generated": "last_prompt", "generated": "generated", "all": "all"}
+    assert {name: starts(name) for name in names} == names
+    with pytest.raises(ValueError, match=r"from a position on: .*; got 'prompt'"):
+        starts("prompt")
+    with pytest.raises(ValueError, match="got a mask"):
+        starts(torch.ones(3))
+
+
+# ---- what the backend asks the engine for
+
+
+class Listening:
+    """Stands for `Engine`: keeps what it is asked, and says the same tokens to all."""
+
+    def __init__(self, known: Known):
+        self.known, self.stops, self.longest = known, [6], 100
+        self.warpers = {"top_k": 50, "min_p": 0.0}
+
+    def complete(self, rows: Any, asked: Any) -> list[Any]:
+        self.rows, self.asked = rows, asked
+        scores = [
+            [None, *({i: SimpleNamespace(logprob=-float(i))} for i in row[1:])] for row in rows
+        ]
+        says = SimpleNamespace(token_ids=(7, 8, 6))
+        return [SimpleNamespace(outputs=[says], prompt_logprobs=one) for one in scores]
+
+
+def backend(known: Known, positions: str = "last+generated") -> VLLMBackend:
+    engine: Any = Listening(known)
+    return VLLMBackend(engine, tiny.tokenizer(), "plain", positions)
+
+
+def test_each_prompt_has_its_own_steering(known: Known) -> None:
+    one = backend(known)
+    steerings = [None, STEERINGS["kind"], STEERINGS["plain"].with_strength(0.5)]
+    said = one.generate(["the cat", "a dog", "the moon"], steerings)
+    heard: Any = one.engine
+    assert heard.rows == [
+        encode(one.tokenizer, prompt, template="plain")
+        for prompt in ("the cat", "a dog", "the moon")
+    ]
+    extra = [each["extra_args"] for each in heard.asked]
+    assert extra[0] is None
+    assert [parse(each[KEY]) for each in extra[1:]] == [(Ask("kind"),), (Ask("plain", Time(0.5)),)]
+    # <end> is special: it ends the text and is not in it.
+    assert said == ["the a"] * 3
+    with pytest.raises(ValueError, match="2 steerings for 1 prompts"):
+        one.generate(["the cat"], steerings[:2])
+
+
+def test_greedy_is_greedy_and_stops_where_transformers_does(known: Known) -> None:
+    one = backend(known)
+    one.generate(["the cat"], None, Sampling(max_new_tokens=5, repetition_penalty=1.2))
+    heard: Any = one.engine
+    assert heard.asked == [
+        {
+            "temperature": 0.0,
+            "extra_args": None,
+            "repetition_penalty": 1.2,
+            "max_tokens": 5,
+            "stop_token_ids": [6],
+            "ignore_eos": True,
+        }
+    ]
+
+
+def test_samples_have_seeds_of_their_own_whatever_steers_them(known: Known) -> None:
+    one = backend(known)
+    heard: Any = one.engine
+
+    def seeds(steering: Any, seed: int) -> list[int]:
+        one.generate(["the cat"] * 3, steering, Sampling(temperature=0.7, top_p=0.9, seed=seed))
+        assert all(each["temperature"] == 0.7 and each["top_p"] == 0.9 for each in heard.asked)
+        assert all(each["top_k"] == 50 for each in heard.asked)
+        return [each["seed"] for each in heard.asked]
+
+    first = seeds(None, 0)
+    assert len(set(first)) == 3
+    assert seeds(STEERINGS["kind"], 0) == first
+    assert not set(first) & set(seeds(None, 1))
+
+
+@pytest.mark.parametrize("positions", ["last+generated", "generated", "all"])
+def test_an_answer_is_scored_from_the_position_that_its_prompt_gives(
+    known: Known, positions: str
+) -> None:
+    one = backend(known, positions)
+    heard: Any = one.engine
+    empty, full = one.logprobs(["the cat", "a dog"], [" ", "sat on"], STEERINGS["kind"])
+    prompt = encode(one.tokenizer, "a dog", template="plain")
+    row = encode(one.tokenizer, "a dog", "sat on", template="plain")
+    assert heard.rows == [row]
+    [ask] = parse(heard.asked[0]["extra_args"][KEY])
+    expected = {"all": 0, "generated": len(prompt), "last+generated": len(prompt) - 1}
+    assert ask.start == expected[positions]
+    assert len(empty) == 0
+    assert full.tolist() == [-float(i) for i in row[len(prompt) :]]
+
+
+def test_what_vllm_cannot_do_is_refused(known: Known) -> None:
+    one = backend(known)
+    with pytest.raises(ValueError, match=r"does not know no_repeat_ngram_size \(got 2\)"):
+        one.generate(["the cat"], None, Sampling(no_repeat_ngram_size=2))
+    with pytest.raises(ValueError, match="got 'prompt'"):
+        backend(known, "prompt")
+    with pytest.raises(NotImplementedError, match=r"odesteer\.activations"):
+        one.activations(None, [1])  # type: ignore[arg-type]
+
+
+# ---- the engine
+
+
+def test_without_vllm_the_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match="pip install"):
+        Engine("anything")
+
+
+class Fake:
+    """Stands for the module vllm."""
+
+    def __init__(self, fails: bool = False):
+        self.fails, self.closed, self.given = fails, 0, dict[str, Any]()
+
+    def LLM(self, model: str, **settings: Any) -> Any:
+        self.given = settings
+        self.entries = settings["additional_config"][KEY]["steerings"]
+        for entry in self.entries:
+            assert load_file(Path(entry["path"]) / "steering.safetensors")
+        if self.fails:
+            raise RuntimeError("no memory")
+        core = SimpleNamespace(shutdown=self._shutdown)
+        engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=12), engine_core=core)
+        ranks = [[{"steering": "kind", "layer": 1, "site": "residual", "tokens": 3}]] * 2
+        return SimpleNamespace(llm_engine=engine, collective_rpc=lambda name: ranks)
+
+    def SamplingParams(self, **given: Any) -> Any:
+        return given
+
+    def _shutdown(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tiny.model().config.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_objects_are_written_for_vllm_and_removed_with_it(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    vllm = Fake()
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with Engine(model, {"kind": STEERINGS["kind"]}, dtype="float32") as engine:
+        assert engine.longest == 12 and vllm.given["dtype"] == "float32"
+        assert engine.known.serves(STEERINGS["kind"].with_strength(3.0))
+        assert [one["tokens"] for one in engine.stats()] == [3]  # ranks say the same
+        with pytest.raises(ValueError, match=r"10 tokens and 3 more do not fit .* 12"):
+            engine.complete([[1] * 10], [{"max_tokens": 3}])
+    assert vllm.closed == 1
+    assert not Path(vllm.entries[0]["path"]).exists()
+    engine.close()
+    assert vllm.closed == 1
+    with pytest.raises(ValueError, match="was closed"):
+        engine.stats()
+
+
+def test_an_engine_that_does_not_start_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    vllm = Fake(fails=True)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with pytest.raises(RuntimeError, match="no memory"):
+        Engine(model, {"kind": STEERINGS["kind"]})
+    assert not Path(vllm.entries[0]["path"]).exists()
+
+
+def test_the_tokens_that_end_a_text_are_those_of_transformers(model: Path) -> None:
+    from transformers import GenerationConfig
+
+    assert _generation(str(model), "main")[1]["top_k"] == 50
+    GenerationConfig(eos_token_id=[3, 4], do_sample=True, top_k=20).save_pretrained(model)
+    assert _generation(str(model), "main") == ([3, 4], {"top_k": 20, "min_p": 0.0})
