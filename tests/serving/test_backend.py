@@ -3,9 +3,7 @@
 One engine answers all; it takes most of the time to start.
 """
 
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,12 +25,8 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def known(named: dict[str, Any]) -> dict[str, Any]:
-    """What the engine has, and one that keeps what the prompt's last token decides."""
-    # Learnt from bare texts it does not read a prompt; with prompts it would.
-    field = copy.deepcopy(named["prompted"].field)
-    field.reads_prompt = True
-    found = {name: one for name, one in named.items() if name not in ("both", "prompted")}
-    return {**found, "keeping": replace(named["prompted"], field=field)}
+    """What the engine has."""
+    return {name: one for name, one in named.items() if name != "both"}
 
 
 def ways(known: dict[str, Any], scored: bool) -> list[Any]:
@@ -47,7 +41,7 @@ def ways(known: dict[str, Any], scored: bool) -> list[Any]:
         known["heads"],
         known["layers"].with_strength(ods.Target(0.9, ods.Angle(0.3))),
     ]
-    return found if scored else [*found, known["keeping"]]
+    return found if scored else [*found, known["prompted"]]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +136,6 @@ def test_what_cannot_be_done_is_refused(engine: Engine, known: dict[str, Any]) -
     with pytest.raises(ValueError, match="do not fit into the engine's 512"):
         backend.generate(PROMPTS[:1], None, ods.Sampling(max_new_tokens=600))
     with pytest.raises(ValueError, match="cannot tell where the prompt ends"):
-        backend.logprobs(PROMPTS[:1], ["good"], known["keeping"])
+        backend.logprobs(PROMPTS[:1], ["good"], known["prompted"])
     with pytest.raises(ValueError, match="does not have the steering"):
         backend.generate(PROMPTS[:1], ~known["vector"])

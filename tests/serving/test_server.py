@@ -88,7 +88,8 @@ def complete(client: OpenAI, prompt: str, extra: Any, **more: Any) -> str:
 def expected(reference: Any) -> Any:
     def text(prompt: str, extra: Any, new: int = NEW) -> str:
         _, tokenizer = language_model()
-        return str(tokenizer.decode(reference(tokens(prompt), extra, new)))
+        ids = reference(tokens(prompt), extra, new)
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
 
     return text
 
