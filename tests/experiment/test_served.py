@@ -109,22 +109,21 @@ def _field(seed: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "words"),
+    ("change", "words"),
     [
-        ('task = "choices"\nbenchmark = "truthfulqa"', {}, 'task is "choices"'),
-        ("", {"engine": "ray"}, "use --engine local"),
-        ('positions = "prompt"', {}, "from a position on"),
-        ("[sampling]\nno_repeat_ngram_size = 2", {}, "does not know no_repeat_ngram_size"),
+        ('task = "choices"\nbenchmark = "truthfulqa"', 'task is "choices"'),
+        ('positions = "prompt"', "from a position on"),
+        ("[sampling]\nno_repeat_ngram_size = 2", "does not know no_repeat_ngram_size"),
     ],
 )
 def test_what_vllm_cannot_run_is_refused_before_anything_is_done(
-    file: Path, tmp_path: Path, model: Path, change: str, arguments: dict[str, str], words: str
+    file: Path, tmp_path: Path, model: Path, change: str, words: str
 ) -> None:
     begin = "" if "benchmark" in change else 'benchmark = "sentiment"\n'
     text = f'model = "{model}"\nlayers = [1]\ndoses = [0.2]\nmethods = ["caa"]\n{begin}{change}\n'
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=words):
-        run(read(file), tmp_path / "run", backend="vllm", **arguments)
+        run(read(file), tmp_path / "run", backend="vllm")
     with pytest.raises(ValueError, match="Unknown backend 'vlm'"):
         run(read(file), tmp_path / "run", backend="vlm")
     assert not (tmp_path / "run").exists()

@@ -52,7 +52,7 @@ def run(
         ValueError: for another experiment's directory; names what differs.
     """
     work = pick(ENGINES, engine, "engine")
-    generator = served.about(backend, experiment, engine)
+    generator = served.about(backend, experiment)
     benchmark, planned = prepared(experiment, data)
     known = {
         "config": experiment.to_json(),

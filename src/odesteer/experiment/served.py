@@ -2,7 +2,8 @@
 
 Learning, choosing and measuring stay with the model in this process: they need activations. vLLM
 takes over what costs most, the test cases' generations. It has to know its steerings when it
-starts, so it is started at a fold's first generations, when all is learnt.
+starts, so it is started at a fold's first generations, when all is learnt. Each process that
+computes units has an engine of its own: on a Ray cluster they are replicas.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,11 +29,11 @@ SHARE = 0.9
 Say = Callable[[str], None]
 
 
-def about(backend: str, experiment: Experiment, engine: str) -> dict[str, str] | None:
+def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
     """What the results say of it; None for transformers, which is what they say nothing of.
 
     Raises:
-        ValueError: where the experiment or who computes does not fit the backend.
+        ValueError: where the experiment does not fit the backend.
         ImportError: without vLLM.
     """
     pick(dict.fromkeys(BACKENDS), backend, "backend")
@@ -42,11 +43,6 @@ def about(backend: str, experiment: Experiment, engine: str) -> dict[str, str] |
         raise ValueError(
             f'The backend "vllm" generates, and this experiment\'s task is "{experiment.task}": '
             f"leave --backend out."
-        )
-    if engine != "local":
-        raise ValueError(
-            f'The backend "vllm" has processes of its own; with --engine {engine} every worker '
-            f"would start them: use --engine local."
         )
     starts(experiment.positions)
     refuse_sampling(Sampling(**experiment.sampling))

@@ -23,6 +23,7 @@ from odesteer.work.claims import Claim
 from odesteer.work.folder import CLAIMS, WAIT
 from odesteer.work.job import Job, Task, Unit
 
+_CLOSING = 30.0  # seconds for workers to end other processes
 _TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
 
 
@@ -49,6 +50,10 @@ class _Computes:
     def compute(self, number: int) -> None:
         """Compute a unit and write it; the driver holds its claim."""
         self._worker.compute(number)
+
+    def close(self) -> None:
+        """End what the worker has started; killed, it could not."""
+        self._worker.close()
 
 
 class _Pool:
@@ -122,6 +127,11 @@ class _Pool:
 
     def dismiss(self) -> None:
         """End all workers, and give back the claims of what they have not done."""
+        self._ray.wait(
+            [actor.close.remote() for actor in self.idle],
+            num_returns=len(self.idle),
+            timeout=_CLOSING,
+        )
         for actor in self._folds:
             self._ray.kill(actor)
         for _, _, claim in self._busy.values():
