@@ -11,7 +11,10 @@ from odesteer.backends.vllm.place import PLACES, Place, steer
 from odesteer.backends.vllm.request import parse
 from odesteer.backends.vllm.step import Scheduled, Step
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 D, ROWS, EACH = 64, 32, 8
 ASKS = (
