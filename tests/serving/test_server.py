@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +232,22 @@ def test_a_server_with_a_steering_of_another_model_does_not_start(steerings: Any
         text=True,
     )
     assert result.returncode == 2 and "nowhere/at/all" in result.stderr
+
+
+def test_the_example_of_the_docs_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    (example,) = [
+        block.partition("```")[0]
+        for block in page.read_text(encoding="utf-8").split("```py\n")
+        if block.startswith("from openai")
+    ]
+    # This server's steerings have other names.
+    for theirs, ours in {
+        "8000": str(server.port),
+        "melancholy": "flow",
+        "cheerful": "vector",
+    }.items():
+        example = example.replace(theirs, ours)
+    exec(compile(example, "<docs>", "exec"), {})
+    models, *answers = capsys.readouterr().out.strip().split("\n", 4)
+    assert "smollm2:flow" in models and len({one.partition(":")[2] for one in answers}) >= 3
