@@ -129,23 +129,31 @@ def _on_output(block: Any, place: Place) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
-        if not torch.compiler.is_compiling() and place.idle:
-            return output
-        if isinstance(output, Tensor):
-            steer_one(output, key)
-        elif isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor):
-            if output[1] is None:
-                steer_one(output[0], key)
+        hidden, residual = _summands(output, name)
+        if torch.compiler.is_compiling() or not place.idle:
+            if residual is None:
+                steer_one(hidden, key)
             else:
-                steer(output[0], output[1], key)
-        else:
-            raise ValueError(
-                f"{name} returns neither the residual stream nor its two summands: odesteer "
-                f"cannot steer this architecture in vLLM."
-            )
+                steer(hidden, residual, key)
         return output
 
     block.forward = forward
+
+
+def _summands(output: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """What a decoder layer returns: the stream, or two summands of it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(output, Tensor):
+        return output, None
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor):
+        return output
+    raise ValueError(
+        f"{name} returns neither the residual stream nor its two summands: odesteer cannot steer "
+        f"this architecture in vLLM."
+    )
 
 
 def _on_input(module: Any, place: Place) -> None:
@@ -154,6 +162,8 @@ def _on_input(module: Any, place: Place) -> None:
 
     def forward(heads: Tensor, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not place.idle:
+            # What reads it may not be the projection alone.
+            heads = heads.clone()
             steer_one(heads, key)
         return original(heads, *args, **kwargs)
 
