@@ -17,6 +17,7 @@ from odesteer.cli import (
     methods,
     report,
     run,
+    score,
     serve,
     tune,
 )
@@ -55,6 +56,7 @@ app.command()(fit.fit)
 app.command()(tune.tune)
 app.command()(generate.generate)
 app.command()(generate.chat)
+app.command()(score.score)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)

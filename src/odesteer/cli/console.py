@@ -55,7 +55,7 @@ def one_line_warnings() -> None:
     def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
         # Deprecations and the like are for developers, and stay as they are.
         if category in (UserWarning, RuntimeWarning) and not os.environ.get("ODESTEER_DEBUG"):
-            err.print(f"[yellow]warning:[/] {_plain(message)}", soft_wrap=True)
+            warn(message)
         else:
             show(message, category, *place)
 
@@ -71,6 +71,21 @@ def _plain(error: object) -> str:
 def say(line: str) -> None:
     """A line about what happens now, on stderr."""
     err.print(f"[dim]{line}[/]")
+
+
+def warn(line: object) -> None:
+    """A line that somebody should read, on stderr."""
+    err.print(f"[yellow]warning:[/] {_plain(line)}", soft_wrap=True)
+
+
+def bar(share: float, width: int = 8) -> str:
+    """A share of 0 to 1 to look at.
+
+    >>> bar(0.75)
+    '▕██████░░▏'
+    """
+    full = round(width * min(max(share, 0.0), 1.0)) if share == share else 0
+    return f"▕{'█' * full}{'░' * (width - full)}▏"
 
 
 @contextmanager
