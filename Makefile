@@ -17,6 +17,10 @@ test: $(READY)  ## the tests that need no more than minutes
 test-slow: $(READY)  ## with the real model, and the whole conformance suite
 	$(PYTEST) -m "slow and not gpu"
 
+cli-reference: $(READY)  ## docs/cli.md, from the commands themselves
+	$(BIN)/python -m odesteer.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
 conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures
 	OMP_NUM_THREADS=1 $(BIN)/odesteer conformance
 
