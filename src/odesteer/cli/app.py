@@ -7,6 +7,7 @@ import typer
 
 from odesteer.cli import (
     cache,
+    chat,
     conformance,
     demo,
     evaluate,
@@ -64,7 +65,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     LEARN: {"fit": fit.fit, "tune": tune.tune, "extract": extract.extract},
     USE: {
         "generate": generate.generate,
-        "chat": generate.chat,
+        "chat": chat.chat,
         "serve": serve.serve,
         "score": score.score,
         "inspect": inspect.inspect,

@@ -4,7 +4,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+STOPPED = 130  # what shells say of a command that Ctrl-C ended: 128 + SIGINT
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -42,8 +44,8 @@ def teaching_errors(command: F) -> F:
             err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("interrupted")
-            raise typer.Exit(130) from None
+            err.print("Stopped.")
+            raise typer.Exit(STOPPED) from None
 
     return run  # type: ignore[return-value]
 
@@ -99,22 +101,36 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        # In a file a bar would be an empty line.
+        disable=not err.is_terminal,
     ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def goes_on(folder: Path) -> Iterator[None]:
-    """Says, to whoever stops the command, that it goes on from what is in the directory."""
+def stoppable(then: str) -> Iterator[None]:
+    """Says, to whoever stops the command with Ctrl-C, what is left and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print(
-            f"Stopped. What was done is in {_plain(folder)}; the same command goes on from there.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
+        err.print(f"Stopped. {_plain(then)}", soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
+
+
+def goes_on(folder: Path) -> AbstractContextManager[None]:
+    """`stoppable`, for what goes on from what is in a directory."""
+    return stoppable(f"What was done is in {folder}; the same command goes on from there.")
+
+
+def reading(cache: bool) -> AbstractContextManager[None]:
+    """`stoppable`, for what reads activations and then writes a steering."""
+    if not cache:
+        return stoppable("Nothing was written; the same command begins anew.")
+    return stoppable(
+        "Nothing was written. The activations that were read are kept (`odesteer cache ls`): the "
+        "same command goes on from them."
+    )
 
 
 def parse_dose(

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from odesteer.cli import options
-from odesteer.cli.console import out, parse_dose, say, teaching_errors
+from odesteer.cli.console import out, parse_dose, say, stoppable, teaching_errors
 
 
 @teaching_errors
@@ -66,7 +66,9 @@ def evaluate(
         batch_size=batch_size,
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    found = paired(asked, names, limit, shots, None if folder is None else str(folder), seed)
+    own = None if folder is None else str(folder)
+    with stoppable("Nothing was kept; the same command begins anew, --limit makes it shorter."):
+        found = paired(asked, names, limit, shots, own, seed)
     if as_json:
         rows = [{**delta._asdict(), "delta": delta.delta._asdict()} for delta in found]
         about = asked.get_model_info()

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import options
-from odesteer.cli.console import bar, out, progress, say, teaching_errors, warn
+from odesteer.cli import completing, options
+from odesteer.cli.console import bar, out, progress, reading, say, teaching_errors, warn
 from odesteer.cli.source import as_columns
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def score(
     template: options.Template = "auto",
     tokens: Annotated[
         str | None,
-        typer.Option(help="What is read of each text; by default what the steering was fitted on."),
+        typer.Option(
+            help="What is read of each text; by default what the steering was fitted on.",
+            autocompletion=completing.among(options.TOKENS),
+        ),
     ] = None,
     max_tokens: options.MaxTokens = None,
     cache: options.Cache = True,
@@ -95,7 +98,7 @@ def score(
         )
     labels = [label if label is None or not away else 1 - label for _, label in known]
     language_model, tokenizer = load_model(model, say)
-    with progress("Reading texts") as callback:
+    with reading(cache), progress("Reading texts") as callback:
         scores = ods.score(
             language_model,
             tokenizer,
