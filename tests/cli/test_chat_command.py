@@ -10,7 +10,7 @@ from tests import tiny
 
 import odesteer as ods
 from odesteer.cli import console, options
-from odesteer.cli.chat import completion, fitter, talk
+from odesteer.cli.chat import completion, fitter, talk, wrapped
 from odesteer.cli.conversation import COMMANDS, Conversation, Left, summary
 from odesteer.record import Pass
 
@@ -63,6 +63,7 @@ def test_an_answer_streams_is_remembered_and_is_the_models_own(
     assert [m["role"] for m in one.messages] == ["user", "assistant"]
     assert "".join(written).strip() == one.messages[1]["content"].strip()
     assert len(written) > 1, "it comes in pieces"
+    assert written[-1].endswith("\n"), "what is said about it has a line of its own"
     assert re.search(r"P ▕[█░]{8}▏ \d\.\d\d → \d\.\d\d  \d+ tokens, 100% moved by", said(capsys))
     assert not tiny.hooked(one.model)
 
@@ -184,3 +185,17 @@ def test_the_terminal_completes_commands_and_methods() -> None:
     assert completed("hello") == []
     assert {each.split()[0] for each in completed("/")} == {each.split()[0] for each in COMMANDS}
     assert len(completed("/method ")) == 1 + len(options.METHODS)
+
+
+def test_lines_end_between_words() -> None:
+    written: list[str] = []
+    write = wrapped(written.append, 12)
+    for piece in ("a dark ", "road of ", "stone\n", "and more ", "of unbelievably", " long\n"):
+        write(piece)
+    assert [line.rstrip() for line in "".join(written).splitlines()] == [
+        "a dark road",
+        "of stone",
+        "and more of",
+        "unbelievably",
+        "long",
+    ]

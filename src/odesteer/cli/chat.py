@@ -1,5 +1,6 @@
 """`odesteer chat`: a conversation with a steered model, in a terminal."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from odesteer.cli import options
-from odesteer.cli.console import err, out, parse_dose, progress, teaching_errors
+from odesteer.cli.console import err, out, parse_dose, plain, progress, teaching_errors, tell
 from odesteer.cli.conversation import COMMANDS, Conversation, Left, Refit
 from odesteer.cli.source import obtain, read_contrast, solved
 
@@ -73,7 +74,7 @@ def chat(
         language_model, tokenizer, one, refit, positions, max_new_tokens=max_new_tokens
     )
     err.print(f"[dim]{escape(conversation.about())}\n{'  '.join(COMMANDS)}[/]")
-    talk(conversation, reader(), _write)
+    talk(conversation, reader(), wrapped(_write, out.width) if out.is_terminal else _write)
 
 
 def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> None:
@@ -94,11 +95,11 @@ def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[s
         except Left:
             return
         except (ValueError, OSError) as error:
-            err.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
+            tell(f"[red]{plain(error)}[/]")
         except KeyboardInterrupt:  # stops the answer, not the chat
             err.print("\n[dim]Stopped; as if it had not been said.[/]")
         else:
-            err.print(f"[dim]{escape(said)}[/]", soft_wrap=True)
+            tell(f"[dim]{escape(said)}[/]")
 
 
 def fitter(
@@ -156,6 +157,24 @@ def completion(text: str, state: int) -> str | None:
     ]
     found = [line for line in lines if text.startswith("/") and line.startswith(text)]
     return found[state] if state < len(found) else None
+
+
+def wrapped(write: Callable[[str], None], width: int) -> Callable[[str], None]:
+    """`write`, with lines that end between words; it is given whole words."""
+    column = 0
+
+    def write_wrapped(text: str) -> None:
+        nonlocal column
+        for piece in re.findall(r"\n|[^\S\n]+|\S+", text):
+            if piece == "\n":
+                column = 0
+            elif not piece.isspace() and 0 < column and column + len(piece) > width:
+                write("\n")
+                column = 0
+            write(piece)
+            column += 0 if piece == "\n" else len(piece)
+
+    return write_wrapped
 
 
 def _write(text: str) -> None:

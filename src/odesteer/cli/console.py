@@ -41,10 +41,10 @@ def teaching_errors(command: F) -> F:
         except (ValueError, OSError, ImportError) as error:
             if os.environ.get("ODESTEER_DEBUG"):
                 raise
-            err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+            tell(f"[bold red]error:[/] {plain(error)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("Stopped.")
+            err.print("Stopped. What was written is whole; the same command begins anew.")
             raise typer.Exit(STOPPED) from None
 
     return run  # type: ignore[return-value]
@@ -64,7 +64,8 @@ def one_line_warnings() -> None:
     warnings.showwarning = shown  # type: ignore[assignment]
 
 
-def _plain(error: object) -> str:
+def plain(error: object) -> str:
+    """On one line, and nothing in it is markup."""
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()) or type(error).__name__)
@@ -77,7 +78,12 @@ def say(line: str) -> None:
 
 def warn(line: object) -> None:
     """A line that somebody should read, on stderr."""
-    err.print(f"[yellow]warning:[/] {_plain(line)}", soft_wrap=True)
+    tell(f"[yellow]warning:[/] {plain(line)}")
+
+
+def tell(markup: str) -> None:
+    """A line on stderr: wrapped between words on a terminal, whole in a file."""
+    err.print(markup, soft_wrap=not err.is_terminal)
 
 
 def bar(share: float, width: int = 8) -> str:
@@ -114,7 +120,7 @@ def stoppable(then: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print(f"Stopped. {_plain(then)}", soft_wrap=True)
+        tell(f"Stopped. {plain(then)}")
         raise typer.Exit(STOPPED) from None
 
 

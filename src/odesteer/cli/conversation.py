@@ -69,7 +69,7 @@ class Conversation:
 
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                write(text)
+                write(text + "\n" if stream_end else text)
 
         messages = [*self.messages, {"role": "user", "content": text}]
         inputs = self.tokenizer.apply_chat_template(

@@ -87,7 +87,7 @@ def fit(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
         )
         return
-    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}")
+    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}", soft_wrap=True)
     for index, held_out in measured.items():
         if not held_out:
             continue
@@ -95,5 +95,6 @@ def fit(
         out.print(
             f"On held-out groups{where}: AUC {held_out['auc']:.3f}, "
             f"log-loss {held_out['log_loss']:.3f} (chance 0.693), "
-            f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}"
+            f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}",
+            soft_wrap=True,
         )
