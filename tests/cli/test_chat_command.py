@@ -164,7 +164,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[
     talk(one, lines("the cat", "/angle 0.1"), interrupted)
     assert one.messages == [] and not tiny.hooked(one.model)
     printed = said(capsys)
-    assert "as if it had not been said" in printed and one.steering.strength == ods.Angle(0.1)
+    assert "all is as it was before" in printed and one.steering.strength == ods.Angle(0.1)
 
 
 def test_it_ends_when_asked_to() -> None:

@@ -96,8 +96,8 @@ def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[s
             return
         except (ValueError, OSError) as error:
             tell(f"[red]{plain(error)}[/]")
-        except KeyboardInterrupt:  # stops the answer, not the chat
-            err.print("\n[dim]Stopped; as if it had not been said.[/]")
+        except KeyboardInterrupt:  # stops the answer, or what is fitted, and not the chat
+            err.print("\n[dim]Stopped; all is as it was before.[/]")
         else:
             tell(f"[dim]{escape(said)}[/]")
 

@@ -1,6 +1,7 @@
 """`odesteer eval`: tasks of lm-evaluation-harness, without and with a steering."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,8 @@ def evaluate(
     from odesteer.layered import load
     from odesteer.models import load_model
 
+    # The harness remarks on every model that was not loaded by itself.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     one = load(steering)
     one = one if dose is None else one.with_strength(dose)
     language_model, tokenizer = load_model(model, say)
