@@ -1,6 +1,7 @@
 """Scores are the steering's own probabilities at its own tokens, and tell what they rest on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_rows_with_one_prompt_are_one_group() -> None:
     assert [e.group for e in scores.examples] == ["the cat", "the cat", "(2)"]
 
 
+def test_mixed_rows_find_what_was_read_of_their_contrast_in_the_cache(tmp_path: Path) -> None:
+    net, words = model(), tokenizer()
+    steering = ods.fit(net, words, CONTRAST, layer=1, cache=tmp_path)
+    mixed = [text for pair in zip(POSITIVE, NEGATIVE, strict=True) for text in pair]
+    before = sorted(tmp_path.rglob("*"))
+    scores = ods.score(net, words, steering, mixed, labels=[1, 0] * 8, cache=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was computed"
+    alone = ods.score(net, words, steering, CONTRAST)
+    assert np.array_equal(scores.log_odds[::2], alone.log_odds[:8])
+    assert np.array_equal(scores.log_odds[1::2], alone.log_odds[8:])
+
+
 def test_what_is_steered_away_from_is_scored_by_the_opposite() -> None:
     net, words = model(), tokenizer()
     one, other = (ods.score(net, words, s, POSITIVE) for s in (quadratic(), ~quadratic()))
@@ -77,6 +90,7 @@ def test_several_layers_have_to_be_chosen_from() -> None:
         (replace(quadratic(), layer=None), POSITIVE, {}, "does not know its layer"),
         (quadratic(), [], {}, "no text"),
         (quadratic(), POSITIVE, {"labels": [1]}, "one entry a text, 8; got 1"),
+        (quadratic(), POSITIVE, {"labels": [2] * 8}, "1, 0 or None; got 2"),
         (quadratic(), CONTRAST, {"labels": [1]}, "its own labels"),
         (quadratic(), POSITIVE, {"tokens": "first"}, "tokens must be"),
         (quadratic(), POSITIVE, {"layer": 2}, "of layer 1, not 2"),

@@ -130,7 +130,12 @@ def score(
         raise ValueError("There is no text to score.")
     if len(known) != len(some):
         raise ValueError(f"labels has one entry a text, {len(some)}; got {len(known)}.")
-    rows, starts, truncated = token_rows(model, tokenizer, some, template, chosen, max_tokens)
+    if strange := {*known} - {0, 1, None}:
+        raise ValueError(f"A label is 1, 0 or None; got {strange.pop()!r}.")
+    # Positives first, as a contrast is read, so that what was read of one is found in the cache.
+    order = sorted(range(len(some)), key=lambda i: {1: 0, 0: 1, None: 2}[known[i]])
+    ordered = [some[i] for i in order]
+    rows, starts, truncated = token_rows(model, tokenizer, ordered, template, chosen, max_tokens)
     a = extract(
         model,
         rows,
@@ -141,10 +146,11 @@ def score(
         progress=progress,
         cache=cache,
     )[0]
+    place_of = np.argsort(order)
     return Scores(
         some,
-        one.log_odds(a).double().numpy(),
-        one.probability(a).double().numpy(),
+        one.log_odds(a).double().numpy()[place_of],
+        one.probability(a).double().numpy()[place_of],
         tuple(known),
         place,
         chosen,

@@ -55,7 +55,7 @@ def test_the_exit_codes_are_what_help_says(tmp_path: Path, monkeypatch: pytest.M
 
 def test_colours_are_for_terminals_only() -> None:
     command = [sys.executable, "-m", "odesteer"]
-    for more in (["--help"], ["methods", "caa"], ["methods", "cca"]):
+    for more in (["--help"], ["cache", "ls"], ["cache", "rm"]):
         made = subprocess.run(
             [*command, *more],
             capture_output=True,
