@@ -54,6 +54,14 @@ def test_it_ranks_texts_that_have_no_labels(model: Path, steering: Path, tmp_pat
     assert "12 texts" in lines[4] and "AUC" not in done.stdout
 
 
+def test_long_texts_leave_the_numbers_their_room(
+    model: Path, steering: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "texts.jsonl", [{"text": "the cat is good " * 40}])
+    header, line = score(model, file, steering).stdout.splitlines()
+    assert "log-odds" in header and "…" in line and len(line) <= 120
+
+
 def test_labels_give_quality_and_a_threshold(model: Path, steering: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "texts.jsonl", ROWS)
     asked = score(model, file, steering, "--false-positives", "0.2", "--json")

@@ -192,7 +192,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("rank", "row", "log-odds", "P(positive)", "label"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    table.add_column("text", no_wrap=True)
+    room = max(out.width - 46, 20)  # what the other columns leave
     for row in rows:
         asked = row["prompt"]
         text = row["text"] if not isinstance(asked, str) else f"{asked} → {row['text']}"
@@ -202,9 +203,15 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['log_odds']:+.2f}",
             f"{bar(row['probability'])} {row['probability']:.2f}",
             "" if row["label"] is None else str(row["label"]),
-            escape(" ".join(text.split())),
+            escape(shorten(text, room)),
         )
     return table
+
+
+def shorten(text: str, room: int) -> str:
+    """On one line, and no longer than there is room for."""
+    line = " ".join(text.split())
+    return line if len(line) <= room else f"{line[: room - 1]}…"
 
 
 def _print_quality(quality: "Detection") -> None:
@@ -214,8 +221,8 @@ def _print_quality(quality: "Detection") -> None:
     out.print(
         f"AUC {_interval(quality.auc)}, log-loss {_interval(quality.log_loss)} (chance 0.693), "
         f"calibration error {_interval(quality.ece)}; n = {quality.positive} positive + "
-        f"{quality.negative} negative{resampled}; 95 % bootstrap intervals. They hold for texts "
-        f"like these, where the steering has seen none of them.",
+        f"{quality.negative} negative{resampled}; 95 % bootstrap intervals, which hold for texts "
+        f"like these if the steering has seen none of them."
     )
 
 
