@@ -1,6 +1,7 @@
 """What holds for every command: its exit codes, its JSON, its colours, Python's defaults."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,23 @@ def test_the_exit_codes_are_what_help_says(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("odesteer.testing.run", wrong)
     assert run("conformance", "--architecture", "llama").exit_code == 1
+
+
+def test_what_a_run_would_do_and_what_it_did_are_json_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from odesteer.experiment.outcome import Outcome
+
+    file = Path(__file__).resolve().parents[2] / "experiments" / "smollm2-sentiment.toml"
+    planned = json.loads(run("run", file, "--dry-run", "--json").stdout)
+    assert planned["experiment"].startswith("smollm2-sentiment") and planned["notes"] == []
+    done = Outcome(tmp_path / "results.jsonl", True, 3)
+    monkeypatch.setattr("odesteer.experiment.run.run", lambda *_: done)
+    assert json.loads(run("run", file, "--out", tmp_path, "--json").stdout) == {
+        "results": str(tmp_path / "results.jsonl"),
+        "complete": True,
+        "computed": 3,
+    }
 
 
 def test_colours_are_for_terminals_only() -> None:
