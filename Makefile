@@ -29,6 +29,10 @@ serve-demo: $(SERVING)/.ready  ## vLLM on this CPU, with two moods that are fitt
 	$(SERVING)/bin/odesteer serve smollm2 --steering cheerful=odesteer-demo/cheerful \
 	  --steering melancholy=odesteer-demo/melancholy -- $(ON_CPU)
 
+cli-reference: $(READY)  ## docs/cli.md, from the commands themselves
+	$(BIN)/python -m odesteer.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
 conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures
 	OMP_NUM_THREADS=1 $(BIN)/odesteer conformance
 

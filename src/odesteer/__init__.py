@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         SafetyFilter,
         TruthFlow,
     )
+    from odesteer.monitoring import Scores, score
     from odesteer.ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
     from odesteer.shards import Shards, extract_shards
     from odesteer.steering import Calibration, Steering
@@ -78,6 +79,7 @@ _HOMES = {
         "SafetyFilter",
         "TruthFlow",
     ),
+    "odesteer.monitoring": ("Scores", "score"),
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "PerRow", "Target", "Time"),
     "odesteer.steering": ("Calibration", "Steering"),
     "odesteer.fitting": ("fit",),
@@ -116,6 +118,7 @@ __all__ = [
     "RepE",
     "SafetyFilter",
     "Sampling",
+    "Scores",
     "Shards",
     "Steering",
     "Target",
@@ -130,6 +133,7 @@ __all__ = [
     "fit",
     "guarded",
     "load",
+    "score",
     "tune",
     "use_layers",
 ]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.compiled import mark
+from odesteer.exposition import Counts, exposition
 from odesteer.hooks import WeakHook
 from odesteer.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose, PerRow
 from odesteer.positions import Positions, chosen
+from odesteer.record import Callback, Record, measured
 from odesteer.steering import Steering
 from odesteer.tracker import Call, Tracker
 
@@ -43,9 +45,9 @@ class Handle:
         self._positions = positions
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
-        self._seen = 0
-        self._steered = 0
-        self._sums: dict[str, Tensor] = {}
+        self._record = Record()
+        # Replaced, never changed: a pass in another thread goes on with those it began with.
+        self._callbacks: tuple[Callback, ...] = ()
         self._width = hidden_size(model)
         self._tracker = Tracker.of(model)
         self._local = threading.local()
@@ -90,12 +92,37 @@ class Handle:
         ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
         `log_odds_after` (where the method has a barrier).
         """
-        steered = self._steered
-        means = {
-            name: float(total) / steered if steered else float("nan")
-            for name, total in self._sums.items()
-        }
-        return {"tokens": float(self._seen), "steered": float(steered), **means}
+        seen, steered, sums = self._record.totals()
+        means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
+        return {"tokens": float(seen), "steered": float(steered), **means}
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with a `Pass` after each time the block has run; returns its end.
+
+        It is called in the thread that runs the model, before the next block, so it should be
+        quick; what it raises ends the forward pass. Everything is measured while there is a
+        callback, as with `measure=True`.
+        """
+        # Its own object, so that a callback that subscribes twice is told twice and ends once.
+        entry: Callback = lambda one: callback(one)  # noqa: E731
+        self._callbacks = (*self._callbacks, entry)
+
+        def unsubscribe() -> None:
+            self._callbacks = tuple(each for each in self._callbacks if each is not entry)
+
+        return unsubscribe
+
+    def counts(self, name: str | None = None) -> list[Counts]:
+        """Totals so far, by `name` (the method's where it is None); see `prometheus`."""
+        return [Counts(name or self.steering.method, self.steering.layer, *self._record.totals())]
+
+    def prometheus(self, name: str | None = None) -> str:
+        """Totals so far in the text format that Prometheus reads, with `name` as their label.
+
+        Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
+        are sums over `odesteer_steered_tokens_total`.
+        """
+        return exposition(self.counts(name))
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = block_output(output)
@@ -140,8 +167,9 @@ class Handle:
                 result = hidden.detach().clone()
                 result[mask] = after.detach()
         if not again:
-            self._seen += hidden.shape[:-1].numel()
-            self._record(before.detach(), after.detach())
+            of_row = None if mask is None else mask.nonzero()[:, 0]
+            seen = hidden.shape[:-1].numel()
+            self._tell(before.detach(), after.detach(), of_row, seen)
         if result is not hidden and torch.is_grad_enabled() and hidden.requires_grad:
             return _Displaced.apply(hidden, result)
         return result
@@ -161,22 +189,20 @@ class Handle:
         self._local.velocity = kept
         return kept
 
-    def _record(self, before: Tensor, after: Tensor) -> None:
-        self._steered += before.shape[:-1].numel()
-        if not self._measure:
+    def _tell(self, before: Tensor, after: Tensor, rows: Tensor | None, seen: int) -> None:
+        """Count, and where somebody wants it, measure; `rows` [n], None for every token."""
+        callbacks = self._callbacks
+        steered = before.shape[:-1].numel()
+        self._record.count(seen, steered)
+        if not (self._measure or callbacks):
             return
-
-        def add(name: str, total: Tensor) -> None:
-            self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
-
-        step = (after.float() - before.float()).norm(dim=-1)
-        add("moved", (step > 0).float().sum().cpu())
-        add("displacement", step.sum().cpu())
-        norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        add("relative_displacement", (step / norm).sum().cpu())
-        if self.steering.field.barrier is not None:
-            add("log_odds_before", self.steering.log_odds(before).sum().cpu())
-            add("log_odds_after", self.steering.log_odds(after).sum().cpu())
+        if rows is None:
+            rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
+        flat = before.flatten(0, -2), after.flatten(0, -2)
+        one = measured(self.steering, seen, rows, *flat)
+        self._record.add(one)
+        for callback in callbacks:
+            callback(one)
 
 
 class _Displaced(torch.autograd.Function):

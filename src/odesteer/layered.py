@@ -4,7 +4,7 @@ One `Steering` a layer, attached together: what an early one moves, the later on
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +15,16 @@ from torch import Tensor
 from odesteer.artifact.hub import Pushable, locate
 from odesteer.artifact.saving import read, write
 from odesteer.artifact.strict import brief
+from odesteer.exposition import exposition
 from odesteer.ode import Dose, as_dose
 from odesteer.steering import Steering
 
 if TYPE_CHECKING:
     from odesteer.artifact.compatibility import Difference
+    from odesteer.exposition import Counts
     from odesteer.handle import Handle
     from odesteer.positions import Positions
+    from odesteer.record import Callback
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +190,24 @@ class Handles:
         stats = [part.stats() for part in self.parts]
         shared = [key for key in stats[0] if all(key in each for each in stats)]
         return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
+
+    def subscribe(self, callback: "Callback") -> Callable[[], None]:
+        """`Handle.subscribe` of every layer; a `Pass` says of which it is."""
+        ends = [part.subscribe(callback) for part in self.parts]
+
+        def unsubscribe() -> None:
+            for end in ends:
+                end()
+
+        return unsubscribe
+
+    def counts(self, name: str | None = None) -> "list[Counts]":
+        """`Handle.counts` of every layer."""
+        return [one for part in self.parts for one in part.counts(name)]
+
+    def prometheus(self, name: str | None = None) -> str:
+        """`Handle.prometheus`, a layer a label."""
+        return exposition(self.counts(name))
 
 
 def load(path: str | os.PathLike[str], revision: str | None = None) -> Steering | LayeredSteering:

@@ -164,14 +164,18 @@ def _convert(folder: Path, target: Path) -> None:
 class _quiet:
     """transformers' and tqdm's own bars and notices off, and back as they were."""
 
+    # transformers imports torchao where it is installed, which tells of its parts for other GPUs.
+    _LOGGERS = ("huggingface_hub", "torchao", "torch.utils._pytree")
+
     def __enter__(self) -> None:
         from transformers.utils import logging as hf
 
         self._level, self._bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
         hf.set_verbosity_error()
         hf.disable_progress_bar()
-        self._hub = logging.getLogger("huggingface_hub").level
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        self._levels = {name: logging.getLogger(name).level for name in self._LOGGERS}
+        for name in self._LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging as hf
@@ -179,4 +183,5 @@ class _quiet:
         hf.set_verbosity(self._level)
         if self._bars:
             hf.enable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(self._hub)
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -10,12 +10,14 @@ a begin-of-sequence token stays, since models put much of their attention on it.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from torch import nn
 
-from odesteer.contrast import Contrast
+from odesteer.contrast import Contrast, Example
 from odesteer.layers import config_value
+from odesteer.templates import encode_parts
 
 Tokens = Literal["last", "mean", "response", "prompt"]
 TOKENS: tuple[str, ...] = get_args(Tokens)
@@ -63,16 +65,36 @@ def texts(
     Raises:
         ValueError: for an unknown `tokens`, a bound below 2, or the prompts of bare texts.
     """
+    some = contrast.positive + contrast.negative
+    rows, starts, truncated = token_rows(
+        model, tokenizer, some, contrast.template, tokens, max_tokens
+    )
+    n = len(contrast.positive)
+    return Texts(rows[:n], rows[n:], starts, tokens, truncated)
+
+
+def token_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    some: Sequence[Example],
+    template: str,
+    tokens: Tokens,
+    max_tokens: int | None = None,
+) -> tuple[list[list[int]], list[int], int]:
+    """Token ids of texts, where each one's response starts, and how many had to be cut.
+
+    Args and errors as of `texts`.
+    """
     check_tokens(tokens)
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2; got {max_tokens}.")
-    if tokens == "prompt" and any(e.prompt is None for e in contrast.positive + contrast.negative):
+    if tokens == "prompt" and any(e.prompt is None for e in some):
         raise ValueError(
             'tokens="prompt" reads the end of each prompt, and this contrast holds texts without '
             'one; give (prompt, response) rows, or read tokens="last".'
         )
-    positive, negative = contrast.token_parts(tokenizer)
-    rows = [(a, [] if tokens == "prompt" else b) for a, b in positive + negative]
+    parts = [encode_parts(tokenizer, e.prompt, e.response, template) for e in some]
+    rows = [(a, [] if tokens == "prompt" else b) for a, b in parts]
     context = context_length(model)
     limit = min((size for size in (max_tokens, context) if size is not None), default=None)
     truncated = 0
@@ -84,11 +106,9 @@ def texts(
             f"{truncated} of {len(rows)} texts are longer than {limit} tokens "
             f"({'max_tokens' if limit == max_tokens else 'the context of this model'}); their "
             f"beginnings were cut off.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    whole = [a + b for a, b in rows]
-    n = len(positive)
-    return Texts(whole[:n], whole[n:], [len(a) for a, _ in rows], tokens, truncated)
+    return [a + b for a, b in rows], [len(a) for a, _ in rows], truncated
 
 
 def check_tokens(tokens: str) -> Tokens:

@@ -185,16 +185,6 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
     assert result.stdout.strip() == "False", result.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["demo", "fit", "tune", "generate", "chat", "inspect", "gallery", "methods", "conformance"],
-)
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    result = run(command, "--help")
-    assert result.returncode == 0
-    assert "Example:" in result.stdout
-
-
 def test_the_help_of_fit_lists_every_method() -> None:
     shown = run("fit", "--help").stdout
     assert all(f"{name}" in shown for name in ods.METHODS)

@@ -1,5 +1,6 @@
 """`odesteer report` writes whole files, prints the main table, and teaches in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_formats_and_folder_can_be_chosen(tmp_path: Path) -> None:
         "a",
         "b",
     }
+
+
+def test_everything_is_told_to_scripts(tmp_path: Path) -> None:
+    folder = toxicity_run(tmp_path / "toxic", prompts=6)
+    done = run(folder, "--format", "csv", "--json")
+    found = json.loads(done.stdout)
+    assert found["files"] == [str(folder / "report" / "results.csv")]
+    assert list(found["runs"]) == ["toxic"] and found["runs"]["toxic"]
+    rows = (folder / "report" / "results.csv").read_text().splitlines()
+    assert len(found["cells"]) == len(rows) - 1
+    assert any(isinstance(cell["value"], float) for cell in found["cells"])
 
 
 def test_an_unfinished_run_is_reported_with_a_warning(tmp_path: Path) -> None:

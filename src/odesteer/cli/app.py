@@ -1,11 +1,13 @@
 """Which commands are there?"""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from odesteer.cli import (
     cache,
+    chat,
     conformance,
     demo,
     evaluate,
@@ -17,6 +19,7 @@ from odesteer.cli import (
     methods,
     report,
     run,
+    score,
     serve,
     tune,
 )
@@ -39,7 +42,8 @@ Examples:
 
     odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run
 
-Exit codes: 0 done, 1 failed, 2 bad input. MODEL is a local directory, a Hub model, or smollm2.
+Exit codes: 0 done, 1 failed, 2 bad input (one line says what to do), 130 stopped by Ctrl-C.
+MODEL is a local directory, a Hub model, or smollm2, which works offline.
 """
 
 app = typer.Typer(
@@ -49,23 +53,37 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo.demo)
-app.command()(extract.extract)
-app.command()(fit.fit)
-app.command()(tune.tune)
-app.command()(generate.generate)
-app.command()(generate.chat)
-app.command()(inspect.inspect)
-app.command()(methods.methods)
-app.command()(gallery.gallery)
-app.command("eval")(evaluate.evaluate)
-app.command()(run.run)
-app.command()(report.report)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(
-    serve.serve
+
+# By what they are for, in the order in which somebody needs them.
+LEARN, USE, MEASURE, LOOK = (
+    "Learn a steering",
+    "Use a steering",
+    "Measure what it does",
+    "Look around",
 )
-app.command()(conformance.conformance)
-app.add_typer(cache.app, name="cache")
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    LEARN: {"fit": fit.fit, "tune": tune.tune, "extract": extract.extract},
+    USE: {
+        "generate": generate.generate,
+        "chat": chat.chat,
+        "serve": serve.serve,
+        "score": score.score,
+        "inspect": inspect.inspect,
+    },
+    MEASURE: {
+        "run": run.run,
+        "report": report.report,
+        "eval": evaluate.evaluate,
+        "conformance": conformance.conformance,
+    },
+    LOOK: {"demo": demo.demo, "methods": methods.methods, "gallery": gallery.gallery},
+}
+# What follows `--` is another program's.
+_SETTINGS = {"serve": {"allow_extra_args": True, "ignore_unknown_options": False}}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel, context_settings=_SETTINGS.get(_name))(_command)
+app.add_typer(cache.app, name="cache", rich_help_panel=LOOK)
 
 
 def _version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+STOPPED = 130  # what shells say of a command that Ctrl-C ended: 128 + SIGINT
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -39,11 +41,11 @@ def teaching_errors(command: F) -> F:
         except (ValueError, OSError, ImportError) as error:
             if os.environ.get("ODESTEER_DEBUG"):
                 raise
-            err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+            tell(f"[bold red]error:[/] {plain(error)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("interrupted")
-            raise typer.Exit(130) from None
+            err.print("Stopped. What was written is whole; the same command begins anew.")
+            raise typer.Exit(STOPPED) from None
 
     return run  # type: ignore[return-value]
 
@@ -55,14 +57,15 @@ def one_line_warnings() -> None:
     def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
         # Deprecations and the like are for developers, and stay as they are.
         if category in (UserWarning, RuntimeWarning) and not os.environ.get("ODESTEER_DEBUG"):
-            err.print(f"[yellow]warning:[/] {_plain(message)}", soft_wrap=True)
+            warn(message)
         else:
             show(message, category, *place)
 
     warnings.showwarning = shown  # type: ignore[assignment]
 
 
-def _plain(error: object) -> str:
+def plain(error: object) -> str:
+    """On one line, and nothing in it is markup."""
     from rich.markup import escape
 
     return escape(" ".join(str(error).split()) or type(error).__name__)
@@ -71,6 +74,26 @@ def _plain(error: object) -> str:
 def say(line: str) -> None:
     """A line about what happens now, on stderr."""
     err.print(f"[dim]{line}[/]")
+
+
+def warn(line: object) -> None:
+    """A line that somebody should read, on stderr."""
+    tell(f"[yellow]warning:[/] {plain(line)}")
+
+
+def tell(markup: str) -> None:
+    """A line on stderr: wrapped between words on a terminal, whole in a file."""
+    err.print(markup, soft_wrap=not err.is_terminal)
+
+
+def bar(share: float, width: int = 8) -> str:
+    """A share of 0 to 1 to look at.
+
+    >>> bar(0.75)
+    '▕██████░░▏'
+    """
+    full = round(width * min(max(share, 0.0), 1.0)) if share == share else 0
+    return f"▕{'█' * full}{'░' * (width - full)}▏"
 
 
 @contextmanager
@@ -84,22 +107,36 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=err,
         transient=True,
+        # In a file a bar would be an empty line.
+        disable=not err.is_terminal,
     ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def goes_on(folder: Path) -> Iterator[None]:
-    """Says, to whoever stops the command, that it goes on from what is in the directory."""
+def stoppable(then: str) -> Iterator[None]:
+    """Says, to whoever stops the command with Ctrl-C, what is left and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print(
-            f"Stopped. What was done is in {_plain(folder)}; the same command goes on from there.",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
+        tell(f"Stopped. {plain(then)}")
+        raise typer.Exit(STOPPED) from None
+
+
+def goes_on(folder: Path) -> AbstractContextManager[None]:
+    """`stoppable`, for what goes on from what is in a directory."""
+    return stoppable(f"What was done is in {folder}; the same command goes on from there.")
+
+
+def reading(cache: bool) -> AbstractContextManager[None]:
+    """`stoppable`, for what reads activations and then writes a steering."""
+    if not cache:
+        return stoppable("Nothing was written; the same command begins anew.")
+    return stoppable(
+        "Nothing was written. The activations that were read are kept (`odesteer cache ls`): the "
+        "same command goes on from them."
+    )
 
 
 def parse_dose(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from odesteer.cli import completing, options
 from odesteer.cli.console import out, progress, say, teaching_errors
 from odesteer.cli.inspect import layer_table
 
@@ -20,7 +21,11 @@ def demo(
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")] = Path(
         "odesteer-demo"
     ),
-    model: Annotated[str, typer.Option(help="A chat model; smollm2 works offline.")] = "smollm2",
+    model: Annotated[
+        str,
+        typer.Option(help="A chat model; smollm2 works offline.", autocompletion=completing.models),
+    ] = "smollm2",
+    as_json: options.AsJson = False,
 ) -> None:
     """Steer a real model and write a page with texts, numbers and figures.
 
@@ -35,14 +40,17 @@ def demo(
     output.mkdir(parents=True, exist_ok=True)
     language_model, tokenizer = load_model(model, say)
     result = library.run(language_model, tokenizer, progress)
-    out.print(layer_table({str(i): q._asdict() for i, q in result.layers.items()}, result.layer))
-    out.print(_test_table(result))
-    out.print(_texts(result))
-    out.print(_effect_table(result))
     library.draw(result, output)
     page = demo_page.write(result, output)
     for name, steering in result.steerings.items():
         steering.save_pretrained(output / "steerings" / name)
+    if as_json:
+        typer.echo((output / "results.json").read_text(encoding="utf-8"), nl=False)
+        return
+    out.print(layer_table({str(i): q._asdict() for i, q in result.layers.items()}, result.layer))
+    out.print(_test_table(result))
+    out.print(_texts(result))
+    out.print(_effect_table(result))
     out.print(f"Open [bold]{page}[/] for all texts and figures. The steerings are beside it; try:")
     out.print(
         f'  odesteer generate {model} "How was your day?" '

@@ -1,6 +1,7 @@
 """`odesteer eval`: tasks of lm-evaluation-harness, without and with a steering."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from rich.table import Table
 
 from odesteer.cli import options
-from odesteer.cli.console import out, parse_dose, say, teaching_errors
+from odesteer.cli.console import out, parse_dose, say, stoppable, teaching_errors
 
 
 @teaching_errors
@@ -55,6 +56,8 @@ def evaluate(
     from odesteer.layered import load
     from odesteer.models import load_model
 
+    # The harness remarks on every model that was not loaded by itself.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     one = load(steering)
     one = one if dose is None else one.with_strength(dose)
     language_model, tokenizer = load_model(model, say)
@@ -66,7 +69,9 @@ def evaluate(
         batch_size=batch_size,
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    found = paired(asked, names, limit, shots, None if folder is None else str(folder), seed)
+    own = None if folder is None else str(folder)
+    with stoppable("Nothing was kept; the same command begins anew, --limit makes it shorter."):
+        found = paired(asked, names, limit, shots, own, seed)
     if as_json:
         rows = [{**delta._asdict(), "delta": delta.delta._asdict()} for delta in found]
         about = asked.get_model_info()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from odesteer.cli import options
+from odesteer.cli import completing, options
 from odesteer.cli.console import err, goes_on, out, progress, say, teaching_errors
 from odesteer.cli.source import as_layers, read_contrast
 
@@ -25,7 +25,8 @@ def extract(
         str,
         typer.Option(
             help="What is read of each text: the last token, the mean, the mean of the response, "
-            "or the end of the prompt (last, mean, response, prompt)."
+            "or the end of the prompt (last, mean, response, prompt).",
+            autocompletion=completing.among(options.TOKENS),
         ),
     ] = "last",
     max_tokens: options.MaxTokens = None,

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import options
-from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
-from odesteer.cli.source import as_layers, dosed, read_contrast
+from odesteer.cli import completing, options
+from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
+from odesteer.cli.source import as_layers, check_solver, dosed, read_contrast, solved
 
 
 @teaching_errors
@@ -15,7 +15,7 @@ def fit(
     model: options.Model,
     contrast: options.Contrast,
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
-    method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
+    method: options.Method = "odesteer",
     layer: options.Layer = "auto",
     incremental: Annotated[
         bool | None,
@@ -28,6 +28,8 @@ def fit(
     angle: options.Angle = None,
     target: options.Target = None,
     spread: options.Spread = False,
+    solver: options.Solver = None,
+    steps: options.Steps = None,
     columns: options.Columns = None,
     template: options.Template = "auto",
     tokens: Annotated[
@@ -35,7 +37,8 @@ def fit(
         typer.Option(
             help="What is read of each text: the last token, the mean, the mean of the response, "
             "or the end of the prompt (last, mean, response, prompt); by default as the method's "
-            "source does."
+            "source does.",
+            autocompletion=completing.among(options.TOKENS),
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,
@@ -50,6 +53,7 @@ def fit(
     # What can be wrong is checked before anything slow happens.
     dose = parse_dose(strength, angle, target)
     blocks = as_layers(layer)
+    check_solver(solver)
     import odesteer as ods
     from odesteer.lookup import pick
     from odesteer.models import load_model
@@ -59,7 +63,7 @@ def fit(
     chosen = None if tokens is None else check_tokens(tokens)
     data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)
-    with progress("Reading texts and fitting") as callback:
+    with reading(cache), progress("Reading texts and fitting") as callback:
         fitted = ods.fit(
             language_model,
             tokenizer,
@@ -73,7 +77,7 @@ def fit(
             max_tokens=max_tokens,
             cache=cache,
         )
-    steering = dosed(fitted, dose, spread)
+    steering = solved(dosed(fitted, dose, spread), solver, steps)
     path = steering.save_pretrained(output)
     parts = steering.parts if isinstance(steering, ods.LayeredSteering) else (steering,)
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}
@@ -83,7 +87,7 @@ def fit(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
         )
         return
-    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}")
+    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}", soft_wrap=True)
     for index, held_out in measured.items():
         if not held_out:
             continue
@@ -91,5 +95,6 @@ def fit(
         out.print(
             f"On held-out groups{where}: AUC {held_out['auc']:.3f}, "
             f"log-loss {held_out['log_loss']:.3f} (chance 0.693), "
-            f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}"
+            f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}",
+            soft_wrap=True,
         )

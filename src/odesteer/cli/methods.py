@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import options
+from odesteer.cli import completing, options
 from odesteer.cli.console import out, teaching_errors
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @teaching_errors
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One method, with everything about it.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="One method, with everything about it.",
+            autocompletion=completing.among(options.METHODS),
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -5,23 +5,58 @@ from typing import Annotated
 
 import typer
 
+from odesteer.cli import completing
+
+# Said here, since the real tables import torch and help does not wait for it; a test compares.
+METHODS = (
+    "none",
+    "random",
+    "caa",
+    "repe",
+    "iti",
+    "iti-heads",
+    "mimic",
+    "linear-act",
+    "hpr",
+    "re-control",
+    "truthflow",
+    "odesteer",
+    "odesteer-paper",
+    "odesteer-one-step",
+    "odesteer-fourier",
+    "odesteer-gaussian",
+    "odesteer-mixture",
+    "odesteer-network",
+    "safety-filter",
+)
+SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
+POSITIONS = ("last+generated", "generated", "prompt", "all")
+TOKENS = ("last", "mean", "response", "prompt")
+
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A local directory, a Hub model, or `smollm2` (works offline)."
+        metavar="MODEL",
+        help="A local directory, a Hub model, or `smollm2` (works offline).",
+        autocompletion=completing.models,
     ),
 ]
 SteeringPath = Annotated[
     Path | None, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
 ]
-METHOD_NAMES = (
-    "none, random, caa, repe, iti, iti-heads, mimic, linear-act, hpr, re-control, truthflow, "
-    "odesteer, odesteer-paper, odesteer-one-step, odesteer-fourier, odesteer-gaussian, "
-    "odesteer-mixture, odesteer-network or safety-filter; `odesteer methods` explains them."
-)
+METHOD_NAMES = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}; `odesteer methods` explains them."
+Method = Annotated[
+    str,
+    typer.Option("--method", "-m", help=METHOD_NAMES, autocompletion=completing.among(METHODS)),
+]
 MethodNow = Annotated[
     str | None,
-    typer.Option("--method", "-m", help=f"Instead of --steering: fit now. {METHOD_NAMES}"),
+    typer.Option(
+        "--method",
+        "-m",
+        help=f"Instead of --steering: fit now. {METHOD_NAMES}",
+        autocompletion=completing.among(METHODS),
+    ),
 ]
 ContrastNow = Annotated[
     Path | None,
@@ -47,7 +82,10 @@ Columns = Annotated[
 ]
 Template = Annotated[
     str,
-    typer.Option(help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".'),
+    typer.Option(
+        help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".',
+        autocompletion=completing.among(("auto", "chat", "plain")),
+    ),
 ]
 Cache = Annotated[
     bool,
@@ -65,7 +103,8 @@ Layer = Annotated[
     str,
     typer.Option(
         help="Block index, negative from the end, several as `10,13,16`, or `auto`: by held-out "
-        "loss."
+        "loss.",
+        autocompletion=completing.among(("auto",)),
     ),
 ]
 Spread = Annotated[bool, typer.Option("--spread", help="Share one dose out over several layers.")]
@@ -83,13 +122,31 @@ Target = Annotated[
         help="Stop each token where P(positive) reaches this; --strength or --angle is the budget."
     ),
 ]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Of the ODE: {', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}; the method's own.",
+        autocompletion=completing.among(SOLVERS),
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Steps of the solver; the method's own number.")
+]
 Positions = Annotated[
-    str, typer.Option(help="Tokens to steer: last+generated, generated, prompt or all.")
+    str,
+    typer.Option(
+        help="Tokens to steer: last+generated, generated, prompt or all.",
+        autocompletion=completing.among(POSITIONS),
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 Engine = Annotated[
-    str, typer.Option(help="Who computes: local (this process), or ray (a cluster).")
+    str,
+    typer.Option(
+        help="Who computes: local (this process), or ray (a cluster).",
+        autocompletion=completing.among(("local", "ray")),
+    ),
 ]
 Backend = Annotated[
     str,

@@ -1,20 +1,28 @@
 """`odesteer report`: what did a run find?"""
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli.console import err, out, say, teaching_errors
+from odesteer.cli import options
+from odesteer.cli.console import out, say, stoppable, teaching_errors, warn
 
 if TYPE_CHECKING:
     from odesteer.report import Report
     from odesteer.report.table import Cell, Column
 
 FORMATS = "md,csv,latex,html"
+_NUMBERS = {
+    "value", "low", "high", "n", "unscored", "deviation", "difference", "difference_low",
+    "difference_high", "pairs", "groups", "p", "p_holm", "significant",
+}  # fmt: skip
 
 
 @teaching_errors
@@ -39,6 +47,7 @@ def report(
             "odesteer by default."
         ),
     ] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write tables, figures and one page about finished or unfinished runs.
 
@@ -60,18 +69,44 @@ def report(
     read = [read_run(run) for run in runs]
     for run in read:  # all of them, before any is worked on
         check(run, compare)
-    reports = []
     for run in read:
         for remark in run.remarks:
-            err.print(f"[yellow]warning:[/] {escape(f'{run.name}: {remark}')}", soft_wrap=True)
-        say(f"{escape(run.name)}: tables and figures ...")
-        reports.append(build(run, compare, drawn=wanted != ["csv"]))
+            warn(f"{run.name}: {remark}")
+    reports = []
+    with stoppable(
+        f"What is in {folder} is whole, and the runs are as they were; the same command writes "
+        "all of it."
+    ):
+        for run in read:
+            say(f"{escape(run.name)}: tables and figures ...")
+            reports.append(build(run, compare, drawn=wanted != ["csv"]))
+        written = write(reports, folder, wanted)
+    if as_json:
+        typer.echo(json.dumps(_as_json(reports, written), ensure_ascii=False, indent=2))
+        return
     for one in reports:
         out.print(main_table(one))
         for sentence in one.sentences:
             out.print(f"- {sentence}", markup=False)
-    written = write(reports, folder, wanted)
     say(escape(f"Wrote {', '.join(path.name for path in written)} in {folder}."))
+
+
+def _as_json(reports: "Sequence[Report]", written: Sequence[Path]) -> dict[str, Any]:
+    """What was found, the numbers of every table as in results.csv, and the files."""
+    from odesteer.report.csv import document
+
+    rows = csv.DictReader(io.StringIO(document(reports)))
+    return {
+        "files": [str(path) for path in written],
+        "runs": {one.run.name: list(one.sentences) for one in reports},
+        "cells": [{key: _value(key, text) for key, text in row.items()} for row in rows],
+    }
+
+
+def _value(key: str, text: str) -> str | float | None:
+    if key not in _NUMBERS:
+        return text
+    return float(text) if text else None
 
 
 def _wanted(formats: str) -> list[str]:

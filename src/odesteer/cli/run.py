@@ -1,5 +1,6 @@
 """`odesteer run`: an experiment's file, to its results."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,7 @@ def run(
     engine: options.Engine = "local",
     workers: options.Workers = None,
     backend: options.Backend = "transformers",
+    as_json: options.AsJson = False,
 ) -> None:
     """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
 
@@ -53,18 +55,21 @@ def run(
 
     chosen = read(experiment, changes or ())
     if dry:
-        _say_what(chosen, data)
+        _say_what(chosen, data, as_json)
         return
     from odesteer.experiment.run import run as compute
 
     folder = output or RUNS / chosen.name
     with goes_on(folder), progress(chosen.name) as callback:
         outcome = compute(chosen, folder, data, engine, say, callback, workers, backend)
+    if as_json:
+        typer.echo(json.dumps({**outcome._asdict(), "results": str(outcome.results)}, indent=2))
+        return
     note = "" if outcome.computed else " (it was complete)"
     out.print(f"Wrote {escape(str(outcome.results))}{note}", soft_wrap=True)
 
 
-def _say_what(experiment: "Experiment", data: Any) -> None:
+def _say_what(experiment: "Experiment", data: Any, as_json: bool) -> None:
     """Conditions, units, what is fetched, memory and time."""
     from odesteer.experiment.estimate import estimate
     from odesteer.experiment.plan import KINDS
@@ -90,6 +95,10 @@ def _say_what(experiment: "Experiment", data: Any) -> None:
         ("tokens", f"about {about.tokens / 1e6:.2g} million"),
         ("time", _time(about)),
     ]
+    if as_json:
+        facts = {**dict(lines), "notes": benchmark.notes}
+        typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         out.print(f"{name:<{width}}  {escape(text)}", soft_wrap=True)

@@ -1,9 +1,10 @@
 """Which steering does a command use: one from a directory, or one fitted now?"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odesteer.cli.console import progress, say
+from odesteer.cli.console import progress, reading, say, warn
 
 if TYPE_CHECKING:
     from odesteer.backends.base import AnySteering
@@ -22,14 +23,20 @@ def obtain(
     seed: int = 0,
     cache: bool = False,
     columns: str | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    refits: bool = False,
 ) -> "tuple[Any, Any, AnySteering]":
-    """Model, tokenizer and steering; the cheap parts first, so that their errors come at once."""
+    """Model, tokenizer and steering; the cheap parts first, so that their errors come at once.
+
+    `refits`: whether a contrast may come with a saved steering, for what is fitted later.
+    """
     if (path is None) == (method is None):
         raise ValueError(
             "Give a steering (--steering DIR, from `odesteer fit`) or a method to fit now "
             "(--method caa)" + (", not both." if path else ".")
         )
-    if path is not None and contrast is not None:
+    if path is not None and contrast is not None and not refits:
         raise ValueError("--contrast is for --method; a saved steering is fitted already.")
     import odesteer as ods
     from odesteer.attach import check_fits
@@ -38,6 +45,7 @@ def obtain(
     from odesteer.positions import check_positions
 
     check_positions(positions)
+    check_solver(solver)
     one: AnySteering
     if path is not None:
         one = ods.load(path)
@@ -50,7 +58,7 @@ def obtain(
             raise ValueError(f"--spread is for several layers; got --layer {layer}.")
         data = read_contrast(contrast, columns=columns)
         language_model, tokenizer = load_model(model, say)
-        with progress("Reading texts and fitting") as callback:
+        with reading(cache), progress("Reading texts and fitting") as callback:
             one = ods.fit(
                 language_model,
                 tokenizer,
@@ -67,8 +75,8 @@ def obtain(
     if path is not None:
         # What is left are differences that steering survives, but may suffer from.
         for difference in one.compatibility(language_model, tokenizer):
-            say(f"Warning: this steering was fitted on another {difference}.")
-    return language_model, tokenizer, dosed(one, dose, spread)
+            warn(f"this steering was fitted on another {difference}.")
+    return language_model, tokenizer, solved(dosed(one, dose, spread), solver, steps)
 
 
 def read_contrast(path: Path | None, template: str = "auto", columns: str | None = None) -> Any:
@@ -115,6 +123,30 @@ def as_layers(layer: str) -> int | str | list[int]:
             f"--layer is a block index, several with commas, or 'auto'; got '{layer}'."
         ) from None
     return indices[0] if len(indices) == 1 else indices
+
+
+def solved(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySteering":
+    """The steering with its ODE solved otherwise, at every layer."""
+    from odesteer.layered import LayeredSteering
+
+    if isinstance(one, LayeredSteering):
+        parts = tuple(replace(part, **_given(solver, steps)) for part in one.parts)
+        return replace(one, parts=parts)
+    return replace(one, **_given(solver, steps))
+
+
+def _given(solver: str | None, steps: int | None) -> dict[str, Any]:
+    wanted = {"solver": solver, "steps": steps}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def check_solver(solver: str | None) -> None:
+    """ValueError for a name that is none."""
+    from odesteer.lookup import pick
+    from odesteer.ode import SOLVERS
+
+    if solver is not None:
+        pick(SOLVERS, solver, "solver")
 
 
 def dosed(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":

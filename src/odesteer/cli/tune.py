@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from odesteer.cli import options
-from odesteer.cli.console import out, progress, say, teaching_errors
+from odesteer.cli.console import out, progress, reading, say, teaching_errors
 from odesteer.cli.source import read_contrast
 
 FIGURE = "tune.png"
@@ -20,7 +20,7 @@ def tune(
     model: options.Model,
     contrast: options.Contrast,
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
-    method: Annotated[str, typer.Option("--method", "-m", help=options.METHOD_NAMES)] = "odesteer",
+    method: options.Method = "odesteer",
     layers: Annotated[
         str,
         typer.Option(
@@ -70,7 +70,7 @@ def tune(
     Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)
     data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)
-    with progress("Tuning") as callback, warnings.catch_warnings():
+    with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.
         warnings.filterwarnings("ignore", message="(?s).*within the budget")
         tuned = ods.tune(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,10 +44,27 @@ def examples(
     Raises:
         ValueError: for a key that is none of ours, or naming the row of another form.
     """
-    for key in columns or ():
-        pick(dict.fromkeys(KEYS), key, "key of a contrast")
     positive: list[Example] = []
     negative: list[Example] = []
+    for one, label in labelled(rows, columns):
+        (positive if label else negative).append(one)
+    return tuple(positive), tuple(negative)
+
+
+def labelled(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None, required: bool = True
+) -> Iterator[tuple[Example, int | None]]:
+    """Every example of rows with its label, 1 or 0, in order; a pair is two, its positive first.
+
+    Args:
+        rows, columns: as of `examples`.
+        required: whether a row without a label is refused; otherwise its label is None.
+
+    Raises:
+        ValueError: as of `examples`.
+    """
+    for key in columns or ():
+        pick(dict.fromkeys(KEYS), key, "key of a contrast")
     for place, given in rows:
         row = _renamed(given, columns or {}, place)
         prompt = row.get("prompt")
@@ -56,14 +73,14 @@ def examples(
         name = group if isinstance(group, str) else json.dumps(group)
         if not group:
             name = f"({place})"
+        key = "text" if "text" in row else "response"
+        label = row.get("label")
         try:
             if "positive" in row and "negative" in row:
-                positive.append(_response(prompt, row, "positive", name))
-                negative.append(_response(prompt, row, "negative", name))
-            elif row.get("label") in (0, 1) and ("text" in row or "response" in row):
-                key = "text" if "text" in row else "response"
-                one = _response(prompt, row, key, name)
-                (positive if row["label"] else negative).append(one)
+                yield _response(prompt, row, "positive", name), 1
+                yield _response(prompt, row, "negative", name), 0
+            elif key in row and (label in (0, 1) or (label is None and not required)):
+                yield _response(prompt, row, key, name), None if label is None else int(label)
             else:
                 raise ValueError(
                     f"has the keys {', '.join(map(str, row)) or 'none'}; a contrast needs "
@@ -72,7 +89,6 @@ def examples(
                 )
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-    return tuple(positive), tuple(negative)
 
 
 def example(row: Any, group: str) -> Example:

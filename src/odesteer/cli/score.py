@@ -1,0 +1,245 @@
+"""`odesteer score`: which texts show what a steering steers towards?"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from odesteer.cli import completing, options
+from odesteer.cli.console import bar, out, progress, reading, say, teaching_errors, warn
+from odesteer.cli.source import as_columns
+
+if TYPE_CHECKING:
+    from odesteer.bootstrap import Interval
+    from odesteer.detection import Detection, Threshold
+    from odesteer.monitoring import Scores
+
+_KINDS = (".csv", ".jsonl")
+
+
+@teaching_errors
+def score(
+    model: options.Model,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSONL, CSV or Parquet: `text` (or `prompt` and `response`), with `label` where "
+            "it is known; or `positive` and `negative`, as for `odesteer fit`.",
+        ),
+    ],
+    steering: Annotated[
+        Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
+    ],
+    layer: Annotated[
+        int | None, typer.Option(help="Which one, of a steering of several layers.")
+    ] = None,
+    away: Annotated[
+        bool, typer.Option("--away", help="Score what it steers away from; labels change places.")
+    ] = False,
+    false_positives: Annotated[
+        float | None,
+        typer.Option(
+            help="The threshold that calls at most this share of the negatives positive, such as "
+            "0.05, and what share of positives it finds."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .csv or .jsonl file for every text, ranked."),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Print so many of the first texts.")] = 10,
+    columns: options.Columns = None,
+    template: options.Template = "auto",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="What is read of each text; by default what the steering was fitted on.",
+            autocompletion=completing.among(options.TOKENS),
+        ),
+    ] = None,
+    max_tokens: options.MaxTokens = None,
+    cache: options.Cache = True,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Rank texts by a steering's barrier: the same steering, as a detector.
+
+    Prints log-odds and probability at even priors. Where the file has labels, also AUC,
+    calibration error and log-loss with 95 % intervals: give texts that the steering has not seen,
+    for they say nothing otherwise.
+
+    Example: odesteer score smollm2 texts.jsonl --steering gloomy --out ranked.csv
+
+    Example: odesteer score smollm2 held-out.csv -s gloomy --false-positives 0.05 --json
+    """
+    # What can be wrong is checked before anything slow happens.
+    if output is not None and output.suffix not in _KINDS:
+        raise ValueError(f"--out is a .csv or .jsonl file; got '{output}'.")
+    if false_positives is not None and not 0.0 < false_positives < 1.0:
+        raise ValueError(f"--false-positives is between 0 and 1; got {false_positives}.")
+    import odesteer as ods
+    from odesteer.contrast import files
+    from odesteer.contrast.rows import NUMBERS, labelled
+    from odesteer.models import load_model
+
+    one = ods.load(steering)
+    named = as_columns(columns) or {}
+    rows = files.rows(file, None, [named.get(key, key) for key in NUMBERS])
+    known = list(labelled(rows, named, required=False))
+    if false_positives is not None and not {label for _, label in known} >= {0, 1}:
+        raise ValueError(
+            "--false-positives needs texts of both classes: a `label` of 0 or 1 in each row."
+        )
+    labels = [label if label is None or not away else 1 - label for _, label in known]
+    language_model, tokenizer = load_model(model, say)
+    with reading(cache), progress("Reading texts") as callback:
+        scores = ods.score(
+            language_model,
+            tokenizer,
+            ~one if away else one,
+            [example for example, _ in known],
+            labels=labels,
+            layer=layer,
+            template=template.replace("\\n", "\n"),
+            tokens=tokens,
+            max_tokens=max_tokens,
+            progress=callback,
+            cache=cache,
+        )
+    ranked = _rows(scores)
+    quality = scores.quality(seed) if {0, 1} <= set(scores.labels) else None
+    level = None if false_positives is None else scores.threshold(false_positives, seed)
+    if output is not None:
+        _write(output, ranked)
+    if quality is not None and scores.fitted_on:
+        warn(
+            "these are the texts that the steering was fitted on: the numbers about them are "
+            "better than on others. Give held-out texts."
+        )
+    if as_json:
+        about: dict[str, Any] = {
+            "steering": str(steering),
+            "layer": scores.layer,
+            "tokens": scores.tokens,
+            "truncated": scores.truncated,
+            "fitted_on": scores.fitted_on,
+            "quality": None if quality is None else _plain(quality),
+            "threshold": None if level is None else _plain(level),
+            "texts": ranked,
+        }
+        typer.echo(json.dumps(about, ensure_ascii=False, indent=2))
+        return
+    if show:
+        out.print(_table(ranked[:show]))
+    if len(ranked) > show:
+        out.print(f"{len(ranked)} texts; {'--out FILE writes all of them.' if not output else ''}")
+    if quality is not None:
+        _print_quality(quality)
+    if level is not None:
+        _print_threshold(level)
+    if output is not None:
+        out.print(f"Wrote {escape(str(output))}", soft_wrap=True)
+
+
+def _rows(scores: "Scores") -> list[dict[str, Any]]:
+    found = []
+    for rank, i in enumerate(scores.ranked(), start=1):
+        example, label = scores.examples[i], scores.labels[i]
+        row: dict[str, Any] = {
+            "rank": rank,
+            "row": i + 1,
+            "log_odds": round(float(scores.log_odds[i]), 6),
+            "probability": round(float(scores.probability[i]), 6),
+            "label": label,
+            "prompt": example.prompt,
+            "text": example.response,
+        }
+        found.append(row)
+    return found
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    from odesteer.artifact.saving import write_whole
+
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "prompt": _cell(row["prompt"])} for row in rows)
+        content = text.getvalue()
+    else:
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.encode())
+
+
+def _cell(prompt: Any) -> str | None:
+    """Chat messages are JSON in a cell."""
+    return (
+        prompt
+        if prompt is None or isinstance(prompt, str)
+        else json.dumps(prompt, ensure_ascii=False)
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rank", "row", "log-odds", "P(positive)", "label"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("text", no_wrap=True)
+    room = max(out.width - 46, 20)  # what the other columns leave
+    for row in rows:
+        asked = row["prompt"]
+        text = row["text"] if not isinstance(asked, str) else f"{asked} → {row['text']}"
+        table.add_row(
+            str(row["rank"]),
+            str(row["row"]),
+            f"{row['log_odds']:+.2f}",
+            f"{bar(row['probability'])} {row['probability']:.2f}",
+            "" if row["label"] is None else str(row["label"]),
+            escape(shorten(text, room)),
+        )
+    return table
+
+
+def shorten(text: str, room: int) -> str:
+    """On one line, and no longer than there is room for."""
+    line = " ".join(text.split())
+    return line if len(line) <= room else f"{line[: room - 1]}…"
+
+
+def _print_quality(quality: "Detection") -> None:
+    groups = quality.groups
+    rows = quality.positive + quality.negative
+    resampled = "" if groups == rows else f", {groups} groups drawn as wholes"
+    out.print(
+        f"AUC {_interval(quality.auc)}, log-loss {_interval(quality.log_loss)} (chance 0.693), "
+        f"calibration error {_interval(quality.ece)}; n = {quality.positive} positive + "
+        f"{quality.negative} negative{resampled}; 95 % bootstrap intervals, which hold for texts "
+        f"like these if the steering has seen none of them."
+    )
+
+
+def _print_threshold(level: "Threshold") -> None:
+    out.print(
+        f"Alarm above log-odds {level.log_odds:+.4g} (P {level.probability:.4g}): false positives "
+        f"{_interval(level.false_positives)} of {level.false_positives.n}, recall "
+        f"{_interval(level.recall)} of {level.recall.n}. Chosen on these texts: check it on others."
+    )
+
+
+def _interval(value: "Interval") -> str:
+    return escape(f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]")
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as JSON objects."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(each) for key, each in value._asdict().items()}
+    return value

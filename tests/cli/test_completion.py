@@ -1,0 +1,92 @@
+"""A shell that asks is told commands, options, methods, solvers and models, and quickly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import odesteer as ods
+from odesteer.cli import options
+from odesteer.cli.completing import among, models
+from odesteer.positions import POSITIONS
+from odesteer.texts import TOKENS
+
+MAIN = "import sys; sys.argv[0] = 'odesteer'; from odesteer.cli import main; main()"
+
+
+def completed(line: str, **more: str) -> list[str]:
+    """What bash would offer at the end of a line."""
+    words = line.split(" ")
+    asked = {
+        **os.environ,
+        "_ODESTEER_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        **more,
+    }
+    made = subprocess.run([sys.executable, "-c", MAIN], capture_output=True, text=True, env=asked)
+    assert made.stderr == ""
+    return made.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("odesteer ge", ["generate"]),
+        ("odesteer fit smo", ["smollm2"]),
+        ("odesteer fit smollm2 pairs.jsonl --method mi", ["mimic"]),
+        ("odesteer chat smollm2 -m odesteer-g", ["odesteer-gaussian"]),
+        ("odesteer generate smollm2 Hi --solver rk", ["rk4", "rk4-38"]),
+        ("odesteer generate smollm2 Hi --positions g", ["generated"]),
+        ("odesteer fit smollm2 pairs.jsonl --tokens r", ["response"]),
+        ("odesteer fit smollm2 pairs.jsonl --sol", ["--solver"]),
+        ("odesteer methods odesteer-p", ["odesteer-paper"]),
+    ],
+)
+def test_words_are_completed(line: str, words: list[str]) -> None:
+    assert completed(line) == words
+
+
+def test_asking_imports_no_torch() -> None:
+    code = f"import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); {MAIN}"
+    asked = {"_ODESTEER_COMPLETE": "complete_bash", "COMP_CWORD": "5"}
+    asked |= {"COMP_WORDS": "odesteer fit smollm2 x --method "}
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked}
+    )
+    assert made.stdout.endswith("False\n") and "caa" in made.stdout, made.stderr
+
+
+def test_the_script_for_a_shell_is_shown() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", MAIN],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_ODESTEER_COMPLETE": "source_bash"},
+    )
+    assert "complete -o default -F _odesteer_completion odesteer" in shown.stdout
+
+
+def test_the_words_are_those_of_the_library() -> None:
+    assert options.METHODS == tuple(ods.METHODS)
+    assert options.SOLVERS == tuple(ods.SOLVERS)
+    assert options.TOKENS == TOKENS
+    assert options.POSITIONS == tuple(POSITIONS)
+
+
+def test_models_are_the_packaged_one_those_of_the_hub_and_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hub" / "models--me--tiny-llama").mkdir(parents=True)
+    (tmp_path / "smart").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    assert models("sm") == ["smollm2", "smart"]
+    assert models("me/") == ["me/tiny-llama"]
+    assert models(f"{tmp_path}/sm") == [f"{tmp_path}/smart"]
+    assert models("") == ["smollm2", "me/tiny-llama", "hub", "smart"]
+    assert models("nowhere/at/all") == []
+    assert among(["a", "ab"])("ab") == ["ab"]
