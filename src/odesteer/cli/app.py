@@ -15,6 +15,7 @@ from odesteer.cli import (
     generate,
     inspect,
     methods,
+    playground,
     report,
     run,
     serve,
@@ -34,6 +35,8 @@ Examples:
     odesteer tune smollm2 pairs.jsonl --out truthful
 
     odesteer generate smollm2 "How are you?" --steering truthful --compare
+
+    odesteer playground
 
     odesteer serve smollm2 --steering truthful=truthful
 
@@ -55,6 +58,7 @@ app.command()(fit.fit)
 app.command()(tune.tune)
 app.command()(generate.generate)
 app.command()(generate.chat)
+app.command()(playground.playground)
 app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(gallery.gallery)

@@ -1,0 +1,5 @@
+"""Where can steering be seen while it happens? On a page: `odesteer playground`.
+
+What the page does is here without the page: `writing` makes two texts grow side by side,
+`setting` is what a person chose, `shelf` what there is to choose from. `page` alone knows Gradio.
+"""
