@@ -77,12 +77,12 @@ class Acts:
         shelf = session.shelf(self.shelf)
         steering = setting.steering(self.desk, shelf)
         label = f"Steered: {setting.expression}, {steering.dose}"
-        pair = session.pair
+        pair, mine = session.pair, session.generation + 1
         for pair in session.write(self.desk, setting, steering, system):
             shown = markup.texts(session.turns, session.prompt, pair, label, writing=True)
             yield Shown(texts=shown, facts=markup.facts(pair))
-        if session.pair is not pair or pair[1].perplexity is pair[0].perplexity is None:
-            return  # a newer generation has begun
+        if session.generation != mine:
+            return  # a newer one has begun, and shows its own
         shown = markup.texts(session.turns, session.prompt, pair, label, writing=False)
         prompt = session.messages(self.desk.tokenizer, system, 1)
         yield Shown(

@@ -13,6 +13,8 @@ CSS = """
 .gradio-container { max-width: 82rem !important; margin: 0 auto !important; }
 .gradio-container :focus-visible { outline: 3px solid var(--pg-wanted); outline-offset: 1px; }
 footer { display: none !important; }
+#pg-error:not(:has(.pg-error)), #pg-facts:not(:has(dl)), #pg-figures:not(:has(div.pg-figures)),
+  .pg-empty:not(:has(p)) { display: none !important; }
 .pg-head h1 { font-size: 1.4rem; margin: 0; font-weight: 650; }
 .pg-head p { margin: .15rem 0 0; color: var(--pg-dim); font-size: .92rem; }
 .pg-two { display: grid; gap: .9rem; grid-template-columns: 1fr 1fr; color: var(--pg-ink); }
@@ -41,8 +43,8 @@ footer { display: none !important; }
 .pg-facts dd { margin: 0; font-size: 1.15rem; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .pg-facts small { font-weight: 400; font-size: .8rem; color: var(--pg-dim); }
-.pg-key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: var(--pg-dim);
-  font-size: .8rem; margin: .1rem 0 0; }
+p.pg-key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: var(--pg-dim);
+  font-size: .8rem; margin: .1rem 0 0; color: var(--pg-dim) !important; }
 .pg-key i { display: inline-block; width: 1.1em; height: .95em; vertical-align: -.12em;
   margin-right: .35em; border-radius: 2px; }
 .pg-figures { display: grid; gap: 1rem 1.4rem; grid-template-columns: repeat(auto-fit,
@@ -60,7 +62,7 @@ footer { display: none !important; }
 .way.on { opacity: 1; } .way.on polyline { stroke-width: 3; stroke: var(--pg-lit); }
 .pg-error { border-left: 4px solid var(--pg-unwanted); background: var(--pg-soft); margin: 0;
   color: var(--pg-ink); padding: .5rem .8rem; border-radius: 4px; font-weight: 550; }
-.pg-note { color: var(--pg-dim); font-size: .88rem; margin: 0; }
+p.pg-note, .pg-wait { color: var(--pg-dim) !important; font-size: .88rem; margin: 0; }
 .pg-table { border-collapse: collapse; font-size: .86rem; color: var(--pg-ink); }
 .pg-table th, .pg-table td { text-align: right; padding: .25rem .8rem .25rem 0;
   border-bottom: 1px solid var(--pg-line); font-variant-numeric: tabular-nums; }

@@ -11,6 +11,11 @@ from odesteer.playground.picture import FULL
 from odesteer.playground.session import Turn
 from odesteer.playground.writing import Text, Token
 
+EMPTY = (
+    '<div class="pg-two"><section class="pg-side"><h3>Unsteered</h3></section>'
+    '<section class="pg-side"><h3>Steered</h3><p class="pg-wait">Generate, and then move the '
+    "angle: the texts follow.</p></section></div>"
+)
 _STRONGEST = 60  # per cent of a colour, at which the ink on it is still read easily
 
 

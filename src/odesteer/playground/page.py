@@ -12,6 +12,7 @@ from odesteer.fitting import middle_layers
 from odesteer.layers import find_layers
 from odesteer.methods import METHODS
 from odesteer.ode import SOLVERS
+from odesteer.playground import markup
 from odesteer.playground.acts import Acts, Shown
 from odesteer.playground.look import KEY
 from odesteer.playground.session import Session
@@ -59,7 +60,7 @@ class _Steer:
         learnables = [s for s in acts.shelf.values() if isinstance(s, Learnable)]
         layers = middle_layers(acts.desk.model)
         layer = learnables[0].best if learnables else layers[-1]
-        with gr.Row(equal_height=True):
+        with gr.Row():
             self.prompt = gr.Textbox(
                 EXAMPLE, label="Prompt", lines=1, max_lines=6, scale=6, elem_id="pg-prompt"
             )
@@ -88,7 +89,7 @@ class _Steer:
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 self.error = gr.HTML(elem_id="pg-error")
-                self.texts = gr.HTML(elem_id="pg-texts")
+                self.texts = gr.HTML(markup.EMPTY, elem_id="pg-texts")
                 gr.HTML(KEY)
                 self.facts = gr.HTML(elem_id="pg-facts")
                 self.figures = gr.HTML(elem_id="pg-figures")

@@ -15,7 +15,7 @@ from matplotlib.image import imsave
 
 from odesteer.playground.ways import Portrait, Ways
 
-_WIDE, _HIGH, _LEFT, _BOTTOM = 460.0, 300.0, 44.0, 36.0
+_WIDE, _HIGH, _LEFT, _BOTTOM = 460.0, 300.0, 44.0, 40.0
 # Blue is wanted and orange is not, as everywhere on the page; readable on white and on black.
 WANTED, UNWANTED = (0, 114, 178), (213, 94, 0)
 FULL = 5.0  # nats at which a colour is at its strongest
@@ -42,7 +42,7 @@ def flow(found: Ways, words: Sequence[str]) -> str:
         for v in _ticks(low, high)
     )
     across = "".join(
-        f'<text x="{place(np.array([v]), np.zeros(1)).split(",")[0]}" y="{_HIGH - _BOTTOM + 20}" '
+        f'<text x="{place(np.array([v]), np.zeros(1)).split(",")[0]}" y="{_HIGH - _BOTTOM + 19}" '
         f'text-anchor="middle">{v:g}</text>'
         for v in _ticks(0.0, x_top)
     )
@@ -56,7 +56,7 @@ def flow(found: Ways, words: Sequence[str]) -> str:
     body = (
         f'<polyline class="zero" points="{zero}"/><text class="faint" x="{_WIDE - 10}" '
         f'y="{zero_y - 5:.1f}" text-anchor="end">h = 0</text>{ticks}{across}{lines}'
-        f'<text x="{(_LEFT + _WIDE) / 2}" y="{_HIGH - 1}" text-anchor="middle">'
+        f'<text x="{(_LEFT + _WIDE) / 2}" y="{_HIGH - 5}" text-anchor="middle">'
         "path length / ‖a‖</text>"
     )
     return _figure(
@@ -139,7 +139,7 @@ def _shade(h: np.ndarray) -> str:
     """A PNG, one pixel a value, top row first; the browser makes it smooth."""
     share = np.clip(np.abs(h) / FULL, 0.0, 1.0)
     colour = np.where((h >= 0)[..., None], WANTED, UNWANTED)
-    pixels = np.concatenate([colour, 170 * share[..., None]], axis=-1).astype(np.uint8)
+    pixels = np.concatenate([colour, 130 * share[..., None]], axis=-1).astype(np.uint8)
     out = io.BytesIO()
     imsave(out, pixels[::-1].copy(order="C"), format="png")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
