@@ -76,6 +76,14 @@ def test_a_newer_generation_ends_the_older_one(acts):
     assert list(older) == [] and newer[-1].figures
 
 
+def test_what_was_asked_for_later_wins_whichever_begins_first(acts):
+    session = Session()
+    assert send(acts, session)
+    newer = list(acts.again(session, "", small.setting(), asked=20.0))
+    older = list(acts.again(session, "", small.setting(), asked=10.0))
+    assert newer[-1].figures and older == []
+
+
 def test_errors_are_one_line_and_leave_what_stood_there(acts):
     for shown in (
         send(acts, Session(), prompt="  "),

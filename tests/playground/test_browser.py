@@ -4,7 +4,6 @@ Waits are for what is to be seen, never for a time.
 """
 
 import importlib.util
-import json
 import re
 import shutil
 import socket
@@ -153,7 +152,7 @@ def test_two_steerings_are_composed_and_a_wrong_name_is_told_of_in_one_line(open
     choose(page, "good")
     title(page, "good, angle")
     page.get_by_role("button", name="The same in Python").click()
-    page.get_by_text("ods.TransformersBackend").first.wait_for()
+    page.get_by_text("import odesteer as ods").first.wait_for()
 
 
 def test_pasted_examples_are_fitted_and_used(opened):
@@ -179,8 +178,6 @@ def test_a_bad_upload_is_told_of_in_one_line(opened, tmp_path):
     error = page.locator("#pg-result .pg-error")
     error.wait_for()
     assert "bad.jsonl" in error.inner_text() and "Traceback" not in page.content()
-    rows = [{"positive": g, "negative": b} for g, b in zip(small.GOOD, small.BAD, strict=True)]
-    assert json.dumps(rows)  # what a good one holds
 
 
 def test_two_people_at_once_see_their_own(opened):

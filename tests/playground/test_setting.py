@@ -95,7 +95,7 @@ def test_the_python_writes_the_text_of_the_page(desk, shelf, changes, monkeypatc
     session = Session()
     session.send(PROMPT, chat=False)
     steering = chosen.steering(desk, shelf)
-    for _ in session.write(desk, chosen, steering, "the"):
+    for _ in session.write(desk, chosen, steering, "the", session.claim()):
         pass
     monkeypatch.setattr("odesteer.models.load_model", lambda name: (desk.model, desk.tokenizer))
     monkeypatch.setattr(ods, "load", lambda path: {"kept/it": tiny.quadratic()}[path])

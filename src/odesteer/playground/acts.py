@@ -54,31 +54,41 @@ class Acts:
     runs: dict[str, Path]
 
     def send(
-        self, session: Session, prompt: str, system: str, chat: bool, setting: Setting
+        self,
+        session: Session,
+        prompt: str,
+        system: str,
+        chat: bool,
+        setting: Setting,
+        asked: float | None = None,
     ) -> Iterator[Shown]:
-        """Write both texts for a prompt."""
+        """Write both texts for a prompt; `asked`: see `Session.claim`."""
         try:
             session.send(prompt, chat)
         except ValueError as error:
             yield Shown(markup.error(error))
             return
-        yield from self.again(session, system, setting)
+        yield from self.again(session, system, setting, asked)
 
-    def again(self, session: Session, system: str, setting: Setting) -> Iterator[Shown]:
+    def again(
+        self, session: Session, system: str, setting: Setting, asked: float | None = None
+    ) -> Iterator[Shown]:
         """Write both texts of the current prompt anew, with what the controls say now."""
         if not session.prompt:
             return
         try:
-            yield from self._write(session, system, setting)
+            yield from self._write(session, system, setting, session.claim(asked))
         except (ValueError, OSError, ImportError) as error:
             yield Shown(markup.error(error))
 
-    def _write(self, session: Session, system: str, setting: Setting) -> Iterator[Shown]:
+    def _write(
+        self, session: Session, system: str, setting: Setting, mine: float
+    ) -> Iterator[Shown]:
         shelf = session.shelf(self.shelf)
         steering = setting.steering(self.desk, shelf)
         label = f"Steered: {setting.expression}, {steering.dose}"
-        pair, mine = session.pair, session.generation + 1
-        for pair in session.write(self.desk, setting, steering, system):
+        pair = session.pair
+        for pair in session.write(self.desk, setting, steering, system, mine):
             shown = markup.texts(session.turns, session.prompt, pair, label, writing=True)
             yield Shown(texts=shown, facts=markup.facts(pair))
         if session.generation != mine:

@@ -31,6 +31,8 @@ def texts(
         )
         said = f'<p class="pg-said">{escape(prompt)}</p>' if turns else ""
         caret = '<span class="pg-caret"></span>' if writing and not text.ended else ""
+        if not text.text.strip() and not caret:
+            caret = '<i class="pg-wait">nothing: the model ended at once</i>'
         sides.append(
             f'<section class="pg-side" aria-label="{escape(title)} text"><h3>{escape(title)}</h3>'
             f'{before}{said}<p class="pg-text" data-side="{side}" '

@@ -3,6 +3,7 @@
 The only file that knows Gradio, with `server`. Every act is in `acts`.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,9 @@ METHOD_NAMES = [n for n, m in METHODS.items() if m.site == "residual" and n != "
 STEER, FIT, REPORT = "steer", "fit", "report"
 PEOPLE = 8  # who may wait for the model at once; it is held for a token at a time
 EXAMPLE = "Describe the street outside your window."
+_REST = 0.1  # seconds
+# When it was asked for, by the clock of the page: what is newer wins, whichever comes first.
+_NOW = "(...values) => { values[1] = performance.timeOrigin + performance.now(); return values; }"
 Outputs = tuple[Any, ...]
 
 
@@ -37,13 +41,14 @@ def build(acts: Acts, system: str = "") -> gr.Blocks:
     """
     with gr.Blocks(title="odesteer playground", analytics_enabled=False) as page:
         session = gr.State(Session())
+        asked = gr.Number(0, visible=False)
         gr.HTML(
             '<div class="pg-head"><h1>odesteer playground</h1><p>'
             f"{acts.desk.name}, unsteered and steered side by side</p></div>"
         )
         with gr.Tabs(selected=STEER) as tabs:
             with gr.Tab("Steer", id=STEER):
-                steer = _Steer(acts, session, system)
+                steer = _Steer(acts, session, asked, system)
             with gr.Tab("Fit your own", id=FIT):
                 _fit_tab(acts, session, tabs, steer)
             with gr.Tab("Reports", id=REPORT):
@@ -54,7 +59,7 @@ def build(acts: Acts, system: str = "") -> gr.Blocks:
 class _Steer:
     """The first tab: its controls, and what they do."""
 
-    def __init__(self, acts: Acts, session: gr.State, system: str):
+    def __init__(self, acts: Acts, session: gr.State, asked: gr.Number, system: str):
         self._acts = acts
         names = list(acts.shelf)
         learnables = [s for s in acts.shelf.values() if isinstance(s, Learnable)]
@@ -119,15 +124,17 @@ class _Steer:
                     self.save = gr.Button("Save")
                     self.saved = gr.HTML()
         with gr.Accordion("The same in Python", open=False):
-            self.python = gr.Code(language="python", label="Copy and run", interactive=False)
+            self.python = gr.Code(
+                language="python", label="Copy and run", interactive=False, max_lines=24
+            )
         self.controls = [
             self.expression, self.method, self.layer, self.dose, self.amount, self.probability,
             self.solver, self.steps, self.positions, self.tokens, self.temperature, self.seed,
         ]  # fmt: skip
         self._outputs = [self.error, self.texts, self.facts, self.figures, self.python]
-        self._connect(session)
+        self._connect(session, asked)
 
-    def _connect(self, session: gr.State) -> None:
+    def _connect(self, session: gr.State, asked: gr.Number) -> None:
         together: dict[str, Any] = {
             # A newer generation of the same person stops the older one by itself.
             "trigger_mode": "multiple",
@@ -135,29 +142,28 @@ class _Steer:
             "concurrency_id": "model",
             "show_progress": "hidden",
             "outputs": self._outputs,
+            "js": _NOW,
         }
-        gr.on(
-            [self.send.click, self.prompt.submit],
-            self._send,
-            [session, self.prompt, self.system, self.chat, *self.controls],
-            **together,
-        )
+        sends = [session, asked, self.prompt, self.system, self.chat, *self.controls]
+        agains = [session, asked, self.system, *self.controls]
+        self.sending = {"inputs": sends, **together}
+        gr.on([self.send.click, self.prompt.submit], self._send, **self.sending)
         gr.on(
             [
-                *[c.input for c in (self.expression, self.method, self.dose, self.positions,
-                                    self.solver)],
-                *[c.release for c in (self.amount, self.probability, self.layer, self.steps,
-                                      self.tokens, self.temperature)],
-                # Keys move a slider without letting go of it.
+                *[c.input for c in (self.expression, self.method, self.positions, self.solver)],
+                *[c.release for c in (self.steps, self.tokens, self.temperature)],
+                # Not released: keys move a slider without letting go of it.
                 *[c.input for c in (self.amount, self.probability, self.layer)],
                 self.seed.submit,
                 self.system.submit,
             ],
             self._again,
-            [session, self.system, *self.controls],
+            agains,
             **together,
-        )  # fmt: skip
-        self.dose.input(_ranges, [self.dose], [self.amount, self.probability], queue=False)
+        )
+        self.dose.input(_ranges, [self.dose], [self.amount, self.probability], queue=False).then(
+            self._again, agains, **together
+        )
         self.chat.input(_forget, [session], None, queue=False)
         self.save.click(
             self._save,
@@ -168,13 +174,20 @@ class _Steer:
         )
 
     def _send(
-        self, session: Session, prompt: str, system: str, chat: bool, *values: Any
+        self, session: Session, asked: float, prompt: str, system: str, chat: bool, *values: Any
     ) -> Iterator[Outputs]:
-        for shown in self._acts.send(session, prompt, system, chat, _setting(*values)):
+        for shown in self._acts.send(session, prompt, system, chat, _setting(*values), asked):
             yield _outputs(shown)
 
-    def _again(self, session: Session, system: str, *values: Any) -> Iterator[Outputs]:
-        for shown in self._acts.again(session, system, _setting(*values)):
+    def _again(
+        self, session: Session, asked: float, system: str, *values: Any
+    ) -> Iterator[Outputs]:
+        # A slider that is dragged says so at every pixel: only where it rests is written.
+        if session.claim(asked) == session.generation:
+            time.sleep(_REST)
+        if asked != session.generation:
+            return
+        for shown in self._acts.again(session, system, _setting(*values), asked):
             yield _outputs(shown)
 
     def _save(self, session: Session, name: str, *values: Any) -> Outputs:
@@ -266,14 +279,7 @@ def _fit_tab(acts: Acts, session: gr.State, tabs: gr.Tabs, steer: _Steer) -> Non
         [session, name, best, method],
         [tabs, steer.expression, steer.layer, steer.method],
         queue=False,
-    ).then(
-        steer._send,
-        [session, steer.prompt, steer.system, steer.chat, *steer.controls],
-        steer._outputs,
-        concurrency_id="model",
-        concurrency_limit=PEOPLE,
-        show_progress="hidden",
-    )
+    ).then(steer._send, **steer.sending)
 
 
 def _report_tab(acts: Acts) -> None:

@@ -32,18 +32,28 @@ class Session:
         turns: of the chat, before the current prompt.
         prompt: the current one.
         pair: its texts as far as they are written.
-        generation: counts generations; an older one stops when there is a newer.
+        generation: when the newest generation was asked for; an older one stops.
     """
 
     own: dict[str, Source] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
     pair: tuple[Text, Text] = field(default_factory=lambda: (Text(), Text()))
-    generation: int = 0
+    generation: float = 0.0
 
     def shelf(self, shared: Shelf) -> dict[str, Source]:
         """What this person can choose from."""
         return {**shared, **self.own}
+
+    def claim(self, asked: float | None = None) -> float:
+        """Begin a generation, by the clock of whoever asked for it; older ones stop.
+
+        Answers may begin in another order than they were asked for: one that is older than the
+        newest stops at once.
+        """
+        mine = self.generation + 1.0 if asked is None else asked
+        self.generation = max(self.generation, mine)
+        return mine
 
     def send(self, prompt: str, chat: bool) -> None:
         """A new prompt: after what was said, or from the beginning.
@@ -62,7 +72,7 @@ class Session:
     def forget(self) -> None:
         """A new chat; a text that is being written stops."""
         self.turns, self.prompt, self.pair = [], "", (Text(), Text())
-        self.generation += 1
+        self.claim()
 
     def messages(self, tokenizer: Any, system: str, side: int) -> str | Messages:
         """What the model is asked on one side: 0 unsteered, 1 steered."""
@@ -78,11 +88,9 @@ class Session:
         return [*messages, {"role": "user", "content": self.prompt}]
 
     def write(
-        self, desk: Desk, setting: Setting, steering: AnySteering, system: str
+        self, desk: Desk, setting: Setting, steering: AnySteering, system: str, mine: float
     ) -> Iterator[tuple[Text, Text]]:
-        """Both texts as they grow, until they are complete or a newer generation begins."""
-        self.generation += 1
-        mine = self.generation
+        """Both texts as they grow, until they are complete or there is a newer claim than mine."""
         asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]
         ids = (encode(desk.tokenizer, asked[0]), encode(desk.tokenizer, asked[1]))
         sampling = Sampling(
