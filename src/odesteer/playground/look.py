@@ -10,7 +10,8 @@ CSS = """
 .dark, .dark .gradio-container { --pg-wanted: #3fa9f5; --pg-unwanted: #ff8a3d; --pg-ink: #e6e9ec;
   --pg-dim: #9aa4ae; --pg-line: #343b43; --pg-soft: #1c2228; --pg-page: #14181c;
   --pg-lit: #ffffff; }
-.gradio-container { max-width: 82rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 82rem !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
 .gradio-container :focus-visible { outline: 3px solid var(--pg-wanted); outline-offset: 1px; }
 footer { display: none !important; }
 #pg-error:not(:has(.pg-error)), #pg-facts:not(:has(dl)), #pg-figures:not(:has(div.pg-figures)),
@@ -43,8 +44,9 @@ footer { display: none !important; }
 .pg-facts dd { margin: 0; font-size: 1.15rem; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .pg-facts small { font-weight: 400; font-size: .8rem; color: var(--pg-dim); }
-p.pg-key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: var(--pg-dim);
-  font-size: .8rem; margin: .1rem 0 0; color: var(--pg-dim) !important; }
+p.pg-key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .8rem;
+  margin: .1rem 0 0; }
+p.pg-key span { color: var(--pg-dim); }
 .pg-key i { display: inline-block; width: 1.1em; height: .95em; vertical-align: -.12em;
   margin-right: .35em; border-radius: 2px; }
 .pg-figures { display: grid; gap: 1rem 1.4rem; grid-template-columns: repeat(auto-fit,
@@ -57,6 +59,7 @@ p.pg-key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: var(--pg-di
 .pg-figure polyline, .pg-figure line { fill: none; stroke: currentColor; }
 .pg-figure .zero { stroke: var(--pg-dim); stroke-dasharray: 4 3; }
 .pg-figure .level { stroke-width: 1.6; } .pg-figure .arrow { stroke-width: 1; opacity: .45; }
+.pg-figure.small svg { max-width: 15rem; }
 .way { color: var(--pg-ink); opacity: .3; } .way polyline { stroke-width: 1.2; }
 .way circle { fill: currentColor; } .way .from { fill: var(--pg-page); stroke: currentColor; }
 .way.on { opacity: 1; } .way.on polyline { stroke-width: 3; stroke: var(--pg-lit); }

@@ -156,8 +156,9 @@ def _dots(points: str) -> str:
 
 
 def _figure(title: str, body: str, caption: str, size: tuple[float, float] = (_WIDE, _HIGH)) -> str:
+    small = " small" if size[0] < _WIDE else ""
     return (
-        f'<figure class="pg-figure"><figcaption><b>{escape(title)}</b></figcaption>'
+        f'<figure class="pg-figure{small}"><figcaption><b>{escape(title)}</b></figcaption>'
         f'<svg viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(title)}">'
         f"{body}</svg><figcaption>{escape(caption)}</figcaption></figure>"
     )

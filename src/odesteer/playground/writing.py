@@ -8,8 +8,7 @@ What is told of a token is told of the place that wrote it: the last token read 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,16 +16,11 @@ from torch import Tensor, nn
 
 from odesteer.backends.base import AnySteering, Sampling
 from odesteer.layers import (
-    attention_output,
-    block_output,
-    find_layers,
-    hidden_size,
     input_device,
-    layer_index,
 )
-from odesteer.ode import GivenField
 from odesteer.playground.shelf import Desk
 from odesteer.playground.shelf import check_steering as parts_of
+from odesteer.playground.stream import Stream
 from odesteer.positions import Positions
 from odesteer.steering import Steering
 
@@ -112,11 +106,11 @@ def write(
     texts = (Text(), Text())
     part = parts_of(steering)[-1]
     if list(prompts[0]) == list(prompts[1]):
-        streams = [_Stream(desk, prompts[0], [None, steering], positions, part)]
+        streams = [Stream(desk, prompts[0], [None, steering], positions, part)]
         sides = [list(texts)]
     else:
         streams = [
-            _Stream(desk, prompt, [one], positions, part)
+            Stream(desk, prompt, [one], positions, part)
             for prompt, one in zip(prompts, (None, steering), strict=True)
         ]
         sides = [[text] for text in texts]
@@ -153,87 +147,6 @@ def perplexity(desk: Desk, prompt: Sequence[int], ids: Sequence[int]) -> float |
         logits = desk.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
     targets = whole[0, len(prompt) :].to(logits.device)
     return float(nn.functional.cross_entropy(logits, targets).exp())
-
-
-class _Stream:
-    """Rows with one prompt, read once and continued token by token."""
-
-    def __init__(
-        self,
-        desk: Desk,
-        prompt: Sequence[int],
-        steerings: list[AnySteering | None],
-        positions: Positions,
-        part: Steering,
-    ):
-        if not prompt:
-            raise ValueError("The prompt is empty; write something for the model to answer.")
-        self._desk = desk
-        self._steerings = steerings
-        self._positions = positions
-        self._part = part
-        self._cache: Any = None
-        ids = torch.tensor([list(prompt)], device=input_device(desk.model))
-        self._next = ids.expand(len(steerings), -1)
-
-    def step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [rows, v], and the last place's activations before and after, [rows, d]."""
-        model = self._desk.model
-        with self._desk.lock, torch.no_grad(), ExitStack() as stack:
-            before = stack.enter_context(_watched(model, self._part))
-            for row, steering in enumerate(self._steerings):
-                if steering is not None:
-                    stack.enter_context(
-                        steering.attach(model, positions=self._positions, rows=[row])
-                    )
-            after = stack.enter_context(_watched(model, self._part))
-            output = model(input_ids=self._next, past_key_values=self._cache, use_cache=True)
-        if getattr(output, "past_key_values", None) is None:
-            raise ValueError(
-                f"{type(model).__name__} keeps no keys and values, and the page writes token by "
-                f"token; use `odesteer generate`."
-            )
-        if self._cache is None:
-            self._freeze(before[0])
-        self._cache = output.past_key_values
-        return output.logits[:, -1].float().cpu(), before[0], after[0]
-
-    def feed(self, tokens: list[int]) -> None:
-        """What each row reads next."""
-        self._next = torch.tensor(tokens, device=self._next.device)[:, None]
-
-    def _freeze(self, prompt: Tensor) -> None:
-        """A field that reads the prompt keeps what it read; the handle that kept it is gone."""
-        for row, steering in enumerate(self._steerings):
-            # Those of several layers would need every layer's; no method makes them.
-            if isinstance(steering, Steering) and steering.field.reads_prompt:
-                velocity = steering.velocity(prompt[row])
-                given = GivenField(velocity, steering.field.barrier)
-                self._steerings[row] = replace(steering, field=given)
-
-
-@contextmanager
-def _watched(model: nn.Module, part: Steering) -> Iterator[list[Tensor]]:
-    """The activations [rows, d] of the last place where `part` acts, once a pass has run."""
-    assert part.layer is not None
-    block = find_layers(model)[layer_index(model, part.layer)]
-    seen: list[Tensor] = []
-    width = hidden_size(model)
-
-    def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(block_output(output, None, width)[:, -1].float().clone())
-
-    def on_input(_module: nn.Module, args: Any) -> None:
-        seen.append(args[0][:, -1].float().clone())
-
-    if part.site == "heads":
-        hook = attention_output(block).register_forward_pre_hook(on_input)
-    else:
-        hook = block.register_forward_hook(on_output)
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _append(
