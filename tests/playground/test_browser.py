@@ -87,6 +87,8 @@ def _is_outside(url, address):
 
 
 def generate(page):
+    # What stands there already is not what is waited for.
+    page.evaluate("document.querySelectorAll('.pg-text').forEach(e => e.dataset.side = 'old')")
     page.get_by_role("button", name="Generate").click()
     page.locator(DONE).wait_for()
     page.locator(".pg-figures svg").first.wait_for()
