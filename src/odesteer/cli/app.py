@@ -17,6 +17,7 @@ from odesteer.cli import (
     generate,
     inspect,
     methods,
+    playground,
     report,
     run,
     score,
@@ -37,6 +38,8 @@ Examples:
     odesteer tune smollm2 pairs.jsonl --out truthful
 
     odesteer generate smollm2 "How are you?" --steering truthful --compare
+
+    odesteer playground
 
     odesteer serve smollm2 --steering truthful=truthful
 
@@ -66,6 +69,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     USE: {
         "generate": generate.generate,
         "chat": chat.chat,
+        "playground": playground.playground,
         "serve": serve.serve,
         "score": score.score,
         "inspect": inspect.inspect,

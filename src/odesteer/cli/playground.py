@@ -1,0 +1,127 @@
+"""`odesteer playground`: see and feel what steering does, in a browser."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from odesteer.cli import options
+from odesteer.cli.console import progress, say, teaching_errors
+
+if TYPE_CHECKING:
+    from odesteer.playground.shelf import Desk, Source
+
+MOODS = "melancholy"
+
+
+@teaching_errors
+def playground(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]", help="A local directory, a Hub model, or `smollm2` (works offline)."
+        ),
+    ] = "smollm2",
+    steering: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--steering",
+            "-s",
+            metavar="NAME=DIR",
+            help="A directory written by `odesteer fit`, by the name it is to have; repeat. "
+            f"Without one: `{MOODS}`, learnt from the sentences of the demo.",
+        ),
+    ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="A directory that `odesteer run` wrote to, or one that holds several."),
+    ] = None,
+    keep: Annotated[Path, typer.Option(help="Where steerings are saved from the page.")] = Path(
+        "steerings"
+    ),
+    host: Annotated[
+        str, typer.Option(help="Where it listens; other machines reach 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 7860,
+    opened: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open it in this machine's browser.")
+    ] = True,
+    cache: options.Cache = True,
+) -> None:
+    """Steer in a browser: texts side by side, every token on the barrier, doses by a slider.
+
+    Works offline. Whoever reaches the page can use the model and save steerings: it listens to
+    this machine alone unless --host says otherwise.
+
+    Example: odesteer playground
+
+    Example: odesteer playground smollm2 -s truthful=truthful -s toxic=toxic --no-open
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ImportError("The playground is made with Gradio: pip install 'odesteer[playground]'.")
+    named = named_paths(steering or [])
+    from odesteer.benchmarks.sentiment import SYSTEM
+    from odesteer.models import load_model
+    from odesteer.playground.acts import Acts, runs_in
+    from odesteer.playground.server import serve
+    from odesteer.playground.shelf import Desk
+
+    found = runs_in(runs) if runs is not None else {}
+    if runs is not None and not found:
+        raise ValueError(
+            f"There is no run in '{runs}'; give a directory that `odesteer run` wrote."
+        )
+    desk = Desk(*load_model(model, say), name=model)
+    shelf = saved(desk, named) if named else moods(desk, cache)
+    say(f"The page is at http://{host}:{port} until you press Ctrl-C.")
+    serve(Acts(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened)
+
+
+def named_paths(given: list[str]) -> dict[str, Path]:
+    """NAME=DIR, several times; ValueError for another form or a name given twice."""
+    from odesteer.playground.shelf import check_name
+
+    found: dict[str, Path] = {}
+    for each in given:
+        name, sign, path = each.partition("=")
+        if not sign or not path:
+            raise ValueError(f"--steering takes NAME=DIR, such as truthful=runs/t; got '{each}'.")
+        if check_name(name) in found:
+            raise ValueError(f"--steering names '{name}' twice.")
+        found[check_name(name)] = Path(path)
+    return found
+
+
+def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
+    """Steerings from their directories, if they fit the model."""
+    import odesteer as ods
+    from odesteer.attach import check_fits
+    from odesteer.playground.shelf import Saved, check_steering
+
+    shelf: dict[str, Source] = {}
+    for name, path in named.items():
+        one = ods.load(path)
+        for part in check_steering(one):
+            check_fits(part, desk.model)
+        shelf[name] = Saved(one, str(path))
+    return shelf
+
+
+def moods(desk: "Desk", cache: bool) -> "dict[str, Source]":
+    """The sentences of the demo, read and ranked."""
+    from odesteer.demo import contrast
+    from odesteer.fitting import middle_layers
+    from odesteer.playground.shelf import learnable
+
+    with progress("Reading the demo's sentences") as callback:
+        found = learnable(
+            desk,
+            contrast()[0],
+            middle_layers(desk.model),
+            callback,
+            imports=("from odesteer.demo import contrast",),
+            code="contrast()[0]",
+            cache=cache,
+        )
+    return {MOODS: found}

@@ -1,0 +1,105 @@
+"""What is one person's alone?
+
+Their own steerings, what they have said, and which of their generations is the current one.
+Model and shelf are shared; nothing here is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from odesteer.backends.base import AnySteering, Sampling
+from odesteer.playground.setting import Setting
+from odesteer.playground.shelf import Desk, Shelf, Source
+from odesteer.playground.writing import Text, write
+from odesteer.templates import Messages, encode
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was asked, and both answers."""
+
+    prompt: str
+    texts: tuple[str, str]
+
+
+@dataclass
+class Session:
+    """One open page.
+
+    Attributes:
+        own: steerings that this person fitted or saved.
+        turns: of the chat, before the current prompt.
+        prompt: the current one.
+        pair: its texts as far as they are written.
+        generation: when the newest generation was asked for; an older one stops.
+    """
+
+    own: dict[str, Source] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
+    prompt: str = ""
+    pair: tuple[Text, Text] = field(default_factory=lambda: (Text(), Text()))
+    generation: float = 0.0
+
+    def shelf(self, shared: Shelf) -> dict[str, Source]:
+        """What this person can choose from."""
+        return {**shared, **self.own}
+
+    def claim(self, asked: float | None = None) -> float:
+        """Begin a generation, by the clock of whoever asked for it; older ones stop.
+
+        Answers may begin in another order than they were asked for: one that is older than the
+        newest stops at once.
+        """
+        mine = self.generation + 1.0 if asked is None else asked
+        self.generation = max(self.generation, mine)
+        return mine
+
+    def send(self, prompt: str, chat: bool) -> None:
+        """A new prompt: after what was said, or from the beginning.
+
+        Raises:
+            ValueError: for an empty prompt.
+        """
+        if not prompt.strip():
+            raise ValueError("The prompt is empty; write something for the model to answer.")
+        if not chat:
+            self.turns = []
+        elif self.pair[0].tokens or self.pair[1].tokens:
+            self.turns.append(Turn(self.prompt, (self.pair[0].text, self.pair[1].text)))
+        self.prompt, self.pair = prompt, (Text(), Text())
+
+    def forget(self) -> None:
+        """A new chat; a text that is being written stops."""
+        self.turns, self.prompt, self.pair = [], "", (Text(), Text())
+        self.claim()
+
+    def messages(self, tokenizer: Any, system: str, side: int) -> str | Messages:
+        """What the model is asked on one side: 0 unsteered, 1 steered."""
+        if tokenizer.chat_template is None:
+            said = [f"{turn.prompt}\n{turn.texts[side].strip()}\n" for turn in self.turns]
+            return "".join(said) + self.prompt
+        messages = [{"role": "system", "content": system}] if system.strip() else []
+        for turn in self.turns:
+            messages += [
+                {"role": "user", "content": turn.prompt},
+                {"role": "assistant", "content": turn.texts[side].strip()},
+            ]
+        return [*messages, {"role": "user", "content": self.prompt}]
+
+    def write(
+        self, desk: Desk, setting: Setting, steering: AnySteering, system: str, mine: float
+    ) -> Iterator[tuple[Text, Text]]:
+        """Both texts as they grow, until they are complete or there is a newer claim than mine."""
+        asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]
+        ids = (encode(desk.tokenizer, asked[0]), encode(desk.tokenizer, asked[1]))
+        sampling = Sampling(
+            max_new_tokens=int(setting.max_new_tokens),
+            temperature=setting.temperature,
+            seed=int(setting.seed),
+        )
+        for pair in write(desk, ids, steering, setting.positions, sampling):
+            if self.generation != mine:
+                return
+            self.pair = pair
+            yield pair

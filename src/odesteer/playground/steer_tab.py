@@ -1,0 +1,205 @@
+"""Which controls has the first tab, and what does each do?"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from odesteer.fitting import middle_layers
+from odesteer.layers import find_layers
+from odesteer.methods import METHODS
+from odesteer.ode import SOLVERS
+from odesteer.playground import markup
+from odesteer.playground.acts import Acts, Shown
+from odesteer.playground.look import KEY
+from odesteer.playground.session import Session
+from odesteer.playground.setting import ANGLE, AS_LEARNT, DOSES, TARGET, Setting
+from odesteer.playground.shelf import Learnable
+from odesteer.positions import POSITIONS
+
+# Methods that move heads at all layers have no place of their own in this page's figures.
+METHOD_NAMES = [n for n, m in METHODS.items() if m.site == "residual" and n != "none"]
+PEOPLE = 8  # who may wait for the model at once; it is held for a token at a time
+EXAMPLE = "Describe the street outside your window."
+_REST = 0.1  # seconds
+# When it was asked for, by the clock of the page: what is newer wins, whichever comes first.
+_NOW = "(...values) => { values[1] = performance.timeOrigin + performance.now(); return values; }"
+Outputs = tuple[Any, ...]
+
+
+class SteerTab:
+    """The first tab: its controls, and what they do."""
+
+    def __init__(self, acts: Acts, session: gr.State, asked: gr.Number, system: str):
+        self._acts = acts
+        names = list(acts.shelf)
+        learnables = [s for s in acts.shelf.values() if isinstance(s, Learnable)]
+        layers = middle_layers(acts.desk.model)
+        layer = learnables[0].best if learnables else layers[-1]
+        with gr.Row():
+            self.prompt = gr.Textbox(
+                EXAMPLE, label="Prompt", lines=1, max_lines=6, scale=6, elem_id="pg-prompt"
+            )
+            self.send = gr.Button("Generate", variant="primary", scale=1, min_width=110)
+        with gr.Row():
+            self.expression = gr.Dropdown(
+                names,
+                value=names[0],
+                allow_custom_value=True,
+                label="Steering",
+                info="a name, or names joined by &, | and ~",
+                elem_id="pg-expression",
+                min_width=220,
+            )
+            self.dose = gr.Radio(
+                list(DOSES), value=ANGLE, label="Dose", info="0 is the unsteered model",
+                min_width=220,
+            )  # fmt: skip
+            self.amount = gr.Slider(
+                -0.6, 0.6, 0.2, step=0.01, label="Angle", info="path length / ‖a‖",
+                elem_id="pg-amount", min_width=220,
+            )  # fmt: skip
+            self.probability = gr.Slider(
+                0.5, 0.99, 0.9, step=0.01, label="Stop at P(wanted)", visible=False, min_width=220
+            )
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                self.error = gr.HTML(elem_id="pg-error")
+                self.texts = gr.HTML(markup.EMPTY, elem_id="pg-texts")
+                gr.HTML(KEY)
+                self.facts = gr.HTML(elem_id="pg-facts")
+                self.figures = gr.HTML(elem_id="pg-figures")
+            with gr.Column(scale=1, min_width=240):
+                self.method = gr.Dropdown(
+                    METHOD_NAMES, value="odesteer", label="Method", elem_id="pg-method",
+                    info="of contrasts; a saved steering has its own",
+                )  # fmt: skip
+                self.layer = gr.Slider(
+                    0, len(find_layers(acts.desk.model)) - 1, layer, step=1, label="Layer"
+                )
+                self.positions = gr.Dropdown(
+                    list(POSITIONS), value="last+generated", label="Positions"
+                )
+                with gr.Accordion("Solver and sampling", open=False):
+                    self.solver = gr.Dropdown(
+                        [AS_LEARNT, *SOLVERS], value=AS_LEARNT, label="Solver"
+                    )
+                    self.steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: as learnt")
+                    self.tokens = gr.Slider(4, 200, 40, step=4, label="New tokens")
+                    self.temperature = gr.Slider(0, 1.5, 0, step=0.05, label="Temperature")
+                    self.seed = gr.Number(0, label="Seed", precision=0)
+                self.chat = gr.Checkbox(False, label="Chat: keep what was said")
+                self.system = gr.Textbox(system, label="System prompt", lines=2)
+                with gr.Accordion("Save this steering", open=False):
+                    self.name = gr.Textbox(label="Name", placeholder="my-steering")
+                    self.save = gr.Button("Save")
+                    self.saved = gr.HTML()
+        with gr.Accordion("The same in Python", open=False):
+            self.python = gr.Code(
+                language="python", label="Copy and run", interactive=False, max_lines=24
+            )
+        self.controls = [
+            self.expression, self.method, self.layer, self.dose, self.amount, self.probability,
+            self.solver, self.steps, self.positions, self.tokens, self.temperature, self.seed,
+        ]  # fmt: skip
+        self._outputs = [self.error, self.texts, self.facts, self.figures, self.python]
+        self._connect(session, asked)
+
+    def _connect(self, session: gr.State, asked: gr.Number) -> None:
+        together: dict[str, Any] = {
+            # A newer generation of the same person stops the older one by itself.
+            "trigger_mode": "multiple",
+            "concurrency_limit": PEOPLE,
+            "concurrency_id": "model",
+            "show_progress": "hidden",
+            "outputs": self._outputs,
+            "js": _NOW,
+        }
+        sends = [session, asked, self.prompt, self.system, self.chat, *self.controls]
+        agains = [session, asked, self.system, *self.controls]
+        self.sending = {"inputs": sends, **together}
+        gr.on([self.send.click, self.prompt.submit], self.on_send, **self.sending)
+        gr.on(
+            [
+                *[c.input for c in (self.expression, self.method, self.positions, self.solver)],
+                *[c.release for c in (self.steps, self.tokens, self.temperature)],
+                # Not released: keys move a slider without letting go of it.
+                *[c.input for c in (self.amount, self.probability, self.layer)],
+                self.seed.submit,
+                self.system.submit,
+            ],
+            self._again,
+            agains,
+            **together,
+        )
+        self.dose.input(_ranges, [self.dose], [self.amount, self.probability], queue=False).then(
+            self._again, agains, **together
+        )
+        self.chat.input(_forget, [session], None, queue=False)
+        self.save.click(
+            self._save,
+            [session, self.name, *self.controls],
+            [self.saved, self.expression],
+            concurrency_id="model",
+            concurrency_limit=PEOPLE,
+        )
+
+    def on_send(
+        self, session: Session, asked: float, prompt: str, system: str, chat: bool, *values: Any
+    ) -> Iterator[Outputs]:
+        for shown in self._acts.send(session, prompt, system, chat, _setting(*values), asked):
+            yield _outputs(shown)
+
+    def _again(
+        self, session: Session, asked: float, system: str, *values: Any
+    ) -> Iterator[Outputs]:
+        # A slider that is dragged says so at every pixel: only where it rests is written.
+        if session.claim(asked) == session.generation:
+            time.sleep(_REST)
+        if asked != session.generation:
+            return
+        for shown in self._acts.again(session, system, _setting(*values), asked):
+            yield _outputs(shown)
+
+    def _save(self, session: Session, name: str, *values: Any) -> Outputs:
+        words = self._acts.save(session, name, _setting(*values))
+        return words, gr.update(choices=list(session.shelf(self._acts.shelf)))
+
+
+def _setting(
+    expression: str | None, method: str, layer: float, dose: str, amount: float,
+    probability: float, solver: str, steps: float, positions: str, tokens: float,
+    temperature: float, seed: float | None,
+) -> Setting:  # fmt: skip
+    return Setting(
+        expression or "", method, int(layer), dose, float(amount), float(probability), solver,
+        int(steps), positions, int(tokens), float(temperature), int(seed or 0),
+    )  # fmt: skip
+
+
+def _outputs(shown: Shown) -> Outputs:
+    return tuple(gr.skip() if value is None else value for value in shown)
+
+
+def _ranges(dose: str) -> Outputs:
+    """An angle is about 0.2 and an integration time about 5; a target shows where it stops."""
+    if dose == "strength":
+        amount = gr.update(
+            minimum=-20, maximum=20, step=0.5, label="Strength", info="integration time T", value=5
+        )
+    else:
+        budget = dose == TARGET
+        amount = gr.update(
+            minimum=0.01 if budget else -0.6,
+            maximum=1.0 if budget else 0.6,
+            step=0.01,
+            label="At most this angle" if budget else "Angle",
+            info="path length / ‖a‖",
+            value=0.5 if budget else 0.2,
+        )
+    return amount, gr.update(visible=dose == TARGET)
+
+
+def _forget(session: Session) -> None:
+    session.forget()

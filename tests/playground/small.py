@@ -1,0 +1,31 @@
+"""A page's worth of what is small: a desk, a contrast, a shelf, a setting."""
+
+from tests import tiny
+
+from odesteer.contrast import Contrast
+from odesteer.playground.setting import Setting
+from odesteer.playground.shelf import Desk, Saved, Source, learnable
+
+PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
+GOOD = [f"the {who} is good {place}" for who in ("cat", "dog", "bird") for place in PLACES]
+BAD = [text.replace("good", "bad") for text in GOOD]
+
+
+def desk(chat: bool = True) -> Desk:
+    """A random model whose every token is a word."""
+    tokenizer = tiny.tokenizer(chat=chat)
+    tokenizer.add_tokens([f"w{i}" for i in range(len(tokenizer), tiny.VOCABULARY)])
+    return Desk(tiny.model(), tokenizer, "tiny")
+
+
+def contrast() -> Contrast:
+    return Contrast.from_pairs(positive=GOOD, negative=BAD)
+
+
+def shelf(at: Desk) -> dict[str, Source]:
+    """A contrast that was read, and a steering that was saved."""
+    return {"good": learnable(at, contrast(), [1, 2]), "curved": Saved(tiny.quadratic(), "kept/it")}
+
+
+def setting(expression: str = "good", **changes: object) -> Setting:
+    return Setting(expression, **{"layer": 1, "max_new_tokens": 6, **changes})  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""The controls mean what they say, and the Python that is shown does the same."""
+
+import pytest
+from tests import tiny
+from tests.playground import small
+
+import odesteer as ods
+from odesteer.ode import SOLVERS
+from odesteer.playground.acts import Acts
+from odesteer.playground.reproduce import python
+from odesteer.playground.session import Session
+from odesteer.playground.shelf import Saved
+
+PROMPT = "the dog ran"
+
+
+@pytest.fixture(scope="module")
+def desk():
+    return small.desk()
+
+
+@pytest.fixture(scope="module")
+def shelf(desk):
+    return small.shelf(desk)
+
+
+def test_the_controls_become_the_steering(desk, shelf):
+    chosen = small.setting(method="caa", layer=2, dose="target", amount=0.4, probability=0.8)
+    steering = chosen.steering(desk, shelf)
+    assert (steering.method, steering.layer) == ("caa", 2)
+    assert steering.dose == ods.Target(0.8, ods.Angle(0.4))
+    assert small.setting(dose="strength", amount=-3.0).steering(desk, shelf).dose.size == -3.0
+    other = small.setting(solver="rk4", steps=7).steering(desk, shelf)
+    assert (other.solver, other.steps) == ("rk4", 7)
+
+
+def test_a_method_is_learnt_once(desk, shelf):
+    first, second = (small.setting(method="caa").steering(desk, shelf) for _ in range(2))
+    assert first.field is second.field
+
+
+# These train for seconds, whatever they learn from.
+TRAINED = ("hpr", "re-control", "truthflow")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in TRAINED else [])
+        for name, method in ods.METHODS.items()
+        if method.site == "residual"
+    ],
+)
+def test_every_method_of_the_page_can_be_learnt_and_written_with(desk, shelf, method):
+    session = Session()
+    acts = Acts(desk, shelf, None, {})
+    *_, shown = acts.send(session, PROMPT, "", False, small.setting(method=method))
+    assert not shown.error and shown.texts and shown.figures
+
+
+def test_composing_with_a_saved_steering_happens_at_its_layer(desk, shelf):
+    steering = small.setting("good & ~curved", layer=2).steering(desk, shelf)
+    assert steering.layer == 1 and steering.method == "(odesteer & ~custom)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"expression": "god"}, "Did you mean 'good'"),
+        ({"expression": ""}, "Choose a steering; there is good, curved"),
+        ({"expression": "good &"}, "ends where a steering should be"),
+        ({"expression": "good + curved"}, "is no expression"),
+        ({"solver": "rk5"}, "Unknown solver"),
+        ({"positions": "some"}, "Unknown positions"),
+        ({"dose": "target", "amount": -0.1}, "budget must be a positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(desk, shelf, changes, words):
+    with pytest.raises(ValueError, match=words):
+        small.setting(**changes).steering(desk, shelf)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "caa", "layer": 2, "dose": "strength", "amount": 4.0},
+        {"expression": "good & ~curved", "solver": "midpoint", "steps": 6},
+        {"dose": "target", "amount": 0.8, "probability": 0.7, "positions": "all"},
+        {"expression": "~curved"},
+    ],
+)
+def test_the_python_writes_the_text_of_the_page(desk, shelf, changes, monkeypatch, capsys):
+    chosen = small.setting(**changes)
+    session = Session()
+    session.send(PROMPT, chat=False)
+    steering = chosen.steering(desk, shelf)
+    for _ in session.write(desk, chosen, steering, "the", session.claim()):
+        pass
+    monkeypatch.setattr("odesteer.models.load_model", lambda name: (desk.model, desk.tokenizer))
+    monkeypatch.setattr(ods, "load", lambda path: {"kept/it": tiny.quadratic()}[path])
+    asked = session.messages(desk.tokenizer, "the", 1)
+    exec(python(chosen, shelf, "tiny", asked), {})
+    assert capsys.readouterr().out.strip() == session.pair[1].text.strip()
+
+
+def test_python_names_that_python_does_not_allow_are_others(desk):
+    shelf = {"a-b": Saved(tiny.quadratic(), "x"), "a.b": Saved(tiny.quadratic(), "y")}
+    code = python(small.setting("a-b & a.b"), shelf, "tiny", "the")
+    assert "a_b = ods.load('x')" in code and "a_b_ = ods.load('y')" in code
+    assert "steering = (a_b & a_b_).with_strength(ods.Angle(0.2))" in code
+
+
+def test_solvers_of_the_page_are_those_of_the_library(desk, shelf):
+    for solver in SOLVERS:
+        assert small.setting(solver=solver).steering(desk, shelf).solver == solver
