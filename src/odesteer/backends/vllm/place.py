@@ -109,14 +109,16 @@ class Place:
                 self._velocities[request, name] = part.velocity(a)
             for dose, shares in doses(self.step.shares.get(name, ()), part.dose):
                 rows = self.step.rows(shares, hidden.device)
-                a = hidden[rows] if residual is None else hidden[rows] + residual[rows]
+                a = hidden.index_select(0, rows)
+                if residual is not None:
+                    a += residual.index_select(0, rows)
                 steering = part
                 if dose.size < 0 and name in self._away:
                     steering, dose = self._away[name], dose.scaled(-1.0)
                 steered = steering(a, self._velocity(name, part, shares), dose)
-                hidden[rows] = steered
+                hidden.index_copy_(0, rows, steered)
                 if residual is not None:
-                    residual[rows] = 0
+                    residual.index_fill_(0, rows, 0)
                 self._count(name, a, steered)
 
     def apply_to_all(self, hidden: Tensor, residual: Tensor | None) -> None:
@@ -158,8 +160,8 @@ class Place:
                 yield share.rows, columns_of(dose.scaled(-1.0) if away else dose)
 
     def _count(self, name: str, before: Tensor, after: Tensor) -> None:
-        distance = (after.double() - before.double()).norm(dim=-1)
-        self.moved[name] += torch.stack([(distance > 0).sum().double(), distance.sum()])
+        distance = torch.linalg.vector_norm(after.float() - before.float(), dim=-1)
+        self.moved[name] += torch.stack([(distance > 0).sum(), distance.sum()])
 
 
 # The places of the model that this process serves: a compiled graph knows them by number.
