@@ -11,6 +11,7 @@ from odesteer.cli import (
     conformance,
     demo,
     evaluate,
+    exchange,
     extract,
     fit,
     gallery,
@@ -73,6 +74,8 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "serve": serve.serve,
         "score": score.score,
         "inspect": inspect.inspect,
+        "export": exchange.export,
+        "import": exchange.import_,
     },
     MEASURE: {
         "run": run.run,

@@ -1,0 +1,7 @@
+"""Other libraries' control vectors, read and written."""
+
+from odesteer.interop.fidelity import Fidelity, flattened
+from odesteer.interop.files import FORMATS, read_vectors, write_vectors
+from odesteer.interop.vectors import Vectors
+
+__all__ = ["FORMATS", "Fidelity", "Vectors", "flattened", "read_vectors", "write_vectors"]

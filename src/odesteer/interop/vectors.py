@@ -1,0 +1,88 @@
+"""What is a control vector?
+
+    a <- a + scale d_l      at the output of block l, for every l that it has
+
+What other libraries exchange: one direction a layer, added to every token. It is the flow of a
+constant field for the time `scale`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from odesteer.layered import LayeredSteering
+from odesteer.ode import ConstantField
+from odesteer.steering import Steering
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Directions by layer.
+
+    Attributes:
+        directions: [d] in float32, by the 0-based index of the block to whose output each is
+            added.
+        model_type: what transformers calls the architecture, where it is known.
+        notes: where they come from (plain text, by key).
+
+    Raises:
+        ValueError: for no directions, one that is no finite vector, a negative layer, or several
+            widths.
+    """
+
+    directions: dict[int, Tensor]
+    model_type: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise ValueError("A control vector has a direction for at least one layer; got none.")
+        for layer, direction in self.directions.items():
+            if layer < 0:
+                raise ValueError(f"A control vector counts layers from 0; got {layer}.")
+            if direction.dim() != 1 or not bool(torch.isfinite(direction).all()):
+                raise ValueError(
+                    f"The direction of layer {layer} is no vector of finite numbers (its shape is "
+                    f"{list(direction.shape)})."
+                )
+        widths = sorted({len(direction) for direction in self.directions.values()})
+        if len(widths) > 1:
+            raise ValueError(f"The directions have several widths: {widths}.")
+        ordered = {layer: self.directions[layer].float() for layer in sorted(self.directions)}
+        object.__setattr__(self, "directions", ordered)
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(next(iter(self.directions.values())))
+
+    def scaled(self, factor: float) -> "Vectors":
+        """Every direction `factor` times as long."""
+        longer = {layer: factor * d for layer, d in self.directions.items()}
+        return Vectors(longer, self.model_type, self.notes)
+
+    def moved(self, by: int) -> "Vectors":
+        """Every direction `by` blocks later."""
+        shifted = {layer + by: d for layer, d in self.directions.items()}
+        return Vectors(shifted, self.model_type, self.notes)
+
+    def steering(self, strength: float = 1.0) -> Steering | LayeredSteering:
+        """The same as a steering: of one layer, or of several.
+
+        Args:
+            strength: the scale, as other libraries call it; with 1, a moves by d.
+        """
+        about = {} if self.model_type is None else {"text_type": self.model_type}
+        parts = tuple(
+            Steering(
+                ConstantField(direction),
+                strength=strength,
+                layer=layer,
+                method="vector",
+                model={**about, "hidden_size": self.width},
+                receipts=dict(self.notes),
+            )
+            for layer, direction in self.directions.items()
+        )
+        return parts[0] if len(parts) == 1 else LayeredSteering(parts)
