@@ -213,7 +213,7 @@ def test_a_part_knows_only_what_the_table_allows(part):
             assert imported in allowed, f"{file.relative_to(ROOT)} imports {imported or 'all'}"
 
 
-@pytest.mark.parametrize("top", ["cli", "testing", "integrations", "playground"])
+@pytest.mark.parametrize("top", ["cli", "testing", "integrations", "interop", "playground"])
 def test_nothing_below_knows_what_stands_on_top(top):
     for file in FILES:
         if home(file) not in (top, "cli", "__main__"):

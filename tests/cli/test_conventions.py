@@ -17,8 +17,8 @@ import odesteer as ods
 from odesteer.cli.app import app
 
 ROOT: Any = get_command(app)
-# A conversation, and another program's server.
-NO_RESULTS = {"chat", "serve"}
+# A conversation, a page, and another program's server.
+NO_RESULTS = {"chat", "playground", "serve"}
 COMMANDS = {name: one for name, one in ROOT.commands.items() if not hasattr(one, "commands")}
 
 

@@ -23,7 +23,14 @@ def export(
         str | None,
         typer.Option("--model", help="For a field: the model it steers, to see where it moves."),
     ] = None,
-    contrast: options.ContrastNow = None,
+    contrast: Annotated[
+        Path | None,
+        typer.Option(
+            "--contrast",
+            "-c",
+            help="JSONL, CSV or Parquet whose negatives are moved; the packaged moods by default.",
+        ),
+    ] = None,
     columns: options.Columns = None,
     strength: options.Strength = None,
     angle: options.Angle = None,
