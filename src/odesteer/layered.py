@@ -210,6 +210,18 @@ class Handles:
         return exposition(self.counts(name))
 
 
+def parts_of(steering: Steering | LayeredSteering) -> tuple[Steering, ...]:
+    """The steerings of single layers that it is made of, first layer first."""
+    return steering.parts if isinstance(steering, LayeredSteering) else (steering,)
+
+
+def changed(steering: Steering | LayeredSteering, **attributes: Any) -> Steering | LayeredSteering:
+    """The same steering with other attributes, at every layer: `changed(one, steps=4)`."""
+    if isinstance(steering, LayeredSteering):
+        return LayeredSteering(tuple(replace(part, **attributes) for part in steering.parts))
+    return replace(steering, **attributes)
+
+
 def load(path: str | os.PathLike[str], revision: str | None = None) -> Steering | LayeredSteering:
     """Read a steering of one layer or of several; nothing in it is executed.
 

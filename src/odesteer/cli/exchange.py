@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from odesteer.cli import options
-from odesteer.cli.console import out, progress, say, teaching_errors
-from odesteer.cli.source import read_contrast
+from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
+from odesteer.cli.source import dosed, read_contrast
 
 
 @teaching_errors
@@ -49,15 +49,12 @@ def export(
 
     Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
     """
-    from odesteer.cli.console import parse_dose
     from odesteer.interop import FORMATS, flattened, write_vectors
-    from odesteer.layered import LayeredSteering, load
+    from odesteer.layered import load, parts_of
     from odesteer.lookup import pick
 
     pick(FORMATS, output.suffix, "kind of control vector")
-    one = load(steering)
-    dose = parse_dose(strength, angle, target)
-    one = one if dose is None else one.with_strength(dose)
+    one = dosed(load(steering), parse_dose(strength, angle, target), spread=False)
     rows = None
     if model is not None:
         import odesteer as ods
@@ -65,7 +62,7 @@ def export(
         from odesteer.texts import check_tokens
 
         data = read_contrast(contrast, columns=columns)
-        parts = one.parts if isinstance(one, LayeredSteering) else (one,)
+        parts = parts_of(one)
         tokens = check_tokens(str(parts[0].receipts.get("tokens", "last")))
         language_model, tokenizer = load_model(model, say)
         with progress("Reading texts") as callback:

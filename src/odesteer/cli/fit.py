@@ -55,6 +55,7 @@ def fit(
     blocks = as_layers(layer)
     check_solver(solver)
     import odesteer as ods
+    from odesteer.layered import parts_of
     from odesteer.lookup import pick
     from odesteer.models import load_model
     from odesteer.texts import check_tokens
@@ -79,7 +80,7 @@ def fit(
         )
     steering = solved(dosed(fitted, dose, spread), solver, steps)
     path = steering.save_pretrained(output)
-    parts = steering.parts if isinstance(steering, ods.LayeredSteering) else (steering,)
+    parts = parts_of(steering)
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}
     if as_json:
         held_out = {"layers": measured} if len(parts) > 1 else measured[parts[0].layer]

@@ -25,9 +25,10 @@ def inspect(
     Example: odesteer inspect cheerful
     """
     import odesteer as ods
+    from odesteer.layered import parts_of
 
     one = ods.load(path)
-    parts = one.parts if isinstance(one, ods.LayeredSteering) else (one,)
+    parts = parts_of(one)
     if as_json:
         described = [
             {key: _jsonable(value) for key, value in _facts(part).items()} for part in parts

@@ -97,12 +97,13 @@ def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
     """Steerings from their directories, if they fit the model."""
     import odesteer as ods
     from odesteer.attach import check_fits
-    from odesteer.playground.shelf import Saved, check_steering
+    from odesteer.layered import parts_of
+    from odesteer.playground.shelf import Saved
 
     shelf: dict[str, Source] = {}
     for name, path in named.items():
         one = ods.load(path)
-        for part in check_steering(one):
+        for part in parts_of(one):
             check_fits(part, desk.model)
         shelf[name] = Saved(one, str(path))
     return shelf

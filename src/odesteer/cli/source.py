@@ -1,6 +1,5 @@
 """Which steering does a command use: one from a directory, or one fitted now?"""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +39,7 @@ def obtain(
         raise ValueError("--contrast is for --method; a saved steering is fitted already.")
     import odesteer as ods
     from odesteer.attach import check_fits
+    from odesteer.layered import parts_of
     from odesteer.lookup import pick
     from odesteer.models import load_model
     from odesteer.positions import check_positions
@@ -70,7 +70,7 @@ def obtain(
                 cache=cache,
             )
         say(f"Fitted {one.method} at layer {one.layer}.")
-    for part in one.parts if isinstance(one, ods.LayeredSteering) else [one]:
+    for part in parts_of(one):
         check_fits(part, language_model)
     if path is not None:
         # What is left are differences that steering survives, but may suffer from.
@@ -127,17 +127,10 @@ def as_layers(layer: str) -> int | str | list[int]:
 
 def solved(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySteering":
     """The steering with its ODE solved otherwise, at every layer."""
-    from odesteer.layered import LayeredSteering
+    from odesteer.layered import changed
 
-    if isinstance(one, LayeredSteering):
-        parts = tuple(replace(part, **_given(solver, steps)) for part in one.parts)
-        return replace(one, parts=parts)
-    return replace(one, **_given(solver, steps))
-
-
-def _given(solver: str | None, steps: int | None) -> dict[str, Any]:
     wanted = {"solver": solver, "steps": steps}
-    return {key: value for key, value in wanted.items() if value is not None}
+    return changed(one, **{key: value for key, value in wanted.items() if value is not None})
 
 
 def check_solver(solver: str | None) -> None:

@@ -17,7 +17,7 @@ from odesteer.backends.vllm.backend import refuse as refuse_sampling
 from odesteer.backends.vllm.engine import Engine, installed
 from odesteer.backends.vllm.known import sayable, starts
 from odesteer.experiment.config import Experiment
-from odesteer.layered import LayeredSteering
+from odesteer.layered import parts_of
 from odesteer.lookup import pick
 from odesteer.models import SMOLLM2, local_copy
 
@@ -100,7 +100,7 @@ class Served:
         deciding = any(
             part.field.reads_prompt or part.solver == "dopri5"
             for one in wanted
-            for part in _parts(one)
+            for part in parts_of(one)
         )
         return {
             **settings,
@@ -109,15 +109,11 @@ class Served:
         }
 
 
-def _parts(steering: AnySteering) -> tuple[Any, ...]:
-    return steering.parts if isinstance(steering, LayeredSteering) else (steering,)
-
-
 def _several(steerings: Iterable[AnySteering]) -> dict[str, AnySteering]:
     """By a name, each once: in a CUDA graph, each costs time in every step."""
     kept: dict[Any, AnySteering] = {}
     for one in steerings:
-        parts = _parts(one)
+        parts = parts_of(one)
         dose = None if sayable(one) else tuple(part.dose for part in parts)
         places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
         kept.setdefault((places, dose), one)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odesteer.interop.vectors import Vectors
-from odesteer.layered import LayeredSteering
+from odesteer.layered import LayeredSteering, parts_of
 from odesteer.ode import ConstantField, Time
 from odesteer.steering import Steering
 
@@ -64,7 +64,7 @@ def flattened(
         ValueError: for heads, layers that count from the end, missing activations, or a fidelity
             below the threshold; says which layer.
     """
-    parts = steering.parts if isinstance(steering, LayeredSteering) else (steering,)
+    parts = parts_of(steering)
     directions: dict[int, Tensor] = {}
     found: dict[int, Fidelity] = {}
     for part in parts:

@@ -15,12 +15,12 @@ from odesteer.backends.base import AnySteering
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress
 from odesteer.fitting import middle_layers
+from odesteer.layered import parts_of
 from odesteer.playground import markup, picture
 from odesteer.playground.reproduce import python
 from odesteer.playground.session import Session
 from odesteer.playground.setting import Setting
 from odesteer.playground.shelf import Desk, Saved, Shelf, check_name, learnable
-from odesteer.playground.shelf import check_steering as parts_of
 from odesteer.playground.ways import portrait, ways
 from odesteer.playground.writing import Text
 from odesteer.steering import Steering

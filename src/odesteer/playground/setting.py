@@ -1,11 +1,11 @@
 """What did a person choose, and which steering is that?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from odesteer.backends.base import AnySteering
 from odesteer.backends.vllm.expression import NAME, build
-from odesteer.layered import LayeredSteering
+from odesteer.layered import changed
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Angle, Dose, Target, Time
 from odesteer.playground.shelf import Desk, Shelf, Source
@@ -87,10 +87,4 @@ class Setting:
             changes["solver"] = self.solver
         if self.steps:
             changes["steps"] = int(self.steps)
-        return _changed(whole, changes) if changes else whole
-
-
-def _changed(steering: AnySteering, changes: dict[str, Any]) -> AnySteering:
-    if isinstance(steering, LayeredSteering):
-        return LayeredSteering(tuple(replace(part, **changes) for part in steering.parts))
-    return replace(steering, **changes)
+        return changed(whole, **changes)

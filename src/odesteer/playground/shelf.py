@@ -17,7 +17,6 @@ from odesteer.fitting import RANKING, Reading, best_layer, fit, fit_readings, ra
 from odesteer.layered import LayeredSteering
 from odesteer.lookup import pick
 from odesteer.methods import METHODS
-from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,3 @@ def check_name(name: str) -> str:
             f"digit; got '{name}'."
         )
     return name
-
-
-def check_steering(steering: AnySteering) -> list[Steering]:
-    """The parts of a steering, one a layer."""
-    return list(steering.parts) if isinstance(steering, LayeredSteering) else [steering]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.backends.base import AnySteering, Sampling
+from odesteer.layered import parts_of
 from odesteer.layers import (
     input_device,
 )
 from odesteer.playground.shelf import Desk
-from odesteer.playground.shelf import check_steering as parts_of
 from odesteer.playground.stream import Stream
 from odesteer.positions import Positions
 from odesteer.steering import Steering

@@ -19,7 +19,7 @@ from odesteer.backends.vllm.known import starts
 from odesteer.backends.vllm.request import Ask
 from odesteer.contrast import Contrast
 from odesteer.extraction import Progress
-from odesteer.layered import LayeredSteering
+from odesteer.layered import LayeredSteering, parts_of
 from odesteer.steering import Steering
 from odesteer.templates import Messages, encode, encode_parts
 
@@ -159,10 +159,9 @@ def _each(steering: Steerings, rows: int) -> Sequence[AnySteering | None]:
 
 def _scored(steering: AnySteering | None) -> AnySteering | None:
     """A steering that can act on an answer which vLLM takes for a part of the prompt."""
-    parts = steering.parts if isinstance(steering, LayeredSteering) else (steering,)
-    if any(part is not None and part.field.reads_prompt for part in parts):
+    if steering is not None and any(part.field.reads_prompt for part in parts_of(steering)):
         raise ValueError(
-            f"'{steering.method if steering else ''}' reads the prompt's last token, and in a row "
+            f"'{steering.method}' reads the prompt's last token, and in a row "
             f"that vLLM scores it cannot tell where the prompt ends: use TransformersBackend."
         )
     return steering

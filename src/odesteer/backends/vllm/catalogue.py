@@ -20,7 +20,7 @@ from odesteer.artifact.hub import locate
 from odesteer.artifact.saving import CONFIG
 from odesteer.backends.vllm.expression import NAME, build
 from odesteer.backends.vllm.request import KEY, Ask
-from odesteer.layered import LayeredSteering, load
+from odesteer.layered import LayeredSteering, load, parts_of
 from odesteer.lookup import pick
 from odesteer.steering import Steering
 
@@ -154,11 +154,6 @@ class Catalogue:
             }
             for name, steering in self.steerings.items()
         ]
-
-
-def parts_of(steering: AnySteering) -> tuple[Steering, ...]:
-    """The steerings of single layers that it is made of."""
-    return steering.parts if isinstance(steering, LayeredSteering) else (steering,)
 
 
 @lru_cache(maxsize=8)

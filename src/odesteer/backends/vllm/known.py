@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import save
 
 from odesteer.artifact.serialize import describe
-from odesteer.backends.vllm.catalogue import AnySteering, Catalogue, parts_of
+from odesteer.backends.vllm.catalogue import AnySteering, Catalogue
 from odesteer.backends.vllm.options import ask
 from odesteer.backends.vllm.request import KEY, START_OF, parse
+from odesteer.layered import parts_of
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import Steering
 
