@@ -8,6 +8,7 @@ import typer
 
 from odesteer.cli import options
 from odesteer.cli.console import progress, say, teaching_errors
+from odesteer.cli.source import pairs
 
 if TYPE_CHECKING:
     from odesteer.playground.shelf import Desk, Source
@@ -79,18 +80,11 @@ def playground(
 
 
 def named_paths(given: list[str]) -> dict[str, Path]:
-    """NAME=DIR, several times; ValueError for another form or a name given twice."""
+    """NAME=DIR, several times; ValueError for another form, a name given twice or unusable."""
     from odesteer.playground.shelf import check_name
 
-    found: dict[str, Path] = {}
-    for each in given:
-        name, sign, path = each.partition("=")
-        if not sign or not path:
-            raise ValueError(f"--steering takes NAME=DIR, such as truthful=runs/t; got '{each}'.")
-        if check_name(name) in found:
-            raise ValueError(f"--steering names '{name}' twice.")
-        found[check_name(name)] = Path(path)
-    return found
+    found = pairs(given, "--steering", "NAME=DIR")
+    return {check_name(name): Path(path) for name, path in found.items()}
 
 
 def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":

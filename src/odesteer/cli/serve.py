@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from odesteer.cli.console import say, teaching_errors
+from odesteer.cli.source import pairs
 
 HOST, PORT = "127.0.0.1", 8000
 _SERVER = "vllm.entrypoints.openai.api_server"
@@ -75,12 +76,12 @@ def serve(
     from odesteer.backends.vllm.frontend import named
     from odesteer.models import SMOLLM2, local_copy
 
-    composed = pairs(compose or [], "--compose")
-    config = configuration(pairs(steering, "--steering"), composed, check)
+    steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
+    config = configuration(steerings, composed, check)
     source = str(local_copy(say)) if model == SMOLLM2 else model
     served = named(
         [name or (Path(model).name if Path(model).is_dir() else model)],
-        [*pairs(steering, "--steering"), *composed],
+        [*steerings, *composed],
     )
     command = [
         sys.executable, "-m", _SERVER, "--model", source, "--host", host, "--port", str(port),
@@ -96,25 +97,6 @@ def serve(
     sys.stdout.flush()
     # Takes this process's place: signals reach the server, and its exit code is ours.
     os.execve(sys.executable, command, {**os.environ, "VLLM_PLUGINS": plugins})
-
-
-def pairs(given: list[str], option: str) -> dict[str, str]:
-    """`NAME=VALUE` of an option that may be repeated.
-
-    Raises:
-        ValueError: for anything else, or a name that is given twice.
-    """
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not (name and equals and value):
-            raise ValueError(
-                f"{option} takes NAME=VALUE, such as truthful=runs/truthful; got '{text}'."
-            )
-        if name in found:
-            raise ValueError(f"{option} names '{name}' twice.")
-        found[name] = value
-    return found
 
 
 def missing_engine() -> None:

@@ -108,6 +108,25 @@ def as_columns(columns: str | None) -> dict[str, str] | None:
     return {key.strip(): name.strip() for key, _, name in pairs}
 
 
+def pairs(given: list[str], option: str, form: str = "NAME=VALUE") -> dict[str, str]:
+    """`NAME=VALUE` of an option that may be repeated.
+
+    Raises:
+        ValueError: for anything else, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise ValueError(
+                f"{option} takes {form}, such as truthful=runs/truthful; got '{text}'."
+            )
+        if name in found:
+            raise ValueError(f"{option} names '{name}' twice.")
+        found[name] = value
+    return found
+
+
 def as_layers(layer: str) -> int | str | list[int]:
     """`auto`, an index, or several with commas.
 

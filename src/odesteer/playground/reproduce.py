@@ -2,7 +2,7 @@
 
 import re
 
-from odesteer.backends.vllm.expression import NAME
+from odesteer.expression import NAME
 from odesteer.layered import LayeredSteering
 from odesteer.playground.setting import AS_LEARNT, STRENGTH, TARGET, Setting
 from odesteer.playground.shelf import Saved, Shelf

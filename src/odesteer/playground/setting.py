@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odesteer.backends.base import AnySteering
-from odesteer.backends.vllm.expression import NAME, build
+from odesteer.expression import NAME, build
 from odesteer.layered import changed
 from odesteer.lookup import pick
 from odesteer.ode import SOLVERS, Angle, Dose, Target, Time

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from odesteer.backends.base import AnySteering
-from odesteer.backends.vllm.expression import NAME
 from odesteer.contrast import Contrast
+from odesteer.expression import NAME
 from odesteer.extraction import Progress
 from odesteer.fitting import RANKING, Reading, best_layer, fit, fit_readings, rank_layers, read
 from odesteer.layered import LayeredSteering

@@ -18,8 +18,8 @@ from odesteer import __version__
 from odesteer.artifact.compatibility import LEVELS
 from odesteer.artifact.hub import locate
 from odesteer.artifact.saving import CONFIG
-from odesteer.backends.vllm.expression import NAME, build
 from odesteer.backends.vllm.request import KEY, Ask
+from odesteer.expression import NAME, build
 from odesteer.layered import LayeredSteering, load, parts_of
 from odesteer.lookup import pick
 from odesteer.steering import Steering

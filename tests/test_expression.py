@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from odesteer import Steering
-from odesteer.backends.vllm.expression import build
+from odesteer.expression import build
 from odesteer.layered import LayeredSteering
 from odesteer.ode import GradientField, LinearBarrier
 
