@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serving.served import COMPOSED, language_model, steered
+from tests.serving.served import COMPOSED, greedy, language_model
 
 import odesteer as ods
 from odesteer.demo import contrast
@@ -96,15 +96,7 @@ def reference(named: dict[str, Any]) -> Reference:
     def generate(prompt: list[int], extra: Any, new: int) -> list[int]:
         key = (tuple(prompt), str(extra), new)
         if key not in known:
-            with steered(model, named, extra, len(prompt), len(prompt) + new):
-                output = model.generate(
-                    torch.tensor([prompt]),
-                    max_new_tokens=new,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                )
-            known[key] = output[0, len(prompt) :].tolist()
+            known[key] = greedy(model, named, prompt, extra, new)
         return known[key]
 
     return generate

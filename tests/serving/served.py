@@ -50,3 +50,17 @@ def steered(model: Any, named: dict[str, Any], extra: Any, prompt: int, length: 
         positions = torch.arange(length) >= ask.begins(prompt)
         stack.enter_context(one.attach(model, positions=positions))
     return stack
+
+
+def greedy(model: Any, named: dict[str, Any], prompt: list[int], extra: Any, new: int) -> list[int]:
+    """What transformers writes after a prompt's tokens under what a request asks."""
+    with steered(model, named, extra, len(prompt), len(prompt) + new):
+        output = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    found: list[int] = output[0, len(prompt) :].tolist()
+    return found

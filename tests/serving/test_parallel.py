@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serving.served import ENGINE, steered
+from tests.serving.served import ENGINE, greedy
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 
@@ -83,14 +83,7 @@ def test_two_workers_write_what_one_model_does(folder: Path, monkeypatch: Any) -
     model, named = tiny(), fitted()
     texts = set()
     for (prompt, extra), output in zip(some, outputs, strict=True):
-        with steered(model, named, extra, len(prompt), len(prompt) + NEW):
-            theirs = model.generate(
-                torch.tensor([prompt]),
-                max_new_tokens=NEW,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )[0, len(prompt) :].tolist()
+        theirs = greedy(model, named, prompt, extra, NEW)
         assert list(output.outputs[0].token_ids) == theirs, extra
         texts.add(tuple(theirs))
     assert len(texts) >= 12  # the steerings do change what is written

@@ -5,7 +5,7 @@ batch, and the one in `vllm.v1.worker.gpu.model_runner`, which hands the batch o
 after they have prepared their inputs; both count tokens as computed that are in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -26,7 +26,7 @@ class Served:
 
     def begin(self, scheduled: list[Scheduled]) -> None:
         """Before a step."""
-        step = Step.of(scheduled) if any(one.asks for one in scheduled) else NOTHING
+        step = Step.of(scheduled) if scheduled else NOTHING
         for place in self.places:
             place.dense = False
             place.begin(step)
@@ -79,34 +79,37 @@ def asks_of(params: Any) -> tuple[Ask, ...]:
 
 
 def first_runner(runner: Any) -> list[Scheduled]:
-    """The batch that `vllm.v1.worker.gpu_model_runner` has prepared."""
+    """What is steered of the batch that `vllm.v1.worker.gpu_model_runner` has prepared."""
+
+    def known(request: str) -> tuple[tuple[Ask, ...], int]:
+        state = runner.requests[request]
+        return asks_of(state.sampling_params), int(state.num_prompt_tokens)
+
     batch = runner.input_batch
     starts, computed = runner.query_start_loc.np, batch.num_computed_tokens_cpu
-    found = []
-    for i, request in enumerate(batch.req_ids):
-        state = runner.requests[request]
-        first, end = int(starts[i]), int(starts[i + 1])
-        found.append(
-            Scheduled(
-                request,
-                asks_of(state.sampling_params),
-                first,
-                end - first,
-                int(computed[i]),
-                int(state.num_prompt_tokens),
-            )
-        )
-    return found
+    return _scheduled(batch.req_ids, starts, computed, known)
 
 
 def second_runner(batch: Any, served: Served) -> list[Scheduled]:
-    """The batch that `vllm.v1.worker.gpu.model_runner` has prepared."""
+    """What is steered of the batch that `vllm.v1.worker.gpu.model_runner` has prepared."""
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
+    return _scheduled(batch.req_ids, starts, computed, served.kept)
+
+
+def _scheduled(
+    requests: Sequence[str],
+    starts: Sequence[int],
+    computed: Sequence[int],
+    known: Callable[[str], tuple[tuple[Ask, ...], int]],
+) -> list[Scheduled]:
+    """The shares of the requests that ask for something; most ask for nothing."""
     found = []
-    for i, request in enumerate(batch.req_ids):
-        asks, prompt_length = served.kept(request)
-        first, end = int(starts[i]), int(starts[i + 1])
-        found.append(Scheduled(request, asks, first, end - first, int(computed[i]), prompt_length))
+    for i, request in enumerate(requests):
+        asks, prompt_length = known(request)
+        if asks:
+            first, end = int(starts[i]), int(starts[i + 1])
+            length, before = end - first, int(computed[i])
+            found.append(Scheduled(request, asks, first, length, before, prompt_length))
     return found
 
 
