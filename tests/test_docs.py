@@ -71,3 +71,12 @@ def test_the_evaluation_page_says_of_every_judge_and_benchmark_what_the_code_say
         assert row in page, f"the row should be:\n{row}"
     for name in BENCHMARKS:
         assert f"| `{name}` | " in page
+
+
+def test_the_page_on_extending_lists_every_promise_in_the_words_of_the_code() -> None:
+    from odesteer.testing import PROMISES
+
+    page = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
+    for name, promise in PROMISES.items():
+        row = f"| `{name}` | {promise.__doc__} |"
+        assert row in page, f"the row should be:\n{row}"

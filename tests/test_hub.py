@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import hub as fake
 from odesteer import LayeredSteering, ODESteer, Steering, load
 from odesteer.artifact.hub import FILES
+from odesteer.cli.app import app
 from tiny import constant, two_gaussians
 
 ROWS = two_gaussians(6, 6)[0]
@@ -187,3 +189,64 @@ def test_what_cannot_be_saved_makes_no_repository(hub):
     with pytest.raises(ValueError, match="it is code"):
         Steering(GradientField(barrier)).push_to_hub("me/code", token=fake.TOKEN)
     assert not hub.requests
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def test_a_directory_is_pushed_as_it_is_and_pulled_as_it_was(hub, steering, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
+    folder = steering.save_pretrained(tmp_path / "here")
+    card = folder / "README.md"
+    card.write_text(card.read_text() + "\nWritten by hand.\n")
+    pushed = command("push", folder, "me/truthful", "--private", "--message", "Mine", "--json")
+    assert pushed.exit_code == 0, pushed.output
+    said = json.loads(pushed.stdout)
+    assert hub.private["me/truthful"]
+    assert hub.commits[said["commit"].rsplit("/", 1)[1]]["message"] == "Mine"
+    pulled = command("pull", "me/truthful", "--out", tmp_path / "there", "--json")
+    assert json.loads(pulled.stdout) == {
+        "path": str(tmp_path / "there"),
+        "method": "odesteer",
+        "layers": [1],
+    }
+    for name in FILES:
+        assert (tmp_path / "there" / name).read_bytes() == (folder / name).read_bytes()
+    assert "hf_" not in pushed.output + pulled.output
+
+
+def test_a_branch_is_pushed_and_pulled(hub, steering, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
+    for strength, more in ((0.7, []), (2.0, ["--revision", "strong"])):
+        folder = steering.with_strength(strength).save_pretrained(tmp_path / f"{strength}")
+        assert command("push", folder, "me/truthful", *more).exit_code == 0
+    shown = command("pull", "me/truthful", "--revision", "strong", "--out", tmp_path / "there")
+    assert shown.exit_code == 0 and load(tmp_path / "there").dose.size == 2.0
+    assert "odesteer at layer 1" in shown.stdout
+
+
+def test_nothing_is_pushed_or_written_that_cannot_be_loaded(hub, steering, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
+    folder = steering.save_pretrained(tmp_path / "here")
+    (folder / "steering.safetensors").write_bytes(b"damaged")
+    before = len(hub.requests)
+    refused = command("push", folder, "me/truthful")
+    assert refused.exit_code == 2 and "does not match its checksum" in refused.stderr
+    assert len(hub.requests) == before
+    assert command("push", "me/nowhere", "me/truthful").exit_code == 2
+    steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    hub.commit("me/truthful", "main", {"steering.safetensors": b"damaged"}, "x")
+    refused = command("pull", "me/truthful", "--out", tmp_path / "there")
+    assert refused.exit_code == 2 and not (tmp_path / "there").exists()
+
+
+def test_the_commands_say_what_to_do_without_a_login_or_a_name(hub, steering, tmp_path):
+    folder = steering.save_pretrained(tmp_path / "here")
+    refused = command("push", folder, "me/truthful")
+    assert refused.exit_code == 2 and "hf auth login" in refused.stderr
+    assert refused.stderr.count("\n") == 2  # what it does, and why it did not
+    (tmp_path / "me").mkdir()
+    steering.save_pretrained(tmp_path / "me/local")
+    refused = command("pull", "me/local", "--out", tmp_path / "there")
+    assert refused.exit_code == 2 and "is a directory here" in refused.stderr

@@ -15,6 +15,7 @@ NOTHING: set[str] = set()
 BELOW_FITTING = {
     "ode",
     "lookup",
+    "solvers",
     "layers",
     "templates",
     "calibration",
@@ -39,6 +40,7 @@ BELOW_FITTING = {
 MAY_IMPORT = {
     "ode": NOTHING,
     "lookup": NOTHING,
+    "solvers": {"ode", "lookup"},
     "structure": NOTHING,
     "layers": {"structure"},
     "templates": NOTHING,
@@ -46,7 +48,7 @@ MAY_IMPORT = {
     "bootstrap": NOTHING,
     "planar": NOTHING,
     "artifact": {"ode", "lookup", "layers", "structure"},
-    "steering": {"ode", "lookup", "artifact"},
+    "steering": {"ode", "lookup", "artifact", "solvers"},
     "methods": {"ode", "steering", "lookup", "calibration"},
     "composition": {"ode", "steering"},
     "expression": {"lookup"},

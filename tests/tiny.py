@@ -13,6 +13,7 @@ from odesteer.layers import find_layers
 from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
 from odesteer.testing import ARCHITECTURES as ALL_ARCHITECTURES
 from odesteer.testing.architectures import DEPTH, VOCABULARY, WIDTH  # noqa: F401
+from odesteer.testing.promises import two_gaussians  # noqa: F401
 
 # The conformance suite runs on all; these stand for the kinds that differ most.
 ARCHITECTURES = {
@@ -69,15 +70,6 @@ def tokenizer(chat: bool = False, bos: bool = True) -> PreTrainedTokenizerFast:
     )
     result.chat_template = CHAT_TEMPLATE if chat else None
     return result
-
-
-def two_gaussians(n: int, m: int, d: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of N(centre + shift, I) and N(centre - shift, I), 1.6 apart, in float32."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.linspace(-1.0, 2.0, d)
-    shift = 0.8 * torch.nn.functional.normalize(torch.cos(torch.arange(d).float()), dim=0)
-    positive = torch.randn(n, d, generator=generator) + centre + shift
-    return positive, torch.randn(m, d, generator=generator) + centre - shift
 
 
 def constant(layer: int = 1, strength: float = 1.0, seed: int = 0) -> Steering:

@@ -15,8 +15,7 @@ from odesteer.contrast import Contrast
 from odesteer.extraction import Progress, extract, read_texts
 from odesteer.layered import LayeredSteering
 from odesteer.layers import find_layers, head_width, layer_index
-from odesteer.lookup import pick
-from odesteer.methods import METHODS, Method, ODESteer
+from odesteer.methods import Method, ODESteer, find_method
 from odesteer.methods.base import held_out_quality
 from odesteer.ode import Dose
 from odesteer.steering import Steering
@@ -84,7 +83,7 @@ def fit(
         ValueError: for an unknown method, a layer the model does not have, or a contrast
             the method cannot learn from.
     """
-    chosen = pick(METHODS, method, "method")() if isinstance(method, str) else method
+    chosen = find_method(method)() if isinstance(method, str) else method
     if chosen.site == "heads":
         chosen = chosen.for_model(head_width(model))
     if chosen.needs_pairs and not contrast.is_paired:

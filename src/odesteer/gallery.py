@@ -19,9 +19,8 @@ from torch import Tensor
 
 from odesteer.artifact.saving import write_whole
 from odesteer.bootstrap import Interval, interval
-from odesteer.lookup import pick
 from odesteer.matching import match
-from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection
+from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection, find_method
 from odesteer.methods.base import platt
 from odesteer.ode import Time
 from odesteer.planar import EXTENT, PLANES, Plane, lift
@@ -193,7 +192,7 @@ def check(names: Sequence[str] | None, points: int) -> list[str]:
     """The names of the methods to draw: those that move whole activations.
 
     Args:
-        names: of `METHODS`; None for all that learn.
+        names: of `METHODS` or other packages; None for all of ours that learn.
         points: see `Gallery`.
 
     Raises:
@@ -210,7 +209,7 @@ def check(names: Sequence[str] | None, points: int) -> list[str]:
             if method.site == "residual" and method is not RandomDirection
         ]
     for name in names:
-        if pick(METHODS, name, "method").site != "residual":
+        if find_method(name).site != "residual":
             raise ValueError(f"{name} moves attention heads, and a plane has none; leave it out.")
     shown = [name for name in dict.fromkeys(names) if name != UNSTEERED]
     if not shown:
@@ -227,7 +226,7 @@ def run(
     """The whole measurement; deterministic on one machine.
 
     Args:
-        names: of `METHODS`; None for all that learn.
+        names: of `METHODS` or other packages; None for all of ours that learn.
         points: see `Gallery`.
         seed: of the data; a method's own seed is its default.
         progress: called with (fits done, fits in all).
@@ -248,7 +247,7 @@ def run(
         for plane, scene in scenes.items():
             if progress is not None:
                 progress(len(panels), len(shown) * len(scenes))
-            steering = fit(METHODS[method](), scene)
+            steering = fit(find_method(method)(), scene)
             for dose in DOSES:
                 found = match(steering, scene.held_out, dose * distances[plane])
                 steering = steering.with_strength(Time(found.strength))

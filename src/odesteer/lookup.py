@@ -1,4 +1,4 @@
-"""Which entry of a table did the user mean?"""
+"""Which entry of a table did the user mean, ours or another package's?"""
 
 import difflib
 from collections.abc import Mapping
@@ -23,30 +23,69 @@ def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     raise ValueError(f"Unknown {kind} '{name}'.{hint} Available: {', '.join(table)}.")
 
 
-def find(table: Mapping[str, Any], name: str, kind: str, group: str, base: type) -> Any:
-    """table[name], or the class that another package offers by that name.
+def find(
+    table: Mapping[str, Any],
+    name: str,
+    kind: str,
+    group: str,
+    base: type,
+    instance: bool = False,
+) -> Any:
+    """table[name], or what another package offers by that name.
 
     Other packages' entry points are read only where the table has no such name, and only the one
     asked for is imported.
 
     Args:
-        table: our own classes.
-        name: whose class is wanted.
+        table: our own.
+        name: what is wanted.
         kind: what it is, for errors.
         group: of entry points.
         base: what the class must derive from.
+        instance: whether an object of that class is wanted instead of a class.
 
     Raises:
-        ValueError: for an unknown name, or an entry point that leads to no such class.
+        ValueError: for an unknown name, a name that several packages offer, or an entry point
+            that cannot be imported or leads to something else.
     """
     if name in table:
         return table[name]
-    offered = {point.name: point for point in entry_points(group=group)}
-    point: EntryPoint = pick({**offered, **table}, name, kind)
-    found = point.load()
-    if not (isinstance(found, type) and issubclass(found, base)):
+    points = offered(group)
+    point: EntryPoint = pick({**points, **table}, name, kind)
+    owner = f"The {kind} '{name}' of {_package(point)}"
+    same = [one for one in entry_points(group=group) if one.name == name]
+    if len({one.value for one in same}) > 1:
+        packages = " and ".join(sorted({_package(one) for one in same}))
+        raise ValueError(f"Several packages offer the {kind} '{name}': {packages}; remove one.")
+    try:
+        found = point.load()
+    except Exception as error:
         raise ValueError(
-            f"The {kind} '{name}' of another package is '{point.value}', which is no "
-            f"{base.__name__}."
-        )
+            f"{owner} cannot be imported from '{point.value}': {type(error).__name__}: {error}"
+        ) from error
+    fits = (
+        isinstance(found, base) if instance else isinstance(found, type) and issubclass(found, base)
+    )
+    if not fits:
+        raise ValueError(f"{owner} is '{point.value}', which is no {base.__name__}.")
     return found
+
+
+def offered(group: str) -> dict[str, EntryPoint]:
+    """What other packages offer, by name; nothing is imported.
+
+    Raises nothing: whether an entry point leads anywhere shows when it is asked for.
+    """
+    return {point.name: point for point in sorted(entry_points(group=group))}
+
+
+def version_of(found: type) -> str:
+    """The version of the package that a class comes from, or "unknown"."""
+    from importlib.metadata import packages_distributions, version
+
+    owners = packages_distributions().get(found.__module__.partition(".")[0], ())
+    return version(owners[0]) if owners else "unknown"
+
+
+def _package(point: EntryPoint) -> str:
+    return "another package" if point.dist is None else f"the package '{point.dist.name}'"

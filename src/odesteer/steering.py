@@ -23,8 +23,9 @@ from odesteer.artifact.saving import dose_from_json, dose_to_json, read, write
 from odesteer.artifact.serialize import describe, rebuild
 from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
-from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, VectorField, as_dose
+from odesteer.ode import Barrier, Dose, GivenField, VectorField, as_dose
 from odesteer.ode.field import solved_in
+from odesteer.solvers import find_solver
 
 if TYPE_CHECKING:
     from odesteer.artifact.compatibility import Difference
@@ -53,7 +54,7 @@ class Steering(Pushable):
         field: v; `barrier` is its barrier.
         strength: a number (the paper's T) or a dose: `Angle`, `PathLength`, `Target`.
             0 is the identity bit for bit, a negative number steers away.
-        solver: a name in `odesteer.ode.SOLVERS`.
+        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see `odesteer.solvers`.
         steps: fixed steps of that solver.
         layer: 0-based index of the decoder block whose output is steered.
         site: "residual" for the block's output; "heads" for the outputs of its attention
@@ -81,7 +82,7 @@ class Steering(Pushable):
     )
 
     def __post_init__(self) -> None:
-        pick(SOLVERS, self.solver, "solver")
+        find_solver(self.solver)
         pick(dict.fromkeys(SITES), self.site, "site")
         _ = self.dose  # refuses a strength that is no number
         if self.steps < 1:
@@ -91,6 +92,11 @@ class Steering(Pushable):
     def dose(self) -> Dose:
         """The strength as a dose; a number is a `Time`."""
         return as_dose(self.strength)
+
+    @property
+    def decides(self) -> bool:
+        """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
+        return self.field.reads_prompt or find_solver(self.solver).adaptive
 
     # ---- what it does to an activation
 
@@ -115,7 +121,7 @@ class Steering(Pushable):
                 field_,
                 a,
                 dose.time(field_, a) if time is None else time,
-                solver=SOLVERS[self.solver],
+                solver=find_solver(self.solver),
                 steps=self.steps,
                 level=self._level(dose, a),
             )
@@ -137,7 +143,7 @@ class Steering(Pushable):
             start = a.to(solved_in(a.dtype))
             time = dose.time(field_, start)
             return ode.trajectory(
-                field_, start, time, solver=SOLVERS[self.solver], steps=self.steps
+                field_, start, time, solver=find_solver(self.solver), steps=self.steps
             )
 
     def velocity(self, prompt: Tensor) -> Tensor:

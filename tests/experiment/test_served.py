@@ -13,7 +13,7 @@ from odesteer.backends import TransformersBackend
 from odesteer.backends.vllm.catalogue import Catalogue
 from odesteer.backends.vllm.known import Known
 from odesteer.backends.vllm.options import options
-from odesteer.experiment import generations, served
+from odesteer.experiment import served
 from odesteer.experiment.parsing import read
 from odesteer.experiment.run import run
 from odesteer.models import load_model
@@ -54,7 +54,7 @@ def backend(engine: Standing, tokenizer: Any, template: str, positions: str) -> 
 def vllm(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
     monkeypatch.setattr(Standing, "started", [])
     monkeypatch.setattr(served, "Engine", Standing)
-    monkeypatch.setattr(generations, "VLLMBackend", backend)
+    monkeypatch.setattr(served, "VLLMBackend", backend)
     module = SimpleNamespace(__version__="0.0")
     monkeypatch.setitem(sys.modules, "vllm", module)
     return Standing.started
@@ -90,7 +90,7 @@ def test_an_engine_that_lacks_a_steering_is_started_again(
     ones = [ods.Steering(_field(seed), ods.Angle(0.2), layer=1) for seed in (0, 1)]
     chosen = SimpleNamespace(model=SimpleNamespace(name=str(model), revision=None))
     lines: list[str] = []
-    held: Any = served.Served(chosen, load_model(str(model))[0], lines.append)  # type: ignore[arg-type]
+    held: Any = served.Served(chosen, *load_model(str(model)), lines.append)  # type: ignore[arg-type]
     first = held.engine(ones[0], lambda: [ones[0].with_strength(1.0)])
     assert held.engine(ones[0].with_strength(2.0), list) is first
     assert held.engine(None, list) is first

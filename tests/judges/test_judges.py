@@ -66,7 +66,7 @@ def test_another_package_offers_a_judge(monkeypatch):
     assert find_judge("vader") is VaderMood
     with pytest.raises(ValueError, match="which is no Judge"):
         find_judge("broken")
-    with pytest.raises(ValueError, match=r"Did you mean 'length'\?.*length, broken"):
+    with pytest.raises(ValueError, match=r"Did you mean 'length'\?.*broken, length"):
         find_judge("lenght")
 
 

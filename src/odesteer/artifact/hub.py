@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from odesteer.artifact.saving import CARD, CONFIG, TENSORS
+from odesteer.artifact.saving import CARD, CONFIG, TENSORS, write_whole
 
 FILES = (CONFIG, TENSORS, CARD)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -87,21 +87,52 @@ class Pushable:
             PermissionError: if the token may not write there.
             ConnectionError: if the Hub cannot be reached.
         """
-        from huggingface_hub import CommitOperationAdd, HfApi
-
         message = commit_message or f"{self.method} at layer {self.layer}"
         with tempfile.TemporaryDirectory() as name:
             folder = self.save_pretrained(Path(name) / "steering")
-            files = [CommitOperationAdd(file, folder / file) for file in FILES]
-            with _teaching_errors(repo_id, revision):
-                api = HfApi(token=token, library_name="odesteer")
-                repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-                if revision is not None:
-                    api.create_branch(repository, branch=revision, exist_ok=True)
-                commit = api.create_commit(
-                    repository, files, commit_message=message, revision=revision
-                )
-        return commit.commit_url
+            return push(folder, repo_id, message, private=private, token=token, revision=revision)
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    message: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> str:
+    """Write the three files of a directory to a Hub repository, as they are, in one commit.
+
+    Args and errors as of `Pushable.push_to_hub`; `message` is the commit's.
+
+    Raises:
+        FileNotFoundError: if one of the files is missing.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{folder}' has no {' and no '.join(missing)}: save the steering again, and push then."
+        )
+    files = [CommitOperationAdd(file, folder / file) for file in FILES]
+    with _teaching_errors(repo_id, revision):
+        api = HfApi(token=token, library_name="odesteer")
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.create_commit(repository, files, commit_message=message, revision=revision)
+    return commit.commit_url
+
+
+def copy(source: Path, folder: Path) -> Path:
+    """The files of one directory in another, each whole or absent, the configuration last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (TENSORS, CARD, CONFIG):
+        if (source / name).is_file():
+            write_whole(folder / name, (source / name).read_bytes())
+    return folder
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,27 @@ Steerings = AnySteering | Sequence[AnySteering | None] | None
 
 class Backend(ABC):
     """Where activations come from and go back to."""
+
+    @classmethod
+    def beside(
+        cls, model: Any, tokenizer: Any, template: str, positions: str, batch_size: int
+    ) -> "Backend":
+        """One that speaks for a model of this process: what `odesteer run --backend NAME` calls.
+
+        Args:
+            model: a transformers causal language model, in eval mode.
+            tokenizer: its tokenizer.
+            template: how prompts become text, see `odesteer.templates`.
+            positions: which tokens are steered, see `odesteer.attach`.
+            batch_size: prompts that come at once.
+
+        Raises:
+            NotImplementedError: unless the backend says how.
+        """
+        raise NotImplementedError(
+            f"{cls.__name__} does not say how it is made for a model that is in memory: it needs "
+            f"a classmethod `beside(model, tokenizer, template, positions, batch_size)`."
+        )
 
     @abstractmethod
     def activations(

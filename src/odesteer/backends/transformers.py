@@ -36,6 +36,12 @@ class TransformersBackend(Backend):
     positions: str = "last+generated"
     batch_size: int = 16
 
+    @classmethod
+    def beside(
+        cls, model: Any, tokenizer: Any, template: str, positions: str, batch_size: int
+    ) -> "TransformersBackend":
+        return cls(model, tokenizer, template, positions, batch_size)
+
     def activations(
         self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
     ) -> dict[int, tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from odesteer.cli import (
     fit,
     gallery,
     generate,
+    hub,
     inspect,
     methods,
     playground,
@@ -76,6 +77,8 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "inspect": inspect.inspect,
         "export": exchange.export,
         "import": exchange.import_,
+        "push": hub.push,
+        "pull": hub.pull,
     },
     MEASURE: {
         "run": run.run,

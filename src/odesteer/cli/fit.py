@@ -56,11 +56,11 @@ def fit(
     check_solver(solver)
     import odesteer as ods
     from odesteer.layered import parts_of
-    from odesteer.lookup import pick
+    from odesteer.methods import find_method
     from odesteer.models import load_model
     from odesteer.texts import check_tokens
 
-    pick(ods.METHODS, method, "method")
+    find_method(method)
     chosen = None if tokens is None else check_tokens(tokens)
     data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from odesteer.cli import completing, options
-from odesteer.cli.console import out, teaching_errors
+from odesteer.cli.console import out, say, teaching_errors
 
 if TYPE_CHECKING:
     from odesteer.methods import Method
@@ -32,17 +32,23 @@ def methods(
 
     Example: odesteer methods odesteer
     """
-    from odesteer.lookup import pick
-    from odesteer.methods import METHODS
+    from odesteer.lookup import offered
+    from odesteer.methods import GROUP, METHODS, find_method
 
     if name is not None:
-        method = pick(METHODS, name, "method")
+        method = find_method(name)
         if as_json:
             out.print_json(data=facts_of(method))
         else:
             _show(method)
         return
-    rows = [facts_of(method) for method in METHODS.values()]
+    # A method of another package that is broken must not hide the others.
+    others = {name: _of_others(name) for name in offered(GROUP) if name not in METHODS}
+    found = [*METHODS.values(), *(one for one in others.values() if not isinstance(one, str))]
+    rows = [facts_of(method) for method in found]
+    for one in others.values():
+        if isinstance(one, str):
+            say(one)
     if as_json:
         out.print_json(data=rows)
         return
@@ -54,6 +60,16 @@ def methods(
     out.print("Steering solves da/dt = v(a), a(0) = a, up to the strength.\n")
     out.print(table)
     out.print("Everything about one, with its hyperparameters: [bold]odesteer methods NAME[/]")
+
+
+def _of_others(name: str) -> "type[Method] | str":
+    """Another package's method, or why there is none."""
+    from odesteer.methods import find_method
+
+    try:
+        return find_method(name)
+    except ValueError as error:
+        return str(error)
 
 
 def facts_of(method: "type[Method]") -> dict[str, Any]:

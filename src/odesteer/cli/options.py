@@ -150,7 +150,9 @@ Engine = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option(help="Who generates: transformers (the model in this process), or vllm."),
+    typer.Option(
+        help="Who generates: transformers (the model in this process), vllm, or another package's."
+    ),
 ]
 Workers = Annotated[
     int | None,

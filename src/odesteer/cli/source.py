@@ -40,7 +40,7 @@ def obtain(
     import odesteer as ods
     from odesteer.attach import check_fits
     from odesteer.layered import parts_of
-    from odesteer.lookup import pick
+    from odesteer.methods import find_method
     from odesteer.models import load_model
     from odesteer.positions import check_positions
 
@@ -52,7 +52,7 @@ def obtain(
         language_model, tokenizer = load_model(model, say)
     else:
         name = str(method)
-        pick(ods.METHODS, name, "method")
+        find_method(name)
         blocks = as_layers(layer)
         if spread and isinstance(blocks, int):
             raise ValueError(f"--spread is for several layers; got --layer {layer}.")
@@ -154,11 +154,10 @@ def solved(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySte
 
 def check_solver(solver: str | None) -> None:
     """ValueError for a name that is none."""
-    from odesteer.lookup import pick
-    from odesteer.ode import SOLVERS
+    from odesteer.solvers import find_solver
 
     if solver is not None:
-        pick(SOLVERS, solver, "solver")
+        find_solver(solver)
 
 
 def dosed(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":

@@ -62,11 +62,11 @@ def tune(
     blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
     import odesteer as ods
-    from odesteer.lookup import pick
+    from odesteer.methods import find_method
     from odesteer.models import load_model
     from odesteer.tuning.result import Wanted
 
-    pick(ods.METHODS, method, "method")
+    find_method(method)
     Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)
     data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)

@@ -12,11 +12,13 @@ The trials are kept with the choice.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from odesteer.artifact.saving import dose_from_json, dose_to_json, write_whole
+from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
@@ -196,7 +198,7 @@ class Validation:
         for start in range(0, len(self.cases), size):
             cases: Sequence[Case] = self.cases[start : start + size]
             said = generations.generate(
-                self._model,
+                partial(TransformersBackend.beside, self._model, self._tokenizer),
                 self._tokenizer,
                 self._benchmark,
                 self._experiment,

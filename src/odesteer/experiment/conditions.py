@@ -13,7 +13,7 @@ from odesteer.experiment.config import (
     Layer,
     MethodChoice,
 )
-from odesteer.methods import METHODS
+from odesteer.methods import find_method
 from odesteer.ode import Dose, Target, as_dose
 
 
@@ -95,7 +95,7 @@ def _moving(
     experiment: Experiment, method: MethodChoice, seed: int, last: str
 ) -> Iterator[Condition]:
     layers: Sequence[Layer | str | None] = method.layers or experiment.layers
-    if METHODS[method.name].site == "heads":
+    if find_method(method.name).site == "heads":
         layers = [None]  # it chooses its heads among all blocks
     for layer in layers:
         open_layer = layer == CHOOSE
@@ -127,7 +127,7 @@ def _candidates(
     """The doses, and what they are called."""
     if dose == CHOOSE:
         return experiment.choose.doses, "chosen"
-    one = as_dose(METHODS[method.name].default_strength) if isinstance(dose, str) else dose
+    one = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
     if isinstance(one, Target):
         return (one,), f"target-{one.probability:g}-within-{_called(as_dose(one.budget))}"
     return (one,), _called(one)
@@ -142,7 +142,7 @@ def _hyperparameters(method: MethodChoice) -> set[str]:
     """Which are left at their defaults."""
     if method.name == PROMPT:
         return set()
-    return {each.name for each in fields(METHODS[method.name])} - set(method.hyperparameters)
+    return {each.name for each in fields(find_method(method.name))} - set(method.hyperparameters)
 
 
 def _several(layer: Layer) -> tuple[int, ...]:

@@ -6,12 +6,11 @@ that is the same for all conditions: what is drawn is compared with the same luc
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from odesteer.backends import Backend, Sampling, TransformersBackend
+from odesteer.backends import Backend, Sampling
 from odesteer.backends.base import AnySteering
-from odesteer.backends.vllm import Engine, VLLMBackend
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
 from odesteer.experiment.config import Experiment
@@ -21,9 +20,12 @@ from odesteer.experiment.prompting import Prompt, plain, prompt_of, with_answers
 from odesteer.judges import Judge
 from odesteer.judges.base import EMPTY
 
+# A backend for prompts of a template, steered positions, and so many prompts at once.
+Make = Callable[[str, str, int], Backend]
+
 
 def generate(
-    model: Any,
+    make: Make,
     tokenizer: Any,
     benchmark: Benchmark,
     experiment: Experiment,
@@ -31,27 +33,21 @@ def generate(
     steering: AnySteering | None,
     words: bool,
     seed: int,
-    engine: Engine | None = None,
 ) -> list[str]:
     """`samples` generations of each case, in order, cut off where a text of its own begins.
 
     Args:
-        model, tokenizer: what is steered.
+        make: who generates.
+        tokenizer: of what is steered.
         benchmark, experiment: how it is asked.
         cases: what is asked.
         steering: None for the unsteered model.
         words: whether the prompt asks for the behaviour in words.
         seed: of the condition.
-        engine: of vLLM, which generates instead of `model`.
     """
     asked = [prompt_of(tokenizer, benchmark, case, words) for case in cases]
     rows = [prompt for prompt in asked for _ in range(experiment.samples)]
-    template, positions = rows[0].template, experiment.positions
-    backend: Backend
-    if engine is None:
-        backend = TransformersBackend(model, tokenizer, template, positions, len(rows))
-    else:
-        backend = VLLMBackend(engine, tokenizer, template, positions)
+    backend = make(rows[0].template, experiment.positions, len(rows))
     sampling = Sampling(**experiment.sampling, seed=seed_of(seed, cases))
     said = backend.generate([prompt.prompt for prompt in rows], steering, sampling)
     return [benchmark.trim(text) for text in said]
@@ -64,6 +60,7 @@ def seed_of(seed: int, cases: Sequence[Case]) -> int:
 
 
 def lines(
+    make: Make,
     model: Any,
     tokenizer: Any,
     benchmark: Benchmark,
@@ -73,15 +70,14 @@ def lines(
     seed: int,
     judges: Mapping[str, Judge],
     packed: bool,
-    engine: Engine | None = None,
 ) -> list[dict[str, Any]]:
-    """A line a case and sample, without the fold; arguments as of `generate`.
+    """A line a case and sample, without the fold; arguments as of `generate`, and the model.
 
     `condition` is (id, steering, whether the prompt asks in words); `packed`: all samples of a
     prompt are read in one row.
     """
     name, steering, words = condition
-    said = generate(model, tokenizer, benchmark, experiment, cases, steering, words, seed, engine)
+    said = generate(make, tokenizer, benchmark, experiment, cases, steering, words, seed)
     rows = [case for case in cases for _ in range(experiment.samples)]
     damage = damages(model, tokenizer, benchmark, experiment, cases, said, steering, words, packed)
     verdicts = {

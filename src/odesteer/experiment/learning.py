@@ -24,7 +24,7 @@ from odesteer.experiment.plan import Plan
 from odesteer.fitting import Reading, fit, fit_readings, read
 from odesteer.layered import LayeredSteering, load
 from odesteer.layers import layer_index
-from odesteer.methods import METHODS, Method
+from odesteer.methods import Method, find_method
 from odesteer.ode import Dose
 
 # What methods that learn from one and the same reading have in common.
@@ -52,7 +52,7 @@ class Learning:
     def method(self, fitting: Fitting) -> Method:
         chosen = self._choices[fitting.method]
         drawn = {} if fitting.seed is None else {"seed": fitting.seed}
-        return METHODS[chosen.name](**{**chosen.hyperparameters, **drawn})
+        return find_method(chosen.name)(**{**chosen.hyperparameters, **drawn})
 
     def read(self, fold: int) -> None:
         """Read everything that the fold's fits need."""

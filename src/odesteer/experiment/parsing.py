@@ -37,7 +37,7 @@ from odesteer.experiment.config import (
 from odesteer.experiment.table import Table
 from odesteer.judges import JUDGES, find_judge
 from odesteer.lookup import find, pick
-from odesteer.methods import METHODS
+from odesteer.methods import GROUP, METHODS, Method
 from odesteer.ode import DOSES, Dose
 from odesteer.positions import POSITIONS
 
@@ -143,7 +143,7 @@ def _methods(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
     def made(given: Any) -> MethodChoice:
         named = _named(table, "methods", given)
         own = Table(named.arguments, table.file, f"methods, {named.name}")
-        kind = pick({**METHODS, PROMPT: None}, named.name, "method")
+        kind = find({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
         special = ("id", "label", "layers", "doses", "within")
         known = [] if kind is None else [each.name for each in fields(kind)]
         own.only([*special, *known])
@@ -255,12 +255,12 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
     def made(value: Any) -> Named:
         named = _named(table, "judges", value)
         judge = find_judge(named.name)
-        known = dict.fromkeys(each.name for each in fields(judge))  # type: ignore[arg-type]
+        known = dict.fromkeys(each.name for each in fields(judge))
         for name in named.arguments:
             pick(known, name, f"argument of {named.name}")
         missing = [
             each.name
-            for each in fields(judge)  # type: ignore[arg-type]
+            for each in fields(judge)
             if each.default is each.default_factory is MISSING and each.name not in named.arguments
         ]
         if missing:

@@ -98,10 +98,9 @@ class RunTask:
         )
         folder = RunFolder(self.path, len(self.planned.units))
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
-        beside = None
-        if self.known["backend"] is not None:
-            beside = served.Served(self.planned.experiment, model, say)
-        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, self.data, beside)
+        about = self.known["backend"]
+        speaker = served.speaker(about, self.planned.experiment, model, tokenizer, say)
+        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, speaker, self.data)
         return UnitWorker(self.planned, folder, worker)
 
 

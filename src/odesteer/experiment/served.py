@@ -1,32 +1,39 @@
-"""Who says the generations of a run: the model that is in memory, or vLLM beside it?
+"""Who says the generations of a run: the model that is in memory, vLLM beside it, or another?
 
 Learning, choosing and measuring stay with the model in this process: they need activations. vLLM
 takes over what costs most, the test cases' generations. It has to know its steerings when it
 starts, so it is started at a fold's first generations, when all is learnt. Each process that
 computes units has an engine of its own: on a Ray cluster they are replicas.
+
+Another package adds a `Backend` class that has `beside`, under the entry-point group
+"odesteer.backends".
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-from odesteer.backends import Sampling
+from odesteer.backends import Backend, Sampling, TransformersBackend
 from odesteer.backends.base import AnySteering
+from odesteer.backends.vllm.backend import VLLMBackend
 from odesteer.backends.vllm.backend import refuse as refuse_sampling
 from odesteer.backends.vllm.engine import Engine, installed
 from odesteer.backends.vllm.known import sayable, starts
 from odesteer.experiment.config import Experiment
 from odesteer.layered import parts_of
-from odesteer.lookup import pick
+from odesteer.lookup import find, version_of
 from odesteer.models import SMOLLM2, local_copy
 
-VLLM = "vllm"
-BACKENDS = ("transformers", VLLM)
+TRANSFORMERS, VLLM = "transformers", "vllm"
+GROUP = "odesteer.backends"
+BACKENDS: Mapping[str, type[Backend]] = {TRANSFORMERS: TransformersBackend, VLLM: VLLMBackend}
 # Of the memory that the model in this process has left on its device.
 SHARE = 0.9
 
 Say = Callable[[str], None]
+Ready = Callable[[], Iterable[AnySteering]]
 
 
 def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
@@ -36,17 +43,82 @@ def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
         ValueError: where the experiment does not fit the backend.
         ImportError: without vLLM.
     """
-    pick(dict.fromkeys(BACKENDS), backend, "backend")
-    if backend != VLLM:
+    kind = find_backend(backend)
+    if backend == TRANSFORMERS:
         return None
     if experiment.task != "generations":
         raise ValueError(
-            f'The backend "vllm" generates, and this experiment\'s task is "{experiment.task}": '
-            f"leave --backend out."
+            f'The backend "{backend}" generates, and this experiment\'s task is '
+            f'"{experiment.task}": leave --backend out.'
         )
+    if backend != VLLM:
+        return {"name": backend, "version": version_of(kind)}
     starts(experiment.positions)
     refuse_sampling(Sampling(**experiment.sampling))
     return {"name": VLLM, "version": str(installed().__version__)}
+
+
+def find_backend(name: str) -> type[Backend]:
+    """A backend's class by its name, ours or another package's.
+
+    Raises:
+        ValueError: for an unknown name; says which there are.
+    """
+    found: type[Backend] = find(BACKENDS, name, "backend", GROUP, Backend)
+    return found
+
+
+class Speaker(Protocol):
+    """Who generates for a worker."""
+
+    def backend(
+        self,
+        steering: AnySteering | None,
+        ready: Ready,
+        template: str,
+        positions: str,
+        batch_size: int,
+    ) -> Backend:
+        """A backend that can generate with `steering`; `ready` as in `Served.engine`."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A backend of the model in this process: transformers', or another package's."""
+
+    kind: type[Backend]
+    model: Any
+    tokenizer: Any
+
+    def backend(
+        self,
+        steering: AnySteering | None,
+        ready: Ready,
+        template: str,
+        positions: str,
+        batch_size: int,
+    ) -> Backend:
+        return self.kind.beside(self.model, self.tokenizer, template, positions, batch_size)
+
+    def close(self) -> None:
+        pass
+
+
+def speaker(
+    about: Mapping[str, str] | None,
+    experiment: Experiment,
+    model: Any,
+    tokenizer: Any,
+    say: Say | None = None,
+) -> Speaker:
+    """Who generates in a run of which `about` says so."""
+    name = TRANSFORMERS if about is None else about["name"]
+    if name == VLLM:
+        return Served(experiment, model, tokenizer, say)
+    return InMemory(find_backend(name), model, tokenizer)
 
 
 class Served:
@@ -55,16 +127,26 @@ class Served:
     Args:
         experiment: whose model it runs.
         model: the one in this process, of which it takes its precision.
+        tokenizer: its tokenizer.
         say: called with a line before a start.
     """
 
-    def __init__(self, experiment: Experiment, model: Any, say: Say | None = None):
-        self._chosen, self._model, self._say = experiment.model, model, say
+    def __init__(self, experiment: Experiment, model: Any, tokenizer: Any, say: Say | None = None):
+        self._chosen, self._model, self._tokenizer = experiment.model, model, tokenizer
+        self._say = say
         self._engine: Engine | None = None
 
-    def engine(
-        self, steering: AnySteering | None, ready: Callable[[], Iterable[AnySteering]]
-    ) -> Engine:
+    def backend(
+        self,
+        steering: AnySteering | None,
+        ready: Ready,
+        template: str,
+        positions: str,
+        batch_size: int,
+    ) -> Backend:
+        return VLLMBackend(self.engine(steering, ready), self._tokenizer, template, positions)
+
+    def engine(self, steering: AnySteering | None, ready: Ready) -> Engine:
         """An engine that has `steering`.
 
         Args:
@@ -97,11 +179,7 @@ class Served:
             # Compiling takes minutes there and gains little.
             return {**settings, "enforce_eager": True}
         free, total = torch.cuda.mem_get_info()
-        deciding = any(
-            part.field.reads_prompt or part.solver == "dopri5"
-            for one in wanted
-            for part in parts_of(one)
-        )
+        deciding = any(part.decides for one in wanted for part in parts_of(one))
         return {
             **settings,
             "gpu_memory_utilization": SHARE * free / total,

@@ -5,6 +5,7 @@ and by whom, does not matter to what they say.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from odesteer.artifact.saving import CONFIG, dose_to_json
@@ -23,7 +24,7 @@ from odesteer.experiment.packing import Asked
 from odesteer.experiment.passes import takes_packed
 from odesteer.experiment.plan import Plan, Unit
 from odesteer.experiment.prompting import plain, with_choices
-from odesteer.experiment.served import Served
+from odesteer.experiment.served import Speaker
 from odesteer.layered import LayeredSteering
 from odesteer.ode import Dose
 from odesteer.templates import encode
@@ -39,8 +40,8 @@ class Worker:
         plan, benchmark: what there is to do.
         folder: where earlier units have left what later ones need.
         model, tokenizer: what is steered, in eval mode.
+        speaker: who generates.
         data: where judges have their labelled answers.
-        served: vLLM, where it generates.
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Worker:
         folder: RunFolder,
         model: Any,
         tokenizer: Any,
+        speaker: Speaker,
         data: Any = None,
-        served: Served | None = None,
     ):
-        self._served = served
+        self._speaker = speaker
         self._plan, self._benchmark, self._folder = plan, benchmark, folder
         self._model, self._tokenizer = model, tokenizer
         self._learning = Learning(model, tokenizer, benchmark, plan, folder)
@@ -170,12 +171,8 @@ class Worker:
             )
         else:
             [one] = conditions
-            engine = (
-                self._served.engine(one[1], lambda: self._learnt(unit.fold))
-                if self._served is not None
-                else None
-            )
             made = generations.lines(
+                partial(self._speaker.backend, one[1], lambda: self._learnt(unit.fold)),
                 self._model,
                 self._tokenizer,
                 self._benchmark,
@@ -185,14 +182,12 @@ class Worker:
                 self._plan.conditions[unit.conditions[0]].seed,
                 self._judges,
                 self._packed,
-                engine,
             )
         return [{**line, "fold": unit.fold} for line in made]
 
     def close(self) -> None:
         """End what was started for units."""
-        if self._served is not None:
-            self._served.close()
+        self._speaker.close()
 
     def _learnt(self, fold: int) -> Iterator[AnySteering]:
         """The steerings of all conditions that are learnt and chosen by now."""

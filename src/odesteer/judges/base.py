@@ -19,6 +19,7 @@ class Score:
     reason: str = ""
 
 
+@dataclass(frozen=True)
 class Judge(ABC):
     """Scores generations one by one.
 

@@ -1,5 +1,12 @@
-"""One file a paper; `METHODS` is the table that everything else reads."""
+"""One file a paper; `METHODS` is the table that everything else reads.
 
+Another package adds a method, a `Method` class, under the entry-point group "odesteer.methods":
+
+    [project.entry-points."odesteer.methods"]
+    median = "my_package:MedianDifference"
+"""
+
+from odesteer.lookup import find
 from odesteer.methods.base import Method
 from odesteer.methods.caa import CAA
 from odesteer.methods.gaussian import GaussianODESteer
@@ -44,6 +51,25 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+GROUP = "odesteer.methods"
+
+
+def find_method(name: str) -> type[Method]:
+    """A method's class by its name, ours or another package's.
+
+    Raises:
+        ValueError: for an unknown name; says which there are. Also for an entry point of another
+            name than its method's.
+    """
+    found: type[Method] = find(METHODS, name, "method", GROUP, Method)
+    if found.name != name:
+        raise ValueError(
+            f"The entry point '{name}' leads to {found.__name__}, whose name is '{found.name}': "
+            f"its package should call both the same."
+        )
+    return found
+
+
 __all__ = [
     "CAA",
     "HPR",
@@ -66,4 +92,5 @@ __all__ = [
     "RepE",
     "SafetyFilter",
     "TruthFlow",
+    "find_method",
 ]

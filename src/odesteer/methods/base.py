@@ -108,7 +108,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    facts: ClassVar[Facts]
+    facts: ClassVar[Facts] = Facts("not said", "-", "not said", "not said", "not said")
     default_strength: ClassVar[Dose | float] = 1.0
     # Row i of both classes answers the same prompt, and the method learns from that.
     needs_pairs: ClassVar[bool] = False

@@ -8,6 +8,7 @@ the step is time / steps, never the other way round, so ten steps are ten.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,13 @@ _EVENT_ITERATIONS = 10
 
 
 class Solver(ABC):
-    """Integrates a flow from x for `time`."""
+    """Integrates a flow from x for `time`.
+
+    Attributes:
+        adaptive: whether how many steps it takes depends on the rows, as a CUDA graph cannot.
+    """
+
+    adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
@@ -151,6 +158,7 @@ class Adaptive(Solver):
         max_steps: RuntimeError beyond that many.
     """
 
+    adaptive: ClassVar[bool] = True
     tableau: Tableau = tableaus.DOPRI5
     tolerance: float = 1e-5
     max_steps: int = 1000

@@ -7,9 +7,10 @@ from odesteer.backends.base import AnySteering
 from odesteer.expression import NAME, build
 from odesteer.layered import changed
 from odesteer.lookup import pick
-from odesteer.ode import SOLVERS, Angle, Dose, Target, Time
+from odesteer.ode import Angle, Dose, Target, Time
 from odesteer.playground.shelf import Desk, Shelf, Source
 from odesteer.positions import check_positions
+from odesteer.solvers import find_solver
 
 ANGLE, STRENGTH, TARGET = DOSES = ("angle", "strength", "target")
 AS_LEARNT = "as learnt"
@@ -83,7 +84,7 @@ class Setting:
         whole = build(self.expression, parts).with_strength(self.strength())
         changes: dict[str, Any] = {}
         if self.solver != AS_LEARNT:
-            pick(SOLVERS, self.solver, "solver")
+            find_solver(self.solver)
             changes["solver"] = self.solver
         if self.steps:
             changes["steps"] = int(self.steps)

@@ -15,8 +15,7 @@ from odesteer.expression import NAME
 from odesteer.extraction import Progress
 from odesteer.fitting import RANKING, Reading, best_layer, fit, fit_readings, rank_layers, read
 from odesteer.layered import LayeredSteering
-from odesteer.lookup import pick
-from odesteer.methods import METHODS
+from odesteer.methods import find_method
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Learnable:
         return self._learnt[key]
 
     def _learn(self, desk: Desk, method: str, layer: int) -> AnySteering:
-        chosen = pick(METHODS, method, "method")()
+        chosen = find_method(method)()
         known = self.readings.get(layer)
         paired = self.contrast.is_paired or not chosen.needs_pairs
         usable = chosen.site == "residual" and not chosen.reads_prompts and paired

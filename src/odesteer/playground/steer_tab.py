@@ -6,8 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from odesteer import methods, solvers
 from odesteer.fitting import middle_layers
 from odesteer.layers import find_layers
+from odesteer.lookup import offered
 from odesteer.methods import METHODS
 from odesteer.ode import SOLVERS
 from odesteer.playground import markup
@@ -19,7 +21,10 @@ from odesteer.playground.shelf import Learnable
 from odesteer.positions import POSITIONS
 
 # Methods that move heads at all layers have no place of their own in this page's figures.
-METHOD_NAMES = [n for n, m in METHODS.items() if m.site == "residual" and n != "none"]
+METHOD_NAMES = [
+    *(n for n, m in METHODS.items() if m.site == "residual" and n != "none"),
+    *offered(methods.GROUP),
+]
 PEOPLE = 8  # who may wait for the model at once; it is held for a token at a time
 EXAMPLE = "Describe the street outside your window."
 _REST = 0.1  # seconds
@@ -83,7 +88,9 @@ class SteerTab:
                 )
                 with gr.Accordion("Solver and sampling", open=False):
                     self.solver = gr.Dropdown(
-                        [AS_LEARNT, *SOLVERS], value=AS_LEARNT, label="Solver"
+                        [AS_LEARNT, *SOLVERS, *offered(solvers.GROUP)],
+                        value=AS_LEARNT,
+                        label="Solver",
                     )
                     self.steps = gr.Slider(0, 50, 0, step=1, label="Steps", info="0: as learnt")
                     self.tokens = gr.Slider(4, 200, 40, step=4, label="New tokens")

@@ -15,6 +15,9 @@
 
 Or without a file: `odesteer conformance --adapter mine.testing:Mine`, or
 `pytest --pyargs odesteer.testing.suite --steering-adapter mine.testing:Mine`.
+
+And is a method right, as one file of odesteer or of another package? `check_method(Mine())`, see
+`odesteer.testing.promises`.
 """
 
 from importlib import import_module
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from odesteer.testing.check import CHECKS, Check
     from odesteer.testing.ours import OdesteerFlow, OdesteerVector
     from odesteer.testing.plugin import conformance
+    from odesteer.testing.promises import PROMISES, Trial, check_method
     from odesteer.testing.report import table
     from odesteer.testing.runner import Case, Result, cases, load_adapter, run
 
@@ -37,6 +41,7 @@ _HOMES = {
     "odesteer.testing.ours": ("OdesteerFlow", "OdesteerVector"),
     "odesteer.testing.plugin": ("conformance",),
     "odesteer.testing.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
+    "odesteer.testing.promises": ("PROMISES", "Trial", "check_method"),
     "odesteer.testing.report": ("table",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -45,6 +50,7 @@ __all__ = [
     "ARCHITECTURES",
     "CHECKS",
     "POSITIONS",
+    "PROMISES",
     "Adapter",
     "Architecture",
     "Case",
@@ -54,7 +60,9 @@ __all__ = [
     "OdesteerVector",
     "Result",
     "Steered",
+    "Trial",
     "cases",
+    "check_method",
     "conformance",
     "load_adapter",
     "run",

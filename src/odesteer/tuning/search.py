@@ -32,8 +32,7 @@ from odesteer.fitting import (
 )
 from odesteer.layered import LayeredSteering
 from odesteer.layers import find_layers, layer_index
-from odesteer.lookup import pick
-from odesteer.methods import CAA, METHODS, Method
+from odesteer.methods import CAA, Method, find_method
 from odesteer.ode import Angle, Dose, as_dose
 from odesteer.templates import Messages, encode
 from odesteer.tuning.damage import continuations, measure
@@ -122,7 +121,7 @@ def tune(
         ValueError: for an unknown method, layer, target or budget that makes no sense, or a
             contrast with too few groups to hold any out.
     """
-    one = pick(METHODS, method, "method")() if isinstance(method, str) else method
+    one = find_method(method)() if isinstance(method, str) else method
     name = None if judge is None else judge.name
     wanted = Wanted(max_kl, max_perplexity_ratio, target, target_effect, name)
     amounts = _amounts(doses)
