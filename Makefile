@@ -10,7 +10,7 @@ SERVING ?= .venv-vllm
 # Compiled, it takes minutes to start on a CPU, and is hardly faster there.
 ON_CPU := --dtype float32 --enforce-eager --max-model-len 2048 --block-size 32
 
-.PHONY: demo test test-slow test-serving serve-demo conformance lint types build barriers clean
+.PHONY: demo test test-slow test-serving docs serve-demo conformance lint types build barriers clean
 
 demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 	$(BIN)/odesteer demo --out odesteer-demo
@@ -35,6 +35,10 @@ cli-reference: $(READY)  ## docs/cli.md, from the commands themselves
 
 conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures
 	OMP_NUM_THREADS=1 $(BIN)/odesteer conformance
+
+docs: $(READY)  ## the site, from docs/ into site/; strict, and nothing is fetched
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -67,9 +67,26 @@ def gallery_figure(gallery: Gallery, path: Path) -> None:
                         color="#555555",
                     )
         _legend(figure, size, bottom)
-        drawn = BytesIO()
-        figure.savefig(drawn, dpi=200, facecolor="white")
-        plt.close(figure)
+        _save(figure, path, dpi=200)
+
+
+def method_figure(gallery: Gallery, method: str, path: Path) -> None:
+    """One method on every plane, beside each other; arguments as of `gallery_figure`."""
+    with plt.rc_context(STYLE):
+        tall = WIDTH / len(PLANES) * EXTENT[1] / EXTENT[0]
+        figure, axes = plt.subplots(
+            1, len(PLANES), figsize=(WIDTH, tall + 0.25), layout="constrained", facecolor="white"
+        )
+        for ax, (name, plane) in zip(axes, PLANES.items(), strict=True):
+            _draw(ax, gallery, method, name)
+            ax.set_title(plane.title, fontsize=8.5, color="#555555", loc="center")
+        _save(figure, path, dpi=120)
+
+
+def _save(figure: Any, path: Path, dpi: int) -> None:
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=dpi, facecolor="white")
+    plt.close(figure)
     # 256 colours are all it has; written so, the file is a quarter as large.
     small = BytesIO()
     quantized = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)

@@ -102,12 +102,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
-def _solved(row: dict[str, Any]) -> str:
+def solved(row: dict[str, Any]) -> str:
+    """By which solver, in how many steps."""
     return f"{row['solver']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}"
 
 
 def _lines(row: dict[str, Any]) -> str:
-    notes = [_solved(row), f"strength: {row['strength']}"]
+    notes = [solved(row), f"strength: {row['strength']}"]
     notes += ["keeps the norm"] if row["keeps_norm"] else ["norm not kept"]
     notes += ["needs pairs"] if row["needs_pairs"] else ["no pairs needed"]
     notes += ["moves attention heads"] if row["site"] == "heads" else []
@@ -135,7 +136,7 @@ def _show(method: "type[Method]") -> None:
         ("field v(a)", row["field"]),
         ("barrier h(a)", "none" if row["barrier"] == "-" else row["barrier"]),
         ("exact flow", row["exact"]),
-        ("solved by", _solved(row)),
+        ("solved by", solved(row)),
         ("strength", f"{row['strength']} (default: {row['default_strength']})"),
         ("norm", "kept" if row["keeps_norm"] else "not kept"),
         (

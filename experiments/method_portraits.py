@@ -1,0 +1,17 @@
+"""How does each method look? The pictures of its page: docs/images/methods/NAME.png.
+
+python experiments/method_portraits.py        # about a minute
+"""
+
+from pathlib import Path
+
+from odesteer.gallery import run
+from odesteer.gallery_plot import method_figure
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images" / "methods"
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    measured = run()
+    for method in dict.fromkeys(method for method, _ in measured.panels):
+        method_figure(measured, method, FOLDER / f"{method}.png")

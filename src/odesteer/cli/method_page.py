@@ -1,0 +1,111 @@
+"""What does the site say of a method? A page of Markdown, from the class and its module.
+
+The equation, the source and the prose are those of the docstrings, the table is the one of
+`odesteer methods NAME`, and the example runs.
+"""
+
+import inspect
+import re
+import sys
+from dataclasses import fields
+from typing import Any
+
+from odesteer.cli.methods import argument_meanings, facts_of, solved
+from odesteer.methods import Method
+
+_PICTURED = (
+    "Two moons, two Gaussians, two rings: blue is wanted. Shades are the barrier, arrows the "
+    "field, black lines the ways of held-out negatives; the percentage is of those that arrive."
+)
+
+
+def method_page(method: type[Method], picture: str | None = None) -> str:
+    """The page.
+
+    Args:
+        method: whose.
+        picture: the address of a picture of it (`experiments/method_portraits.py`); None: without.
+    """
+    row = facts_of(method)
+    module = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
+    prose = re.split(r"\n\s*(?:Args|Raises):", inspect.cleandoc(method.__doc__ or ""))[0].strip()
+    facts = {
+        "v(a)": row["field"],
+        "h(a)": "none" if row["barrier"] == "-" else row["barrier"],
+        "exact flow": row["exact"],
+        "solved by": solved(row),
+        "strength": f"{row['strength']} (default: {row['default_strength']})",
+        "norm": "kept" if row["keeps_norm"] else "not kept",
+        "learns from": "pairs: row i of both classes answers one prompt"
+        if row["needs_pairs"]
+        else "any rows of both classes",
+        "moves": "attention heads" if row["site"] == "heads" else "the output of a block",
+        "source": row["source"],
+    }
+    parts = [
+        f"# {method.__name__}",
+        f"`{method.name}`",
+        *_markdown(module),
+        "" if picture is None else f"![{method.__name__} on three planes]({picture})",
+        "" if picture is None else f"*{_PICTURED}*",
+        "## What it learns",
+        *_markdown(prose),
+        _table(("in short", ""), [(f"**{name}**", _cell(value)) for name, value in facts.items()]),
+        "## Hyperparameters",
+        _hyperparameters(method),
+        "## Use",
+        _use(method),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> list[str]:
+    """Paragraphs of a docstring: the indented ones are equations, and stay as they are."""
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        if paragraph.startswith("    ") or re.match(r"\w+\(a\) = ", paragraph):
+            parts.append(f"```text\n{inspect.cleandoc(paragraph)}\n```")
+        else:
+            # Symbols such as a* and ||a|| are no markup.
+            parts.append(re.sub(r"(?<!`)([*_|<])", r"\\\1", " ".join(paragraph.split())))
+    return parts
+
+
+def _hyperparameters(method: type[Method]) -> str:
+    row, meanings = facts_of(method), argument_meanings(method)
+    shown = {"steps": row["steps"], "solver": row["solver"], **row["hyperparameters"]}
+    order = [field.name for field in fields(method)]
+    return _table(
+        ("name", "default", "meaning"),
+        [(f"`{name}`", f"`{shown[name]}`", _cell(meanings.get(name, ""))) for name in order],
+    )
+
+
+def _use(method: type[Method]) -> str:
+    pairs = "it needs pairs; " if method.needs_pairs else ""
+    return f"""```python
+import torch
+import odesteer as ods
+
+generator = torch.Generator().manual_seed(0)
+positive = torch.randn(64, 16, generator=generator) + 0.5  # yours: odesteer.activations(...)
+negative = torch.randn(64, 16, generator=generator) - 0.5
+steering = ods.{method.__name__}().fit(positive, negative, layer=3)
+steered = steering(negative)
+```
+
+On a language model ({pairs}a line of `pairs.jsonl` is a prompt, a positive and a negative answer):
+
+```sh
+odesteer generate smollm2 "How was the concert?" --method {method.name} \\
+  --contrast pairs.jsonl --layer 14
+```"""
+
+
+def _cell(text: Any) -> str:
+    return re.sub(r"([*_|<])", r"\\\1", " ".join(str(text).split()))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,25 @@
+"""Is the page of a method true, and does its example run?"""
+
+import re
+
+import pytest
+
+from odesteer import METHODS
+from odesteer.cli.method_page import method_page
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_holds_the_facts_and_its_example_runs(name: str) -> None:
+    method = METHODS[name]
+    page = method_page(method)
+    assert page.startswith(f"# {method.__name__}\n\n`{name}`")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    made: dict[str, object] = {}
+    exec(compile(code, f"<{name}>", "exec"), made)
+    assert made["steered"].shape == made["negative"].shape  # type: ignore[attr-defined]
+    assert (made["steered"] == made["negative"]).all() == (name == "none")  # type: ignore[attr-defined]
+
+
+def test_symbols_are_no_markup() -> None:
+    page = method_page(METHODS["linear-act"], "images/linear-act.png")
+    assert "w\\*a + b - a" in page and "![LinearAcT" in page
