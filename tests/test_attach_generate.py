@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from odesteer import Angle, PerRow, Target
 from tiny import ARCHITECTURES, constant, model, padded, prompt, tokenizer
@@ -247,6 +247,42 @@ def test_a_pipeline_on_the_same_model_is_steered():
             generate(net, ids, torch.ones_like(ids))[0], skip_special_tokens=True
         )
     assert steered != plain == talk("the cat sat", **how)
+
+
+def test_continuous_batching_is_steered_where_all_tokens_are():
+    from transformers import ContinuousBatchingConfig  # not in transformers 4
+
+    net, one = model(), steering()
+    with one.attach(net, positions="all"):
+        found = net.generate_batch(
+            [ids[0].tolist() for ids in PROMPTS],
+            generation_config=GenerationConfig(
+                max_new_tokens=NEW, do_sample=False, eos_token_id=-1
+            ),
+            continuous_batching_config=ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32),
+            progress_bar=False,
+        )
+        for ids, packed in zip(PROMPTS, found.values(), strict=True):
+            assert packed.generated_tokens == generate(net, ids, torch.ones_like(ids))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("how", "dose", "said"),
+    [
+        ({}, 1.0, "positions='last\\+generated'"),
+        ({"positions": torch.tensor([True])}, 1.0, "a mask of positions"),
+        ({"positions": "all", "rows": [0]}, 1.0, "where rows of their own"),
+        ({"positions": "all"}, PerRow([1.0]), "where rows of their own"),
+    ],
+)
+def test_texts_that_share_a_row_are_not_steered_at_a_guess(how, dose, said):
+    net = model()
+    packed = {"input_ids": torch.cat(PROMPTS[:2], dim=1), "cu_seq_lens_q": torch.tensor([0, 4, 13])}
+    with (
+        steering().with_strength(dose).attach(net, **how),
+        pytest.raises(ValueError, match=said),
+    ):
+        net(**packed)
 
 
 @every_architecture

@@ -18,7 +18,7 @@ from odesteer.exposition import Counts, exposition
 from odesteer.hooks import WeakHook
 from odesteer.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose, PerRow
-from odesteer.positions import Positions, chosen
+from odesteer.positions import Positions, check_packed, chosen
 from odesteer.record import Callback, Record, measured
 from odesteer.steering import Steering
 from odesteer.tracker import Call, Tracker
@@ -145,6 +145,9 @@ class Handle:
                 "of a recurrent-depth model apart. Steer a block that runs once."
             )
         self._local.ran = call
+        if call.packed:
+            rows = self._rows is not None or isinstance(self.steering.dose, PerRow)
+            check_packed(self._positions, rows, self.steering.field.reads_prompt)
         velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
         mask = chosen(self._positions, call, hidden)
         if self._rows is not None:

@@ -25,6 +25,31 @@ def check_positions(positions: str) -> None:
     pick(dict.fromkeys(POSITIONS), positions, "positions")
 
 
+def check_packed(positions: Positions, rows: bool, prompt: bool) -> None:
+    """ValueError unless all tokens of all texts that share a row are steered alike.
+
+    Which of them are prompts, nothing says, and a wrong guess would be silent.
+
+    Args:
+        positions: which tokens.
+        rows: whether rows of the batch are told apart.
+        prompt: whether the field reads the prompt.
+    """
+    given = "a mask of positions" if isinstance(positions, Tensor) else f"positions={positions!r}"
+    asked = {
+        given: given != "positions='all'",
+        "rows of their own": rows,
+        "a field that reads the prompt": prompt,
+    }
+    obstacles = " and ".join(name for name, there in asked.items() if there)
+    if obstacles:
+        raise ValueError(
+            f"Several texts share a row here (generate_batch, padding-free training), where "
+            f"{obstacles} would mean other tokens than asked for. Use positions='all', or "
+            f"`generate` and batches with padding."
+        )
+
+
 def chosen(positions: Positions, call: Call, hidden: Tensor) -> Tensor | None:
     """A mask [b, t] of the tokens of `hidden` [b, t, d] to steer; None for all of them.
 

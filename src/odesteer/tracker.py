@@ -32,6 +32,7 @@ class Call:
     prompt_length: int | Tensor  # positions from here on are generated; a tensor is one a row, [b]
     real: Tensor | None  # [b, t], None when every token is
     last: Tensor | None  # [b], absolute position of each prompt's last real token
+    packed: bool = False  # several texts lie one after another in a row
 
     def prompt_ends(self, batch: int, device: torch.device) -> Tensor:
         """[b], absolute position of the last token of each prompt."""
@@ -179,6 +180,8 @@ class Tracker:
 
     def _enter(self, state: _State, arguments: dict[str, Any]) -> None:
         call = self._describe(state, arguments)
+        # What attention over packed rows is told: where each text begins.
+        call.packed = arguments.get("cu_seq_lens_q") is not None
         # Asked here: inside a block that will run again, gradients may be off.
         state.grad = torch.is_grad_enabled()
         state.tokens = tuple(_tokens(arguments).shape[:2])
