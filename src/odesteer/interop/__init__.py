@@ -2,6 +2,15 @@
 
 from odesteer.interop.fidelity import Fidelity, flattened
 from odesteer.interop.files import FORMATS, read_vectors, write_vectors
+from odesteer.interop.objects import vectors_of
 from odesteer.interop.vectors import Vectors
 
-__all__ = ["FORMATS", "Fidelity", "Vectors", "flattened", "read_vectors", "write_vectors"]
+__all__ = [
+    "FORMATS",
+    "Fidelity",
+    "Vectors",
+    "flattened",
+    "read_vectors",
+    "vectors_of",
+    "write_vectors",
+]

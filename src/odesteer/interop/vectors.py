@@ -16,6 +16,12 @@ from odesteer.ode import ConstantField
 from odesteer.steering import Steering
 
 
+def as_direction(numbers: Tensor) -> Tensor:
+    """[d] of [d], [1, d] or [1, 1, d], in float32; what is more than one row stays as it is."""
+    numbers = numbers.float()
+    return numbers.flatten() if numbers.numel() in numbers.shape else numbers
+
+
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """Directions by layer.
@@ -23,7 +29,8 @@ class Vectors:
     Attributes:
         directions: [d] in float32, by the 0-based index of the block to whose output each is
             added.
-        model_type: what transformers calls the architecture, where it is known.
+        model_type: what transformers calls the architecture, or whoever wrote the file, where it
+            is known: a hint, by which a model is doubted and not refused.
         notes: where they come from (plain text, by key).
 
     Raises:
@@ -73,7 +80,7 @@ class Vectors:
         Args:
             strength: the scale, as other libraries call it; with 1, a moves by d.
         """
-        about = {} if self.model_type is None else {"text_type": self.model_type}
+        about = {} if self.model_type is None else {"hint": self.model_type}
         parts = tuple(
             Steering(
                 ConstantField(direction),
