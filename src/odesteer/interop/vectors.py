@@ -74,6 +74,10 @@ class Vectors:
         shifted = {layer + by: d for layer, d in self.directions.items()}
         return Vectors(shifted, self.model_type, self.notes)
 
+    def noted(self, key: str, note: str) -> "Vectors":
+        """With one note more, which files keep."""
+        return Vectors(self.directions, self.model_type, {**self.notes, key: note})
+
     def steering(self, strength: float = 1.0) -> Steering | LayeredSteering:
         """The same as a steering: of one layer, or of several.
 
