@@ -14,6 +14,7 @@ and remove steerings while others run it. Gradients pass as if a(T) - a were a c
 for a constant field it is.
 """
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -80,4 +81,7 @@ def check_fits(steering: Steering, model: nn.Module, check: str = "architecture"
             f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
         )
     compatibility.check(compatibility.differences(steering, model), check)
+    doubt = compatibility.doubt(steering, model)
+    if doubt is not None:
+        warnings.warn(doubt, stacklevel=4)  # at whoever attaches
     return index

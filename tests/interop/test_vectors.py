@@ -62,11 +62,36 @@ def test_files_of_others_are_read_with_and_without_what_they_leave_out(
     assert torch.equal(earlier.directions[0], found.directions[1])
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((D,), np.float16), ((1, D), np.float32)])
+def test_half_precision_and_a_single_row_are_read(
+    shape: tuple[int, ...], dtype: type, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    numbers = np.arange(D, dtype=dtype).reshape(shape)
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "controlvector")
+    writer.add_tensor("direction.1", numbers)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read_vectors(tmp_path / "v.gguf").directions[1]
+    assert torch.equal(found, torch.arange(D, dtype=torch.float32))
+
+
+def test_only_llama_cpps_generator_is_off_by_one(vectors: Vectors, tmp_path: Path) -> None:
+    plain = write_vectors(vectors, tmp_path / "v.safetensors")
+    with pytest.raises(ValueError, match="Only GGUF files"):
+        read_vectors(plain, as_extracted=True)
+    first = write_vectors(Vectors({1: torch.ones(D)}), tmp_path / "v.gguf")
+    assert list(read_vectors(first, as_extracted=True).directions) == [0]
+
+
 def test_a_gguf_file_that_is_no_control_vector_is_refused(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     for kind, name, word in (
         ("llama", "direction.1", "holds a llama"),
         ("controlvector", "token_embd", "'token_embd'"),
+        ("controlvector", "direction.-1", "'direction.-1'"),
     ):
         writer = gguf.GGUFWriter(tmp_path / "v.gguf", kind)
         writer.add_tensor(name, np.zeros(D, dtype=np.float32))
@@ -111,6 +136,7 @@ def test_lm_evals_file_is_written_and_a_pickle_is_never_read(
         '{"directions": {"1": [NaN]}}',
         '{"directions": {"1": [1], "2": [1, 2]}}',
         '{"directions": {"-1": [1]}}',
+        '{"directions": {"1": [[1, 2], [3, 4]]}}',
     ],
 )
 def test_damaged_svec_files_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
@@ -222,5 +248,8 @@ def test_the_command_writes_and_reads(tmp_path: Path) -> None:
     assert "1 vectors of width 12 at layer 3" in " ".join(read.output.split())
     a = torch.randn(3, D)
     torch.testing.assert_close(ods.load(tmp_path / "back")(a), one(a))
+    earlier = [*("import", str(file), "--out", str(tmp_path / "earlier")), "--as-extracted"]
+    assert CliRunner().invoke(app, earlier).exit_code == 0
+    assert ods.load(tmp_path / "earlier").layer == 2
     wrong = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "x.bin")])
     assert wrong.exit_code == 2 and not (tmp_path / "x.bin").exists()

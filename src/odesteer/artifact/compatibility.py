@@ -112,6 +112,22 @@ def differences(steering: "Steering", model: nn.Module, tokenizer: Any = None) -
     return found
 
 
+def doubt(steering: "Steering", model: nn.Module) -> str | None:
+    """What speaks against a steering and does not forbid it, or None.
+
+    Another library's file names an architecture, in its own way (llama.cpp: qwen2moe; transformers:
+    qwen2_moe), or one that is built alike (a Mistral is a llama there).
+    """
+    there = steering.model.get("hint")
+    here = getattr(text_config(unwrap(model)), "model_type", None)
+    if not isinstance(there, str) or not isinstance(here, str) or _bare(there) == _bare(here):
+        return None
+    return (
+        f"The file of this control vector says that it is for a '{brief(there, 80)}', and this "
+        f"model is a '{here}': that may be the same by another name."
+    )
+
+
 def check(found: list[Difference], level: str) -> None:
     """Refuse differences that a level does not accept.
 
@@ -145,6 +161,10 @@ def check(found: list[Difference], level: str) -> None:
 
 def _rank(level: str | None) -> int:
     return len(LEVELS) if level is None else LEVELS.index(level)
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _last(name: str) -> str:

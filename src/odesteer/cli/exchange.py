@@ -21,7 +21,9 @@ def export(
     ],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="For a field: the model it steers, to see where it moves."),
+        typer.Option(
+            "--model", help="The model it steers, to see where a field moves and what that changes."
+        ),
     ] = None,
     contrast: Annotated[
         Path | None,
@@ -45,17 +47,18 @@ def export(
 
     A vector is exact for a constant field. Any other is flattened to its mean displacement of the
     negatives of --contrast, which should be held out from fitting; how well that stands for it is
-    printed, kept in the file, and refused where it is poor.
+    printed, kept in the file, and refused where it is poor. With --model, also how far the next
+    token is from that under the field itself.
 
     Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
     """
-    from odesteer.interop import FORMATS, flattened, write_vectors
+    from odesteer.interop import FORMATS, divergence, flattened, write_vectors
     from odesteer.layered import load, parts_of
     from odesteer.lookup import pick
 
     pick(FORMATS, output.suffix, "kind of control vector")
     one = dosed(load(steering), parse_dose(strength, angle, target), spread=False)
-    rows = None
+    rows = apart = None
     if model is not None:
         import odesteer as ods
         from odesteer.models import load_model
@@ -77,14 +80,29 @@ def export(
             )
         rows = {layer: negative for layer, (_, negative) in read.items()}
     vectors, fidelity = flattened(one, rows, force)
+    if model is not None:
+        with progress("Comparing next tokens") as callback:
+            apart = divergence(
+                language_model,
+                tokenizer,
+                one,
+                vectors,
+                data.negative,
+                data.template,
+                callback,
+            )
+        vectors = vectors.noted("odesteer.kl", str(apart))
     path = write_vectors(vectors, output)
     if as_json:
         told: dict[str, Any] = {str(layer): one._asdict() for layer, one in fidelity.items()}
-        out.print_json(data={"path": str(path), "fidelity": told})
+        kl = None if apart is None else apart._asdict()
+        out.print_json(data={"path": str(path), "fidelity": told, "kl": kl})
         return
     out.print(f"Wrote {path}: {len(vectors.directions)} directions of width {vectors.width}")
     for layer, found in fidelity.items():
         out.print(f"Layer {layer}: {found if found.n else 'exact, a constant field'}")
+    if apart is not None:
+        out.print(f"Next token: {apart}")
 
 
 @teaching_errors

@@ -93,7 +93,7 @@ def flattened(
                 f"(odesteer serve), or take a smaller dose."
             )
     first = parts[0]
-    kind = first.model.get("text_type") or first.model.get("type")
+    kind = first.model.get("text_type") or first.model.get("type") or first.model.get("hint")
     notes = {
         "odesteer.method": steering.method,
         "odesteer.dose": str(steering.dose),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from odesteer.artifact.strict import brief, parse_json
 from odesteer.interop import gguf
-from odesteer.interop.vectors import Vectors
+from odesteer.interop.vectors import Vectors, as_direction
 from odesteer.lookup import pick
 
 _LARGEST = 2**28  # bytes of a JSON file
@@ -76,7 +76,7 @@ def _read_svec(path: Path) -> Vectors:
             raise ValueError("it is too large for one")
         tree: Any = parse_json(path.read_bytes())
         directions = {
-            int(layer): torch.tensor(numbers, dtype=torch.float32).flatten()
+            int(layer): as_direction(torch.tensor(numbers, dtype=torch.float32))
             for layer, numbers in tree["directions"].items()
         }
         kind = tree.get("model_type")
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> Vectors:
         with safe_open(path, framework="pt") as file:
             about: Mapping[str, str] = file.metadata() or {}
             directions = {
-                int(name.removeprefix(_PREFIX)): file.get_tensor(name).float()
+                int(name.removeprefix(_PREFIX)): as_direction(file.get_tensor(name))
                 for name in file.keys()  # noqa: SIM118 (it is no dictionary)
             }
     except (SafetensorError, ValueError) as error:

