@@ -22,8 +22,8 @@ from odesteer.benchmarks import TruthfulQA
 from odesteer.calibration import BinaryQuality, binary_quality
 from odesteer.extraction import activations
 from odesteer.methods import ITI, FourierODESteer, ODESteer, PaperODESteer
-from odesteer.methods.base import Samples
 from odesteer.methods.kernel import fit_machine
+from odesteer.methods.samples import Samples
 from odesteer.models import SMOLLM2, load_model
 
 LAYERS = (10, 13, 16)

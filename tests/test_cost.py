@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odesteer import Angle, PathLength, PerRow, Steering, Target, Time
+from odesteer.calls import Call
 from odesteer.ode import (
     SOLVERS,
     ConstantField,
@@ -25,7 +26,6 @@ from odesteer.ode import (
     Whitening,
 )
 from odesteer.ode.fused import cpu
-from odesteer.tracker import Call
 from tiny import WIDTH, constant, model, prompt, quadratic
 
 DOSES = [

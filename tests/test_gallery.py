@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from odesteer import gallery
-from odesteer.gallery import DOSES, PERFECT, SHOWN, UNSTEERED, Gallery, Scene
+from odesteer.gallery import Scene
 from odesteer.gallery_plot import gallery_figure
+from odesteer.gallery_result import DOSES, PERFECT, SHOWN, UNSTEERED, Gallery
 from odesteer.methods import METHODS, NoSteering, PaperODESteer
 from odesteer.ode import Time
 from odesteer.planar import PLANES

@@ -34,6 +34,7 @@ BELOW_FITTING = {
     "extraction",
     "attach",
     "positions",
+    "calls",
     "tracker",
     "backends",
 }
@@ -63,12 +64,15 @@ MAY_IMPORT = {
     "reading": {"batches", "capture"},
     "extraction": {"batches", "cache", "capture", "contrast", "layers", "reading", "texts"},
     "compiled": NOTHING,
+    "calls": NOTHING,
+    "gallery_result": {"artifact", "bootstrap", "planar"},
     "hooks": NOTHING,
-    "tracker": {"compiled", "hooks", "layers"},
-    "positions": {"lookup", "tracker"},
+    "tracker": {"calls", "compiled", "hooks", "layers"},
+    "positions": {"calls", "lookup", "tracker"},
     "record": {"steering"},
     "exposition": NOTHING,
     "handle": {
+        "calls",
         "compiled",
         "exposition",
         "hooks",
@@ -99,6 +103,7 @@ MAY_IMPORT = {
     "case": {"templates"},
     "benchmarks": {"case", "contrast", "lookup"},
     "gallery": {
+        "gallery_result",
         "ode",
         "lookup",
         "artifact",

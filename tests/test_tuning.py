@@ -16,9 +16,10 @@ from odesteer.attach import scoring
 from odesteer.bootstrap import Interval
 from odesteer.judges import Judge, Score
 from odesteer.layers import find_layers
-from odesteer.methods.base import Samples
-from odesteer.tuning import Trial, Tuned, damage, readout, replay, search
-from odesteer.tuning.result import Wanted, choose, judged, pareto_front
+from odesteer.methods.samples import Samples
+from odesteer.tuning import Trial, Tuned, asked, damage, learning, readout, replay
+from odesteer.tuning.choosing import choose, judged
+from odesteer.tuning.result import Wanted, pareto_front
 
 SLOW = {"hpr", "re-control", "truthflow"}  # they train networks, once a fold
 
@@ -331,7 +332,7 @@ def test_the_chosen_trial_is_within_the_budget_and_on_the_front(tuned: Tuned) ->
     origin = tuned.rows[0]
     assert (origin.layer, origin.kl, origin.kl_95, origin.perplexity_ratio) == (None, 0, 0, 1)
     assert origin.effect[:3] == (0, 0, 0)
-    assert len(tuned.rows) == 1 + 2 * len(search.DOSES)
+    assert len(tuned.rows) == 1 + 2 * len(asked.DOSES)
 
 
 def test_a_target_is_reached_with_the_least_damage(net: nn.Module, tuned: Tuned) -> None:
@@ -346,7 +347,7 @@ def test_a_target_is_reached_with_the_least_damage(net: nn.Module, tuned: Tuned)
 
 def test_the_tuned_steering_never_saw_the_held_out_groups(net: nn.Module) -> None:
     tokenizer, whole = tiny.tokenizer(), contrast()
-    fit_part, held_out = whole.split(search.FIT_SHARE, seed=0)
+    fit_part, held_out = whole.split(asked.FIT_SHARE, seed=0)
     assert not {*fit_part.groups[0]} & {*held_out.groups[0]}
     other = replace(
         whole,
@@ -371,13 +372,13 @@ def test_what_is_read_steered_is_the_late_block_at_the_last_token(
     net: nn.Module, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes = []
-    fit_probe = search.fit_probe
+    fit_probe = learning.fit_probe
     monkeypatch.setattr(
-        search, "fit_probe", lambda *args: probes.append(fit_probe(*args)) or probes[0]
+        learning, "fit_probe", lambda *args: probes.append(fit_probe(*args)) or probes[0]
     )
     settings = {"layers": [1], "doses": [ods.Angle(0.2)]}
     result = ods.tune(net, tiny.tokenizer(), contrast(), "caa", **settings)
-    _, held_out = contrast().split(search.FIT_SHARE, seed=0)
+    _, held_out = contrast().split(asked.FIT_SHARE, seed=0)
     log_odds = []
     for example in held_out.negative:
         text = replay.as_text(tiny.tokenizer(), example, "auto")
@@ -429,13 +430,13 @@ def test_several_layers_and_negative_doses_are_candidates_too(net: nn.Module) ->
 def test_bare_texts_serve_as_their_own_prompts(net: nn.Module) -> None:
     settings = {"layers": [1], "doses": [ods.Angle(0.2)]}
     result = ods.tune(net, tiny.tokenizer(), contrast(bare=True), "caa", **settings)
-    assert result.facts["n"] == {"texts": 8, "prompts": 16, "tokens": 16 * search.NEW_TOKENS}
+    assert result.facts["n"] == {"texts": 8, "prompts": 16, "tokens": 16 * asked.NEW_TOKENS}
     assert result.rows[1].kl_95 > 0
 
 
 def test_a_prompt_with_many_answers_is_continued_once(tuned: Tuned) -> None:
     assert tuned.facts["split"]["held_out"] == {"groups": 4, "positive": 8, "negative": 8}
-    assert tuned.facts["n"] == {"texts": 8, "prompts": 4, "tokens": 4 * search.NEW_TOKENS}
+    assert tuned.facts["n"] == {"texts": 8, "prompts": 4, "tokens": 4 * asked.NEW_TOKENS}
 
 
 def test_the_receipt_comes_back_from_disk_and_tells_everything(tuned: Tuned, tmp_path) -> None:

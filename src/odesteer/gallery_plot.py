@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from odesteer.artifact.saving import write_whole
-from odesteer.gallery import ARROWS, GRID, SHOWN, Gallery, grid
+from odesteer.gallery import ARROWS, GRID, grid
+from odesteer.gallery_result import SHOWN, Gallery
 from odesteer.planar import EXTENT, PLANES
 from odesteer.plots import STYLE  # which draws without a window system
 

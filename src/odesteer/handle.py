@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odesteer.calls import Call
 from odesteer.compiled import mark
 from odesteer.exposition import Counts, exposition
 from odesteer.hooks import WeakHook
@@ -21,7 +22,7 @@ from odesteer.ode import Dose, PerRow
 from odesteer.positions import Positions, check_packed, chosen
 from odesteer.record import Callback, Record, measured
 from odesteer.steering import Steering
-from odesteer.tracker import Call, Tracker
+from odesteer.tracker import Tracker
 
 Undo = list[Callable[[], None]]
 

@@ -13,8 +13,8 @@ What a token is, `odesteer.tracker` knows.
 import torch
 from torch import Tensor
 
+from odesteer.calls import Call
 from odesteer.lookup import pick
-from odesteer.tracker import Call
 
 Positions = str | Tensor
 POSITIONS = ("last+generated", "generated", "prompt", "all")

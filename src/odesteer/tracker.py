@@ -10,36 +10,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from odesteer.calls import Call, cache_among, last_real, own_length, plain_mask, tokens_of
 from odesteer.compiled import mark
 from odesteer.hooks import Hook
 from odesteer.layers import find_decoder, unwrap
-
-# What models call the state that carries earlier tokens: attention, Mamba, RWKV.
-_CACHES = ("past_key_values", "cache_params", "state")
-
-
-@dataclass
-class Call:
-    """What the tokens of the running forward pass are."""
-
-    offset: int  # absolute position of the first token
-    prompt_length: int | Tensor  # positions from here on are generated; a tensor is one a row, [b]
-    real: Tensor | None  # [b, t], None when every token is
-    last: Tensor | None  # [b], absolute position of each prompt's last real token
-    packed: bool = False  # several texts lie one after another in a row
-
-    def prompt_ends(self, batch: int, device: torch.device) -> Tensor:
-        """[b], absolute position of the last token of each prompt."""
-        last = self.last
-        if last is None:
-            last = torch.as_tensor(self.prompt_length) - 1
-        return last.to(device).expand(batch)
 
 
 class _State(threading.local):
@@ -173,7 +152,7 @@ class Tracker:
         self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
 
     def _enter_outer(self, state: _State, arguments: dict[str, Any]) -> None:
-        state.mask = _plain(arguments.get("attention_mask"))
+        state.mask = plain_mask(arguments.get("attention_mask"))
 
     def _leave_outer(self, state: _State, _output: Any) -> None:
         state.mask = None
@@ -184,13 +163,13 @@ class Tracker:
         call.packed = arguments.get("cu_seq_lens_q") is not None
         # Asked here: inside a block that will run again, gradients may be off.
         state.grad = torch.is_grad_enabled()
-        state.tokens = tuple(_tokens(arguments).shape[:2])
+        state.tokens = tuple(tokens_of(arguments).shape[:2])
         state.end = call.offset + state.tokens[1]
         state.call = call
 
     def _leave(self, state: _State, output: Any) -> None:
         state.call = state.tokens = None
-        cache = _cache(lambda name: getattr(output, name, None))
+        cache = cache_among(lambda name: getattr(output, name, None))
         # A list of states cannot be known again.
         with suppress(TypeError):
             if cache is not None:
@@ -244,8 +223,8 @@ class Tracker:
             state.lengths = None
 
     def _describe(self, state: _State, arguments: dict[str, Any]) -> Call:
-        batch, t = _tokens(arguments).shape[:2]
-        given_mask = _plain(arguments.get("attention_mask"))
+        batch, t = tokens_of(arguments).shape[:2]
+        given_mask = plain_mask(arguments.get("attention_mask"))
         mask = state.mask if given_mask is None else given_mask
         prompt = state.prompt
         offset = self._offset(state, arguments, t, mask)
@@ -263,13 +242,13 @@ class Tracker:
             length, given, _ = prompt
             # The mask given to `generate` covers the whole prompt; the one of this call ends
             # with its chunk when the prompt is read in chunks.
-            prompt_mask = _plain(given)
+            prompt_mask = plain_mask(given)
             if prompt_mask is None and mask is not None and mask.shape[1] >= length:
                 prompt_mask = mask
             elif prompt_mask is not None:
                 prompt_mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
             mask = prompt_mask if mask is None else mask
-        last = None if prompt_mask is None else _last(prompt_mask[:, :length])
+        last = None if prompt_mask is None else last_real(prompt_mask[:, :length])
         if mask is None or bool((mask != 0).all()):
             return Call(offset, length, None, last)
         # Positions beyond the mask (it may cover the prompt alone) are generated: real.
@@ -284,10 +263,10 @@ class Tracker:
         if isinstance(places, Tensor) and places.numel():
             # transformers 4 says it; the length of its static cache leaves out padding.
             return int(places[0])
-        cache = _cache(arguments.get)
+        cache = cache_among(arguments.get)
         if cache is None:
             return 0
-        length = _own_length(cache)
+        length = own_length(cache)
         if length is not None:
             return length
         with suppress(KeyError, TypeError):
@@ -295,37 +274,3 @@ class Tracker:
         if state.prompt is not None:
             return int(state.end)
         return 0 if mask is None else mask.shape[1] - t
-
-
-def _tokens(arguments: dict[str, Any]) -> Tensor:
-    ids = arguments.get("input_ids")
-    return arguments["inputs_embeds"] if ids is None else ids
-
-
-def _plain(mask: Any) -> Tensor | None:
-    """A [b, positions] mask; any other form does not say which tokens are padding."""
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _last(mask: Tensor) -> Tensor:
-    """The position of the last real token of each row, [b]; -1 where there is none."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask != 0, columns, -1).amax(dim=1)
-
-
-def _cache(get: Callable[[str], Any]) -> Any:
-    """The cache among what a decoder is given or returns; None where there is none."""
-    return next((found for name in _CACHES if (found := get(name)) is not None), None)
-
-
-def _own_length(cache: Any) -> int | None:
-    """The tokens in a cache; None for one that does not count them, as recurrent states."""
-    if hasattr(cache, "get_seq_length"):
-        try:
-            return int(cache.get_seq_length())
-        except ValueError:
-            return None
-    try:
-        return int(cache[0][0].shape[-2])  # the legacy form: a tuple of (keys, values) a layer
-    except (TypeError, IndexError, AttributeError, KeyError):
-        return None

@@ -19,8 +19,8 @@ from odesteer import (
     PathLength,
     SafetyFilter,
 )
-from odesteer.methods.base import Samples
 from odesteer.methods.covariance import class_covariances, pooled_covariance
+from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier, SafetyField
 from tiny import two_gaussians
 

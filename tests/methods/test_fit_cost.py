@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from odesteer import ODESteer
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from tiny import two_gaussians
 
 D, LANDMARKS = 96, 64

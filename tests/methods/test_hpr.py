@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from odesteer import HPR, Steering
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from tiny import two_gaussians
 
 D, ANGLE = 16, 0.9

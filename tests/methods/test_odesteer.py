@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from odesteer import CAA, Angle, ODESteer
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from tiny import two_gaussians
 
 FIXED = ODESteer(gamma=1.0, C=1.0)

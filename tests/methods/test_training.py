@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from odesteer.methods.temperature import best_sharpness
 from odesteer.methods.training import Recipe, hold_out, learning, train
 from odesteer.ode import Network

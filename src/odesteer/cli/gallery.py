@@ -11,7 +11,7 @@ from odesteer.cli import options
 from odesteer.cli.console import out, progress, say, teaching_errors
 
 if TYPE_CHECKING:
-    from odesteer.gallery import Gallery, Outcome
+    from odesteer.gallery_result import Gallery, Outcome
 
 
 @teaching_errors
@@ -68,7 +68,7 @@ def _make_writable(folder: Path) -> None:
 
 def share_table(result: "Gallery") -> Table:
     """Percent of held-out negatives that arrive; narrow enough for 80 columns."""
-    from odesteer.gallery import DOSES
+    from odesteer.gallery_result import DOSES
     from odesteer.planar import PLANES
 
     table = Table(

@@ -11,34 +11,30 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from odesteer.artifact.saving import dose_from_json
 from odesteer.backends.base import Sampling
 from odesteer.benchmarks import BENCHMARKS, Benchmark
+from odesteer.experiment.chosen import doses_of, layers_of, methods_of, named_of
 from odesteer.experiment.config import (
     CHOOSE,
     DTYPES,
     MEASURES,
     NONE,
     OFFLINE,
-    OWN,
     PAPER,
     PROMPT,
     TASKS,
     UNSTEERED,
     Choosing,
     Experiment,
-    Layer,
     Limits,
     Matched,
-    MethodChoice,
     ModelChoice,
     Named,
 )
 from odesteer.experiment.table import Table
 from odesteer.judges import JUDGES, find_judge
 from odesteer.lookup import find, pick
-from odesteer.methods import GROUP, METHODS, Method
-from odesteer.ode import DOSES, Dose
+from odesteer.ode import DOSES
 from odesteer.positions import POSITIONS
 
 # Types of a benchmark's fields that a file may set.
@@ -70,7 +66,7 @@ def parse(table: Table, stem: str = "experiment") -> Experiment:
             )
         )
     dose_type = table.choice("dose_type", dict.fromkeys(list(DOSES)[:3]), "dose", own.dose_type)
-    benchmark = _named(table, "benchmark", table.values["benchmark"])
+    benchmark = named_of(table, "benchmark", table.values["benchmark"])
     kind = _benchmark(table, benchmark)
     task = table.choice("task", dict.fromkeys(TASKS), "task", own.task)
     experiment = Experiment(
@@ -79,10 +75,10 @@ def parse(table: Table, stem: str = "experiment") -> Experiment:
         task=task,
         model=_model(table),
         benchmark=benchmark,
-        methods=_methods(table, dose_type),
-        layers=_layers(table, own.layers),
+        methods=methods_of(table, dose_type),
+        layers=layers_of(table, own.layers),
         # None at all where every dose is a matched one.
-        doses=() if table.values.get("doses") == [] else _doses(table, dose_type, own.doses),
+        doses=() if table.values.get("doses") == [] else doses_of(table, dose_type, own.doses),
         dose_type=dose_type,
         choose=_choosing(table.within("choose"), dose_type),
         matched=_matched(table.within("matched")),
@@ -115,17 +111,6 @@ def _model(table: Table) -> ModelChoice:
     )
 
 
-def _named(table: Table, key: str, given: Any) -> Named:
-    if isinstance(given, str):
-        return Named(given)
-    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-        raise ValueError(
-            f'{table.file}: {table.name(key)} is a name, or {{name = "...", argument = ...}}; got '
-            f"{given!r:.80}."
-        )
-    return Named(given["name"], {name: value for name, value in given.items() if name != "name"})
-
-
 def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
     """Its class; its arguments are those of `load`, or its sizes."""
     try:
@@ -139,82 +124,11 @@ def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
     return kind
 
 
-def _methods(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
-    def made(given: Any) -> MethodChoice:
-        named = _named(table, "methods", given)
-        own = Table(named.arguments, table.file, f"methods, {named.name}")
-        kind = find({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
-        special = ("id", "label", "layers", "doses", "within")
-        known = [] if kind is None else [each.name for each in fields(kind)]
-        own.only([*special, *known])
-        rest = {key: value for key, value in own.values.items() if key not in special}
-        rest = {key: tuple(v) if isinstance(v, list) else v for key, v in rest.items()}
-        if kind is not None:
-            kind(**rest)  # refuses what it cannot be made of, in its own words
-        one = own.one("id", str, named.name)
-        return MethodChoice(
-            named.name,
-            one,
-            own.one("label", str, one),
-            _layers(own, ()),
-            _doses(own, dose_type, ()),
-            _within(own, dose_type),
-            rest,
-        )
-
-    methods = table.each("methods", made)
-    ids = [method.id for method in methods]
-    twice = next((one for one in ids if ids.count(one) > 1), None)
-    if twice is not None:
-        raise ValueError(
-            f'{table.file}: methods has two rows with the id "{twice}"; give one of them another: '
-            f'{{name = "{twice}", id = "{twice}-2"}}.'
-        )
-    return methods
-
-
-def _layers(table: Table, otherwise: tuple[Layer | str, ...]) -> tuple[Layer | str, ...]:
-    def made(value: Any) -> Layer | str:
-        if value == CHOOSE:
-            return CHOOSE
-        if isinstance(value, list) and value and all(type(each) is int for each in value):
-            return tuple(value)
-        if type(value) is int:
-            return value
-        raise ValueError(
-            f'a layer is a block index from 0, a list of them, or "choose"; got {value!r}'
-        )
-
-    return table.each("layers", made, None, otherwise)
-
-
-def _doses(
-    table: Table, dose_type: str, otherwise: tuple[Dose | str, ...]
-) -> tuple[Dose | str, ...]:
-    def made(value: Any) -> Dose | str:
-        if value in (CHOOSE, OWN):
-            return str(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return dose_from_json({"type": dose_type, "amount": float(value)})
-        return dose_from_json(value)
-
-    return table.each("doses", made, None, otherwise)
-
-
-def _within(table: Table, dose_type: str) -> Dose | None:
-    amount = table.one("within", float)
-    if amount is None:
-        return None
-    if not amount > 0:
-        raise table.wrong("within", "more than 0")
-    return dose_from_json({"type": dose_type, "amount": amount})
-
-
 def _choosing(table: Table, dose_type: str) -> Choosing:
     own = Choosing()
     table.only([each.name for each in fields(Choosing)])
-    layers = [each for each in _layers(table, ()) if not isinstance(each, str)]
-    doses = [each for each in _doses(table, dose_type, ()) if not isinstance(each, str)]
+    layers = [each for each in layers_of(table, ()) if not isinstance(each, str)]
+    doses = [each for each in doses_of(table, dose_type, ()) if not isinstance(each, str)]
     max_kl = table.one("max_kl", float, own.max_kl)
     if not max_kl > 0:
         raise table.wrong("max_kl", "more than 0")
@@ -253,7 +167,7 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
         return tuple(Named(name, own.get(name, {})) for name in kind.offline_judges)
 
     def made(value: Any) -> Named:
-        named = _named(table, "judges", value)
+        named = named_of(table, "judges", value)
         judge = find_judge(named.name)
         known = dict.fromkeys(each.name for each in fields(judge))
         for name in named.arguments:

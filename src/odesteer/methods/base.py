@@ -1,89 +1,24 @@
 """What is a method, and what does every method do alike?
 
-A method learns a vector field from two matrices. Checking the data, held-out calibration
-and the making of the `Steering` are the same for all of them and live here.
+A method learns a vector field from two matrices. Held-out calibration and the making of the
+`Steering` are the same for all of them and live here; checking the data is in `samples`.
 """
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from odesteer.calibration import BinaryQuality, binary_quality, reliability
 from odesteer.methods.facts import Facts
+from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
-
-Groups = Sequence[Any] | Tensor | np.ndarray
-Progress = Callable[[int, int], None]  # steps done, steps in all
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Two classes of activations at one layer.
-
-    Attributes:
-        positive: [n, d].
-        negative: [m, d].
-        groups: [n + m] integers, positives first; rows of one group (one prompt, say) are
-            never split between fitting and testing.
-        rewards: [n + m] graded labels, positives first, for methods that read them.
-        prompts: [n, d], the last prompt token's activation of each pair of rows, for methods
-            that read it.
-    """
-
-    positive: Tensor
-    negative: Tensor
-    groups: np.ndarray | None = None
-    rewards: Tensor | None = None
-    prompts: Tensor | None = None
-
-    @property
-    def rows(self) -> Tensor:
-        """[n + m, d], positives first."""
-        return torch.cat([self.positive, self.negative])
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[n + m]: 1 for positive, 0 for negative."""
-        return np.repeat([1, 0], [len(self.positive), len(self.negative)])
-
-    @property
-    def log_prior_odds(self) -> float:
-        """log(n / m): what a probability learnt here must lose to become a density ratio."""
-        return float(np.log(len(self.positive) / len(self.negative)))
-
-    def folds(self, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(fit rows, test rows) of a stratified split by group; empty if it cannot be made."""
-        if self.groups is None:
-            return []
-        labels = self.labels
-        per_class = [len(np.unique(self.groups[labels == label])) for label in (0, 1)]
-        count = min(count, *per_class)
-        if count < 2:
-            return []
-        splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-        splits = splitter.split(labels, labels, self.groups)
-        return [(fit, test) for fit, test in splits if 0 < labels[fit].sum() < len(fit)]
-
-    def subset(self, index: np.ndarray) -> "Samples":
-        """The samples at those rows of `rows`."""
-        positive = index[index < len(self.positive)]
-        negative = index[index >= len(self.positive)] - len(self.positive)
-        return Samples(
-            self.positive[positive],
-            self.negative[negative],
-            None if self.groups is None else self.groups[index],
-            None if self.rewards is None else self.rewards[index],
-            None if self.prompts is None else self.prompts[positive],
-        )
 
 
 class Learnt(NamedTuple):
@@ -244,83 +179,13 @@ class Method(ABC):
         prompts: Tensor | None = None,
     ) -> Samples:
         """The data in float64, or a ValueError that says what is wrong with it."""
-        shapes = f"positive {list(positive.shape)} and negative {list(negative.shape)}"
-        if positive.dim() != 2 or negative.dim() != 2 or positive.shape[1] != negative.shape[1]:
-            raise ValueError(
-                f"{self.name} learns from matrices [n, d] and [m, d] of one width; got {shapes}. "
-                f"Take both classes' activations from the same layer of the same model."
-            )
-        if len(positive) == 0 or len(negative) == 0:
-            empty = "positive" if len(positive) == 0 else "negative"
-            raise ValueError(
-                f"{self.name} needs rows of both classes; the {empty} class is empty ({shapes}). "
-                f"Give at least one example of each."
-            )
-        parts = [("positive", positive), ("negative", negative)]
-        if prompts is not None:
-            if prompts.shape != positive.shape or len(positive) != len(negative):
-                raise ValueError(
-                    f"{self.name} takes one prompt activation a pair of rows; got prompts "
-                    f"{list(prompts.shape)} for {shapes}."
-                )
-            parts.append(("prompt", prompts))
-        for label, rows in parts:
-            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-            if bad:
-                raise ValueError(
-                    f"{self.name} needs finite activations; {bad} of {len(rows)} {label} rows hold "
-                    f"NaN or infinity ({shapes}). Drop them, or load the model in float32 or "
-                    f"bfloat16 if it overflows in float16."
-                )
-        numbers = _as_groups(len(positive), len(negative), groups, self.name)
-        if self.needs_pairs and (
-            len(positive) != len(negative)
-            or not np.array_equal(numbers[: len(positive)], numbers[len(positive) :])
-        ):
-            raise ValueError(
-                f"{self.name} learns from pairs: row i of both classes answers the same prompt; "
-                f"got {shapes}{'' if len(positive) != len(negative) else ' in other groups'}. "
-                f"Pair them (Contrast.paired), or use caa, which needs no pairs."
-            )
-        return Samples(
-            positive.detach().double(),
-            negative.detach().double(),
-            numbers,
-            None if rewards is None else _as_rewards(positive, negative, rewards, self.name),
-            None if prompts is None else prompts.detach().double(),
-        )
+        return checked(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
 
 
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
     """Quality of the method's calibrated barrier on held-out groups, or None: see `held_out`."""
     held_out = method.held_out(samples, seed)
     return None if held_out is None else platt(*held_out, name=method.name)[1]
-
-
-def _as_groups(n: int, m: int, groups: tuple[Groups, Groups] | None, name: str) -> np.ndarray:
-    if groups is None:
-        both = [*range(n), *range(m)] if n == m else list(range(n + m))
-    else:
-        if len(groups) != 2 or len(groups[0]) != n or len(groups[1]) != m:
-            raise ValueError(
-                f"{name} needs one group a row: {n} and {m}; got "
-                f"{' and '.join(str(len(part)) for part in groups)}."
-            )
-        both = [g.item() if isinstance(g, Tensor) else g for part in groups for g in part]
-    return np.unique(np.array([str(g) for g in both]), return_inverse=True)[1]
-
-
-def _as_rewards(
-    positive: Tensor, negative: Tensor, rewards: tuple[Tensor, Tensor], name: str
-) -> Tensor:
-    sizes = [len(part) for part in rewards]
-    both = torch.cat([torch.as_tensor(part).detach().double().flatten() for part in rewards])
-    if sizes != [len(positive), len(negative)] or not bool(torch.isfinite(both).all()):
-        raise ValueError(
-            f"{name} takes one finite reward a row: {len(positive)} and {len(negative)}; got "
-            f"{' and '.join(map(str, sizes))}."
-        )
-    return both.to(positive.device)
 
 
 def platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:

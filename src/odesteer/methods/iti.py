@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from odesteer.methods.base import Method, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
 from odesteer.methods.probe import linear_probe
+from odesteer.methods.samples import Samples
 from odesteer.ode import ConstantField, VectorField
 
 

@@ -19,8 +19,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.base import Groups, Method, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
+from odesteer.methods.samples import Groups, Samples
 from odesteer.ode import ConstantField, Dose, LinearBarrier, VectorField
 
 

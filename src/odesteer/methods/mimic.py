@@ -17,10 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.covariance import class_covariances
 from odesteer.methods.facts import Facts
 from odesteer.methods.probe import linear_probe
+from odesteer.methods.samples import Samples
 from odesteer.ode import FormBarrier, TransportField, VectorField
 
 

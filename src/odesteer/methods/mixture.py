@@ -22,10 +22,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from odesteer.calibration import binary_quality
-from odesteer.methods.base import Method, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.covariance import pooled_whitening
 from odesteer.methods.facts import Facts
 from odesteer.methods.paper import median_distance
+from odesteer.methods.samples import Samples
 from odesteer.ode import Angle, Dose, GradientField, MixtureBarrier, VectorField, Whitening
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Learnt, Method, Progress, Samples
+from odesteer.methods.base import Learnt, Method
 from odesteer.methods.facts import Facts
 from odesteer.methods.kernel import (
     KernelMachine,
@@ -28,6 +28,7 @@ from odesteer.methods.kernel import (
     held_out_log_odds,
 )
 from odesteer.methods.rank import sufficient_rank
+from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.view import View, view
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField
 

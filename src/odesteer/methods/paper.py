@@ -18,8 +18,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.base import Method, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
+from odesteer.methods.samples import Samples
 from odesteer.ode import (
     Dose,
     FourierBarrier,

@@ -3,7 +3,7 @@
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier
 
 

@@ -16,9 +16,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from odesteer.methods.base import Method, Progress, Samples
+from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
 from odesteer.methods.odesteer import ODESteer
+from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import SafetyField, VectorField
 
 

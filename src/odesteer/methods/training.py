@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Progress, Samples
+from odesteer.methods.samples import Progress, Samples
 
 
 @dataclass(frozen=True)

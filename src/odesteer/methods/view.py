@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Samples
 from odesteer.methods.covariance import whitening_about
 from odesteer.methods.kernel import Expansion, expand
+from odesteer.methods.samples import Samples
 from odesteer.ode import Whitening
 
 # Rows that are in double precision at a time.

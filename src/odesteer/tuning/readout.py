@@ -25,7 +25,7 @@ from odesteer.calibration import binary_quality
 from odesteer.case import Case
 from odesteer.contrast import Example
 from odesteer.extraction import extract
-from odesteer.methods.base import Samples
+from odesteer.methods.samples import Samples
 from odesteer.templates import Messages
 from odesteer.tuning.replay import Text, replay
 
