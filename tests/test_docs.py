@@ -2,10 +2,24 @@
 
 import contextlib
 import io
+import json
 import re
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from odesteer.cli.app import app
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT: Any = get_command(app)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -35,6 +49,52 @@ def test_the_block_runs_and_prints_what_is_shown(code: str, expected: str | None
         exec(compile(code, "<docs>", "exec"), {"__name__": "__main__"})
     if expected is not None:
         assert printed.getvalue().strip() == expected.strip()
+
+
+def _fenced(kind: str) -> list[object]:
+    """The blocks of a kind, on all pages."""
+    pattern = re.compile(rf"```{kind}\n(.*?)```", re.DOTALL)
+    return [
+        pytest.param(match[1], id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, match in enumerate(pattern.finditer(page.read_text("utf-8")), start=1)
+    ]
+
+
+def _commands(block: str) -> list[list[str]]:
+    """The words of each `odesteer ...` of a shell block."""
+    lines = re.split(r"\n|&&", block.replace("\\\n", " "))
+    words = (shlex.split(line, comments=True) for line in lines)
+    return [line[1:] for line in words if line[:1] == ["odesteer"]]
+
+
+@pytest.mark.parametrize("block", _fenced("sh"))
+def test_every_command_shown_is_one_and_takes_what_it_is_given(block: str) -> None:
+    for words in _commands(block):
+        context = ROOT.make_context("odesteer", list(words), resilient_parsing=True)
+        name, command, rest = ROOT.resolve_command(context, words)
+        while hasattr(command, "resolve_command"):
+            name, command, rest = command.resolve_command(context, rest)
+        # A word that is no option is refused here, with its name.
+        with command.make_context(name, list(rest), parent=context):
+            pass
+
+
+def test_a_command_with_an_option_that_is_none_is_refused() -> None:
+    with pytest.raises(Exception, match="--angel"):
+        test_every_command_shown_is_one_and_takes_what_it_is_given(
+            "odesteer chat smollm2 \\\n  --angel 0.2  # a comment"
+        )
+
+
+@pytest.mark.parametrize("block", _fenced("toml"))
+def test_every_toml_block_is_toml(block: str) -> None:
+    tomllib.loads(block)
+
+
+@pytest.mark.parametrize("block", _fenced("json"))
+def test_every_json_block_is_json(block: str) -> None:
+    json.loads(block)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
