@@ -74,4 +74,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def _equations(text: str) -> str:
     text = _BLOCK.sub(lambda match: convert(match[1].strip(), display="block"), text)
-    return _INLINE.sub(lambda match: convert(match[1]), text)
+    # In a span: Markdown takes a line that begins with <math> for a block, which ends a paragraph.
+    return _INLINE.sub(lambda match: f"<span>{convert(match[1])}</span>", text)
