@@ -92,9 +92,10 @@ def test_every_toml_block_is_toml(block: str) -> None:
     tomllib.loads(block)
 
 
-@pytest.mark.parametrize("block", _fenced("json"))
-def test_every_json_block_is_json(block: str) -> None:
-    json.loads(block)
+@pytest.mark.parametrize("block", _fenced("jsonl"))
+def test_every_line_of_a_jsonl_block_is_json(block: str) -> None:
+    for line in block.splitlines():
+        json.loads(line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
