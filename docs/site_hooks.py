@@ -1,8 +1,9 @@
 """What does the site have that the folder of pages does not?
 
-A page a method, from its class; the README's neighbours (changes, contributing, security);
-equations, $...$ and $$...$$, as MathML, which browsers draw without a script; and links that lead
-out of docs/ as the paths that they name, since the site does not hold those files.
+A page a method, from its class; a page a tutorial, from its notebook as it was executed; the
+README's neighbours (changes, contributing, security); equations, $...$ and $$...$$, as MathML,
+which browsers draw without a script; and links that lead out of docs/ as the paths that they
+name, since the site does not hold those files.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 from odesteer.cli.method_page import method_page
 from odesteer.methods import METHODS
@@ -21,6 +23,13 @@ BESIDE = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changes.md",
 }
+# What a cell prints is text, and no code to be coloured.
+NOTEBOOK = """{% extends "markdown/index.md.j2" %}
+{% block stream %}
+```text
+{{ output.text.rstrip() }}
+```
+{% endblock %}"""
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _BLOCK = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
@@ -39,6 +48,9 @@ def on_files(files: Files, config: Any) -> Files:
         picture = REPOSITORY / "docs/images/methods" / f"{name}.png"
         page = method_page(method, f"../images/methods/{name}.png" if picture.exists() else None)
         files.append(File.generated(config, f"methods/{name}.md", content=page))
+    for notebook in sorted((REPOSITORY / "docs/tutorials").glob("*.ipynb")):
+        for name, content in _tutorial(notebook).items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
     for source, target in BESIDE.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8").replace("](docs/", "](")
         for other, page in BESIDE.items():
@@ -47,11 +59,23 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def _tutorial(notebook: Path) -> dict[str, str | bytes]:
+    """The page of a notebook and its pictures, by file name; the notebook itself is copied."""
+    exporter = MarkdownExporter(raw_template=NOTEBOOK)
+    resources = {"unique_key": notebook.stem, "output_files_dir": f"{notebook.stem}_files"}
+    text, found = exporter.from_filename(str(notebook), resources=resources)
+    title, _, rest = text.strip().partition("\n")
+    offer = f'<a href="{notebook.name}" download>This page as a notebook</a>, to run it yourself.'
+    return {f"{notebook.stem}.md": f"{title}\n\n{offer}\n{rest}\n"} | found["outputs"]
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     here = Path(page.file.src_uri).parent
 
     def link(match: re.Match[str]) -> str:
         text, target = match.groups()
+        if target.endswith(".ipynb") and (REPOSITORY / "docs" / here / target).is_file():
+            return f"[{text}]({target.removesuffix('.ipynb')}.md)"
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         path = target.partition("#")[0]

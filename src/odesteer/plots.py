@@ -1,5 +1,7 @@
 """How does steering look? Figures from plain numbers."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from odesteer.ode import QuadraticBarrier
 
-matplotlib.use("Agg")  # figures go to files; no window system is needed
+# Figures go to files, for which no window system is needed; but a notebook, or whoever draws
+# already, keeps what it draws with.
+if not os.environ.get("MPLBACKEND") and "matplotlib.pyplot" not in sys.modules:
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
