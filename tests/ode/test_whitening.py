@@ -45,17 +45,6 @@ def test_entering_and_leaving_y_is_the_identity(whitening: Whitening, activation
     torch.testing.assert_close(back, activations)
 
 
-@pytest.mark.parametrize("whitened", [False, True])
-def test_squared_norm_is_that_of_y(
-    whitened: bool, make_whitening: Callable[..., Whitening], activations: Tensor
-) -> None:
-    whitening = make_whitening(whitened)
-    torch.testing.assert_close(
-        whitening.squared_norm(activations - whitening.centre),
-        whitening(activations).square().sum(dim=-1, keepdim=True),
-    )
-
-
 def test_without_directions_only_the_centre_moves(normal: Make) -> None:
     plain = Whitening(normal(7))
     a = normal(3, 7, seed=1)

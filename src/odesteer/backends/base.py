@@ -20,7 +20,8 @@ class Sampling:
 
     Args:
         max_new_tokens: per generation.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; above it, tokens are drawn among the `top_k` most likely of the
+            model's own generation config, or 50 where it says nothing, as in transformers.
         top_p: nucleus.
         repetition_penalty: 1 is none.
         no_repeat_ngram_size: no run of so many tokens comes twice; 0 allows it.

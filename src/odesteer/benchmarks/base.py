@@ -36,10 +36,6 @@ class Fold:
         if sum(map(len, parts)) != len(set().union(*parts)):
             raise ValueError("The parts of a fold share ids; what is tested on must be unseen.")
 
-    def chosen(self) -> "Fold":
-        """The fold once all choices are made: what they were made on is learnt from as well."""
-        return Fold((*self.fit, *self.validation), (), self.test)
-
     def ids(self, part: Part) -> frozenset[str]:
         return frozenset(getattr(self, part))
 

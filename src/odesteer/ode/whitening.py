@@ -92,11 +92,3 @@ class Whitening(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """y = S^-1 (a - m)."""
         return self.power(a - self.centre, -1)
-
-    def squared_norm(self, x: Tensor) -> Tensor:
-        """||S^-1 x||^2 for x = a - m: [..., d] -> [..., 1], without forming S^-1 x."""
-        plain = x.square().sum(dim=-1, keepdim=True)
-        if self.is_plain:
-            return plain
-        along = (x @ self.directions).square() * (self.stretch**-2 - 1.0)
-        return (plain + along.sum(dim=-1, keepdim=True)).clamp_min(0.0)
