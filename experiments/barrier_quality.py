@@ -87,15 +87,18 @@ ROWS: dict[str, Row] = {
 
 
 def measure(
-    names: tuple[str, ...] = tuple(ROWS), fit_questions: int = 150, seed: int = 0
+    names: tuple[str, ...] = tuple(ROWS),
+    fit_questions: int = 150,
+    seed: int = 0,
+    layers: tuple[int, ...] = LAYERS,
 ) -> dict[str, dict[int, BinaryQuality]]:
     """Quality on the test questions, by row and layer."""
     model, tokenizer = load_model(SMOLLM2, lambda line: print(line, file=sys.stderr))
     fit_set, test_set = TruthfulQA.load().split(fit_questions, seed)
-    fit = activations(model, tokenizer, fit_set, LAYERS, progress=_progress("fit answers"))
-    test = activations(model, tokenizer, test_set, LAYERS, progress=_progress("test answers"))
+    fit = activations(model, tokenizer, fit_set, layers, progress=_progress("fit answers"))
+    test = activations(model, tokenizer, test_set, layers, progress=_progress("test answers"))
     table: dict[str, dict[int, BinaryQuality]] = {name: {} for name in names}
-    for layer in LAYERS:
+    for layer in layers:
         samples = ODESteer().check(*fit[layer], groups=fit_set.groups)
         rest = ODESteer().check(*test[layer], groups=test_set.groups)
         for name in names:

@@ -9,7 +9,8 @@ from odesteer import demo
 from odesteer.judges import VaderMood
 from odesteer.models import SMOLLM2, load_model
 
-pytestmark = pytest.mark.slow
+# One process reads and fits for all of them.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
 
 
 @pytest.fixture(scope="module")
