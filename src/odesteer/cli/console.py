@@ -73,7 +73,7 @@ def plain(error: object) -> str:
 
 def say(line: str) -> None:
     """A line about what happens now, on stderr."""
-    err.print(f"[dim]{line}[/]")
+    tell(f"[dim]{line}[/]")
 
 
 def warn(line: object) -> None:
