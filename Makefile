@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process a core, one thread each: the models of most tests are too small for two.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 SERVING ?= .venv-vllm
 # Compiled, it takes minutes to start on a CPU, and is hardly faster there.
@@ -16,10 +16,10 @@ demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 	$(BIN)/odesteer demo --out odesteer-demo
 
 test: $(READY)  ## the tests that need no more than minutes
-	$(PYTEST) --dist worksteal -m "not slow and not gpu and not vllm" --ignore tests/serving
+	$(PYTEST) -m "not slow and not gpu and not vllm" --ignore tests/serving
 
 test-slow: $(READY)  ## with the real model, and the whole conformance suite
-	$(PYTEST) --dist loadgroup -m "slow and not gpu and not vllm" --ignore tests/serving
+	$(PYTEST) -m "slow and not gpu and not vllm" --ignore tests/serving
 
 test-serving: $(SERVING)/.ready  ## a real vLLM, in an environment of its own (2.9 GB)
 	OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -n 2 --dist loadfile -m vllm tests/serving

@@ -165,7 +165,6 @@ def test_every_example_is_checked_and_listed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("examples")  # they share a fit
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_example_writes_what_our_own_generate_writes(
     name: str, ours: Reference, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -9,22 +9,21 @@ from odesteer import demo
 from odesteer.judges import VaderMood
 from odesteer.models import SMOLLM2, load_model
 
-# One process reads and fits for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tuning")]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> tuple[Any, Any]:
-    return load_model(SMOLLM2)
-
-
-@pytest.fixture(scope="module")
-def tuned(smollm2: tuple[Any, Any]) -> ods.Tuned:
+def test_a_choice_is_feasible_found_in_minutes_and_shows_in_what_the_model_writes() -> None:
+    # One test: whichever process runs it, it tunes once.
+    smollm2 = load_model(SMOLLM2)
     fit_topics, _ = demo.contrast()
-    return ods.tune(*smollm2, fit_topics)
+    tuned = ods.tune(*smollm2, fit_topics)
+    a_feasible_choice_with_a_positive_effect_is_found(tuned)
+    it_says_how_long_it_took_which_is_minutes(tuned)
+    more_of_a_dose_does_more_and_damages_more(tuned)
+    the_choice_shows_in_what_the_model_writes_about_unseen_topics(smollm2, tuned)
 
 
-def test_a_feasible_choice_with_a_positive_effect_is_found(tuned: ods.Tuned) -> None:
+def a_feasible_choice_with_a_positive_effect_is_found(tuned: ods.Tuned) -> None:
     print(tuned.table(every=True), tuned.reason, sep="\n")
     assert tuned.met
     assert tuned.chosen.layer is not None
@@ -34,20 +33,20 @@ def test_a_feasible_choice_with_a_positive_effect_is_found(tuned: ods.Tuned) -> 
     assert tuned.facts["readout"]["auc"] > 0.95
 
 
-def test_it_says_how_long_it_took_which_is_minutes(tuned: ods.Tuned) -> None:
+def it_says_how_long_it_took_which_is_minutes(tuned: ods.Tuned) -> None:
     print(f"tuned in {tuned.facts['seconds']} seconds")
     # Three minutes on two idle cores; three times as much where others use them too.
     assert 0 < tuned.facts["seconds"] < 3 * 180
 
 
-def test_more_of_a_dose_does_more_and_damages_more(tuned: ods.Tuned) -> None:
+def more_of_a_dose_does_more_and_damages_more(tuned: ods.Tuned) -> None:
     for layer in {trial.layer for trial in tuned.rows[1:]}:
         own = [trial for trial in tuned.rows if trial.layer in (None, layer)]
         assert [t.effect.mean for t in own] == sorted(t.effect.mean for t in own)
         assert [t.kl for t in own] == sorted(t.kl for t in own)
 
 
-def test_the_choice_shows_in_what_the_model_writes_about_unseen_topics(
+def the_choice_shows_in_what_the_model_writes_about_unseen_topics(
     smollm2: tuple[Any, Any], tuned: ods.Tuned
 ) -> None:
     chats = [

@@ -21,8 +21,7 @@ from odesteer.interop import Vectors, flattened, write_vectors
 from odesteer.models import SMOLLM2, load_model
 from odesteer.tuning.damage import kl
 
-# One process reads and fits for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("llama")]
+pytestmark = pytest.mark.slow
 
 # Of logits, in float32; measured: 1e-4 on one thread.
 CLOSE = 1e-3
