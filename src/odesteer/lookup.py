@@ -1,8 +1,13 @@
 """Which entry of a table did the user mean, ours or another package's?"""
 
 import difflib
-from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable, Mapping
+from importlib.metadata import (
+    EntryPoint,
+    entry_points,
+    packages_distributions,
+    version,
+)
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,10 +55,10 @@ def find(
     """
     if name in table:
         return table[name]
-    points = offered(group)
-    point: EntryPoint = pick({**points, **table}, name, kind)
+    points = sorted(entry_points(group=group))
+    point: EntryPoint = pick({**_by_name(points), **table}, name, kind)
     owner = f"The {kind} '{name}' of {_package(point)}"
-    same = [one for one in entry_points(group=group) if one.name == name]
+    same = [one for one in points if one.name == name]
     if len({one.value for one in same}) > 1:
         packages = " and ".join(sorted({_package(one) for one in same}))
         raise ValueError(f"Several packages offer the {kind} '{name}': {packages}; remove one.")
@@ -76,15 +81,17 @@ def offered(group: str) -> dict[str, EntryPoint]:
 
     Raises nothing: whether an entry point leads anywhere shows when it is asked for.
     """
-    return {point.name: point for point in sorted(entry_points(group=group))}
+    return _by_name(sorted(entry_points(group=group)))
 
 
 def version_of(found: type) -> str:
     """The version of the package that a class comes from, or "unknown"."""
-    from importlib.metadata import packages_distributions, version
-
     owners = packages_distributions().get(found.__module__.partition(".")[0], ())
     return version(owners[0]) if owners else "unknown"
+
+
+def _by_name(points: Iterable[EntryPoint]) -> dict[str, EntryPoint]:
+    return {point.name: point for point in points}
 
 
 def _package(point: EntryPoint) -> str:

@@ -20,14 +20,24 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
 }
 
 
+def find_benchmark(name: str) -> type[Benchmark]:
+    """A benchmark's class by its name, also one that another package registers under the
+    entry-point group "odesteer.benchmarks".
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    found: type[Benchmark] = find(BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark)
+    return found
+
+
 def load_benchmark(
     name: str, data: str | os.PathLike[str] | None = None, **arguments: Any
 ) -> Benchmark:
-    """A benchmark by its name, also one that another package registers under
-    the entry-point group "odesteer.benchmarks".
+    """A benchmark with its data.
 
     Args:
-        name: one of `BENCHMARKS`.
+        name: see `find_benchmark`.
         data: the directory with local files; None: ODESTEER_DATA or ../shared/data; "hub": the
             Hugging Face Hub.
         arguments: for the benchmark's `load` or `from_hub`.
@@ -35,7 +45,7 @@ def load_benchmark(
     Raises:
         ValueError: for an unknown name.
     """
-    kind = find(BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark)
+    kind = find_benchmark(name)
     return kind.from_hub(**arguments) if data == HUB else kind.load(data, **arguments)
 
 
@@ -50,5 +60,6 @@ __all__ = [
     "TruthfulQA",
     "UltraFeedback",
     "data_dir",
+    "find_benchmark",
     "load_benchmark",
 ]

@@ -6,10 +6,10 @@ that is the same for all conditions: what is drawn is compared with the same luc
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from odesteer.backends import Backend, Sampling
+from odesteer.backends import Sampling
 from odesteer.backends.base import AnySteering
 from odesteer.benchmarks import Benchmark
 from odesteer.case import Case
@@ -17,11 +17,9 @@ from odesteer.experiment.config import Experiment
 from odesteer.experiment.judging import scored
 from odesteer.experiment.passes import Heard, hear, shifted
 from odesteer.experiment.prompting import Prompt, plain, prompt_of, with_answers
+from odesteer.experiment.served import Make
 from odesteer.judges import Judge
 from odesteer.judges.base import EMPTY
-
-# A backend for prompts of a template, steered positions, and so many prompts at once.
-Make = Callable[[str, str, int], Backend]
 
 
 def generate(

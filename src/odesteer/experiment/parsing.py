@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.backends.base import Sampling
-from odesteer.benchmarks import BENCHMARKS, Benchmark
+from odesteer.benchmarks import Benchmark, find_benchmark
 from odesteer.experiment.chosen import doses_of, layers_of, methods_of, named_of
 from odesteer.experiment.config import (
     CHOOSE,
@@ -33,7 +33,7 @@ from odesteer.experiment.config import (
 )
 from odesteer.experiment.table import Table
 from odesteer.judges import JUDGES, find_judge
-from odesteer.lookup import find, pick
+from odesteer.lookup import pick
 from odesteer.ode import DOSES
 from odesteer.positions import POSITIONS
 
@@ -114,7 +114,7 @@ def _model(table: Table) -> ModelChoice:
 def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
     """Its class; its arguments are those of `load`, or its sizes."""
     try:
-        kind: Any = find(BENCHMARKS, chosen.name, "benchmark", "odesteer.benchmarks", Benchmark)
+        kind: Any = find_benchmark(chosen.name)
         known = [name for name in inspect.signature(kind.load).parameters if name != "data"]
         known += [each.name for each in fields(kind) if each.type in _SIZES]
         for name in chosen.arguments:

@@ -11,6 +11,7 @@ Another package adds a `Backend` class that has `beside`, under the entry-point 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,8 @@ SHARE = 0.9
 
 Say = Callable[[str], None]
 Ready = Callable[[], Iterable[AnySteering]]
+# A backend for prompts of a template, steered positions, and so many prompts at once.
+Make = Callable[[str, str, int], Backend]
 
 
 def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
@@ -71,15 +74,8 @@ def find_backend(name: str) -> type[Backend]:
 class Speaker(Protocol):
     """Who generates for a worker."""
 
-    def backend(
-        self,
-        steering: AnySteering | None,
-        ready: Ready,
-        template: str,
-        positions: str,
-        batch_size: int,
-    ) -> Backend:
-        """A backend that can generate with `steering`; `ready` as in `Served.engine`."""
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        """What makes a backend that can generate with `steering`; `ready`: see `Served.engine`."""
 
     def close(self) -> None:
         """End what was started."""
@@ -93,15 +89,8 @@ class InMemory:
     model: Any
     tokenizer: Any
 
-    def backend(
-        self,
-        steering: AnySteering | None,
-        ready: Ready,
-        template: str,
-        positions: str,
-        batch_size: int,
-    ) -> Backend:
-        return self.kind.beside(self.model, self.tokenizer, template, positions, batch_size)
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        return partial(self.kind.beside, self.model, self.tokenizer)
 
     def close(self) -> None:
         pass
@@ -136,15 +125,11 @@ class Served:
         self._say = say
         self._engine: Engine | None = None
 
-    def backend(
-        self,
-        steering: AnySteering | None,
-        ready: Ready,
-        template: str,
-        positions: str,
-        batch_size: int,
-    ) -> Backend:
-        return VLLMBackend(self.engine(steering, ready), self._tokenizer, template, positions)
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        engine = self.engine(steering, ready)  # which takes any number of prompts at once
+        return lambda template, positions, _: VLLMBackend(
+            engine, self._tokenizer, template, positions
+        )
 
     def engine(self, steering: AnySteering | None, ready: Ready) -> Engine:
         """An engine that has `steering`.

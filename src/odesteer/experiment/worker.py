@@ -5,7 +5,6 @@ and by whom, does not matter to what they say.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from odesteer.artifact.saving import CONFIG, dose_to_json
@@ -172,7 +171,7 @@ class Worker:
         else:
             [one] = conditions
             made = generations.lines(
-                partial(self._speaker.backend, one[1], lambda: self._learnt(unit.fold)),
+                self._speaker.maker(one[1], lambda: self._learnt(unit.fold)),
                 self._model,
                 self._tokenizer,
                 self._benchmark,
