@@ -10,7 +10,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from odesteer.cli.methods import argument_meanings, facts_of, solved
+from odesteer.cli.methods import argument_meanings, facts_of, in_words, prose_of
 from odesteer.methods import Method
 
 _PICTURED = (
@@ -26,37 +26,22 @@ def method_page(method: type[Method], picture: str | None = None) -> str:
         method: whose.
         picture: the address of a picture of it (`experiments/method_portraits.py`); None: without.
     """
-    row = facts_of(method)
     module = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
-    prose = re.split(r"\n\s*(?:Args|Raises):", inspect.cleandoc(method.__doc__ or ""))[0].strip()
-    facts = {
-        "v(a)": row["field"],
-        "h(a)": "none" if row["barrier"] == "-" else row["barrier"],
-        "exact flow": row["exact"],
-        "solved by": solved(row),
-        "strength": f"{row['strength']} (default: {row['default_strength']})",
-        "norm": "kept" if row["keeps_norm"] else "not kept",
-        "learns from": "pairs: row i of both classes answers one prompt"
-        if row["needs_pairs"]
-        else "any rows of both classes",
-        "moves": "attention heads" if row["site"] == "heads" else "the output of a block",
-        "source": row["source"],
-    }
+    facts = in_words(facts_of(method))
     parts = [
         f"# {method.__name__}",
         f"`{method.name}`",
         *_markdown(module),
-        "" if picture is None else f"![{method.__name__} on three planes]({picture})",
-        "" if picture is None else f"*{_PICTURED}*",
+        *([] if picture is None else [f"![{method.__name__}]({picture})", f"*{_PICTURED}*"]),
         "## What it learns",
-        *_markdown(prose),
+        *_markdown(prose_of(method)),
         _table(("in short", ""), [(f"**{name}**", _cell(value)) for name, value in facts.items()]),
         "## Hyperparameters",
         _hyperparameters(method),
         "## Use",
         _use(method),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _markdown(text: str) -> list[str]:

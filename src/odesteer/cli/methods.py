@@ -102,13 +102,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
-def solved(row: dict[str, Any]) -> str:
-    """By which solver, in how many steps."""
+def _solved(row: dict[str, Any]) -> str:
     return f"{row['solver']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}"
 
 
 def _lines(row: dict[str, Any]) -> str:
-    notes = [solved(row), f"strength: {row['strength']}"]
+    notes = [_solved(row), f"strength: {row['strength']}"]
     notes += ["keeps the norm"] if row["keeps_norm"] else ["norm not kept"]
     notes += ["needs pairs"] if row["needs_pairs"] else ["no pairs needed"]
     notes += ["moves attention heads"] if row["site"] == "heads" else []
@@ -122,30 +121,37 @@ def _lines(row: dict[str, Any]) -> str:
     return f"v(a) = {escape(row['field'])}\n[dim]{escape(chr(10).join(lines))}[/]"
 
 
+def in_words(row: dict[str, Any]) -> dict[str, str]:
+    """What `facts_of` says, but for hyperparameters, to people: label and text."""
+    return {
+        "field v(a)": row["field"],
+        "barrier h(a)": "none" if row["barrier"] == "-" else row["barrier"],
+        "exact flow": row["exact"],
+        "solved by": _solved(row),
+        "strength": f"{row['strength']} (default: {row['default_strength']})",
+        "norm": "kept" if row["keeps_norm"] else "not kept",
+        "data": "pairs: row i of both classes answers one prompt" if row["needs_pairs"] else "any",
+        "moves": "attention heads" if row["site"] == "heads" else "the output of a block",
+        "source": row["source"],
+    }
+
+
+def prose_of(method: "type[Method]") -> str:
+    """The docstring up to its sections."""
+    text = inspect.cleandoc(method.__doc__ or "")
+    return re.split(r"\n\s*(?:Args|Raises):", text)[0].strip()
+
+
 def _show(method: "type[Method]") -> None:
     row, meanings = facts_of(method), argument_meanings(method)
-    prose = re.split(r"\n\s*(?:Args|Raises):", inspect.cleandoc(method.__doc__ or ""))[0].strip()
     # Line breaks of the source say nothing; the terminal has its own width.
-    paragraphs = [" ".join(part.split()) for part in prose.split("\n\n")]
+    paragraphs = [" ".join(part.split()) for part in prose_of(method).split("\n\n")]
     out.print(f"[bold]{method.name}[/]", end="\n\n")
     out.print("\n\n".join(escape(paragraph) for paragraph in paragraphs), end="\n\n")
     about = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     about.add_column(style="bold", no_wrap=True)
     about.add_column(overflow="fold")
-    for label, value in (
-        ("field v(a)", row["field"]),
-        ("barrier h(a)", "none" if row["barrier"] == "-" else row["barrier"]),
-        ("exact flow", row["exact"]),
-        ("solved by", solved(row)),
-        ("strength", f"{row['strength']} (default: {row['default_strength']})"),
-        ("norm", "kept" if row["keeps_norm"] else "not kept"),
-        (
-            "data",
-            "pairs: row i of both classes answers one prompt" if row["needs_pairs"] else "any",
-        ),
-        ("moves", "attention heads" if row["site"] == "heads" else "the output of a block"),
-        ("source", row["source"]),
-    ):
+    for label, value in in_words(row).items():
         about.add_row(label, escape(value))
     out.print(about)
     if not row["hyperparameters"]:
