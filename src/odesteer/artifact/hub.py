@@ -87,24 +87,32 @@ class Pushable:
             PermissionError: if the token may not write there.
             ConnectionError: if the Hub cannot be reached.
         """
-        message = commit_message or f"{self.method} at layer {self.layer}"
         with tempfile.TemporaryDirectory() as name:
             folder = self.save_pretrained(Path(name) / "steering")
-            return push(folder, repo_id, message, private=private, token=token, revision=revision)
+            return push(
+                self,
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+            )
 
 
 def push(
+    steering: Any,
     folder: Path,
     repo_id: str,
-    message: str,
     *,
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
+    commit_message: str | None = None,
 ) -> str:
-    """Write the three files of a directory to a Hub repository, as they are, in one commit.
+    """Write the three files of a steering's directory to a Hub repository, in one commit.
 
-    Args and errors as of `Pushable.push_to_hub`; `message` is the commit's.
+    Other args and errors as of `Pushable.push_to_hub`. The files go as they are.
 
     Raises:
         FileNotFoundError: if one of the files is missing.
@@ -117,6 +125,7 @@ def push(
             f"'{folder}' has no {' and no '.join(missing)}: save the steering again, and push then."
         )
     files = [CommitOperationAdd(file, folder / file) for file in FILES]
+    message = commit_message or f"{steering.method} at layer {steering.layer}"
     with _teaching_errors(repo_id, revision):
         api = HfApi(token=token, library_name="odesteer")
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

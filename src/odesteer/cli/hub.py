@@ -52,11 +52,7 @@ def push(
     one = ods.load(steering)
     say(f"Writing {steering} to {repository}")
     commit = hub.push(
-        steering,
-        repository,
-        message or f"{one.method} at layer {one.layer}",
-        private=private,
-        revision=revision,
+        one, steering, repository, private=private, revision=revision, commit_message=message
     )
     if as_json:
         out.print_json(data={"repository": repository, "commit": commit})
