@@ -35,9 +35,10 @@ def check_packed(positions: Positions, rows: bool, prompt: bool) -> None:
         rows: whether rows of the batch are told apart.
         prompt: whether the field reads the prompt.
     """
-    given = "a mask of positions" if isinstance(positions, Tensor) else f"positions={positions!r}"
+    mask = isinstance(positions, Tensor)
+    given = "a mask of positions" if mask else f"positions={positions!r}"
     asked = {
-        given: given != "positions='all'",
+        given: mask or positions != "all",
         "rows of their own": rows,
         "a field that reads the prompt": prompt,
     }
