@@ -4,6 +4,9 @@ A hook before the steering and one after it see each call's tokens; where a toke
 text is counted from the length of the cache, without the tracker.
 """
 
+import copy
+import functools
+
 import peft
 import pytest
 import torch
@@ -13,13 +16,17 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 
 from odesteer.layers import find_layers, unwrap
 from odesteer.testing import ARCHITECTURES
-from tiny import VOCABULARY, constant, model, padded, prompt
+from tiny import constant, padded, prompt
+from tiny import model as fresh
 
 PROMPTS = [prompt(t, seed=t) for t in (4, 9, 7)]
 LEFT, LEFT_MASK = padded(PROMPTS)
 RIGHT, RIGHT_MASK = padded(PROMPTS, left=False)
 N, NEW = LEFT.shape[1], 4
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+model = functools.cache(fresh)  # each test takes off what it puts on
 
 
 class Watch:
@@ -68,12 +75,16 @@ class Watch:
         last = place.amax(dim=1)[:, None]
         where = (offset - self.virtual + torch.arange(t)).expand(b, t)
         real = mask.gather(1, where.clamp(0, n - 1)) | (where >= n)
-        return (where >= 0) & real & {
-            "last+generated": (where == last) | (where >= n),
-            "generated": where >= n,
-            "prompt": where < n,
-            "all": where >= 0,
-        }[self.positions]
+        return (
+            (where >= 0)
+            & real
+            & {
+                "last+generated": (where == last) | (where >= n),
+                "generated": where >= n,
+                "prompt": where < n,
+                "all": where >= 0,
+            }[self.positions]
+        )
 
     def check(self, calls: int = 1) -> None:
         assert len(self.changed) >= calls
@@ -168,21 +179,22 @@ def test_a_prompt_that_continues_a_cache(new_alone):
     watch.check(NEW)
 
 
-@pytest.mark.parametrize("given", ["ids", "pad"])
-def test_finding_11_generate_of_the_class_is_refused(given):
-    net = model()
-    with constant().attach(net), pytest.raises(ValueError, match=r"call model\.generate") as error:
-        GenerationMixin.generate(net, LEFT, attention_mask=LEFT_MASK, **GREEDY)
-    assert "\n" not in str(error.value)
-    GenerationMixin.generate(net, LEFT, attention_mask=LEFT_MASK, **GREEDY)  # and not afterwards
+@every_position
+@pytest.mark.parametrize("how", [{}, {"prefill_chunk_size": 4}, {"use_cache": False}], ids=str)
+def test_finding_11_generate_of_the_class_goes_round_no_steering(how, positions):
+    with Watch(model(), positions) as watch:
+        for prompts in ({"input_ids": LEFT}, {"inputs": LEFT}):
+            GenerationMixin.generate(watch.net, **prompts, attention_mask=LEFT_MASK, **GREEDY | how)
+    watch.check(2 * NEW)
 
 
 def guided(net, how):
     if how == "processor":
         return {"logits_processor": [UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, net)]}
     if how == "config":
-        net.generation_config.guidance_scale = 1.5
-        return {}
+        config = copy.deepcopy(net.generation_config)
+        config.guidance_scale = 1.5
+        return {"generation_config": config}
     return {"guidance_scale": 1.5} | ({"negative_prompt_ids": RIGHT} if how == "negative" else {})
 
 
@@ -310,12 +322,13 @@ VIRTUAL = {
 }
 
 
+@functools.cache
 def soft_prompt(kind, n):
     how = {"encoder_hidden_size": 16} if kind == "p-tuning" else {}
     if kind == "multitask":
         how = {"num_tasks": 2, "num_ranks": 1}
     config = VIRTUAL[kind](task_type="CAUSAL_LM", num_virtual_tokens=n, **how)
-    return peft.get_peft_model(model(), config).eval()
+    return peft.get_peft_model(fresh(), config).eval()
 
 
 every_soft_prompt = pytest.mark.parametrize(
@@ -359,3 +372,50 @@ def test_finding_3_soft_prompts_in_a_plain_call(kind, n, attach_to, left, positi
     with PeftWatch(net, kind, n, attach_to, positions, mask) as watch, torch.no_grad():
         net(input_ids=ids, attention_mask=mask, **task(kind))
     watch.check()
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_finding_3_lora_has_no_virtual_tokens(attach_first):
+    net, config = fresh(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    if attach_first:
+        with Watch(net) as watch:
+            generate(peft.get_peft_model(net, config))
+    else:
+        wrapped = peft.get_peft_model(net, config)
+        with Watch(wrapped) as watch:
+            generate(wrapped)
+    watch.check(NEW)
+
+
+def test_finding_3_adaption_prompts_are_no_tokens_of_the_stream():
+    config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=5, adapter_layers=2)
+    net = peft.get_peft_model(fresh(), config).eval()
+    with Watch(net) as watch:
+        generate(net)
+    watch.check(NEW)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_finding_3_a_soft_prompt_that_is_switched_off(kind):
+    net = soft_prompt(kind, 5)
+    with Watch(net) as watch, net.disable_adapter(), torch.no_grad():
+        generate(net)
+        net(input_ids=LEFT, attention_mask=LEFT_MASK)
+    watch.check(NEW + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("prompt", {"use_cache": False}),  # a prefix cannot do without
+        *(
+            (kind, how)
+            for kind in ("prompt", "prefix")
+            for how in ({"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2})
+        ),
+    ],
+)
+def test_finding_3_other_ways_to_decode_after_a_soft_prompt(kind, how):
+    with PeftWatch(soft_prompt(kind, 5), kind, 5, "wrapper") as watch:
+        generate(watch.talk, **how)
+    watch.check(NEW)

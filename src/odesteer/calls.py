@@ -1,8 +1,9 @@
 """Description of one decoder call: where its tokens stand, and which of them are real."""
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
@@ -153,7 +154,7 @@ def own_length(cache: Any) -> int | None:
         return None
 
 
-# ---- PEFT's soft prompts
+# ---- callers
 
 
 def virtual_tokens(wrapper: Any) -> int:
@@ -171,17 +172,28 @@ def calling_wrapper(model: nn.Module) -> Any:
     may be attached, and the arguments do not tell a learnt prefix from earlier tokens.
     """
     peft = sys.modules.get("peft")
-    if peft is None:
-        return None
-    forwards = _forwards(peft.PeftModel)
-    frame: FrameType | None = sys._getframe(1)
+    forwards = frozenset() if peft is None else _forwards(peft.PeftModel)
+    wrappers = (variables["self"] for variables in _callers(forwards))
+    return next((each for each in wrappers if each.get_base_model() is model), None)
+
+
+def calling_generate(model: nn.Module) -> dict[str, Any] | None:
+    """The variables of the `generate` of transformers that is running `model`, if one is.
+
+    For one that goes round the `generate` of the instance: GenerationMixin.generate(model, ...),
+    or one that was running when the steering was attached.
+    """
+    running = _callers(_generates(type(model)))
+    return next((variables for variables in running if variables["self"] is model), None)
+
+
+def _callers(codes: frozenset[CodeType]) -> Iterator[dict[str, Any]]:
+    """The variables of each caller that runs one of these, innermost first."""
+    frame: FrameType | None = sys._getframe(1) if codes else None
     while frame is not None:
-        if frame.f_code in forwards:
-            wrapper = frame.f_locals["self"]
-            if wrapper.get_base_model() is model:
-                return wrapper
+        if frame.f_code in codes:
+            yield frame.f_locals
         frame = frame.f_back
-    return None
 
 
 @functools.cache
@@ -189,3 +201,9 @@ def _forwards(wrapper: type) -> frozenset[CodeType]:
     """The code of `forward` of the subclasses for each task, which add the virtual tokens."""
     classes: list[Any] = wrapper.__subclasses__()
     return frozenset(each.forward.__code__ for each in classes)
+
+
+@functools.cache
+def _generates(kind: type) -> frozenset[CodeType]:
+    mixins: list[Any] = [each for each in kind.__mro__ if each.__name__ == "GenerationMixin"]
+    return frozenset(inspect.unwrap(each.generate).__code__ for each in mixins)

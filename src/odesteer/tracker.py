@@ -8,6 +8,7 @@ long the prompt of `generate` is. It goes away with the last handle.
 import inspect
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple
@@ -20,6 +21,7 @@ from odesteer.calls import (
     PACKED,
     Call,
     cache_among,
+    calling_generate,
     calling_wrapper,
     has_boundaries,
     is_packed,
@@ -47,15 +49,24 @@ class _Prompt(NamedTuple):
     guided: bool  # whether another prompt is read by the way, for guidance
 
 
+class _Rerun(NamedTuple):
+    """A call, and the numbers of the autograd nodes that were made in it."""
+
+    first: int
+    end: int  # exclusive
+    call: Call
+
+
 class _State(threading.local):
     """What a thread knows of the call it is in; these are the values outside of any."""
 
     call: Call | None = None
     tokens: tuple[int, ...] | None = None  # (b, t)
     end: int = 0  # position after the last token, in the cache
-    grad: bool = False
+    first: int = 0  # number of the first autograd node of the call
     mask: Any = None  # of the model around the decoder
     prompt: _Prompt | None = None
+    rows: int | None = None  # prompts of the `generate` that the call is a part of
     lengths: Tensor | None = None  # of `scoring`
 
 
@@ -77,9 +88,8 @@ class Tracker:
         self._undo: list[Callable[[], None]] = []
         # Tokens in caches, for those that do not count them themselves.
         self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        # Calls that a backward pass may run again, by the shape [b, t] of their tokens; not
-        # by thread, as the backward pass may have one of its own.
-        self._again: dict[tuple[int, ...], Call] = {}
+        # Calls that a backward pass may run parts of again, the latest last.
+        self._again: deque[_Rerun] = deque(maxlen=256)
 
     @classmethod
     def of(cls, model: nn.Module) -> "Tracker":
@@ -99,22 +109,31 @@ class Tracker:
         """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
 
         Gradient checkpointing runs parts of a block again in the backward pass, when the
-        decoder's own call is long over.
+        decoder's own call is long over. Autograd numbers its nodes in the order in which they
+        were made, so the node that is running tells the call that it comes from.
+
+        Raises:
+            RuntimeError: if a backward pass runs again what this tracker has not seen.
         """
         call: Call | None = self._local.call
-        shape = tuple(hidden.shape[:2])
         if call is not None:
-            if self._local.grad:
-                self._again[shape] = call
             return call, False
-        if shape in self._again and torch.is_grad_enabled():
-            return self._again[shape], True
-        return Call(0, hidden.shape[1], None, None), False
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return Call(0, hidden.shape[1], None, None), False
+        calls = [each.call for each in self._again if each.first <= node._sequence_nr() < each.end]
+        if len(calls) != 1:
+            # None: a call from before the steering was attached. Two: of different threads.
+            raise RuntimeError(
+                "Gradient checkpointing runs a steered block again for a forward pass that "
+                "odesteer cannot tell: attach before the forward pass, and run its backward pass "
+                "inside the same `with` block."
+            )
+        return calls[0], True
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
         """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
-        prompt = self._local.prompt
-        prompts = batch if prompt is None else prompt.rows
+        prompts = self._local.rows or batch
         if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
             raise ValueError(
                 f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
@@ -150,8 +169,6 @@ class Tracker:
             self._watch(model, self._enter_outer, self._leave_outer)
         if hasattr(model, "generate"):
             self._undo.append(self._watch_generate(model))
-        if hasattr(model, "_prepare_generation_config"):
-            self._undo.append(self._refuse_unbound(model))
 
     def _watch(
         self,
@@ -188,19 +205,22 @@ class Tracker:
     def _enter(self, state: _State, arguments: dict[str, Any]) -> None:
         model = self._model()
         assert model is not None  # it is running
-        prompt = state.prompt
+        prompt = state.prompt or _unseen_prompt(model)
         if prompt is None:
             virtual = virtual_tokens(calling_wrapper(model))
         else:
             virtual = prompt.virtual
-        call = self._describe(state, arguments, virtual)
-        # Asked here: inside a block that will run again, gradients may be off.
-        state.grad = torch.is_grad_enabled()
+        call = self._describe(state, arguments, prompt, virtual)
+        state.rows = None if prompt is None else prompt.rows
+        state.first = torch.autograd._get_sequence_nr()
         state.tokens = tuple(tokens_of(arguments).shape[:2])
         state.end = call.offset + virtual + state.tokens[1]
         state.call = call
 
     def _leave(self, state: _State, output: Any) -> None:
+        end = torch.autograd._get_sequence_nr()
+        if state.call is not None and end > state.first:
+            self._again.append(_Rerun(state.first, end, state.call))
         state.call = state.tokens = None
         cache = cache_among(lambda name: getattr(output, name, None))
         # A list of states cannot be known again.
@@ -211,30 +231,26 @@ class Tracker:
     def _watch_generate(self, model: Any) -> Callable[[], None]:
         """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
         original = model.generate
+        had_own = "generate" in vars(model)
         reference = weakref.ref(model)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            with self._generating(_prompt_of(reference(), args, kwargs)):
+            prompt = None
+            if getattr(kwargs.get("generation_config"), "is_assistant", None):
+                # A model that drafts for itself goes on with the text that it is generating.
+                prompt = self._local.prompt or _unseen_prompt(reference())
+            with self._generating(prompt or _prompt_of(reference(), args, kwargs)):
                 return original(*args, **kwargs)
 
-        return _replace(model, "generate", generate)
+        def undo() -> None:
+            alive = reference()
+            if alive is not None and had_own:
+                alive.generate = original
+            elif alive is not None:
+                del alive.generate
 
-    def _refuse_unbound(self, model: Any) -> Callable[[], None]:
-        """Refuse a `generate` of the model's class, which goes round the one of the instance.
-
-        Every `generate` of transformers prepares its configuration by this method.
-        """
-        original = model._prepare_generation_config
-
-        def prepare(*args: Any, **kwargs: Any) -> Any:
-            if self._local.prompt is None:
-                raise ValueError(
-                    "`generate` was called by the class of a steered model, where odesteer cannot "
-                    "see the prompt: call model.generate(...), not Class.generate(model, ...)."
-                )
-            return original(*args, **kwargs)
-
-        return _replace(model, "_prepare_generation_config", prepare)
+        model.generate = generate
+        return undo
 
     @contextmanager
     def _generating(self, prompt: _Prompt) -> Iterator[None]:
@@ -260,8 +276,10 @@ class Tracker:
         finally:
             state.lengths = None
 
-    def _describe(self, state: _State, arguments: dict[str, Any], virtual: int) -> Call:
-        tokens, prompt = tokens_of(arguments), state.prompt
+    def _describe(
+        self, state: _State, arguments: dict[str, Any], prompt: _Prompt | None, virtual: int
+    ) -> Call:
+        tokens = tokens_of(arguments)
         batch, t = tokens.shape[:2]
         mask = plain_mask(arguments.get("attention_mask"), state.mask)
         offset = self._offset(state, arguments, t, mask) - virtual
@@ -326,6 +344,14 @@ class Tracker:
         return 0 if mask is None else mask.shape[1] - t
 
 
+def _unseen_prompt(model: Any) -> _Prompt | None:
+    """What a running `generate` that nobody watches was called with."""
+    variables = calling_generate(model)
+    if variables is None:
+        return None
+    return _prompt_of(model, (variables["inputs"],), variables | variables["kwargs"])
+
+
 def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Prompt:
     """What `model.generate` is called with."""
     # Embeddings come first, as in transformers: ids beside them are not read.
@@ -351,19 +377,3 @@ def _is_guided(model: Any, kwargs: dict[str, Any]) -> bool:
     scales = (kwargs, *(vars(config) for config in configs if config is not None))
     scale = next((s for each in scales if (s := each.get("guidance_scale")) is not None), 1)
     return bool(scale != 1)
-
-
-def _replace(owner: Any, name: str, method: Callable[..., Any]) -> Callable[[], None]:
-    """Give an instance a method of its own; the undo restores what was there."""
-    original, had_own = getattr(owner, name), name in vars(owner)
-    reference = weakref.ref(owner)
-    setattr(owner, name, method)
-
-    def undo() -> None:
-        alive = reference()
-        if alive is not None and had_own:
-            setattr(alive, name, original)
-        elif alive is not None:
-            delattr(alive, name)
-
-    return undo
