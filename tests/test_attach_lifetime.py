@@ -268,3 +268,34 @@ def test_finding_8_a_pass_from_before_the_steering_is_not_run_again_at_a_guess(r
     loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
     with heads().attach(net), pytest.raises(RuntimeError, match="attach before the forward pass"):
         loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_finding_8_backward_after_the_with_block_says_what_to_do(reentrant, again):
+    net = model().train()
+    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    net.enable_input_require_grads()
+    with heads().attach(net):
+        loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
+    handle = heads().attach(net) if again else None
+    with pytest.raises(RuntimeError, match="inside the same `with` block") as error:
+        loss.backward()
+    assert "\n" not in str(error.value)
+    if handle is not None:
+        handle.remove()
+
+
+@pytest.mark.parametrize("make", [constant, heads])
+def test_backward_after_the_with_block_needs_no_steering_without_checkpointing(make):
+    gradients = []
+    for inside in (True, False):
+        net = model().train()
+        with make().attach(net):
+            loss = net(input_ids=IDS, labels=IDS).loss
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))

@@ -183,7 +183,7 @@ def calling_generate(model: nn.Module) -> dict[str, Any] | None:
     For one that goes round the `generate` of the instance: GenerationMixin.generate(model, ...),
     or one that was running when the steering was attached.
     """
-    running = _callers(_generates(type(model)))
+    running = _callers(_generates(type(model).__mro__))
     return next((variables for variables in running if variables["self"] is model), None)
 
 
@@ -204,6 +204,6 @@ def _forwards(wrapper: type) -> frozenset[CodeType]:
 
 
 @functools.cache
-def _generates(kind: type) -> frozenset[CodeType]:
-    mixins: list[Any] = [each for each in kind.__mro__ if each.__name__ == "GenerationMixin"]
+def _generates(classes: tuple[Any, ...]) -> frozenset[CodeType]:
+    mixins = [each for each in classes if each.__name__ == "GenerationMixin"]
     return frozenset(inspect.unwrap(each.generate).__code__ for each in mixins)

@@ -62,8 +62,10 @@ class Handle:
                 hook = block.register_forward_hook(WeakHook(self._on_output))
             self._undo.append(hook.remove)
             self._undo.append(mark(block))
-            self._tracker.acquire()
-            self._undo.append(self._tracker.release)
+            inside = steering.site == "heads"
+            self._tracker.acquire(inside)
+            tracker = self._tracker
+            self._undo.append(lambda: tracker.release(inside))
         except BaseException:
             _take_off(self._undo)
             raise

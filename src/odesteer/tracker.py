@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
 
 from odesteer.calls import (
     GUIDED,
@@ -37,6 +38,11 @@ from odesteer.calls import (
 from odesteer.compiled import mark
 from odesteer.hooks import Hook
 from odesteer.layers import find_decoder, unwrap
+
+_OUTSIDE = (
+    "Gradient checkpointing runs a steered block again, but the steering was not attached for both "
+    "passes: attach before the forward pass, and run backward inside the same `with` block."
+)
 
 
 class _Prompt(NamedTuple):
@@ -84,6 +90,7 @@ class Tracker:
         # Weak: the registry must not keep the model alive.
         self._model = weakref.ref(model)
         self._users = 0
+        self._inside = 0  # of them, those that gradient checkpointing runs again
         self._local = _State()
         self._undo: list[Callable[[], None]] = []
         # Tokens in caches, for those that do not count them themselves.
@@ -124,11 +131,7 @@ class Tracker:
         calls = [each.call for each in self._again if each.first <= node._sequence_nr() < each.end]
         if len(calls) != 1:
             # None: a call from before the steering was attached. Two: of different threads.
-            raise RuntimeError(
-                "Gradient checkpointing runs a steered block again for a forward pass that "
-                "odesteer cannot tell: attach before the forward pass, and run its backward pass "
-                "inside the same `with` block."
-            )
+            raise RuntimeError(_OUTSIDE)
         return calls[0], True
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
@@ -142,15 +145,18 @@ class Tracker:
         mask[rows] = True
         return mask.repeat_interleave(batch // prompts)
 
-    def acquire(self) -> None:
+    def acquire(self, inside: bool) -> None:
+        """Watch the model for one more steering; `inside`: it acts inside a block."""
         with self._lock:
             if self._users == 0:
                 self._install()
             self._users += 1
+            self._inside += inside
 
-    def release(self) -> None:
+    def release(self, inside: bool) -> None:
         with self._lock:
             self._users -= 1
+            self._inside -= inside
             if self._users == 0:
                 self._again.clear()
                 # A call that is on its way in another thread will not be seen to end.
@@ -212,21 +218,44 @@ class Tracker:
             virtual = prompt.virtual
         call = self._describe(state, arguments, prompt, virtual)
         state.rows = None if prompt is None else prompt.rows
-        state.first = torch.autograd._get_sequence_nr()
+        state.first = _get_sequence_nr()
         state.tokens = tuple(tokens_of(arguments).shape[:2])
         state.end = call.offset + virtual + state.tokens[1]
         state.call = call
 
     def _leave(self, state: _State, output: Any) -> None:
-        end = torch.autograd._get_sequence_nr()
+        end = _get_sequence_nr()
         if state.call is not None and end > state.first:
-            self._again.append(_Rerun(state.first, end, state.call))
+            rerun = _Rerun(state.first, end, state.call)
+            self._again.append(rerun)
+            if self._inside:
+                self._guard(output, rerun)
         state.call = state.tokens = None
         cache = cache_among(lambda name: getattr(output, name, None))
         # A list of states cannot be known again.
         with suppress(TypeError):
             if cache is not None:
                 self._lengths[cache] = state.end
+
+    def _guard(self, output: Any, rerun: _Rerun) -> None:
+        """Have a backward pass refuse to run blocks again once the steering is off.
+
+        Without it a block would be run again unsteered, in silence with reentrant checkpointing.
+        """
+        model = self._model()
+        stream = getattr(output, "last_hidden_state", None)
+        if model is None or not isinstance(stream, Tensor) or not stream.requires_grad:
+            return
+        if not any(
+            m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()
+        ):
+            return
+
+        def check(_gradient: Tensor) -> None:
+            if all(each is not rerun for each in self._again):
+                raise RuntimeError(_OUTSIDE)
+
+        stream.register_hook(check)
 
     def _watch_generate(self, model: Any) -> Callable[[], None]:
         """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
