@@ -222,3 +222,80 @@ def test_a_field_of_another_width_is_refused_for_heads_too():
     narrow = replace(Steering(ConstantField(torch.ones(WIDTH + 1)), layer=0), site="heads")
     with pytest.raises(ValueError, match="width"):
         narrow.attach(model())
+
+
+def heads_gradients(reentrant, recompute, batches, backward):
+    """Gradients of a steered model under `backward`, which gets the losses of both batches."""
+    net = model().train()
+    if recompute:
+        net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        net.enable_input_require_grads()
+    with heads().attach(net):
+        losses = [
+            net(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+            for ids, mask in batches
+        ]
+        backward(*losses)
+    return [p.grad for p in net.parameters()]
+
+
+def together(one, two):
+    (one + 3 * two).backward()
+
+
+def latest_first(one, two):
+    (3 * two).backward()
+    one.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("backward", [together, latest_first])
+def test_finding_8_two_passes_of_one_shape_are_each_run_again_as_they_were(reentrant, backward):
+    texts = [prompt(9, seed=1), prompt(3, seed=2)]
+    batches = [padded(texts), padded(texts[::-1]), padded(texts, left=False)]
+    for pair in (batches[:2], batches[1:]):
+        expected = heads_gradients(reentrant, False, pair, backward)
+        gradients = heads_gradients(reentrant, True, pair, backward)
+        for one, other in zip(expected, gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_finding_8_a_pass_from_before_the_steering_is_not_run_again_at_a_guess(reentrant):
+    net = model().train()
+    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    net.enable_input_require_grads()
+    loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
+    with heads().attach(net), pytest.raises(RuntimeError, match="attach before the forward pass"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_finding_8_backward_after_the_with_block_says_what_to_do(reentrant, again):
+    net = model().train()
+    net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    net.enable_input_require_grads()
+    with heads().attach(net):
+        loss = net(input_ids=IDS, labels=IDS, use_cache=False).loss
+    handle = heads().attach(net) if again else None
+    with pytest.raises(RuntimeError, match="inside the same `with` block") as error:
+        loss.backward()
+    assert "\n" not in str(error.value)
+    if handle is not None:
+        handle.remove()
+
+
+@pytest.mark.parametrize("make", [constant, heads])
+def test_backward_after_the_with_block_needs_no_steering_without_checkpointing(make):
+    gradients = []
+    for inside in (True, False):
+        net = model().train()
+        with make().attach(net):
+            loss = net(input_ids=IDS, labels=IDS).loss
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))

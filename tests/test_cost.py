@@ -26,7 +26,7 @@ from odesteer.ode import (
     Whitening,
 )
 from odesteer.ode.fused import cpu
-from tiny import WIDTH, constant, model, prompt, quadratic
+from tiny import WIDTH, constant, model, padded, prompt, quadratic
 
 DOSES = [
     Time(0.5),
@@ -77,6 +77,21 @@ def test_an_ode_adds_as_many_operations_to_a_token_whatever_its_steps():
         pytest.skip("numba is not installed")
     few, many = (_added(replace(quadratic(), steps=steps)) for steps in (1, 50))
     assert few == many <= 20
+
+
+def _reads(net: Any, new: int) -> int:
+    """How often generating `new` tokens after a padded prompt reads a value back."""
+    ids, mask = padded([prompt(4), prompt(9)])
+    with torch.no_grad(), _Operations() as operations:
+        net.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)
+    return operations.names["_local_scalar_dense"]
+
+
+def test_generating_one_more_token_reads_no_value_back() -> None:
+    net = model()
+    plain = _reads(net, 6) - _reads(net, 3)
+    with constant().attach(net):
+        assert _reads(net, 6) - _reads(net, 3) == plain
 
 
 def _field(name: str) -> VectorField:

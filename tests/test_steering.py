@@ -269,3 +269,18 @@ def test_a_guard_that_has_nothing_to_object_to_changes_nothing():
     assert torch.equal(held.field(a), kept.field(a))
     with pytest.raises(ValueError, match="layers 3 and 4"):
         ods.guarded(kept, by=CAA().fit(*two_gaussians(9, 9), layer=4))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 200])
+@pytest.mark.parametrize("steering", [A, B, C, A & C], ids=["odesteer", "caa", "iti", "both"])
+def test_finding_6_autocast_changes_nothing(steering, rows):
+    a = ROWS[:rows].float()
+    steerings = [steering, replace(steering, strength=Target(0.9, Angle(1.0)))]
+    expected = [(s(a), s.velocity(a), s.probability(a)) for s in steerings]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = [(s(a), s.velocity(a), s.probability(a)) for s in steerings]
+        paths = steering.trajectory(a)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(paths, steering.trajectory(a))
+    for exact, found in zip(expected, lowered, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(exact, found, strict=True))

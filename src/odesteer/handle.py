@@ -62,8 +62,10 @@ class Handle:
                 hook = block.register_forward_hook(WeakHook(self._on_output))
             self._undo.append(hook.remove)
             self._undo.append(mark(block))
-            self._tracker.acquire()
-            self._undo.append(self._tracker.release)
+            inside = steering.site == "heads"
+            self._tracker.acquire(inside)
+            tracker = self._tracker
+            self._undo.append(lambda: tracker.release(inside))
         except BaseException:
             _take_off(self._undo)
             raise
@@ -146,9 +148,10 @@ class Handle:
                 "of a recurrent-depth model apart. Steer a block that runs once."
             )
         self._local.ran = call
-        if call.packed:
+        if call.obstacle:
             rows = self._rows is not None or isinstance(self.steering.dose, PerRow)
-            check_packed(self._positions, rows, self.steering.field.reads_prompt)
+            reads_prompt = self.steering.field.reads_prompt
+            check_packed(call.obstacle, self._positions, rows, reads_prompt)
         velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
         mask = chosen(self._positions, call, hidden)
         if self._rows is not None:
@@ -182,7 +185,7 @@ class Handle:
         """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
         batch, t, d = hidden.shape
         kept: Tensor | None = getattr(self._local, "velocity", None)
-        if kept is None or call.offset == 0 or len(kept) != batch:
+        if kept is None or call.offset <= 0 or len(kept) != batch:
             kept = torch.zeros(batch, d, device=hidden.device)
         place = call.prompt_ends(batch, hidden.device) - call.offset
         here = (place >= 0) & (place < t)

@@ -7,6 +7,8 @@
     a mask            [t] or [batch, t], true at the positions to steer, counted from the
                       start of the (padded) prompt
 
+The virtual tokens of a soft prompt (PEFT) are none of these, nor is padding.
+
 What a token is, `odesteer.tracker` knows.
 """
 
@@ -25,15 +27,19 @@ def check_positions(positions: str) -> None:
     pick(dict.fromkeys(POSITIONS), positions, "positions")
 
 
-def check_packed(positions: Positions, rows: bool, prompt: bool) -> None:
-    """ValueError unless all tokens of all texts that share a row are steered alike.
+def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) -> None:
+    """Raise unless all tokens are steered alike, where prompts cannot be told from the rest.
 
-    Which of them are prompts, nothing says, and a wrong guess would be silent.
+    A wrong guess would be silent.
 
     Args:
+        obstacle: why they cannot be told apart: several texts share a row, or the like.
         positions: which tokens.
         rows: whether rows of the batch are told apart.
         prompt: whether the field reads the prompt.
+
+    Raises:
+        ValueError: naming the obstacle and what cannot be done because of it.
     """
     mask = isinstance(positions, Tensor)
     given = "a mask of positions" if mask else f"positions={positions!r}"
@@ -45,9 +51,8 @@ def check_packed(positions: Positions, rows: bool, prompt: bool) -> None:
     obstacles = " and ".join(name for name, there in asked.items() if there)
     if obstacles:
         raise ValueError(
-            f"Several texts share a row here (generate_batch, padding-free training), where "
-            f"{obstacles} would mean other tokens than asked for. Use positions='all', or "
-            f"`generate` and batches with padding."
+            f"{obstacle}, where {obstacles} would mean other tokens than asked for. Use "
+            f"positions='all', or plain `generate` and batches with padding."
         )
 
 
@@ -82,12 +87,12 @@ def chosen(positions: Positions, call: Call, hidden: Tensor) -> Tensor | None:
 
 
 def _given(mask: Tensor, position: Tensor, batch: int) -> Tensor:
-    """The user's mask at these absolute positions; false beyond its end."""
+    """The user's mask at these positions; false before its start and beyond its end."""
     mask = mask.bool().reshape(-1, mask.shape[-1])
     if batch % len(mask):
         raise ValueError(
             f"The positions mask has {len(mask)} rows; the model is running a batch of {batch}."
         )
-    inside = position < mask.shape[-1]
-    values = mask[:, position.clamp_max(mask.shape[-1] - 1)] & inside
+    inside = (position >= 0) & (position < mask.shape[-1])
+    values = mask[:, position.clamp(0, mask.shape[-1] - 1)] & inside
     return values.repeat_interleave(batch // len(mask), dim=0)  # beams

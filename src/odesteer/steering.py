@@ -8,7 +8,8 @@ composed and attached. Precision, `no_grad` and devices are dealt with here.
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
 
 
 SITES = ("residual", "heads")
+
+
+@contextmanager
+def _exact(a: Tensor) -> Iterator[None]:
+    """Compute without gradients, and in the precision of the code also under autocast."""
+    kind = a.device.type
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
+        yield
 
 
 class Calibration(NamedTuple):
@@ -114,7 +124,7 @@ class Steering(Pushable):
         dose = self.dose if dose is None else dose
         if dose.is_zero or a.numel() == 0:
             return a
-        with torch.no_grad():
+        with _exact(a):
             field_, dose = self._directed(a, dose, velocity)
             time = dose.common_time(field_)
             return ode.solve(
@@ -138,7 +148,7 @@ class Steering(Pushable):
                 "A target stops each row at its own time; ask for the trajectory of its budget: "
                 "steering.with_strength(steering.strength.budget).trajectory(a)."
             )
-        with torch.no_grad():
+        with _exact(a):
             field_, dose = self._directed(a, dose)
             start = a.to(solved_in(a.dtype))
             time = dose.time(field_, start)
@@ -148,7 +158,7 @@ class Steering(Pushable):
 
     def velocity(self, prompt: Tensor) -> Tensor:
         """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
-        with torch.no_grad():
+        with _exact(prompt):
             return self._placed_for(prompt)(prompt.to(solved_in(prompt.dtype)))
 
     # ---- what it knows about an activation
@@ -167,7 +177,7 @@ class Steering(Pushable):
     def log_odds(self, a: Tensor) -> Tensor:
         """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
-        with torch.no_grad():
+        with _exact(a):
             value = self._placed_for(a).value(a.to(solved_in(a.dtype)))
             return self.calibration.scale * value + self.calibration.offset
 

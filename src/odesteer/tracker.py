@@ -8,17 +8,59 @@ long the prompt of `generate` is. It goes away with the last handle.
 import inspect
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
 
-from odesteer.calls import Call, cache_among, last_real, own_length, plain_mask, tokens_of
+from odesteer.calls import (
+    GUIDED,
+    PACKED,
+    Call,
+    cache_among,
+    calling_generate,
+    calling_wrapper,
+    has_boundaries,
+    is_packed,
+    last_real,
+    own_length,
+    plain_mask,
+    read_square,
+    real_tokens,
+    square_mask,
+    tokens_of,
+    virtual_tokens,
+)
 from odesteer.compiled import mark
 from odesteer.hooks import Hook
 from odesteer.layers import find_decoder, unwrap
+
+_OUTSIDE = (
+    "Gradient checkpointing runs a steered block again, but the steering was not attached for both "
+    "passes: attach before the forward pass, and run backward inside the same `with` block."
+)
+
+
+class _Prompt(NamedTuple):
+    """Prompts that a running `generate` was given."""
+
+    length: int  # padding included
+    mask: Tensor | None  # [rows, length]
+    rows: int
+    virtual: int  # virtual tokens that PEFT puts before them
+    guided: bool  # whether another prompt is read by the way, for guidance
+
+
+class _Rerun(NamedTuple):
+    """A call, and the numbers of the autograd nodes that were made in it."""
+
+    first: int
+    end: int  # exclusive
+    call: Call
 
 
 class _State(threading.local):
@@ -26,10 +68,11 @@ class _State(threading.local):
 
     call: Call | None = None
     tokens: tuple[int, ...] | None = None  # (b, t)
-    end: int = 0  # absolute position after the last token
-    grad: bool = False
-    mask: Tensor | None = None  # of the model around the decoder
-    prompt: tuple[int, Any, int] | None = None  # of `generate`: length, mask, rows
+    end: int = 0  # position after the last token, in the cache
+    first: int = 0  # number of the first autograd node of the call
+    mask: Any = None  # of the model around the decoder
+    prompt: _Prompt | None = None
+    rows: int | None = None  # prompts of the `generate` that the call is a part of
     lengths: Tensor | None = None  # of `scoring`
 
 
@@ -47,13 +90,13 @@ class Tracker:
         # Weak: the registry must not keep the model alive.
         self._model = weakref.ref(model)
         self._users = 0
+        self._inside = 0  # of them, those that gradient checkpointing runs again
         self._local = _State()
         self._undo: list[Callable[[], None]] = []
         # Tokens in caches, for those that do not count them themselves.
         self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        # Calls that a backward pass may run again, by the shape [b, t] of their tokens; not
-        # by thread, as the backward pass may have one of its own.
-        self._again: dict[tuple[int, ...], Call] = {}
+        # Calls that a backward pass may run parts of again, the latest last.
+        self._again: deque[_Rerun] = deque(maxlen=256)
 
     @classmethod
     def of(cls, model: nn.Module) -> "Tracker":
@@ -73,22 +116,27 @@ class Tracker:
         """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
 
         Gradient checkpointing runs parts of a block again in the backward pass, when the
-        decoder's own call is long over.
+        decoder's own call is long over. Autograd numbers its nodes in the order in which they
+        were made, so the node that is running tells the call that it comes from.
+
+        Raises:
+            RuntimeError: if a backward pass runs again what this tracker has not seen.
         """
         call: Call | None = self._local.call
-        shape = tuple(hidden.shape[:2])
         if call is not None:
-            if self._local.grad:
-                self._again[shape] = call
             return call, False
-        if shape in self._again and torch.is_grad_enabled():
-            return self._again[shape], True
-        return Call(0, hidden.shape[1], None, None), False
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return Call(0, hidden.shape[1], None, None), False
+        calls = [each.call for each in self._again if each.first <= node._sequence_nr() < each.end]
+        if len(calls) != 1:
+            # None: a call from before the steering was attached. Two: of different threads.
+            raise RuntimeError(_OUTSIDE)
+        return calls[0], True
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
         """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
-        prompt = self._local.prompt
-        prompts = batch if prompt is None else prompt[2]
+        prompts = self._local.rows or batch
         if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
             raise ValueError(
                 f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
@@ -97,15 +145,18 @@ class Tracker:
         mask[rows] = True
         return mask.repeat_interleave(batch // prompts)
 
-    def acquire(self) -> None:
+    def acquire(self, inside: bool) -> None:
+        """Watch the model for one more steering; `inside`: it acts inside a block."""
         with self._lock:
             if self._users == 0:
                 self._install()
             self._users += 1
+            self._inside += inside
 
-    def release(self) -> None:
+    def release(self, inside: bool) -> None:
         with self._lock:
             self._users -= 1
+            self._inside -= inside
             if self._users == 0:
                 self._again.clear()
                 # A call that is on its way in another thread will not be seen to end.
@@ -152,28 +203,59 @@ class Tracker:
         self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
 
     def _enter_outer(self, state: _State, arguments: dict[str, Any]) -> None:
-        state.mask = plain_mask(arguments.get("attention_mask"))
+        state.mask = arguments.get("attention_mask")
 
     def _leave_outer(self, state: _State, _output: Any) -> None:
         state.mask = None
 
     def _enter(self, state: _State, arguments: dict[str, Any]) -> None:
-        call = self._describe(state, arguments)
-        # What attention over packed rows is told: where each text begins.
-        call.packed = arguments.get("cu_seq_lens_q") is not None
-        # Asked here: inside a block that will run again, gradients may be off.
-        state.grad = torch.is_grad_enabled()
+        model = self._model()
+        assert model is not None  # it is running
+        prompt = state.prompt or _unseen_prompt(model)
+        if prompt is None:
+            virtual = virtual_tokens(calling_wrapper(model))
+        else:
+            virtual = prompt.virtual
+        call = self._describe(state, arguments, prompt, virtual)
+        state.rows = None if prompt is None else prompt.rows
+        state.first = _get_sequence_nr()
         state.tokens = tuple(tokens_of(arguments).shape[:2])
-        state.end = call.offset + state.tokens[1]
+        state.end = call.offset + virtual + state.tokens[1]
         state.call = call
 
     def _leave(self, state: _State, output: Any) -> None:
+        end = _get_sequence_nr()
+        if state.call is not None and end > state.first:
+            rerun = _Rerun(state.first, end, state.call)
+            self._again.append(rerun)
+            if self._inside:
+                self._guard(output, rerun)
         state.call = state.tokens = None
         cache = cache_among(lambda name: getattr(output, name, None))
         # A list of states cannot be known again.
         with suppress(TypeError):
             if cache is not None:
                 self._lengths[cache] = state.end
+
+    def _guard(self, output: Any, rerun: _Rerun) -> None:
+        """Have a backward pass refuse to run blocks again once the steering is off.
+
+        Without it a block would be run again unsteered, in silence with reentrant checkpointing.
+        """
+        model = self._model()
+        stream = getattr(output, "last_hidden_state", None)
+        if model is None or not isinstance(stream, Tensor) or not stream.requires_grad:
+            return
+        if not any(
+            m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()
+        ):
+            return
+
+        def check(_gradient: Tensor) -> None:
+            if all(each is not rerun for each in self._again):
+                raise RuntimeError(_OUTSIDE)
+
+        stream.register_hook(check)
 
     def _watch_generate(self, model: Any) -> Callable[[], None]:
         """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
@@ -182,10 +264,11 @@ class Tracker:
         reference = weakref.ref(model)
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            named = [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
-            prompt = next((given for given in (*args[:1], *named) if given is not None), None)
-            batch, length = (1, 1) if prompt is None else prompt.shape[:2]
-            with self._generating(length, kwargs.get("attention_mask"), batch):
+            prompt = None
+            if getattr(kwargs.get("generation_config"), "is_assistant", None):
+                # A model that drafts for itself goes on with the text that it is generating.
+                prompt = self._local.prompt or _unseen_prompt(reference())
+            with self._generating(prompt or _prompt_of(reference(), args, kwargs)):
                 return original(*args, **kwargs)
 
         def undo() -> None:
@@ -199,10 +282,10 @@ class Tracker:
         return undo
 
     @contextmanager
-    def _generating(self, length: int, mask: Tensor | None, batch: int) -> Iterator[None]:
+    def _generating(self, prompt: _Prompt) -> Iterator[None]:
         state = self._local
         outer = state.prompt
-        state.prompt, state.end = (length, mask, batch), 0
+        state.prompt, state.end = prompt, 0
         try:
             yield
         finally:
@@ -222,40 +305,54 @@ class Tracker:
         finally:
             state.lengths = None
 
-    def _describe(self, state: _State, arguments: dict[str, Any]) -> Call:
-        batch, t = tokens_of(arguments).shape[:2]
-        given_mask = plain_mask(arguments.get("attention_mask"))
-        mask = state.mask if given_mask is None else given_mask
-        prompt = state.prompt
-        offset = self._offset(state, arguments, t, mask)
-        if prompt is not None and offset >= prompt[0]:
+    def _describe(
+        self, state: _State, arguments: dict[str, Any], prompt: _Prompt | None, virtual: int
+    ) -> Call:
+        tokens = tokens_of(arguments)
+        batch, t = tokens.shape[:2]
+        mask = plain_mask(arguments.get("attention_mask"), state.mask)
+        offset = self._offset(state, arguments, t, mask) - virtual
+        if prompt is not None and offset >= prompt.length:
             # Decoding: nothing but generated tokens, and no look at the mask, which would
             # make a GPU wait once a token.
-            return Call(offset, prompt[0], None, None)
+            return Call(offset, prompt.length, None, None, GUIDED if prompt.guided else "")
+        if prompt is not None and prompt.mask is not None and not prompt.guided:
+            # It covers the whole prompt; the one of this call ends with its chunk when the prompt
+            # is read in chunks.
+            mask, one_text = prompt.mask.repeat_interleave(batch // len(prompt.mask), dim=0), True
+        elif mask is not None:
+            mask, one_text = mask[:, virtual:], True
+        else:
+            mask, one_text = self._read_square(arguments, offset, virtual)
+        real = real_tokens(mask, offset, tokens)
         lengths = state.lengths
         if lengths is not None:
-            real = None if mask is None else mask[:, offset : offset + t] != 0
             return Call(offset, lengths, real, lengths - 1)
-        length = offset if offset > 0 else t
-        prompt_mask = mask
-        if prompt is not None:
-            length, given, _ = prompt
-            # The mask given to `generate` covers the whole prompt; the one of this call ends
-            # with its chunk when the prompt is read in chunks.
-            prompt_mask = plain_mask(given)
-            if prompt_mask is None and mask is not None and mask.shape[1] >= length:
-                prompt_mask = mask
-            elif prompt_mask is not None:
-                prompt_mask = prompt_mask.repeat_interleave(batch // len(prompt_mask), dim=0)
-            mask = prompt_mask if mask is None else mask
-        last = None if prompt_mask is None else last_real(prompt_mask[:, :length])
-        if mask is None or bool((mask != 0).all()):
-            return Call(offset, length, None, last)
-        # Positions beyond the mask (it may cover the prompt alone) are generated: real.
-        real = torch.ones(batch, t, dtype=torch.bool, device=mask.device)
-        known = mask[:, offset : offset + t] != 0
-        real[:, : known.shape[1]] = known
-        return Call(offset, length, real, last)
+        if prompt is None:
+            length = offset if offset > 0 else t + offset
+        else:
+            length = prompt.length
+        whole = mask is not None and (prompt is None or mask.shape[1] >= length)
+        last = last_real(mask[:, :length]) if mask is not None and whole else None
+        obstacle = GUIDED if prompt is not None and prompt.guided else ""
+        if not one_text or is_packed(arguments, mask, real):
+            obstacle = PACKED
+        return Call(offset, length, real, last, obstacle)
+
+    def _read_square(
+        self, arguments: dict[str, Any], offset: int, virtual: int
+    ) -> tuple[Tensor | None, bool]:
+        """A mask [b, positions] up to the end of the call, and whether each row is one text."""
+        square = square_mask(arguments.get("attention_mask"), self._local.mask)
+        # Who opens `scoring` packs rows knowingly.
+        if square is None or has_boundaries(arguments) or self._local.lengths is not None:
+            return None, True
+        batch, t = tokens_of(arguments).shape[:2]
+        real, one_text = read_square(square, offset + virtual, batch, t)
+        if real is None:
+            return None, one_text
+        before = real.new_ones(batch, max(offset, 0))
+        return torch.cat([before, real[:, max(-offset, 0) :]], dim=1), one_text
 
     def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """How many tokens came before those of this call."""
@@ -274,3 +371,38 @@ class Tracker:
         if state.prompt is not None:
             return int(state.end)
         return 0 if mask is None else mask.shape[1] - t
+
+
+def _unseen_prompt(model: Any) -> _Prompt | None:
+    """What a running `generate` that nobody watches was called with."""
+    variables = calling_generate(model)
+    if variables is None:
+        return None
+    return _prompt_of(model, (variables["inputs"],), variables | variables["kwargs"])
+
+
+def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Prompt:
+    """What `model.generate` is called with."""
+    # Embeddings come first, as in transformers: ids beside them are not read.
+    named = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")]
+    tokens = next((given for given in (*named, *args[:1]) if given is not None), None)
+    rows, length = (1, 1) if tokens is None else tokens.shape[:2]
+    mask = plain_mask(kwargs.get("attention_mask"))
+    if mask is not None:
+        # Wider than the ids where these only continue a cache.
+        length = max(length, mask.shape[1])
+    # PEFT's `generate` puts its own method here while it runs.
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    virtual = virtual_tokens(getattr(prepare, "__self__", None))
+    return _Prompt(length, mask, rows, virtual, _is_guided(model, kwargs))
+
+
+def _is_guided(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `model.generate`, called with these, runs the model on a second prompt."""
+    processors = kwargs.get("logits_processor") or ()
+    if any("ClassifierFreeGuidance" in type(each).__name__ for each in processors):
+        return True
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    scales = (kwargs, *(vars(config) for config in configs if config is not None))
+    scale = next((s for each in scales if (s := each.get("guidance_scale")) is not None), 1)
+    return bool(scale != 1)
