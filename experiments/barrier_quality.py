@@ -91,10 +91,13 @@ def measure(
     fit_questions: int = 150,
     seed: int = 0,
     layers: tuple[int, ...] = LAYERS,
+    test_questions: int | None = None,
 ) -> dict[str, dict[int, BinaryQuality]]:
-    """Quality on the test questions, by row and layer."""
+    """Quality on the test questions, all or as many as given, by row and layer."""
     model, tokenizer = load_model(SMOLLM2, lambda line: print(line, file=sys.stderr))
     fit_set, test_set = TruthfulQA.load().split(fit_questions, seed)
+    if test_questions is not None:
+        test_set = test_set.where(sorted(set(test_set.groups[0]))[:test_questions])
     fit = activations(model, tokenizer, fit_set, layers, progress=_progress("fit answers"))
     test = activations(model, tokenizer, test_set, layers, progress=_progress("test answers"))
     table: dict[str, dict[int, BinaryQuality]] = {name: {} for name in names}

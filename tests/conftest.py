@@ -13,6 +13,21 @@ os.environ["ODESTEER_CACHE_ACTIVATIONS"] = "0"
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# Of the slow tests, those that take most of a minute, and the many that take less than a second.
+_LONG = {"test_tuning_real.py", "test_tutorials.py", "test_real_model.py", "test_docs.py"}
+_SHORT = {"test_conformance.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests and end with the short ones: no process ends alone."""
+
+    def rank(item: pytest.Item) -> int:
+        slow = item.get_closest_marker("slow") is not None
+        return slow * ((item.path.name in _SHORT) - (item.path.name in _LONG))
+
+    items.sort(key=rank)
+
+
 def _data_path() -> Path:
     return Path(os.environ.get("ODESTEER_DATA", _REPOSITORY.parent / "shared" / "data"))
 

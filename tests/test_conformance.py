@@ -26,7 +26,8 @@ def test_a_vector_on_every_other_architecture(case: Case) -> None:
     case.check()
 
 
+# A hook does not know what moves the activations: the vectors above are the test of the models.
 @pytest.mark.slow
-@conformance(OdesteerFlow())
-def test_a_flow_on_every_architecture(case: Case) -> None:
+@conformance(OdesteerFlow(), architectures=KINDS)
+def test_a_flow_on_one_architecture_of_each_kind(case: Case) -> None:
     case.check()

@@ -94,6 +94,23 @@ def test_the_control_may_move_nothing_and_a_library_may_not() -> None:
         CHECKS["text"].run(Bench(ARCHITECTURES["llama"], DoesNothing()))
 
 
+def test_a_test_asks_the_control_only_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    controls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "odesteer.testing.runner._control", lambda *names: controls.append(names) or excuse
+    )
+    (right,), (wrong,) = (cases(kind(), ["llama"], ["moved"]) for kind in (Hooked, AddsTwice))
+    excuse = "it cannot"
+    right.check()
+    assert controls == []
+    with pytest.raises(pytest.skip.Exception, match="not possible: it cannot"):
+        wrong.check()
+    excuse = ""
+    with pytest.raises(pytest.fail.Exception, match="output of the steered block"):
+        wrong.check()
+    assert controls == [("llama", "moved")] * 2
+
+
 def test_a_check_leaves_nothing_for_the_next() -> None:
     broken, right = cases(AddsTwice(), ["llama"], ["moved"]), cases(Hooked(), ["llama"], ["moved"])
     outcomes = [result.outcome for result in run([*right, *broken, *right])]

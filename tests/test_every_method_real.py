@@ -32,15 +32,23 @@ def smollm2() -> tuple[Any, Any]:
     return load_model(SMOLLM2)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the activations of the pairs are kept, for all methods."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("name", ods.METHODS)
 def test_every_method_generates_from_the_command_line(
-    name: str, pairs: Path, smollm2: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, pairs: Path, smollm2: tuple[Any, Any], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The model is read once for all methods: reading it is not what is tested.
+    # The model and its activations are read once for all methods: that is not what is tested.
     monkeypatch.setattr("odesteer.models.load_model", lambda *_: smollm2)
+    monkeypatch.setenv("ODESTEER_CACHE", str(kept))
     arguments = ["generate", "smollm2", "How was your day?", "--method", name]
     layer = "auto" if name == "iti-heads" else "14"
     more = ["-c", str(pairs), "--layer", layer, "--max-new-tokens", "6", "--compare", "--json"]
+    more.append("--cache")
     result = CliRunner().invoke(app, arguments + more)
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)

@@ -22,7 +22,7 @@ from safetensors.torch import save as dump_tensors
 from odesteer import Calibration, LayeredSteering, Steering, Target, load
 from zoo import FIELDS, D
 
-MUTATIONS = 380  # of each steering: more than 10,000 in all
+MUTATIONS = 38  # of each steering: more than 1,000 in all
 SECONDS, MEGABYTES = 3.0, 400
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
 
@@ -280,15 +280,15 @@ def outcome(folder, watch):
     return False
 
 
-@pytest.mark.parametrize("name", STEERINGS)
-def test_a_mutated_steering_works_or_is_refused_in_one_line(name, tmp_path, watch):
-    folder = STEERINGS[name]().save_pretrained(tmp_path)
+def tally(name, folder, watch, mutations):
+    """How many mutated files of a steering load (True) and are refused (False)."""
+    folder = STEERINGS[name]().save_pretrained(folder)
     config, payload = (folder / CONFIG).read_bytes(), (folder / TENSORS).read_bytes()
     assert works(load(folder))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng = random.Random(name)
     count = {True: 0, False: 0}
-    for number in range(MUTATIONS):
+    for number in range(mutations):
         kind, new_config, new_payload = mutated(rng, config, payload)
         (folder / CONFIG).write_bytes(new_config)
         (folder / TENSORS).write_bytes(new_payload)
@@ -298,7 +298,18 @@ def test_a_mutated_steering_works_or_is_refused_in_one_line(name, tmp_path, watc
             raise AssertionError(f"mutation {number} ({kind}): {error!r}") from error
         count[loaded] += 1
         assert not (loaded and kind == "checksum" and new_payload != payload)
-    # Both happen: the mutations are neither all fatal nor all harmless.
-    assert count[True] > 0.01 * MUTATIONS and count[False] > 0.5 * MUTATIONS, count
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert sys.platform != "linux" or grown < 1024 * MEGABYTES
+    return count
+
+
+@pytest.mark.parametrize("name", STEERINGS)
+def test_a_mutated_steering_works_or_is_refused_in_one_line(name, tmp_path, watch):
+    count = tally(name, tmp_path, watch, MUTATIONS)
+    assert count[False] > 0.5 * MUTATIONS, count
+
+
+def test_mutations_are_neither_all_fatal_nor_all_harmless(tmp_path, watch):
+    # One in forty is harmless: too few to be counted on among the mutations of one class.
+    count = tally("quadratic", tmp_path, watch, 10 * MUTATIONS)
+    assert count[True] > 0.01 * 10 * MUTATIONS and count[False] > 0.5 * 10 * MUTATIONS, count

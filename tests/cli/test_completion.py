@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli import options
+from odesteer.cli.app import app
 from odesteer.cli.completing import among, models
 from odesteer.positions import POSITIONS
 from odesteer.texts import TOKENS
@@ -16,17 +18,14 @@ from odesteer.texts import TOKENS
 MAIN = "import sys; sys.argv[0] = 'odesteer'; from odesteer.cli import main; main()"
 
 
-def completed(line: str, **more: str) -> list[str]:
+def completed(line: str) -> list[str]:
     """What bash would offer at the end of a line."""
-    words = line.split(" ")
     asked = {
-        **os.environ,
         "_ODESTEER_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-        **more,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
     }
-    made = subprocess.run([sys.executable, "-c", MAIN], capture_output=True, text=True, env=asked)
+    made = CliRunner().invoke(app, [], prog_name="odesteer", env=asked)
     assert made.stderr == ""
     return made.stdout.split()
 

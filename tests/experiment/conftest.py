@@ -1,12 +1,11 @@
 """A small experiment: a model of two thousand weights, and a few questions of each benchmark."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests import tiny
 from tests.benchmarks.conftest import local as local
+from tests.forked import Forked
 
 CHOICES = """
 task = "choices"
@@ -40,15 +39,18 @@ def file(tmp_path: Path, model: Path, local: Path, monkeypatch: pytest.MonkeyPat
     return path
 
 
-def start(file: Path, folder: Path, engine: str = "local") -> subprocess.Popen[bytes]:
+def start(file: Path, folder: Path, engine: str = "local") -> Forked:
     """A process of its own that runs the experiment."""
-    code = (
-        "import sys; from pathlib import Path; import odesteer.benchmarks.data as data; "
-        "data.SHA256 = {}; from odesteer.experiment.parsing import read; "
-        "from odesteer.experiment.run import run; "
-        "run(read(Path(sys.argv[1])), Path(sys.argv[2]), engine=sys.argv[3])"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, str(file), str(folder), engine])
+    return Forked(_run, file, folder, engine)
+
+
+def _run(file: Path, folder: Path, engine: str) -> None:
+    from odesteer.benchmarks import data
+    from odesteer.experiment.parsing import read
+    from odesteer.experiment.run import run
+
+    data.SHA256 = {}
+    run(read(file), folder, engine=engine)
 
 
 def units(folder: Path) -> int:

@@ -36,13 +36,23 @@ metric = "vader"
 """
 
 
+_ONCE: dict[Path, Path] = {}
+
+
+@pytest.fixture
+def once(file: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a process that nothing disturbs, computed for the first test that asks."""
+    if model not in _ONCE:
+        _ONCE[model] = run(read(file), tmp_path_factory.mktemp("once")).results
+    return _ONCE[model]
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_results_say_everything_once_and_in_order(file: Path, tmp_path: Path) -> None:
-    outcome = run(read(file), tmp_path / "run")
-    found = lines(outcome.results)
+def test_the_results_say_everything_once_and_in_order(once: Path) -> None:
+    found = lines(once)
     assert (found[0]["kind"], found[-1]["kind"]) == ("run", "end")
     names = [one["id"] for one in found[0]["conditions"]]
     assert names == [
@@ -93,7 +103,7 @@ def test_the_results_say_everything_once_and_in_order(file: Path, tmp_path: Path
         assert line["distance"][-1] == pytest.approx(0.2, rel=1e-3)
         means = [sum(h) / len(h) for h in line["log_odds"]]
         assert means == sorted(means)
-    assert ods.load(tmp_path / "run" / "steerings" / "fold-0" / "caa-layer-1").method == "caa"
+    assert ods.load(once.parent / "steerings" / "fold-0" / "caa-layer-1").method == "caa"
 
 
 def test_generations_are_judged_and_drawn_from_seeds_of_their_own(
@@ -134,8 +144,10 @@ def test_generations_are_judged_and_drawn_from_seeds_of_their_own(
     assert choice["dose"] == best["dose"]
 
 
-def test_killed_again_and_again_it_ends_with_the_same_file(file: Path, tmp_path: Path) -> None:
-    folder, once = tmp_path / "killed", run(read(file), tmp_path / "once")
+def test_killed_again_and_again_it_ends_with_the_same_file(
+    once: Path, file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
     kills = 0
     for more in (1, 9, 4):
         process, aim = start(file, folder), units(folder) + more
@@ -151,16 +163,15 @@ def test_killed_again_and_again_it_ends_with_the_same_file(file: Path, tmp_path:
     assert 0 < before
     outcome = run(read(file), folder)
     assert outcome.computed == units(folder) - before  # nothing was computed twice
-    assert outcome.results.read_bytes() == once.results.read_bytes()
+    assert outcome.results.read_bytes() == once.read_bytes()
     assert run(read(file), folder).computed == 0
 
 
-def test_two_processes_share_a_run(file: Path, tmp_path: Path) -> None:
-    once = run(read(file), tmp_path / "once")
+def test_two_processes_share_a_run(once: Path, file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     pair = [start(file, folder), start(file, folder)]
     assert [process.wait(timeout=120) for process in pair] == [0, 0]
-    assert (folder / "results.jsonl").read_bytes() == once.results.read_bytes()
+    assert (folder / "results.jsonl").read_bytes() == once.read_bytes()
     assert not list((folder / "claims").iterdir())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from odesteer import METHODS, Angle, PathLength
+from odesteer import CAA, METHODS, Angle, PathLength
 from odesteer.methods import Method
 from odesteer.testing import PROMISES, Trial
 from tiny import two_gaussians
@@ -56,6 +56,16 @@ aimed_method = pytest.mark.parametrize("name", AIMED)
 @pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
 def test_every_promise_is_kept(name, promise):
     promise(trial(name))
+
+
+def test_a_method_that_changes_its_rows_is_told_which():
+    class InPlace(CAA):
+        def fit(self, positive, negative, **settings):
+            negative.add_(1.0)
+            return super().fit(positive, negative, **settings)
+
+    with pytest.raises(AssertionError, match=r"fitting changed the negative rows\b"):
+        PROMISES["nothing-is-changed"](Trial.of(InPlace()))
 
 
 @every_method

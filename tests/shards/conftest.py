@@ -1,16 +1,17 @@
 """A small extraction: a model of two thousand weights, and a contrast of uneven classes."""
 
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests import tiny
+from tests.forked import Forked
 
-from odesteer import Contrast
+from odesteer import Contrast, extract_shards
 
 LAYERS, ROWS = [1, 2], 12  # 4 shards
 
@@ -57,35 +58,6 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# Says each number of texts that are done, and may kill itself while it writes a shard: before
-# its name is the shard's ("cut off"), or right after; or once others have written one ("driver").
-_CODE = """
-import os, signal, sys
-import odesteer as ods
-from tests.shards.conftest import LAYERS, ROWS
-model, file, folder, engine, kill_at, when = sys.argv[1:]
-rename, written = os.replace, 0
-def replace(source, target):
-    global written
-    is_shard = str(target).endswith(".safetensors")
-    written += is_shard
-    if is_shard and written == int(kill_at) and when == "cut off":
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target)
-    if is_shard and written == int(kill_at) and when == "whole":
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-def progress(done, total):
-    print(done, flush=True)
-    if when == "driver" and done >= int(kill_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-ods.extract_shards(
-    model, ods.Contrast.from_file(file), LAYERS, folder, rows_per_shard=ROWS, engine=engine,
-    progress=progress,
-)
-"""
-
-
 def start(
     model: str,
     file: Path,
@@ -93,15 +65,38 @@ def start(
     engine: str = "local",
     kill_at: int = 0,
     when: str = "whole",
-) -> subprocess.Popen[str]:
-    """A process of its own that extracts, and kills itself at its `kill_at`th shard."""
-    arguments = [model, str(file), str(folder), engine, str(kill_at), when]
-    return subprocess.Popen(
-        [sys.executable, "-c", _CODE, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+) -> Forked:
+    """A process of its own that extracts, and kills itself at its `kill_at`th shard.
+
+    It prints each number of texts that are done. It is killed while it writes the shard: before
+    its name is the shard's ("cut off"), or right after ("whole"); or once others have written one
+    ("driver").
+    """
+    return Forked(_extract, model, file, folder, engine, kill_at, when)
+
+
+def _extract(model: str, file: Path, folder: Path, engine: str, kill_at: int, when: str) -> None:
+    rename, written = os.replace, 0
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal written
+        is_shard = str(target).endswith(".safetensors")
+        written += is_shard
+        if is_shard and written == kill_at and when == "cut off":
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+        if is_shard and written == kill_at and when == "whole":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def progress(done: int, total: int) -> None:
+        print(done, flush=True)
+        if when == "driver" and done >= kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+    contrast = Contrast.from_file(file)
+    extract_shards(
+        model, contrast, LAYERS, folder, rows_per_shard=ROWS, engine=engine, progress=progress
     )
 
 

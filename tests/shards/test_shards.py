@@ -93,7 +93,7 @@ def test_two_processes_share_a_directory(
 ) -> None:
     folder = tmp_path / "shared"
     pair = [start(model, file, folder), start(model, file, folder)]
-    outputs = [process.communicate()[0] for process in pair]
+    outputs = [process.communicate() for process in pair]
     assert [process.returncode for process in pair] == [0, 0]
     assert all(output.split()[-1] == "44" for output in outputs)  # both wait for all
     assert equal(once.path, folder)
@@ -108,7 +108,6 @@ def test_what_another_process_is_at_is_left_to_it(
     claim = Claim.take(folder.path / "claims" / "0")
     assert claim is not None
     process = start(model, file, folder.path)
-    assert process.stdout is not None
     with claim:
         others = sum(part.weight for part in once.parts[1:])
         assert any(int(line) == others for line in process.stdout)
