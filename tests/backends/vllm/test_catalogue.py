@@ -82,6 +82,7 @@ def test_another_version_is_refused(config: dict) -> None:
         (lambda f: configuration({}), "at least one"),
         (lambda f: configuration({"a b": f["kind"]}), "no name"),
         (lambda f: configuration({"../x": f["kind"]}), "no name"),
+        (lambda f: configuration({"x" * 129: f["kind"]}), "no name"),
         (lambda f: configuration(f, {"kind": "plain"}), "twice"),
         (lambda f: configuration(f, {"x": "kind & nobody"}), "Unknown steering 'nobody'"),
         (lambda f: configuration(f, {"x": "kind & two"}), "several layers"),
@@ -133,7 +134,9 @@ def test_a_model_named_with_a_steering_is_the_model_steered(config: dict) -> Non
         assert named(["m", "n"], ["kind", "two"]) == ["m", "n", "m:kind", "m:two"]
         assert parse(aliased("m:kind", None)[KEY])[0].name == "kind"
         assert aliased("m:kind", {"other": 1})["other"] == 1
-        assert aliased("m:kind", ask("two")) == ask("two")  # what is said explicitly counts
+        assert parse(aliased("m:kind", ask("kind"))[KEY]) == parse(ask("kind")[KEY])
+        with pytest.raises(ValueError, match="'kind' and vllm_xargs for 'two'"):
+            aliased("m:kind", ask("two"))
         for model in (None, "m", "m:other", ":kind"):
             assert aliased(model, None) is None
     finally:
