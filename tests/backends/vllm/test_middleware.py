@@ -195,7 +195,8 @@ def test_parameters_that_ask_for_something_else_are_refused(app: Any) -> None:
         ({"model": 3}, "model is a name"),
         (b"[" * 200_000, "nested too deeply"),
         (b'--x\r\nname="model"\r\n\r\nm:kind\r\n--x--', "not in forms"),
-        ({str(i): 0 for i in range(1001)}, "1,001 fields"),
+        ({str(i): 0 for i in range(1001)}, "The body has 1,001 fields"),
+        ({"vllm_xargs": {str(i): 0 for i in range(1001)}}, "vllm_xargs has 1,001 fields"),
     ],
 )
 def test_finding_12_what_would_have_been_ignored_is_refused(app: Any, body: Any, word: str) -> None:

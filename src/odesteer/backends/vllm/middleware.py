@@ -31,7 +31,6 @@ MOST_FIELDS = 1000  # a chat request of vLLM has about 100
 
 App = Callable[..., Awaitable[None]]
 Message = MutableMapping[str, Any]
-Object = tuple[tuple[str, Any], ...]  # of JSON, with every key as often as it is given
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,11 @@ def wanted(body: bytes, scope: Message, catalogue: Catalogue) -> tuple[Ask, ...]
     fields = _object(body)
     if fields is None:
         _refuse_opaque(body, served, catalogue.steerings)
-        fields = ()
-    top = _once(fields, ("model", XARGS))
-    given = _given(top)
+        fields = {}
+    given = _given(fields)
     for ask in given:
         catalogue.check_ask(ask)
-    models = [top.get("model")]
+    models = [fields.get("model")]
     if _path(scope) == INVOCATIONS:
         models += [value.decode("latin-1") for key, value in scope["headers"] if key == ADAPTER]
     for model in models:
@@ -198,53 +196,62 @@ def _names(asks: Iterable[Ask]) -> str:
     return " and ".join(f"'{brief(ask.name, 60)}'" for ask in asks)
 
 
-def _object(body: bytes) -> Object | None:
-    """Return the pairs of a JSON object, or None for another body."""
+def _object(body: bytes) -> dict[str, Any] | None:
+    """Return the fields of a JSON object, or None for another body.
+
+    Raises:
+        ValueError: where it is nested too deeply, has too many fields, or names what steers twice.
+    """
     try:
-        # As Starlette reads it, so that both see the same. `tuple` is a fast hook that keeps
-        # keys that are given twice.
-        value = json.loads(body, object_pairs_hook=tuple)
+        value = json.loads(body)  # as Starlette reads it, so that both see the same
     except RecursionError:
         raise ValueError("The body is nested too deeply.") from None
     except ValueError:
         return None
-    if not isinstance(value, tuple):
+    if not isinstance(value, dict):
         return None
-    if len(value) > MOST_FIELDS:
-        raise ValueError(f"The body has {len(value):,} fields; {MOST_FIELDS:,} are enough.")
+    _check_size(value, "The body")
+    if any(body.count(b'"%s"' % key.encode()) > 1 for key in ("model", XARGS, KEY)):
+        # Objects as tuples of pairs: slower, and keeps what is given twice.
+        pairs = json.loads(body, object_pairs_hook=tuple)
+        _check_once(pairs, ("model", XARGS))
+        _check_once(dict(pairs).get(XARGS), (KEY,))
     return value
 
 
-def _once(pairs: Object, keys: Iterable[str]) -> dict[str, Any]:
-    """Return the values by key; ValueError where one of `keys` is given twice."""
+def _check_size(fields: Mapping[str, Any], what: str) -> None:
+    if len(fields) > MOST_FIELDS:
+        raise ValueError(f"{what} has {len(fields):,} fields; {MOST_FIELDS:,} are enough.")
+
+
+def _check_once(pairs: Any, keys: Iterable[str]) -> None:
+    """ValueError where an object, if it is one, has one of `keys` twice."""
     for key in keys:
-        if sum(each == key for each, _ in pairs) > 1:
+        if isinstance(pairs, tuple) and sum(each == key for each, _ in pairs) > 1:
             raise ValueError(f"'{key}' is given twice.")
-    return dict(pairs)
 
 
-def _given(top: Mapping[str, Any]) -> tuple[Ask, ...]:
+def _given(fields: Mapping[str, Any]) -> tuple[Ask, ...]:
     """Return what `vllm_xargs` asks for; ValueError where a steering is asked for elsewhere."""
-    inside = [("", tuple(top.items())), *((key, value) for key, value in top.items())]
-    for name, pairs in inside:
-        if not isinstance(pairs, tuple) or len(pairs) > MOST_FIELDS:
+    xargs = fields.get(XARGS)
+    if xargs is None:
+        xargs = {}
+    if not isinstance(xargs, dict):
+        raise ValueError(f"{XARGS} is an object; got {type(xargs).__name__}.")
+    _check_size(xargs, XARGS)
+    for name, inside in (("", fields), *fields.items()):
+        if not isinstance(inside, dict) or len(inside) > MOST_FIELDS:
             continue
-        keys = [key for key, _ in pairs]
-        wrong = misspelt(keys)
-        if wrong is None and KEY in keys and name != XARGS:
+        wrong = misspelt(inside)
+        if wrong is None and KEY in inside and name != XARGS:
             wrong = KEY
         if wrong is not None:
             raise ValueError(
                 f'A steering is asked for by "{XARGS}": {{"{KEY}": "..."}}, the value a JSON '
                 f"object in a string; got '{brief(f'{name}.{wrong}'.lstrip('.'), 60)}'."
             )
-    xargs = top.get(XARGS)
-    if xargs is None:
-        return ()
-    if not isinstance(xargs, tuple):
-        raise ValueError(f"{XARGS} is an object; got {type(xargs).__name__}.")
-    value = _once(xargs, (KEY,)).get(KEY)
-    if isinstance(value, tuple):
+    value = xargs.get(KEY)
+    if isinstance(value, dict):
         raise ValueError(f"{KEY} is a JSON object in a string; got the object itself.")
     return () if value is None else parse(value)
 
