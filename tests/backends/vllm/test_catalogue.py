@@ -14,6 +14,7 @@ from odesteer.backends.vllm.catalogue import Catalogue, _catalogue, configuratio
 from odesteer.backends.vllm.frontend import _names, aliased, check, knows, named
 from odesteer.backends.vllm.prefix import keys
 from odesteer.backends.vllm.request import KEY, parse
+from odesteer.lookup import pick
 from odesteer.ode import Angle, ConstantField, GradientField, LinearBarrier, Target
 
 D = 8
@@ -115,6 +116,14 @@ def test_options_refuse_an_environment_without_the_plugin(folders, monkeypatch) 
 def test_the_front_refuses_in_words(asked: dict, word: str, config: dict) -> None:
     with pytest.raises(ValueError, match=word):
         check(SimpleNamespace(extra_args=asked), config)
+
+
+def test_finding_7_a_name_of_any_length_is_neither_compared_nor_echoed_whole() -> None:
+    with pytest.raises(
+        ValueError, match=r"Unknown steering 'x{199}…'\. Available: kind\."
+    ) as caught:
+        pick({"kind": 1}, "x" * 4_000_000, "steering")
+    assert len(str(caught.value)) < 300
 
 
 def test_the_front_lets_right_requests_pass(config: dict) -> None:
