@@ -158,6 +158,14 @@ def test_finding_2_what_is_pooled_is_refused_on_any_route(app: Any) -> None:
     assert app.post("/invocations", {"model": "m"})[0] == 200
 
 
+def test_a_model_in_the_address_is_a_models_name(app: Any) -> None:
+    address = {"query_string": b"x=1&model=m%3Akind"}
+    assert app.asked("/v1/completions", {"prompt": "x"}, **address) == (Ask("kind"),)
+    assert app.asked("/v1/completions", b"", method="GET", **address) == (Ask("kind"),)
+    assert "not steered" in app.refused("/v1/new", b"", method="GET", **address)
+    app.refused("/v1/completions", {"model": "m:calm"}, **address)
+
+
 def test_sagemakers_header_is_a_models_name(app: Any) -> None:
     header = (b"x-amzn-sagemaker-adapter-identifier", b"m:kind")
     assert app.asked("/invocations", {"prompt": "x"}, headers=[header]) == (Ask("kind"),)

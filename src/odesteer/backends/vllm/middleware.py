@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs
 
 from odesteer.artifact.strict import brief
 from odesteer.backends.vllm.catalogue import Catalogue
@@ -61,22 +62,19 @@ class SteeringMiddleware:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._app(scope, _watched(scope, catalogue, receive, send), send)
-        elif scope["method"] not in ("POST", "PUT", "PATCH"):
-            await self._app(scope, receive, send)
         else:
             await self._handle(scope, catalogue, receive, send)
 
     async def _handle(self, scope: Message, catalogue: Catalogue, receive: Any, send: Any) -> None:
-        read = await _body(receive)
+        messages = [await _body(receive)] if scope["method"] in ("POST", "PUT", "PATCH") else []
         try:
-            asks = wanted(read["body"], scope, catalogue)
+            asks = wanted(messages[0]["body"] if messages else b"", scope, catalogue)
         except NotServed as reason:
             await _answer(send, 404, {"error": _error(reason, "NotFoundError", 404)})
             return
         except ValueError as reason:
             await _answer(send, 400, {"error": _error(reason, "BadRequestError", 400)})
             return
-        messages = [read]
 
         async def again() -> Any:
             return messages.pop() if messages else await receive()
@@ -141,7 +139,8 @@ def wanted(body: bytes, scope: Message, catalogue: Catalogue) -> tuple[Ask, ...]
     given = _given(fields)
     for ask in given:
         catalogue.check_ask(ask)
-    models = [fields.get("model")]
+    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+    models = [fields.get("model"), *query.get("model", ())]
     if _path(scope) == INVOCATIONS:
         models += [value.decode("latin-1") for key, value in scope["headers"] if key == ADAPTER]
     for model in models:
@@ -283,17 +282,15 @@ def _watched(scope: Message, catalogue: Catalogue, receive: Any, send: Any) -> A
 
     async def watched() -> Any:
         message = await receive()
-        text = message.get("text") or message.get("bytes")
-        if text:
-            body = text.encode() if isinstance(text, str) else text
-            try:
-                asks = wanted(body, scope, catalogue)
-            except ValueError as reason:
-                closed = {"code": 1008, "reason": brief(reason, 100)}
-                await send({"type": "websocket.close", **closed})
-                return {"type": "websocket.disconnect", **closed}
-            if asks:
-                WANTED.set(Wanted(asks, _path(scope)))
+        text = message.get("text") or message.get("bytes") or b""
+        try:
+            asks = wanted(text.encode() if isinstance(text, str) else text, scope, catalogue)
+        except ValueError as reason:
+            closed = {"code": 1008, "reason": brief(reason, 100)}
+            await send({"type": "websocket.close", **closed})
+            return {"type": "websocket.disconnect", **closed}
+        if asks:
+            WANTED.set(Wanted(asks, _path(scope)))
         return message
 
     return watched
