@@ -160,7 +160,7 @@ def steering_of(model: Any, served: Collection[str], steerings: Collection[str])
     if model is None:
         return None
     if not isinstance(model, str):
-        raise ValueError(f"model is a name, a string; got {brief(repr(model)[:200], 60)}.")
+        raise ValueError(f"model is a name, a string; got {type(model).__name__}.")
     if len(model) > LONGEST_MODEL:
         raise ValueError(
             f"model has {len(model):,} characters, more than the {LONGEST_MODEL} that a name may "
@@ -250,7 +250,7 @@ def _given(fields: Mapping[str, Any]) -> tuple[Ask, ...]:
                 f"object in a string; got '{brief(f'{name}.{wrong}'.lstrip('.'), 60)}'."
             )
     value = xargs.get(KEY)
-    if isinstance(value, dict):
+    if any(isinstance(each, dict) for each in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{KEY} is a JSON object in a string; got the object itself.")
     return () if value is None else parse(value)
 

@@ -200,4 +200,6 @@ def _dose(given: dict[str, Any]) -> tuple[Dose | None, float | None]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):  # of any length
+        return f"a {type(value).__name__}"
     return repr(brief(str(value), 60))
