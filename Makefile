@@ -8,7 +8,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 
 SERVING ?= .venv-vllm
 # Compiled, it takes minutes to start on a CPU, and is hardly faster there.
-ON_CPU := --dtype float32 --enforce-eager --max-model-len 2048 --block-size 32
+# Without a size of its own vLLM wants 92 % of the memory to be free for its cache.
+ON_CPU := --dtype float32 --enforce-eager --max-model-len 2048 --block-size 32 \
+  --kv-cache-memory-bytes 1073741824
 
 .PHONY: demo test test-slow test-serving docs serve-demo conformance lint types build barriers clean
 

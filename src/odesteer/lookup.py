@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# What is compared and shown of a name that is not known: it may be anybody's, and of any length.
+_LONGEST = 200
+
 
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     """table[name], or a ValueError that names the nearest entry and all of them.
@@ -23,9 +26,12 @@ def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     """
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(str(name), list(table), n=1)
+    shown = str(name)
+    if len(shown) > _LONGEST:  # comparing takes time with the length
+        shown = shown[: _LONGEST - 1] + "…"
+    close = difflib.get_close_matches(shown, list(table), n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise ValueError(f"Unknown {kind} '{name}'.{hint} Available: {', '.join(table)}.")
+    raise ValueError(f"Unknown {kind} '{shown}'.{hint} Available: {', '.join(table)}.")
 
 
 def find(

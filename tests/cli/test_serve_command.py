@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from odesteer import Angle, Steering
 from odesteer.cli.app import app
-from odesteer.cli.serve import allowed_plugins
+from odesteer.cli.serve import allowed_plugins, guarded
 from odesteer.ode import GradientField, LinearBarrier
 
 
@@ -83,3 +83,12 @@ def test_plugins_that_vllm_would_have_loaded_stay(monkeypatch: pytest.MonkeyPatc
     assert allowed_plugins() == "odesteer"
     monkeypatch.delenv("VLLM_PLUGINS")
     assert "odesteer" in allowed_plugins().split(",")
+
+
+def test_finding_7_it_says_what_a_key_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert guarded(["--dtype", "float32"]).startswith("No --api-key")
+    for arguments in (["--api-key", "x"], ["--api-key=x"]):
+        assert "/metrics" in guarded(arguments) and "every route but" in guarded(arguments)
+    monkeypatch.setenv("VLLM_API_KEY", "x")
+    assert "every route but" in guarded([])

@@ -14,14 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+import torch
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from tests.serving import routes
 from tests.serving.mixed import ENDS, SHARED, SHORT, requests
-from tests.serving.served import COMPOSED, language_model, tokens
+from tests.serving.served import COMPOSED, language_model, steered, tokens
 
 from odesteer.backends.vllm import ask
+from odesteer.backends.vllm.frontend import STEERED
 
 NEW = 8
+TOKEN = "correct-horse"
 
 
 class Server:
@@ -34,7 +39,8 @@ class Server:
         given = [f"--steering={name}={path}" for name, path in steerings.items()]
         given += [f"--compose={name}={text}" for name, text in COMPOSED.items()]
         engine = "--dtype float32 --enforce-eager --max-model-len 512 --block-size 32"
-        engine += " --generation-config vllm --enable-prefix-caching"
+        engine += " --generation-config vllm --enable-prefix-caching --enable-scale-out"
+        engine += f" --api-key {TOKEN} --middleware {routes.__name__}.Listing"
         command = [sys.executable, "-m", "odesteer", "serve", "smollm2", *given]
         command += [f"--port={self.port}", "--", *engine.split()]
         self.process = subprocess.Popen(
@@ -58,12 +64,37 @@ class Server:
                 self._ready.set()
         self._ready.set()  # it ended
 
-    def client(self) -> OpenAI:
-        return OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
+    def client(self, key: str = TOKEN) -> OpenAI:
+        return OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0)
+
+    def send(self, path: str, body: Any, method: str = "POST", key: str = TOKEN) -> tuple[int, str]:
+        """Status and text of the answer."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", raw, headers, method=method
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def processed(self) -> float:
+        """The tokens that the engine has read and written."""
+        names = ("vllm:prompt_tokens_total{", "vllm:generation_tokens_total{")
+        lines = self.get("/metrics").splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}") as answer:
-            return str(answer.read().decode())
+        status, text = self.send(path, b"", "GET")
+        assert status == 200, text
+        return text
+
+    def memory(self) -> int:
+        """Resident bytes of the server's processes."""
+        whole = psutil.Process(self.process.pid)
+        return sum(each.memory_info().rss for each in [whole, *whole.children(recursive=True)])
 
     def stop(self) -> None:
         self.process.terminate()
@@ -153,10 +184,182 @@ def test_a_model_named_with_a_steering_is_steered(server: Server, expected: Any)
     assert complete(client, SHORT[1], None, model="smollm2:flow") == expected(SHORT[1], ask("flow"))
     with pytest.raises(NotFoundError):
         complete(client, SHORT[1], None, model="smollm2:nobody")
-    # What is said explicitly counts.
-    assert complete(client, SHORT[1], ask("vector"), model="smollm2:flow") == expected(
-        SHORT[1], ask("vector")
+    assert complete(client, SHORT[1], ask("flow"), model="smollm2:flow") == expected(
+        SHORT[1], ask("flow")
     )
+    with pytest.raises(BadRequestError, match="'flow' and vllm_xargs for 'vector'"):
+        complete(client, SHORT[1], ask("vector"), model="smollm2:flow")
+
+
+GREEDY = {"temperature": 0, "max_tokens": NEW, "ignore_eos": True}
+CHAT = [{"role": "user", "content": "How was the trip?"}]
+ITEMS = [" dark", " bright"]
+LABELS = [5, 6]
+
+
+def bodies() -> dict[str, list[tuple[dict[str, Any], Any]]]:
+    """For every route that steers: requests, and how to find what was written in an answer."""
+    text: tuple[Any, Any] = (
+        {"prompt": SHORT[1], **GREEDY},
+        lambda answer: [each["text"] for each in answer["choices"]],
+    )
+
+    def said(answer: Any) -> list[str]:
+        return [each["message"]["content"] for each in answer["choices"]]
+
+    chat: tuple[Any, Any] = ({"messages": CHAT, **GREEDY}, said)
+    return {
+        "/v1/completions": [text],
+        "/v1/chat/completions": [chat],
+        "/v1/chat/completions/batch": [({"messages": [CHAT, CHAT], **GREEDY}, said)],
+        "/v1/responses": [
+            (
+                {"input": CHAT[0]["content"], "max_output_tokens": NEW, **GREEDY},
+                lambda answer: [answer["output"][0]["content"][0]["text"]],
+            )
+        ],
+        "/v1/messages": [
+            ({"messages": CHAT, **GREEDY}, lambda answer: [answer["content"][0]["text"]])
+        ],
+        "/invocations": [text, chat],
+        "/generative_scoring": [
+            (
+                {"query": SHORT[0], "items": ITEMS, "label_token_ids": LABELS},
+                lambda answer: [each["score"] for each in answer["data"]],
+            )
+        ],
+        "/inference/v1/generate": [
+            (
+                {"token_ids": tokens(SHORT[1]), "sampling_params": GREEDY},
+                lambda answer: [answer["choices"][0]["token_ids"]],
+            )
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def predicted(reference: Any, named: dict[str, Any]) -> Any:
+    """What transformers makes of the requests above."""
+    model, tokenizer = language_model()
+    chat = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+
+    def score(item: str, extra: Any) -> float:
+        ids = tokens(SHORT[0]) + tokens(item)
+        with steered(model, named, extra, len(ids), len(ids)), torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        return float(logits[LABELS].softmax(dim=-1)[0])
+
+    def of(body: dict[str, Any], extra: Any) -> Any:
+        if "query" in body:
+            return pytest.approx([score(item, extra) for item in ITEMS], abs=1e-3)
+        if "token_ids" in body:
+            return [reference(body["token_ids"], extra, NEW)]
+        ids = tokens(body["prompt"]) if "prompt" in body else chat
+        text = tokenizer.decode(reference(ids, extra, NEW), skip_special_tokens=True)
+        return [text] * (2 if isinstance(body.get("messages", [0])[0], list) else 1)
+
+    return of
+
+
+def test_finding_2_every_route_that_steers_does_so_as_the_model_is_named(
+    server: Server, predicted: Any
+) -> None:
+    assert bodies().keys() == STEERED
+    for path, some in bodies().items():
+        for body, read in some:
+            for model, extra in (("smollm2", None), ("smollm2:flow", ask("flow"))):
+                status, text = server.send(path, {"model": model, **body})
+                assert status == 200, (path, text)
+                assert read(json.loads(text)) == predicted(body, extra), (path, model)
+            said = {"model": "smollm2", **body, "vllm_xargs": ask("flow")}
+            answer = read(json.loads(server.send(path, said)[1]))
+            assert answer == predicted(body, ask("flow")), path
+            assert answer != predicted(body, None), path
+
+
+# Enough for any route to begin with.
+EVERYTHING = {
+    "prompt": "The", "messages": CHAT, "input": "The", "query": "The", "items": ITEMS,
+    "label_token_ids": LABELS, "text_1": "The", "text_2": "An", "documents": ["The"], "data": "The",
+    "texts": ["The"], "token_ids": [504], "tokens": [504], "max_tokens": 2, "sampling_params": {},
+    "state": "The", "questions": {"q": {"type": "yes_no", "instructions": "Is it?"}},
+}  # fmt: skip
+
+
+def test_finding_2_no_other_route_reaches_the_engine_with_a_steering(server: Server) -> None:
+    """The routes are those of the application, so one that a new vLLM has is among them."""
+    listed = json.loads(server.get(routes.PATH))
+    posts = {path for path, methods in listed if {"POST", "PUT", "PATCH"} & set(methods)}
+    assert posts >= STEERED and len(posts) > len(STEERED)
+    before = server.processed()
+    for path in sorted(posts - STEERED):
+        for asked in ({"model": "smollm2:flow"}, {"vllm_xargs": ask("flow")}):
+            body = {"model": "smollm2", **EVERYTHING, **asked}
+            status, text = server.send(path.replace("{response_id}", "x"), body)
+            assert server.processed() == before, (path, status, text)
+    body = {"model": "smollm2", "prompt": "The", "max_tokens": 2, "ignore_eos": True}
+    server.send("/v1/completions", body)
+    assert server.processed() == before + 3  # so this would have been seen
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/invocations"])
+def test_finding_12_what_would_have_been_ignored_is_refused_by_the_server(
+    server: Server, path: str
+) -> None:
+    body = {"model": "smollm2", "prompt": "The", "max_tokens": 1}
+    for wrong in (
+        {"model": "smollm2:nobody"},
+        {"model": "smollm2:flow", "use_beam_search": True, "n": 2},
+        {"odesteer": '{"name": "flow"}'},
+        {"vllm_xargs": {"Odesteer": '{"name": "flow"}'}},
+        {"vllm_xargs": {"odesteer": '{"name": "flow", "name": "vector"}'}},
+        {"stream": True, "vllm_xargs": ask("nobody")},
+    ):
+        status, text = server.send(path, {**body, **wrong})
+        assert status in (400, 404) and len(text) < 400, text
+
+
+def test_finding_7_the_key_guards_what_steers(server: Server) -> None:
+    listed = json.loads(server.get(routes.PATH))
+    free = {"/health", "/ping", "/metrics", "/version", "/load", "/docs", "/redoc", "/openapi.json"}
+    for path, methods in listed:
+        for method in set(methods) - {"HEAD"} or {"GET"}:
+            status, _ = server.send(path.replace("{response_id}", "x"), b"", method, key="wrong")
+            open_ = path in {*free, "/docs/oauth2-redirect"}
+            assert (status == 401) != open_, (path, method, status)
+    with pytest.raises(AuthenticationError):
+        server.client(key="none").models.list()
+    assert 'steering="flow"' in server.send("/metrics", b"", "GET", key="none")[1]  # as docs say
+
+
+def test_finding_7_hostile_requests_do_not_stay_in_memory(server: Server) -> None:
+    """100 texts of 1 MB: kept, as they were, they would be 100 MB in each of three processes."""
+
+    def answer(i: int) -> int:
+        blanks = '{"name": "flow"' + " " * (1_000_000 + i) + "}"
+        body = {"model": "smollm2", "prompt": "The", "max_tokens": 1}
+        status, _ = server.send("/v1/completions", {**body, "vllm_xargs": {"odesteer": blanks}})
+        return status
+
+    answer(0)
+    before = server.memory()
+    assert {answer(i) for i in range(1, 101)} == {400}
+    assert server.memory() - before < 100 * 2**20
+    assert server.get("/health") == ""
+
+
+def test_samples_of_one_request_are_steered_each(server: Server) -> None:
+    def sampled(model: str, extra: Any = None) -> list[str]:
+        body = {"ignore_eos": True, **({"vllm_xargs": extra} if extra else {})}
+        answer = server.client().completions.create(
+            model=model, prompt=SHORT[0], n=4, seed=1, temperature=0.9, max_tokens=NEW,
+            extra_body=body,
+        )  # fmt: skip
+        return [each.text for each in answer.choices]
+
+    texts = sampled("smollm2:flow")
+    assert texts == sampled("smollm2", ask("flow")) and len(set(texts)) > 1
+    assert set(texts).isdisjoint(sampled("smollm2"))
 
 
 def test_a_chat_streams_steered(server: Server, reference: Any) -> None:
@@ -244,6 +447,7 @@ def test_the_example_of_the_docs_runs(server: Server, capsys: pytest.CaptureFixt
     # This server's steerings have other names.
     for theirs, ours in {
         "8000": str(server.port),
+        '"none"': f'"{TOKEN}"',
         "melancholy": "flow",
         "cheerful": "vector",
     }.items():

@@ -94,9 +94,21 @@ def serve(
         return
     missing_engine()
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
+    say(guarded(context.args))
     sys.stdout.flush()
     # Takes this process's place: signals reach the server, and its exit code is ours.
     os.execve(sys.executable, command, {**os.environ, "VLLM_PLUGINS": plugins})
+
+
+def guarded(arguments: list[str]) -> str:
+    """Say who may ask the server, given vLLM's arguments."""
+    keyed = any(each.split("=")[0] == "--api-key" for each in arguments)
+    if keyed or os.environ.get("VLLM_API_KEY"):
+        return (
+            "The API key is asked for on every route but health, version, load, documentation and "
+            "/metrics, which names the steerings."
+        )
+    return "No --api-key: whoever reaches it can generate, steer and read /metrics."
 
 
 def missing_engine() -> None:

@@ -14,6 +14,7 @@ from odesteer.backends.vllm.catalogue import Catalogue, _catalogue, configuratio
 from odesteer.backends.vllm.frontend import _names, aliased, check, knows, named
 from odesteer.backends.vllm.prefix import keys
 from odesteer.backends.vllm.request import KEY, parse
+from odesteer.lookup import pick
 from odesteer.ode import Angle, ConstantField, GradientField, LinearBarrier, Target
 
 D = 8
@@ -82,6 +83,7 @@ def test_another_version_is_refused(config: dict) -> None:
         (lambda f: configuration({}), "at least one"),
         (lambda f: configuration({"a b": f["kind"]}), "no name"),
         (lambda f: configuration({"../x": f["kind"]}), "no name"),
+        (lambda f: configuration({"x" * 129: f["kind"]}), "no name"),
         (lambda f: configuration(f, {"kind": "plain"}), "twice"),
         (lambda f: configuration(f, {"x": "kind & nobody"}), "Unknown steering 'nobody'"),
         (lambda f: configuration(f, {"x": "kind & two"}), "several layers"),
@@ -116,6 +118,14 @@ def test_the_front_refuses_in_words(asked: dict, word: str, config: dict) -> Non
         check(SimpleNamespace(extra_args=asked), config)
 
 
+def test_finding_7_a_name_of_any_length_is_neither_compared_nor_echoed_whole() -> None:
+    with pytest.raises(
+        ValueError, match=r"Unknown steering 'x{199}…'\. Available: kind\."
+    ) as caught:
+        pick({"kind": 1}, "x" * 4_000_000, "steering")
+    assert len(str(caught.value)) < 300
+
+
 def test_the_front_lets_right_requests_pass(config: dict) -> None:
     for extra in (None, {}, {"other": 1}, ask("kind", target=0.9), ask("two"), ask("both")):
         check(SimpleNamespace(extra_args=extra), config)
@@ -133,7 +143,9 @@ def test_a_model_named_with_a_steering_is_the_model_steered(config: dict) -> Non
         assert named(["m", "n"], ["kind", "two"]) == ["m", "n", "m:kind", "m:two"]
         assert parse(aliased("m:kind", None)[KEY])[0].name == "kind"
         assert aliased("m:kind", {"other": 1})["other"] == 1
-        assert aliased("m:kind", ask("two")) == ask("two")  # what is said explicitly counts
+        assert parse(aliased("m:kind", ask("kind"))[KEY]) == parse(ask("kind")[KEY])
+        with pytest.raises(ValueError, match="'kind' and vllm_xargs for 'two'"):
+            aliased("m:kind", ask("two"))
         for model in (None, "m", "m:other", ":kind"):
             assert aliased(model, None) is None
     finally:

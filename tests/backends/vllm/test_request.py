@@ -5,7 +5,7 @@ import json
 import pytest
 
 from odesteer.backends.vllm.options import ask
-from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.backends.vllm.request import KEY, LONGEST_TEXT, Ask, _parsed, misspelt, parse
 from odesteer.ode import Angle, Target, Time
 
 
@@ -82,6 +82,11 @@ def test_a_list_is_several_steerings() -> None:
         '{"name": "s", "start": ["all"]}',
         '{"name": "s", "start": "everywhere"}',
         '[{"name": "s"}, {"name": "s"}]',
+        '{"name": "s", "name": "t"}',
+        '{"name": "s", "start": 99999999999999999999}',
+        '"' + "s" * 129 + '"',
+        {"name": "s" * 5_000_000},
+        '{"name": "\\ud800"}',
         "[" + ",".join(f'{{"name": "s{i}"}}' for i in range(9)) + "]",
         "[" * 100_000,
     ],
@@ -90,3 +95,31 @@ def test_anything_else_is_refused_in_one_short_line(value: object) -> None:
     with pytest.raises(ValueError, match=KEY) as caught:
         parse(value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_finding_7_a_long_text_is_refused_before_it_is_kept() -> None:
+    kept = _parsed.cache_info().currsize
+    for text in ('{"name": "s"' + " " * 5_000_000 + "}", '"' + "s" * 5_000_000 + '"'):
+        with pytest.raises(ValueError, match=r"has 5,000,0\d\d characters"):
+            parse(text)
+    assert _parsed.cache_info().currsize == kept
+    assert _parsed.cache_info().maxsize * LONGEST_TEXT <= 4 * 2**20
+
+
+def test_eight_steerings_with_all_their_fields_are_not_too_long() -> None:
+    some = [
+        {"name": f"{i}" * 40, "angle": 0.123456789, "target": 0.987654321, "start": "last_prompt"}
+        for i in range(8)
+    ]
+    assert len(parse(json.dumps(some))) == 8
+
+
+@pytest.mark.parametrize(
+    "key", ["Odesteer", "ODESTEER", "ode-steer", "ode_steer", "odesteer ", "odestear", "odsteer"]
+)
+def test_finding_12_a_key_that_was_meant_is_recognised(key: str) -> None:
+    assert misspelt(["top_k", key]) == key
+
+
+def test_other_keys_are_not_taken_for_ours() -> None:
+    assert misspelt([KEY, "steering", "steer", "ode", "session_id", "x" * 10**6, 3]) is None

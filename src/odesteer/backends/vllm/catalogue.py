@@ -18,7 +18,7 @@ from odesteer import __version__
 from odesteer.artifact.compatibility import LEVELS
 from odesteer.artifact.hub import locate
 from odesteer.artifact.saving import CONFIG
-from odesteer.backends.vllm.request import KEY, Ask
+from odesteer.backends.vllm.request import KEY, LONGEST_NAME, Ask
 from odesteer.expression import NAME, build
 from odesteer.layered import LayeredSteering, load, parts_of
 from odesteer.lookup import pick
@@ -50,9 +50,10 @@ def configuration(
     if not steerings:
         raise ValueError("A server that steers needs at least one steering: name=directory.")
     for name in (*steerings, *compose):
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise ValueError(
-                f"'{name}' is no name for a steering: use letters, digits, dots and dashes."
+                f"'{name}' is no name for a steering: use up to {LONGEST_NAME} letters, digits, "
+                f"dots and dashes."
             )
     twice = set(steerings) & set(compose)
     if twice:

@@ -49,6 +49,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     """Whose functions are wrapped, and how; AttributeError where one is not there."""
     from vllm.exceptions import VLLMValidationError as error
     from vllm.v1.core import kv_cache_utils
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.worker_base import WorkerBase
@@ -61,7 +62,12 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     found: list[tuple[Any, str, Wrapper]] = [
         (InputProcessor, "__init__", frontend.starts),
         (InputProcessor, "_validate_params", lambda f: frontend.validates(f, error)),
-        *[(each, "to_sampling_params", frontend.samples) for each in (chat, text, responses)],
+        (AsyncLLM, "add_request", lambda f: frontend.admits(f, error)),
+        *[(each, "init_entrypoints_middleware", frontend.layers) for each in _apps()],
+        *[
+            (each, "to_sampling_params", lambda f: frontend.samples(f, error))
+            for each in (chat, text, responses)
+        ],
         *[
             (each, "to_beam_search_params", lambda f: frontend.searches(f, error))
             for each in (chat, text)
@@ -80,6 +86,13 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     # The method that `collective_rpc` calls.
     WorkerBase.odesteer_stats = stats
     return [*found, *_on_this_platform()]
+
+
+def _apps() -> list[Any]:
+    """The modules by whose name for it the API server calls `init_entrypoints_middleware`."""
+    register = importlib.import_module("vllm.entrypoints.serve.middleware.register")
+    app = sys.modules.get("vllm.entrypoints.launchers.app")  # imported only where there is one
+    return [register] if app is None else [register, app]
 
 
 def _on_this_platform() -> list[tuple[Any, str, Wrapper]]:

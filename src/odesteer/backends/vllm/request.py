@@ -6,13 +6,12 @@ or a list of such objects. A client names steerings that the operator loaded: ne
 code. Over HTTP the object travels as a JSON string in `vllm_xargs`, offline in `extra_args`.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from odesteer.artifact.strict import brief
+from odesteer.artifact.strict import brief, parse_json
 from odesteer.ode import Angle, Dose, Target, Time
 
 KEY = "odesteer"
@@ -24,6 +23,11 @@ _KNOWN = ("name", *_DOSES, "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
 MOST = 8  # steerings a request may ask for
+LONGEST_NAME = 128  # of a steering
+# Eight steerings with all their fields are 1,400 characters. What is kept of texts is at most
+# this times `_KEPT`: 2 MB a process.
+LONGEST_TEXT = 2048
+_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ def parse(value: Any) -> tuple[Ask, ...]:
         ValueError: for anything else; one line that says what a client should do.
     """
     if isinstance(value, str):
+        # Before the text is kept, compared or shown.
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(
+                f"{KEY} has {len(value):,} characters, more than the {LONGEST_TEXT:,} that it may "
+                f"have."
+            )
         return _parsed(value)
     if isinstance(value, Mapping):
         return (_ask(value),)
@@ -85,17 +95,47 @@ def parse(value: Any) -> tuple[Ask, ...]:
     )
 
 
-@lru_cache(maxsize=4096)
+def misspelt(keys: Iterable[Any]) -> str | None:
+    """Return the first key that somebody who meant `KEY` has written, if there is one.
+
+    >>> misspelt(["temperature", "OdeSteer"]), misspelt(["odesteer", "top_k", "steering"])
+    ('OdeSteer', None)
+    """
+    for key in keys:
+        if isinstance(key, str) and key != KEY and len(key) <= 64:
+            plain = "".join(filter(str.isalpha, key.casefold()))
+            if KEY in plain or plain in _NEAR:
+                return key
+    return None
+
+
+def _one_letter_off(word: str) -> frozenset[str]:
+    """The words that differ from `word` by one letter left out, put in, replaced or swapped."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    return frozenset(
+        [before + after[1:] for before, after in cuts]
+        + [before + after[1::-1] + after[2:] for before, after in cuts]
+        + [before + letter + after[1:] for before, after in cuts for letter in letters]
+        + [before + letter + after for before, after in cuts for letter in letters]
+    ) - {word}
+
+
+# A table, because a request may have many keys and difflib takes 20 us for each.
+_NEAR = _one_letter_off(KEY)
+
+
+@lru_cache(maxsize=_KEPT)
 def _parsed(text: str) -> tuple[Ask, ...]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text.encode())
+    except ValueError as error:
         raise ValueError(
             f'{KEY} is a JSON object in a string, such as \'{{"name": "truthful"}}\'; this is no '
-            f"JSON ({brief(error, 80)}): {_shown(text)}."
+            f"JSON that it takes ({brief(error, 80)}): {_shown(text)}."
         ) from None
     if isinstance(value, str):
-        return (Ask(value),)  # '"truthful"': the name alone
+        value = {"name": value}  # '"truthful"': the name alone
     return parse(value)
 
 
@@ -116,8 +156,11 @@ def _ask(value: Any) -> Ask:
     if unknown:
         raise ValueError(f"{KEY} has no field {_shown(unknown[0])}; it takes {', '.join(_KNOWN)}.")
     name = value.get("name")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{KEY} needs the name of a steering; got {_shown(name)}.")
+    if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME:
+        raise ValueError(
+            f"{KEY} needs the name of a steering, of 1 to {LONGEST_NAME} characters; got "
+            f"{_shown(name)}."
+        )
     start = value.get("start", "last_prompt")
     whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
     if not whole and start not in STARTS:
@@ -157,4 +200,6 @@ def _dose(given: dict[str, Any]) -> tuple[Dose | None, float | None]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):  # of any length
+        return f"a {type(value).__name__}"
     return repr(brief(str(value), 60))
