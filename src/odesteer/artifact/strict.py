@@ -44,13 +44,11 @@ MAX_LINE = 8 * 2**20
 MAX_ROWS = 2**21
 # Columns of a table.
 MAX_COLUMNS = 1000
-# Text of a Parquet file once it is decompressed; a shard on the Hub has up to 0.5 GB compressed.
-MAX_TABLE_BYTES = 4 * 2**30
-# Gzip makes prose 3 to 10 times smaller, rows with one long system prompt up to 100 times, and a
-# file of one repeated character 1000 times.
+# How much larger a .gz or Parquet file may become when it is decompressed. Gzip makes prose 3 to 10
+# times smaller, rows with one long system prompt 100 times, one repeated character 1000 times.
 MAX_RATIO = 250
-# Decompressed bytes that are allowed whatever the ratio.
-MIN_ALLOWANCE = 2**20
+# Bytes that it may become whatever the ratio.
+MIN_ALLOWANCE = 16 * 2**20
 DTYPES = ("F64", "F32", "F16", "BF16", "I64")
 _TENSOR_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
@@ -136,16 +134,26 @@ class _Inflated(gzip.GzipFile):
     def __init__(self, path: Path):
         super().__init__(path, "rb")
         self._path = path
-        self._allowance = max(MIN_ALLOWANCE, MAX_RATIO * path.stat().st_size)
 
     def read1(self, size: int = -1) -> bytes:
         piece = super().read1(size)
-        if self.tell() > self._allowance:
-            raise ValueError(
-                f"'{self._path}' becomes more than {self._allowance:,} bytes, {MAX_RATIO} times "
-                f"its size, when it is decompressed: it may be a gzip bomb; decompress it yourself."
-            )
+        check_inflated(self._path, self.tell())
         return piece
+
+
+def check_inflated(path: Path, size: int) -> None:
+    """Refuse a compressed file that becomes `size` bytes, if that is out of proportion.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    allowance = max(MIN_ALLOWANCE, MAX_RATIO * path.stat().st_size)
+    if size > allowance:
+        raise ValueError(
+            f"'{path}' becomes more than {allowance:,} bytes when it is decompressed (a file may "
+            f"become {MAX_RATIO} times its size, or {MIN_ALLOWANCE:,} bytes): it may be a bomb. "
+            f"Decompress it yourself if you trust it."
+        )
 
 
 def parse_json(
@@ -160,12 +168,11 @@ def parse_json(
         raise ValueError(_too_long(len(payload), max_bytes))
     try:
         text = payload if isinstance(payload, str) else payload.decode("utf-8")
-        # Before there are objects: "[]," is three bytes, and an empty list 64. Every value but
-        # the first follows a comma or is the first in a container, which has an end.
-        if text.count(",") + text.count("]") + text.count("}") > 2 * max_values:
+        # Before there are objects: "[]," is three bytes, and the list takes 72, like three numbers.
+        # Every value but the first follows a comma or is the first in a container, which ends.
+        if text.count(",") + 3 * (text.count("]") + text.count("}")) > 2 * max_values:
             raise ValueError(
-                f"it holds more than {max_values:,} values, or {2 * max_values:,} commas and "
-                f"brackets"
+                f"it holds more than {max_values:,} values, or too many lists and objects"
             )
         value = json.loads(
             text,
@@ -180,6 +187,17 @@ def parse_json(
         raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels") from None
     _check_extent(value, max_values)
     return value
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: as `parse_json` does.
+    """
+    with open_bounded(path, MAX_JSON_BYTES) as file:
+        return parse_json(file.read())
 
 
 def check_header(file: BinaryIO, dtypes: Collection[str] = DTYPES) -> dict[str, str]:

@@ -23,8 +23,8 @@ from odesteer.artifact.strict import (
     MAX_JSON_VALUES,
     MAX_LINE,
     MAX_ROWS,
-    MAX_TABLE_BYTES,
     brief,
+    check_inflated,
     open_text,
     parse_json,
     repeated,
@@ -160,11 +160,10 @@ def _parquet(file: Path) -> Rows:
             _check_header(table.schema_arrow.names, file)
             _check_extent(table.metadata, file)
             read = 0
-            # A dictionary holds a text once for all rows that have it, so few rows at a time.
-            for batch in table.iter_batches(batch_size=256):
+            # A file holds a text once for all rows that have it, so few rows at a time.
+            for batch in table.iter_batches(batch_size=16):
                 read += batch.nbytes
-                if read > MAX_TABLE_BYTES:
-                    raise ValueError(_too_large(read, file))
+                check_inflated(file, read)
                 for row in batch.to_pylist():
                     number += 1
                     yield f"Row {number} of '{file}'", row
@@ -174,21 +173,13 @@ def _parquet(file: Path) -> Rows:
 
 def _check_extent(metadata: Any, file: Path) -> None:
     """Refuse a Parquet file by what it says of itself, before its columns are decompressed."""
-    groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    if sum(groups) > MAX_TABLE_BYTES:
-        raise ValueError(_too_large(sum(groups), file))
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    check_inflated(file, sum(group.total_byte_size for group in groups))
     if metadata.num_rows > MAX_ROWS:
         raise ValueError(
             f"'{file}' has {metadata.num_rows:,} rows, more than the {MAX_ROWS:,} that one may "
             f"have; split it."
         )
-
-
-def _too_large(size: int, file: Path) -> str:
-    return (
-        f"'{file}' becomes {size:,} bytes when it is decompressed, more than the "
-        f"{MAX_TABLE_BYTES:,} that one may have; split it."
-    )
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {

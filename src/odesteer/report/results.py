@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from odesteer.artifact.strict import brief, parse_json
+from odesteer.artifact.strict import brief, parse_json, text_lines
 from odesteer.report.run import Answer, Condition, Run
 
 FILE, SCHEMA = "results.jsonl", 1
@@ -55,11 +55,17 @@ def read_run(path: str | Path) -> Run:
     return _assembled(file, by_kind, torn)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes, bool]]:
+def _lines(file: Path) -> Iterator[tuple[int, str, bool]]:
     """(number from 1, line, is it the last) of every line that is not empty."""
-    content = [line for line in enumerate(file.read_bytes().split(b"\n"), 1) if line[1].strip()]
-    for place, (number, line) in enumerate(content):
-        yield number, line, place == len(content) - 1
+    before = None
+    # A line that is cut off may end within a character; what is no UTF-8 is refused with its line.
+    for number, line in enumerate(text_lines(file, errors="surrogateescape"), start=1):
+        if line.strip():
+            if before is not None:
+                yield *before, False
+            before = number, line
+    if before is not None:
+        yield *before, True
 
 
 def _foreign(file: Path, number: int, error: Exception) -> ValueError:
