@@ -97,6 +97,7 @@ def _assembled(
         config, model = dict(first["config"]), dict(first["model"])
         benchmark = dict(first["benchmark"])
         judges = {name: dict(facts) for name, facts in first.get("judges", {}).items()}
+        folds, notes = tuple(first.get("folds", ())), tuple(map(str, benchmark.get("notes", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"'{file}' is damaged at line 1: {brief(error)}.") from None
     answers = _answers(file, by_kind.get("case", []), conditions)
@@ -107,7 +108,7 @@ def _assembled(
 
     def kind(name: str) -> tuple[Mapping[str, Any], ...]:
         own = (line for _, line in by_kind.get(name, []))
-        return tuple(line for line in own if line.get("condition") in conditions)
+        return tuple(line for line in own if str(line.get("condition")) in conditions)
 
     return Run(
         path=file,
@@ -115,7 +116,7 @@ def _assembled(
         version=str(first.get("version", "")),
         model=model,
         benchmark=benchmark,
-        folds=tuple(first.get("folds", ())),
+        folds=folds,
         judges=judges,
         conditions=conditions,
         answers=answers,
@@ -125,7 +126,7 @@ def _assembled(
         trajectories=kind("trajectory"),
         finished="end" in by_kind,
         notes=(
-            *map(str, benchmark.get("notes", ())),
+            *notes,
             *(str(line.get("text", "")) for _, line in by_kind.get("note", [])),
         ),
         remarks=_remarks(file, by_kind, sum(map(len, answers.values())), torn),
