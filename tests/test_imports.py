@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "composition": {"ode", "steering"},
     "expression": {"lookup"},
     "layered": {"ode", "artifact", "exposition", "steering"},
-    "contrast": {"lookup", "templates"},
+    "contrast": {"artifact", "lookup", "templates"},
     "texts": {"contrast", "layers", "templates"},
     "capture": {"layers"},
     "cache": {"artifact"},

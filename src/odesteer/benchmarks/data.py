@@ -6,8 +6,6 @@ benchmark are about the same texts. The same texts come from the Hugging Face Hu
 `datasets`; their hash is taken over the rows and kept with the result.
 """
 
-import csv
-import gzip
 import hashlib
 import json
 import os
@@ -15,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odesteer.contrast.files import rows
+from odesteer.contrast.files import csv_cells, rows
 
 HUB = "hub"
 # Origins: the commits named in the comment beside each group.
@@ -101,9 +99,7 @@ def json_lines(path: Path) -> list[Mapping[str, Any]]:
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """The cells of every row of a CSV file, also in .gz."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        yield from csv.reader(file)
+    return (cells for _, cells in csv_cells(path))
 
 
 def hub_rows(

@@ -6,8 +6,8 @@
 Nothing here needs torch, so that `odesteer cache` answers at once.
 """
 
-import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odesteer.artifact.strict import MAX_JSON_BYTES, parse_json, read_json
+
 MODEL, SUFFIX, SCHEMA = "model.json", ".safetensors", "2"
 DAY = 86400.0
-_HEADER_LIMIT = 2**20  # bytes; ours have a few thousand
+_LAYER = re.compile(r"[0-9]{1,4}")
 
 
 def cache_dir() -> Path:
@@ -113,7 +115,7 @@ def header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file; empty for a file that has none."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        found = json.loads(file.read(length)) if length <= _HEADER_LIMIT else None
+        found = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
         return found if isinstance(found, dict) else {}
     return {}
 
@@ -145,9 +147,15 @@ def _cached_model(model: Path) -> CachedModel:
         size, last_used = size + stat.st_size, max(last_used, stat.st_mtime)
         place, batch = path.parent.name, path.name.split(".")[0]
         for name, entry in header(path).items():
-            if name.isdecimal() and isinstance(entry, dict) and entry.get("shape"):
+            shape = entry.get("shape") if isinstance(entry, dict) else None
+            if (
+                _LAYER.fullmatch(name)
+                and isinstance(shape, list)
+                and shape
+                and type(shape[0]) is int
+            ):
                 layers.setdefault(place, set()).add(int(name))
-                rows[place, batch] = entry["shape"][0]
+                rows[place, batch] = shape[0]
     return CachedModel(
         key=model.name,
         name=about["name"],
@@ -161,7 +169,7 @@ def _cached_model(model: Path) -> CachedModel:
 
 def _about(model: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        about = json.loads((model / MODEL).read_text(encoding="utf-8"))
+        about = read_json(model / MODEL)
         if isinstance(about, dict) and isinstance(about.get("name"), str):
             return about
     return {"name": "unknown"}

@@ -1,4 +1,4 @@
-"""Which rows does a contrast file hold?
+"""Rows of data files.
 
     .jsonl, .ndjson   one JSON object a line
     .json             one list of JSON objects
@@ -6,16 +6,30 @@
     .parquet          a row each (needs pyarrow)
 
 Text files may be compressed: `.jsonl.gz`, `.csv.gz`, ... Every row comes with its place, for
-errors that name it.
+errors that name it. A file may be anybody's: its limits are those of `odesteer.artifact.strict`.
 """
 
 import csv
-import gzip
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from odesteer.artifact.strict import (
+    MAX_BULK_BYTES,
+    MAX_BULK_VALUES,
+    MAX_COLUMNS,
+    MAX_JSON_BYTES,
+    MAX_JSON_VALUES,
+    MAX_LINE,
+    MAX_ROWS,
+    brief,
+    check_inflated,
+    open_text,
+    parse_json,
+    repeated,
+    text_lines,
+)
 
 Row = Mapping[str, Any]
 Rows = Iterator[tuple[str, Row]]
@@ -51,25 +65,47 @@ def rows(
     return _values(found, numbers) if kind in (".csv", ".tsv") else found
 
 
-def _open(file: Path) -> IO[str]:
-    # Spreadsheets write a byte-order mark; it belongs to no text.
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline="")
-    return file.open(encoding="utf-8-sig", newline="")
+def csv_cells(file: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the line and the cells of every row of a table, also in .gz.
+
+    Raises:
+        ValueError: naming the line that cannot be read.
+    """
+    length = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal length
+        for line in text_lines(file):
+            # A quoted text may go on over many lines.
+            length += len(line)
+            if length > MAX_LINE:
+                raise ValueError(
+                    f"Line {reader.line_num} of '{file}' belongs to a row of more than the "
+                    f"{MAX_LINE:,} characters that one may have."
+                )
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            length = 0
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"Line {reader.line_num} of '{file}': {error}.") from None
 
 
 def _json_lines(file: Path) -> Rows:
-    with _open(file) as lines:
-        # Not by any other line break: U+2028 may stand in a JSON text.
-        for number, line in enumerate(_decoded(lines, file), start=1):
-            if line.strip():
-                place = f"Line {number} of '{file}'"
-                yield place, _as_object(_parsed(line, place), place)
+    for number, line in enumerate(text_lines(file), start=1):
+        if line.strip():
+            place = f"Line {number} of '{file}'"
+            yield place, _as_object(_parsed(line, place), place)
 
 
 def _json_list(file: Path) -> Rows:
-    with _open(file) as text:
-        values = _parsed("".join(_decoded(text, file)), f"'{file}'")
+    with open_text(file) as text:
+        content = text.read(MAX_BULK_BYTES + 1)
+    values = _parsed(content, f"'{file}'", MAX_BULK_BYTES, MAX_BULK_VALUES)
     if not isinstance(values, list):
         raise ValueError(f"'{file}' is not a list of JSON objects; a JSONL file has one a line.")
     for number, value in enumerate(values, start=1):
@@ -79,21 +115,30 @@ def _json_list(file: Path) -> Rows:
 
 def _table(delimiter: str) -> Callable[[Path], Rows]:
     def read(file: Path) -> Rows:
-        with _open(file) as lines:
-            reader = csv.DictReader(_decoded(lines, file), delimiter=delimiter, strict=True)
-            try:
-                for cells in reader:
-                    place = f"Line {reader.line_num} of '{file}'"
-                    if None in cells:
-                        raise ValueError(
-                            f"{place} has more cells than the header has names; a text with a "
-                            f"separator in it stands in quotation marks."
-                        )
-                    yield place, cells
-            except csv.Error as error:
-                raise ValueError(f"Line {reader.line_num} of '{file}': {error}.") from None
+        rows = csv_cells(file, delimiter)
+        _, header = next(rows, (0, []))
+        _check_header([name for name in header if name], file)
+        for number, cells in rows:
+            place = f"Line {number} of '{file}'"
+            if len(cells) > len(header):
+                raise ValueError(
+                    f"{place} has more cells than the header has names; a text with a "
+                    f"separator in it stands in quotation marks."
+                )
+            # Spreadsheets leave columns without a name and rows without their last cells.
+            yield place, {name: cell for name, cell in zip(header, cells, strict=False) if name}
 
     return read
+
+
+def _check_header(names: list[str], file: Path) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise ValueError(
+            f"'{file}' has {len(names):,} columns, more than the {MAX_COLUMNS:,} that one may have."
+        )
+    twice = repeated(names)
+    if twice is not None:
+        raise ValueError(f"'{file}' has two columns of the name {twice!r:.80}; rename one.")
 
 
 def _parquet(file: Path) -> Rows:
@@ -107,14 +152,36 @@ def _parquet(file: Path) -> Rows:
         ) from None
     number = 0
     try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
+        with parquet.ParquetFile(
+            file,
+            thrift_string_size_limit=MAX_JSON_BYTES,
+            thrift_container_size_limit=MAX_JSON_VALUES,
+        ) as table:
+            _check_header(table.schema_arrow.names, file)
+            _check_extent(table.metadata, file)
+            read = 0
+            # A file, and Arrow's memory, hold a text once for all rows that have it; Python's does
+            # not. So few rows at a time, measured as what they are here.
+            for batch in table.iter_batches(batch_size=16):
+                rows = batch.to_pylist()
+                read += len(str(rows))
+                check_inflated(file, read)
+                for row in rows:
                     number += 1
                     yield f"Row {number} of '{file}'", row
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"'{file}' cannot be read as Parquet: {reason}.") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{file}' cannot be read as Parquet: {brief(error)}.") from None
+
+
+def _check_extent(metadata: Any, file: Path) -> None:
+    """Refuse a Parquet file by what it says of itself, before its columns are decompressed."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    check_inflated(file, sum(group.total_byte_size for group in groups))
+    if metadata.num_rows > MAX_ROWS:
+        raise ValueError(
+            f"'{file}' has {metadata.num_rows:,} rows, more than the {MAX_ROWS:,} that one may "
+            f"have; split it."
+        )
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
@@ -127,20 +194,13 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 }
 
 
-def _decoded(lines: IO[str], file: Path) -> Iterator[str]:
+def _parsed(
+    text: str, place: str, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_JSON_VALUES
+) -> Any:
     try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{file}' is not UTF-8 text: {error.reason}.") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"'{file}' is not a whole gzip file: {error}.") from None
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON: {error}.") from None
+        return parse_json(text, max_bytes, max_values)
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON that can be read: {brief(error)}.") from None
 
 
 def _as_object(value: Any, place: str) -> Row:
@@ -152,7 +212,7 @@ def _as_object(value: Any, place: str) -> Row:
 def _values(found: Rows, numbers: Collection[str]) -> Rows:
     """Cells of text as values; an empty cell is none."""
     for place, cells in found:
-        row = {key: cell for key, cell in cells.items() if cell not in ("", None)}
+        row = {key: cell for key, cell in cells.items() if cell}
         for key in row.keys() & set(numbers):
             row[key] = _number(row[key], f"{place}: {key}")
         yield place, row

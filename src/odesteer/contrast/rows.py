@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
 from odesteer.templates import Messages
 
@@ -82,8 +83,9 @@ def labelled(
             elif key in row and (label in (0, 1) or (label is None and not required)):
                 yield _response(prompt, row, key, name), None if label is None else int(label)
             else:
+                keys = brief(", ".join(map(str, row)), 200)
                 raise ValueError(
-                    f"has the keys {', '.join(map(str, row)) or 'none'}; a contrast needs "
+                    f"has the keys {keys or 'none'}; a contrast needs "
                     f"'positive' and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1; "
                     f'name other columns with columns={{"positive": ...}}.'
                 )

@@ -1,4 +1,4 @@
-"""Which file holds a control vector in which form?
+"""Control vectors in files, by their suffix.
 
 .gguf          llama.cpp, repeng, saklas, EasySteer; see `odesteer.interop.gguf`
 .svec          CAST, AISteer360: JSON {model_type, directions: {layer: numbers}, ...}
@@ -9,21 +9,28 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
 
-from odesteer.artifact.strict import brief, parse_json
+from odesteer.artifact.strict import (
+    MAX_BULK_VALUES,
+    MAX_VECTOR_BYTES,
+    brief,
+    check_header,
+    open_bounded,
+    parse_json,
+)
 from odesteer.interop import gguf
-from odesteer.interop.vectors import Vectors, as_direction
+from odesteer.interop.vectors import Vectors, by_layer
 from odesteer.lookup import pick
 
-_LARGEST = 2**28  # bytes of a JSON file
-_PREFIX = "direction."
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Vectors:
@@ -43,15 +50,19 @@ def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Ve
             f"'{path}' is a pickle, which can run code when it is read: convert it to "
             f".safetensors with the library that wrote it."
         )
-    reads = {".gguf": gguf.read, ".svec": _read_svec, ".safetensors": _read_safetensors}
-    read = pick(reads, path.suffix, "kind of control vector")
+    read = pick(_READERS, path.suffix, "kind of control vector")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file '{path}'.")
-    if path.suffix == ".gguf":
-        return gguf.read(path, as_extracted)
-    if as_extracted:
+    if as_extracted and path.suffix != ".gguf":
         raise ValueError("Only GGUF files of llama.cpp's generator are off by one layer.")
-    return read(path)
+    try:
+        with open_bounded(path, MAX_VECTOR_BYTES) as file:
+            vectors = read(file)
+        return vectors.moved(-1) if as_extracted else vectors
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"'{path}' is no {path.suffix} file of control vectors: {brief(error)}."
+        ) from None
 
 
 def write_vectors(vectors: Vectors, path: str | os.PathLike[str]) -> Path:
@@ -70,35 +81,30 @@ def write_vectors(vectors: Vectors, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _read_svec(path: Path) -> Vectors:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is too large for one")
-        tree: Any = parse_json(path.read_bytes())
-        directions = {
-            int(layer): as_direction(torch.tensor(numbers, dtype=torch.float32))
-            for layer, numbers in tree["directions"].items()
-        }
-        kind = tree.get("model_type")
-        return Vectors(directions, kind if isinstance(kind, str) else None)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"'{path}' is no .svec file: {brief(error)}.") from None
+def _read_svec(file: BinaryIO) -> Vectors:
+    tree = parse_json(file.read(), MAX_VECTOR_BYTES, MAX_BULK_VALUES)
+    directions = tree.get("directions") if isinstance(tree, dict) else None
+    if not isinstance(directions, dict):
+        raise ValueError("it has no object 'directions'")
+    kind = tree.get("model_type")
+    return Vectors(
+        by_layer((layer, _numbers(layer, value)) for layer, value in directions.items()),
+        kind if isinstance(kind, str) else None,
+    )
 
 
-def _read_safetensors(path: Path) -> Vectors:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: Mapping[str, str] = file.metadata() or {}
-            directions = {
-                int(name.removeprefix(_PREFIX)): as_direction(file.get_tensor(name))
-                for name in file.keys()  # noqa: SIM118 (it is no dictionary)
-            }
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"'{path}' has no tensors direction.0, direction.1, ...: {brief(error)}."
-        ) from None
-    notes = {key: value for key, value in about.items() if key != "model_type"}
-    return Vectors(directions, about.get("model_type"), notes)
+def _numbers(layer: str, value: Any) -> Tensor:
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        (value,) = value
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise ValueError(f"the direction of layer {layer:.20} is no list of numbers")
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _read_safetensors(file: BinaryIO) -> Vectors:
+    notes = check_header(file, _DTYPES)
+    kind = notes.pop("model_type", None)
+    return Vectors(by_layer(load(file.read()).items()), kind, notes)
 
 
 def _write_svec(vectors: Vectors, path: Path) -> None:
@@ -112,7 +118,7 @@ def _write_svec(vectors: Vectors, path: Path) -> None:
 
 def _write_safetensors(vectors: Vectors, path: Path) -> None:
     kind = {} if vectors.model_type is None else {"model_type": vectors.model_type}
-    tensors = {f"{_PREFIX}{layer}": d.contiguous() for layer, d in vectors.directions.items()}
+    tensors = {f"direction.{layer}": d.contiguous() for layer, d in vectors.directions.items()}
     save_file(tensors, path, {**vectors.notes, **kind})
 
 
@@ -137,4 +143,10 @@ FORMATS: dict[str, Callable[[Vectors, Path], None]] = {
     ".svec": _write_svec,
     ".safetensors": _write_safetensors,
     ".pt": _write_steered,
+}
+
+_READERS: dict[str, Callable[[BinaryIO], Vectors]] = {
+    ".gguf": gguf.read,
+    ".svec": _read_svec,
+    ".safetensors": _read_safetensors,
 }

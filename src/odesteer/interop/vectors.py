@@ -1,4 +1,4 @@
-"""What is a control vector?
+"""Control vectors: one direction a layer.
 
     a <- a + scale d_l      at the output of block l, for every l that it has
 
@@ -6,11 +6,14 @@ What other libraries exchange: one direction a layer, added to every token. It i
 constant field for the time `scale`.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from odesteer.artifact.strict import MAX_LAYERS
 from odesteer.layered import LayeredSteering
 from odesteer.ode import ConstantField
 from odesteer.steering import Steering
@@ -20,6 +23,31 @@ def as_direction(numbers: Tensor) -> Tensor:
     """[d] of [d], [1, d] or [1, 1, d], in float32; what is more than one row stays as it is."""
     numbers = numbers.float()
     return numbers.flatten() if numbers.numel() in numbers.shape else numbers
+
+
+# "1" alone: what Python's int takes for 1 as well ("01", "+1", "1_0", other scripts) is ambiguous.
+_LAYER = re.compile(r"(?:direction\.)?(0|[1-9][0-9]{0,8})")
+
+
+def by_layer(named: Iterable[tuple[str, Tensor]]) -> dict[int, Tensor]:
+    """Directions by layer, of tensors named "direction.N" or "N".
+
+    Raises:
+        ValueError: for another name, a layer beyond any model's, or one that is there twice.
+    """
+    directions: dict[int, Tensor] = {}
+    for name, numbers in named:
+        match = _LAYER.fullmatch(name)
+        if match is None or int(match[1]) >= MAX_LAYERS:
+            raise ValueError(
+                f"a direction is named by its layer, 0 to {MAX_LAYERS - 1}, as 'direction.7' or "
+                f"'7'; got {name!r:.80}"
+            )
+        layer = int(match[1])
+        if layer in directions:
+            raise ValueError(f"it has two directions of layer {layer}")
+        directions[layer] = as_direction(numbers)
+    return directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +76,8 @@ class Vectors:
         for layer, direction in self.directions.items():
             if layer < 0:
                 raise ValueError(f"A control vector counts layers from 0; got {layer}.")
-            if direction.dim() != 1 or not bool(torch.isfinite(direction).all()):
+            shaped = direction.dim() == 1 and len(direction) > 0
+            if not shaped or not bool(torch.isfinite(direction).all()):
                 raise ValueError(
                     f"The direction of layer {layer} is no vector of finite numbers (its shape is "
                     f"{list(direction.shape)})."

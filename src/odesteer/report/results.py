@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from odesteer.artifact.strict import brief, parse_json
+from odesteer.artifact.strict import brief, parse_json, text_lines
 from odesteer.report.run import Answer, Condition, Run
 
 FILE, SCHEMA = "results.jsonl", 1
@@ -55,11 +55,17 @@ def read_run(path: str | Path) -> Run:
     return _assembled(file, by_kind, torn)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes, bool]]:
+def _lines(file: Path) -> Iterator[tuple[int, str, bool]]:
     """(number from 1, line, is it the last) of every line that is not empty."""
-    content = [line for line in enumerate(file.read_bytes().split(b"\n"), 1) if line[1].strip()]
-    for place, (number, line) in enumerate(content):
-        yield number, line, place == len(content) - 1
+    before = None
+    # A line that is cut off may end within a character; what is no UTF-8 is refused with its line.
+    for number, line in enumerate(text_lines(file, errors="surrogateescape"), start=1):
+        if line.strip():
+            if before is not None:
+                yield *before, False
+            before = number, line
+    if before is not None:
+        yield *before, True
 
 
 def _foreign(file: Path, number: int, error: Exception) -> ValueError:
@@ -91,6 +97,7 @@ def _assembled(
         config, model = dict(first["config"]), dict(first["model"])
         benchmark = dict(first["benchmark"])
         judges = {name: dict(facts) for name, facts in first.get("judges", {}).items()}
+        folds, notes = tuple(first.get("folds", ())), tuple(map(str, benchmark.get("notes", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"'{file}' is damaged at line 1: {brief(error)}.") from None
     answers = _answers(file, by_kind.get("case", []), conditions)
@@ -101,7 +108,7 @@ def _assembled(
 
     def kind(name: str) -> tuple[Mapping[str, Any], ...]:
         own = (line for _, line in by_kind.get(name, []))
-        return tuple(line for line in own if line.get("condition") in conditions)
+        return tuple(line for line in own if str(line.get("condition")) in conditions)
 
     return Run(
         path=file,
@@ -109,7 +116,7 @@ def _assembled(
         version=str(first.get("version", "")),
         model=model,
         benchmark=benchmark,
-        folds=tuple(first.get("folds", ())),
+        folds=folds,
         judges=judges,
         conditions=conditions,
         answers=answers,
@@ -119,7 +126,7 @@ def _assembled(
         trajectories=kind("trajectory"),
         finished="end" in by_kind,
         notes=(
-            *map(str, benchmark.get("notes", ())),
+            *notes,
             *(str(line.get("text", "")) for _, line in by_kind.get("note", [])),
         ),
         remarks=_remarks(file, by_kind, sum(map(len, answers.values())), torn),

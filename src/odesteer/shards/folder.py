@@ -21,11 +21,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from odesteer.artifact.saving import write_whole
+from odesteer.artifact.strict import MAX_LAYERS, parse_json, read_json
 from odesteer.cache.activations import digest
 from odesteer.shards.plan import Part
 from odesteer.work.folder import WorkFolder, refuse_other
 
 ABOUT, SCHEMA = "extraction.json", 1
+# Texts of a class, and shards: far beyond what anybody has, and soon counted.
+MAX_TEXTS, MAX_PARTS = 2**40, 2**20
 PARTS, SUFFIX, ENTRY = "shards", ".safetensors", "shard"
 # What makes it another extraction, the plainest first. Neither how many threads compute, which
 # whoever joins takes over, nor what people call the model.
@@ -85,7 +88,7 @@ def header(path: Path) -> dict[str, Any]:
     try:
         # Also compares the size of the file with what should be in it.
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            about = parse_json((file.metadata() or {}).get(ENTRY, "null"))
     except (SafetensorError, OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
@@ -110,7 +113,7 @@ def read_about(path: Path) -> dict[str, Any]:
         ValueError: if it cannot be read, or is of a newer version.
     """
     try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(path / ABOUT)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"No activations at '{path}': it has no {ABOUT}. A directory of shards is written by "
@@ -124,4 +127,24 @@ def read_about(path: Path) -> dict[str, Any]:
             f"'{path / ABOUT}' cannot be used: it has schema {found!r:.40}, and this version reads "
             f"schema {SCHEMA}."
         )
+    if not _is_plan(about):
+        raise ValueError(
+            f"'{path / ABOUT}' cannot be used: its layers, contrast and rows_per_shard are not "
+            f"what odesteer writes."
+        )
     return about
+
+
+def _is_plan(about: Mapping[str, Any]) -> bool:
+    """Whether the numbers are there by which a directory is read, and can be true."""
+    layers, contrast = about.get("layers"), about.get("contrast")
+    rows: Any = about.get("rows_per_shard")
+    if not isinstance(layers, list) or not isinstance(contrast, dict):
+        return False
+    sizes: list[Any] = [contrast.get("positive"), contrast.get("negative")]
+    return (
+        all(type(layer) is int and 0 <= layer < MAX_LAYERS for layer in layers)
+        and all(type(count) is int and 1 <= count <= MAX_TEXTS for count in [*sizes, rows])
+        and rows >= 2
+        and sum(sizes) <= MAX_PARTS * rows
+    )

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from odesteer.artifact.strict import brief
 from odesteer.cache.activations import digest
 from odesteer.shards.folder import ShardFolder, header, read_about
 from odesteer.shards.plan import Part, parts
@@ -82,7 +83,8 @@ class Shards:
     def truncated(self) -> int:
         """How many texts were longer than the model's context, or `max_tokens`."""
         folder = ShardFolder(self.path)
-        return sum(int(header(folder.part(p.number)).get("truncated", 0)) for p in self.parts)
+        counts = (header(folder.part(p.number)).get("truncated") for p in self.parts)
+        return sum(count for count in counts if isinstance(count, int))
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -141,10 +143,11 @@ class Shards:
             with safe_open(path, framework="pt") as file:
                 found = {layer: file.get_tensor(str(layer)) for layer in layers}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{_damaged(path)} ({error})") from None
-        sums = header(path).get("sums", {})
+            raise ValueError(f"{_damaged(path)} ({brief(error)})") from None
+        sums = header(path).get("sums")
         for layer, rows in found.items():
-            if len(rows) != part.weight or digest(rows) != sums.get(str(layer)):
+            whole = rows.dtype == torch.float32 and rows.dim() == 2 and len(rows) == part.weight
+            if not whole or not isinstance(sums, dict) or digest(rows) != sums.get(str(layer)):
                 raise ValueError(_damaged(path))
         split = {layer: (rows[:k], rows[k:]) for layer, rows in found.items()}
         return Shard(part.positive, part.negative, split)

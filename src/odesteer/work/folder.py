@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.artifact.saving import write_whole
+from odesteer.artifact.strict import read_json
 from odesteer.work.claims import Claim
 
 CLAIMS = "claims"
@@ -93,7 +94,7 @@ def refuse_other(found: Path, about: Mapping[str, Any], keys: Sequence[str]) -> 
     if not found.is_file():
         return
     try:
-        before = json.loads(found.read_text(encoding="utf-8"))
+        before = read_json(found)
     except ValueError:
         before = None
     if not isinstance(before, dict):
