@@ -3,12 +3,14 @@
 A claim is a file that only one process can create (O_EXCL). It says who holds it: host, process,
 and when that process began, so that a process that died, and another that was given its number
 since, are told from one that works or is paused. A claim of another host counts as given up once
-nobody has touched it for `PATIENCE`; holders touch theirs every few seconds.
+nobody has touched it for `PATIENCE`, by the file system's clock; holders touch theirs every few
+seconds.
 """
 
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -33,8 +35,12 @@ class Claim:
                 if not _given_up(path):
                     return None
                 continue
-            with os.fdopen(handle, "wb") as file:
-                file.write(own)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(own)
+            except BaseException:  # a full disk: nobody holds it
+                path.unlink(missing_ok=True)
+                raise
             return cls(path)
         return None
 
@@ -74,7 +80,8 @@ def _given_up(path: Path) -> bool:
         # Its holder is about to write it, or was killed before that.
         holder = None
     if holder is None or holder.get("host") != socket.gethostname():
-        gone = time.time() - touched > (PATIENCE if holder else 5.0)
+        # Also one of the future is nobody's: a holder touches its own, by the same clock.
+        gone = abs(_now(path.parent) - touched) > (PATIENCE if holder else 5.0)
     else:
         gone = _about(int(holder["pid"])) != holder
     if not gone:
@@ -88,6 +95,18 @@ def _given_up(path: Path) -> bool:
                 os.link(aside, path)
         aside.unlink()
     return True
+
+
+def remove_given_up(folder: Path) -> None:
+    """Remove the claims of processes that are gone, once all work is done."""
+    for path in folder.glob("[!.]*"):
+        _given_up(path)
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the file system, which stamps the claims of all hosts."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _about(pid: int) -> dict[str, object]:
