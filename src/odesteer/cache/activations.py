@@ -70,7 +70,12 @@ class ActivationCache:
                 f"Activations are computed afresh and not cached: {reason}.", stacklevel=4
             )
             return None
-        return cls(activations_dir() if choice is True else Path(choice), model, site, tokens)
+        try:
+            folder = activations_dir() if choice is True else Path(choice)
+        except OSError as error:
+            warnings.warn(f"Activations are not cached: {error}", stacklevel=4)
+            return None
+        return cls(folder, model, site, tokens)
 
     def __init__(self, folder: Path, model: nn.Module, site: str, tokens: str):
         self._root = folder

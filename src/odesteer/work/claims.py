@@ -12,7 +12,6 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -41,11 +40,11 @@ class Claim:
             except BaseException:  # a full disk: nobody holds it
                 path.unlink(missing_ok=True)
                 raise
-            return cls(path)
+            return cls(path, own)
         return None
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, text: bytes):
+        self._path, self._text = path, text
         self._done = threading.Event()
         self._beat = threading.Thread(target=self._touch, daemon=True)
         self._beat.start()
@@ -60,7 +59,10 @@ class Claim:
         at: TracebackType | None,
     ) -> None:
         self._done.set()
-        self._path.unlink(missing_ok=True)
+        # Somebody may have taken it over, from a process that was paused for long.
+        with suppress(FileNotFoundError):
+            if self._path.read_bytes() == self._text:
+                self._path.unlink()
 
     def _touch(self) -> None:
         while not self._done.wait(HEARTBEAT):
