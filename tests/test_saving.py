@@ -282,3 +282,20 @@ def test_what_writes_still_is_not_taken_for_abandoned(tmp_path):
     (tmp_path / ".b.json.0123abcd").write_bytes(b"of another file")
     write_whole(tmp_path / "a.json", b"3")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.0123abcd", "a.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs resource limits")
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_changes_nothing(tmp_path):
+    import resource
+
+    before = {path: path.read_bytes() for path in whole().save_pretrained(tmp_path).iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"steering\.safetensors"):
+            older().save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

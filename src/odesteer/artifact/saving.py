@@ -234,8 +234,13 @@ def _aside(path: Path, payload: bytes) -> Iterator[str]:
     file, name = _temporary(path)
     with file:
         try:
-            file.write(payload)
-            file.flush()
+            try:
+                file.write(payload)
+                file.flush()
+            except OSError as error:  # a full disk; the system does not say of which file
+                with suppress(OSError):  # writes what is left, in vain
+                    file.close()
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
             # mkstemp makes the file private; a new file gets what the umask grants.
             umask = os.umask(0)
             os.umask(umask)
