@@ -97,7 +97,7 @@ def _fetch_file(repo_id: str, name: str, revision: str | None, local: bool) -> P
 @contextmanager
 def _watched(name: str) -> Iterator[None]:
     """Watch the answers that this thread gets, until the block ends."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     hooks = getattr(get_session(), "event_hooks", None)
     if hooks is None:  # requests, of huggingface_hub before 1.0
