@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         self.blobs = {}
         self.commits = {}
         self.requests = []
+        self.hostile = {}  # by file: (handler, data, headers) -> None answers instead
 
     @property
     def address(self):
@@ -69,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def _answer(self, status=200, body=b"", **headers):
+    def answer(self, status=200, body=b"", **headers):
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
             headers["content_type"] = "application/json"
@@ -80,6 +81,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def stream(self, pieces, **headers):
+        """An answer that does not say how long it is, or that is longer than it says."""
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        if "content_length" not in headers:
+            self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        if self.command == "HEAD":
+            return
+        with suppress(OSError):  # the client has heard enough
+            for piece in pieces:
+                chunk = (
+                    piece if "content_length" in headers else b"%x\r\n%s\r\n" % (len(piece), piece)
+                )
+                self.wfile.write(chunk)
+            if "content_length" not in headers:
+                self.wfile.write(b"0\r\n\r\n")
 
     def _read(self):
         if self.headers.get("transfer-encoding") == "chunked":
@@ -103,15 +124,15 @@ class _Handler(BaseHTTPRequestHandler):
             known = match.groupdict().get("repository")
             hidden = hub.private.get(known) and authorization != f"Bearer {TOKEN}"
             if known is not None and (known not in hub.repositories or hidden):
-                return self._answer(404, {"error": "no"}, x_error_code="RepoNotFound")
+                return self.answer(404, {"error": "no"}, x_error_code="RepoNotFound")
             if (
                 method in ("POST", "PUT")
                 and authorization != f"Bearer {TOKEN}"
                 and not (path.startswith("/lfs/") or path == "/api/validate-yaml")
             ):
-                return self._answer(401, {"error": "no"})
+                return self.answer(401, {"error": "no"})
             return answer(self, hub, body, **match.groupdict())
-        return self._answer(404, {"error": f"no route {path}"})
+        return self.answer(404, {"error": f"no route {path}"})
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 
@@ -123,19 +144,19 @@ class _Handler(BaseHTTPRequestHandler):
             hub.repositories[name] = {}
             hub.private[name] = asked.get("visibility") == "private"
             hub.commit(name, "main", {".gitattributes": b""}, "initial commit")
-        self._answer(status, {"url": f"{hub.address}/{name}"})
+        self.answer(status, {"url": f"{hub.address}/{name}"})
 
     def branch(self, hub, body, repository, revision):
         branches = hub.repositories[repository]
         status = 409 if revision in branches else 200
         branches.setdefault(revision, branches["main"])
-        self._answer(status, {})
+        self.answer(status, {})
 
     def validate(self, hub, body):
-        self._answer(200, {"errors": [], "warnings": []})
+        self.answer(200, {"errors": [], "warnings": []})
 
     def preupload(self, hub, body, repository, revision):
-        self._answer(
+        self.answer(
             200,
             {
                 "files": [
@@ -151,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def batch(self, hub, body, repository):
         objects = json.loads(body)["objects"]
-        self._answer(
+        self.answer(
             200,
             {
                 "transfer": "basic",
@@ -165,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
     def upload(self, hub, body, oid):
         assert hashlib.sha256(body).hexdigest() == oid
         hub.blobs[oid] = body
-        self._answer(200)
+        self.answer(200)
 
     def take(self, hub, body, repository, revision):
         files, message = {}, ""
@@ -178,9 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = hub.blobs[value["oid"]]
         if revision not in hub.repositories[repository]:
-            return self._answer(404, {"error": "no"}, x_error_code="RevisionNotFound")
+            return self.answer(404, {"error": "no"}, x_error_code="RevisionNotFound")
         sha = hub.commit(repository, revision, files, message)
-        self._answer(
+        self.answer(
             200,
             {
                 "commitUrl": f"{hub.address}/{repository}/commit/{sha}",
@@ -191,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, hub, repository, revision):
         sha = hub.repositories[repository].get(revision, revision)
         if sha not in hub.commits:
-            self._answer(404, {"error": "no"}, x_error_code="RevisionNotFound")
+            self.answer(404, {"error": "no"}, x_error_code="RevisionNotFound")
             return None
         return sha
 
@@ -199,12 +220,12 @@ class _Handler(BaseHTTPRequestHandler):
         sha = self._commit(hub, repository, revision)
         if sha is not None:
             siblings = [{"rfilename": name} for name in hub.commits[sha]["files"]]
-            self._answer(200, {"id": repository, "sha": sha, "siblings": siblings})
+            self.answer(200, {"id": repository, "sha": sha, "siblings": siblings})
 
     def tree(self, hub, body, repository, revision):
         sha = self._commit(hub, repository, revision)
         if sha is not None:
-            self._answer(
+            self.answer(
                 200,
                 [
                     {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
@@ -214,9 +235,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, hub, body, repository, revision, file):
         sha = self._commit(hub, repository, revision)
-        if sha is not None:
-            data = hub.commits[sha]["files"][file]
-            self._answer(200, data, x_repo_commit=sha, etag=f'"{_oid(data)}"')
+        if sha is None:
+            return
+        data = hub.commits[sha]["files"].get(file)
+        if data is None:
+            return self.answer(404, x_error_code="EntryNotFound", x_repo_commit=sha)
+        headers = {"x_repo_commit": sha, "etag": f'"{_oid(data)}"'}
+        hostile = hub.hostile.get(file)
+        if hostile is None:
+            return self.answer(200, data, **headers)
+        return hostile(self, data, headers)
 
 
 def _oid(data):

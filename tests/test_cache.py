@@ -492,10 +492,7 @@ def test_what_a_killed_process_has_computed_is_not_computed_again(
     assert count == batches - len(done)
     assert same(found, fresh)
     assert {path: path.read_bytes() for path in done} == before
-    # What the killed writer left goes away once it is a day old.
-    for path in left:
-        os.utime(path, (0, 0))
-    read(loaded, tmp_path)
+    # What the killed writer left is gone with the next who opens the cache.
     assert not [path for path in files(tmp_path) if path.name.startswith(".")]
 
 
@@ -584,3 +581,29 @@ def test_true_is_the_users_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ODESTEER_CACHE", str(tmp_path))
     read(model(), True)
     assert cached_models(tmp_path / "activations")
+
+
+def test_who_has_no_home_computes_without_a_cache(fresh, loaded, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ODESTEER_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.warns(UserWarning, match="not cached: .*no home directory.*ODESTEER_CACHE"):
+        assert same(read(loaded, True), fresh)
+
+
+def test_a_cache_that_is_emptied_meanwhile_goes_on(tmp_path, monkeypatch, recwarn):
+    from odesteer.cache import activations as module
+
+    whole, emptied = module.write_whole, []
+
+    def write(path, payload, **settings):
+        if path.suffix == ".safetensors" and not emptied:
+            emptied.append(remove(tmp_path))
+        whole(path, payload, **settings)
+
+    monkeypatch.setattr(module, "write_whole", write)
+    read(model(), tmp_path)
+    assert emptied and not [one for one in recwarn if "not cached" in str(one.message)]
+    assert len([path for path in files(tmp_path) if path.suffix == ".safetensors"]) > 1

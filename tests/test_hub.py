@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import hub as fake
 from odesteer import LayeredSteering, ODESteer, Steering, load
 from odesteer.artifact.hub import FILES
+from odesteer.artifact.saving import CARD, CONFIG, TENSORS
 from odesteer.cli.app import app
 from tiny import constant, two_gaussians
 
@@ -147,7 +148,10 @@ def test_offline_says_so_and_what_to_do(hub, offline, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     else:
         # Nobody listens on port 1.
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        nobody = "http://127.0.0.1:1"
+        monkeypatch.setattr(constants, "ENDPOINT", nobody)
+        template = nobody + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     with pytest.raises(ConnectionError, match="'me/truthful' is no local directory") as raised:
         load("me/truthful")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
@@ -189,6 +193,107 @@ def test_what_cannot_be_saved_makes_no_repository(hub):
     with pytest.raises(ValueError, match="it is code"):
         Steering(GradientField(barrier)).push_to_hub("me/code", token=fake.TOKEN)
     assert not hub.requests
+
+
+# ---- a server that means harm (HF_ENDPOINT), or is broken
+
+
+def endless():
+    while True:
+        yield b"x" * 2**16
+
+
+def headed(**changes):
+    """The file as it is, under other headers."""
+    return lambda handler, data, headers: handler.answer(200, data, **{**headers, **changes})
+
+
+def body(pieces, **changes):
+    """Right headers, and another body."""
+
+    def answer(handler, data, headers):
+        if handler.command == "HEAD":
+            return handler.answer(200, data, **headers)
+        return handler.stream(pieces(data), **headers, **changes)
+
+    return answer
+
+
+def unmeasured(handler, data, headers):
+    handler.stream([data[:100]], **headers)
+
+
+HOSTILE = {
+    "endless": (CONFIG, body(lambda _: endless()), r"longer than the 8,388,608 bytes"),
+    "endless card": (CARD, body(lambda _: endless()), r"longer than the 1,048,576 bytes"),
+    "huge claim": (
+        TENSORS,
+        lambda handler, data, headers: handler.stream([], content_length=str(2**40), **headers),
+        r"longer than the 34,359,738,368 bytes",
+    ),
+    "no length": (TENSORS, unmeasured, "does not say how long it is"),
+    "cut off": (TENSORS, body(lambda data: [data[:100]]), r"size \d+ but has size 100"),
+    "bomb": (CARD, body(lambda _: endless(), content_encoding="gzip"), r"compressed \(gzip\)"),
+    "etag of a path": (CONFIG, headed(etag='"../../../../evil"'), "etag = .* is no hash"),
+    "commit of a path": (CONFIG, headed(x_repo_commit="../../evil"), "x-repo-commit = .* no hash"),
+    "page": (CONFIG, body(lambda _: [b"<html>"]), r"size \d+ but has size 6"),
+    "error": (CONFIG, lambda handler, *_: handler.answer(503, b"", retry_after="86400"), "reached"),
+    "loop": (CONFIG, lambda handler, *_: handler.answer(302, location=handler.path), "reached"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_server_gets_one_line_and_leaves_nothing(hub, steering, tmp_path, kind):
+    steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    before = set(tmp_path.rglob("*"))
+    file, answer, words = HOSTILE[kind]
+    hub.hostile[file] = answer
+    with pytest.raises((ValueError, OSError), match=words) as refused:
+        load("me/truthful")
+    assert "\n" not in str(refused.value)
+    after = {path for path in tmp_path.rglob("*") if path not in before and path.is_file()}
+    assert not [path for path in after if not path.is_relative_to(tmp_path / "cache")]
+    assert not [path for path in after if path.suffix == ".incomplete" or "evil" in path.name]
+    # What was refused is not kept: it is there once the server is well.
+    hub.hostile.clear()
+    assert torch.equal(load("me/truthful")(ROWS), steering(ROWS))
+
+
+def test_a_slow_server_is_not_waited_for(hub, steering, monkeypatch):
+    steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    monkeypatch.setattr("odesteer.artifact.download.GRACE", 0.0)
+    monkeypatch.setattr("odesteer.artifact.download.RATE", 1e12)
+    with pytest.raises(
+        ConnectionError, match=r"sent [\d,]+ bytes of steering_config.json in 0 seconds"
+    ):
+        load("me/truthful")
+
+
+def test_a_list_of_files_is_not_read(hub, steering):
+    steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    hub.requests.clear()
+    load("me/truthful")
+    assert not [path for _, path, _ in hub.requests if path.startswith("/api/")]
+
+
+def test_a_token_does_not_follow_to_another_host(hub, steering, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
+    steering.push_to_hub("me/truthful")
+    with fake.running() as elsewhere:
+        address = elsewhere.address.replace("127.0.0.1", "localhost") + "/stolen"
+        for when in ("HEAD", "GET"):
+
+            def away(handler, data, headers, when=when):
+                if handler.command != when:
+                    return handler.answer(200, data, **headers)
+                size = {"x_linked_size": str(len(data))}
+                return handler.answer(302, **headers, **size, location=address)
+
+            hub.hostile[TENSORS] = away
+            with pytest.raises(OSError):
+                load("me/truthful")
+        assert elsewhere.requests
+        assert {authorization for _, _, authorization in elsewhere.requests} == {None}
 
 
 def command(*arguments):

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import signal
+import sys
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 from odesteer import CAA, Angle, Calibration, ODESteer, PathLength, Steering, Target, Time, ode
+from odesteer.artifact.saving import _aside, write_whole
 from odesteer.artifact.serialize import CLASSES
 from tiny import two_gaussians
 from zoo import FIELDS, ROWS, D
@@ -208,3 +212,90 @@ def test_a_file_from_before_sites_and_revisions_still_loads(tmp_path):
     loaded = Steering.from_pretrained(tmp_path)
     assert loaded.site == "residual"
     assert torch.equal(loaded(ROWS), whole()(ROWS))
+
+
+# ---- several writers, and those that are killed
+
+
+def test_two_writers_of_one_directory_leave_one_of_the_two(tmp_path, monkeypatch):
+    whole().save_pretrained(tmp_path)
+    replace, second = os.replace, threading.Thread(target=older().save_pretrained, args=[tmp_path])
+
+    def interrupted(source, target):
+        replace(source, target)
+        if second.ident is None:
+            second.start()
+            second.join(0.3)  # it ends now if nothing holds it back
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    whole(0.5).save_pretrained(tmp_path)
+    second.join()
+    assert Steering.from_pretrained(tmp_path).method == "older"
+
+
+def killed_at(number, folder):
+    """A process that saves over a directory and is killed at its n-th file operation."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    count = 0
+
+    def audit(event, arguments):
+        nonlocal count
+        if event in ("open", "os.rename", "os.chmod", "os.remove"):
+            count += str(arguments[0]).startswith(str(folder))
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    try:
+        older().save_pretrained(folder)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_writer_killed_at_any_file_operation_leaves_the_old_or_the_new_or_a_refusal(tmp_path):
+    files = sorted(path.name for path in whole().save_pretrained(tmp_path / "new").iterdir())
+    refused = number = 0
+    while True:
+        number += 1
+        folder = whole().save_pretrained(tmp_path / str(number))
+        if killed_at(number, folder) == 0:
+            break
+        try:
+            assert Steering.from_pretrained(folder).method in ("older", "mine é")
+        except ValueError as error:
+            assert "checksum" in str(error)
+            refused += 1
+        older().save_pretrained(folder)
+        assert Steering.from_pretrained(folder).method == "older"
+        assert sorted(path.name for path in folder.iterdir()) == files
+    assert number > 8
+    assert refused <= 2  # only between the renames, which follow one another
+
+
+def test_what_writes_still_is_not_taken_for_abandoned(tmp_path):
+    with _aside(tmp_path / "a.json", b"1") as name:
+        write_whole(tmp_path / "a.json", b"2")
+        assert os.path.exists(name)
+    (tmp_path / ".a.json.0123abcd").write_bytes(b"of a writer that was killed")
+    (tmp_path / ".b.json.0123abcd").write_bytes(b"of another file")
+    write_whole(tmp_path / "a.json", b"3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.0123abcd", "a.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs resource limits")
+def test_a_full_disk_is_told_with_the_name_of_the_file_and_changes_nothing(tmp_path):
+    import resource
+
+    before = {path: path.read_bytes() for path in whole().save_pretrained(tmp_path).iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large: .*README\.md"):
+            older().save_pretrained(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

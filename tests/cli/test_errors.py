@@ -1,5 +1,6 @@
 """Bad input on the command line: one line that says what to do, exit code 2, nothing written."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import odesteer as ods
+from odesteer.cli import console
 from odesteer.cli.app import app
 
 PAIR = {"prompt": "How are you?", "positive": "Very well.", "negative": "Not well."}
@@ -221,3 +223,15 @@ def test_layers_that_make_no_sense_are_refused_before_the_model_loads(
     options: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     fails_with(run("generate", "no/model", "Hi", "-m", "caa", *options), *words)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_of_another_encoding_shows_question_marks(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding))
+    console.any_encoding()
+    console.out.print(f"{console.bar(0.5)} \u4f60\u597d", soft_wrap=True)
+    sys.stdout.flush()
+    assert shown.getvalue().decode(encoding).endswith(" ??\n")

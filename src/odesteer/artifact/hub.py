@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from odesteer.artifact.saving import CARD, CONFIG, TENSORS, write_whole
+from odesteer.artifact.download import fetch
+from odesteer.artifact.saving import CARD, CONFIG, TENSORS, replace_files
+from odesteer.artifact.strict import brief
 
 FILES = (CONFIG, TENSORS, CARD)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -44,17 +46,8 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
             f"No steering at '{source}': there is no such directory. save_pretrained and "
             f"`odesteer fit --out` write one; a Hub repository is named like 'me/truthful'."
         )
-    # Imported when used: a local directory needs no network client.
-    from huggingface_hub import snapshot_download
-
     with _teaching_errors(os.fspath(source), revision):
-        copy = snapshot_download(
-            os.fspath(source),
-            revision=revision,
-            allow_patterns=list(FILES),
-            library_name="odesteer",
-        )
-    return Path(copy)
+        return fetch(os.fspath(source), revision)
 
 
 class Pushable:
@@ -138,9 +131,8 @@ def push(
 def copy(source: Path, folder: Path) -> Path:
     """The files of one directory in another, each whole or absent, the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (TENSORS, CARD, CONFIG):
-        if (source / name).is_file():
-            write_whole(folder / name, (source / name).read_bytes())
+    names = [name for name in (TENSORS, CARD, CONFIG) if (source / name).is_file()]
+    replace_files(folder, {name: (source / name).read_bytes() for name in names})
     return folder
 
 
@@ -181,9 +173,19 @@ def _teaching_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code
         if status in (401, 403):
             raise PermissionError(
-                f"The Hub refuses to let you write to {where} (status {status}): log in with "
-                f"`hf auth login`, or give a token with the right to write there."
+                f"The Hub refuses you access to {where} (status {status}): log in with `hf auth "
+                f"login`, or give a token with the right to read or write there."
             ) from None
         raise ConnectionError(
             f"The Hub answered status {status} for {where}: try again later."
+        ) from None
+    except (OSError, ValueError) as error:
+        if type(error) is OSError and error.errno is None:  # not of the system: a file cut off
+            raise ConnectionError(f"A file of {where} cannot be used: {brief(error)}.") from None
+        raise
+    except Exception as error:
+        # A server that is no Hub makes its client fail in any way: with errors of HTTP, KeyError.
+        raise ConnectionError(
+            f"The Hub's answer for {where} cannot be used ({type(error).__name__}: "
+            f"{brief(error, 120)}): check HF_ENDPOINT, or try again later."
         ) from None

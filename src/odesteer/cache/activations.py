@@ -12,7 +12,6 @@ to the bit what the same call would compute.
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,8 +25,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from odesteer.artifact.compatibility import model_name
-from odesteer.artifact.saving import write_whole
-from odesteer.cache.files import DAY, MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
+from odesteer.artifact.saving import is_temporary, remove_if_abandoned, write_whole
+from odesteer.cache.files import MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
 from odesteer.cache.fingerprint import fingerprint, obstacle
 
 # False: none; True: the user's own, see `cache_files`; or a folder.
@@ -71,7 +70,12 @@ class ActivationCache:
                 f"Activations are computed afresh and not cached: {reason}.", stacklevel=4
             )
             return None
-        return cls(activations_dir() if choice is True else Path(choice), model, site, tokens)
+        try:
+            folder = activations_dir() if choice is True else Path(choice)
+        except OSError as error:
+            warnings.warn(f"Activations are not cached: {error}", stacklevel=4)
+            return None
+        return cls(folder, model, site, tokens)
 
     def __init__(self, folder: Path, model: nn.Module, site: str, tokens: str):
         self._root = folder
@@ -83,9 +87,9 @@ class ActivationCache:
         self._wrote = False
         self._found: dict[str, list[Path]] = {}
         with suppress(OSError):
-            for path in sorted(self._place.iterdir()):
-                if path.name.startswith("."):
-                    _sweep(path)
+            for path in sorted([*self._model.iterdir(), *self._place.iterdir()]):
+                if is_temporary(path.name):
+                    remove_if_abandoned(path)
                 else:
                     self._found.setdefault(path.name.split(".")[0], []).append(path)
 
@@ -114,14 +118,20 @@ class ActivationCache:
         sums = {f"sum:{name}": digest(value) for name, value in tensors.items()}
         payload = save(tensors, {"schema": SCHEMA, **sums})
         try:
-            self._place.mkdir(parents=True, exist_ok=True)
-            if not (self._model / MODEL).exists():
-                write_whole(self._model / MODEL, json.dumps(self._about).encode())
-            write_whole(self._place / f"{batch.key()}.{layers}{SUFFIX}", payload)
+            try:
+                self._write(f"{batch.key()}.{layers}{SUFFIX}", payload)
+            except FileNotFoundError:  # another process empties the cache
+                self._write(f"{batch.key()}.{layers}{SUFFIX}", payload)
             self._wrote = True
         except OSError as error:
             self._writes = False
             warnings.warn(f"Activations are not cached: {error}.", stacklevel=4)
+
+    def _write(self, name: str, payload: bytes) -> None:
+        self._place.mkdir(parents=True, exist_ok=True)
+        if not (self._model / MODEL).exists():
+            write_whole(self._model / MODEL, json.dumps(self._about).encode())
+        write_whole(self._place / name, payload, tidy=False)
 
     def close(self) -> None:
         """Keep the whole cache within its size, if it grew."""
@@ -157,10 +167,3 @@ def _about(model: nn.Module) -> dict[str, str | None]:
     """What people call the model."""
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     return {"name": model_name(model), "revision": revision}
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a writer that was killed has left, once no writer can still be at it."""
-    with suppress(OSError):
-        if path.stat().st_mtime < time.time() - DAY:
-            path.unlink()

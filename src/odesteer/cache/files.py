@@ -23,8 +23,20 @@ _LAYER = re.compile(r"[0-9]{1,4}")
 
 
 def cache_dir() -> Path:
-    """What is computed once: ODESTEER_CACHE, or ~/.cache/odesteer."""
-    return Path(os.environ.get("ODESTEER_CACHE") or Path.home() / ".cache" / "odesteer")
+    """What is computed once: ODESTEER_CACHE, or ~/.cache/odesteer.
+
+    Raises:
+        OSError: if there is no home directory, as for the user of some containers.
+    """
+    given = os.environ.get("ODESTEER_CACHE")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "odesteer"
+    except RuntimeError:
+        raise OSError(
+            "This user has no home directory to keep a cache in: set ODESTEER_CACHE to a folder."
+        ) from None
 
 
 def activations_dir() -> Path:

@@ -26,7 +26,7 @@ from odesteer.cli import (
     serve,
     tune,
 )
-from odesteer.cli.console import one_line_warnings
+from odesteer.cli.console import any_encoding, one_line_warnings
 
 EXAMPLES = """
 Steer language models by solving an ODE on their activations.
@@ -116,4 +116,5 @@ def _options(
 def main() -> None:
     """The `odesteer` command."""
     one_line_warnings()
+    any_encoding()
     app()

@@ -1,7 +1,9 @@
 """What do all commands print alike: errors, progress, doses?"""
 
 import functools
+import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -62,6 +64,13 @@ def one_line_warnings() -> None:
             show(message, category, *place)
 
     warnings.showwarning = shown  # type: ignore[assignment]
+
+
+def any_encoding() -> None:
+    """Print "?" for what a terminal or pipe of another encoding than UTF-8 cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def plain(error: object) -> str:

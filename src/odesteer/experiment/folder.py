@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.artifact.saving import write_whole
-from odesteer.work.claims import Claim
-from odesteer.work.folder import WorkFolder, line, refuse_other
+from odesteer.work.claims import Claim, remove_given_up
+from odesteer.work.folder import CLAIMS, WorkFolder, line, refuse_other
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
 KEYS = ("config", "benchmark", "folds", "version", "backend", "model")  # what makes it another run
@@ -64,11 +64,14 @@ class RunFolder(WorkFolder):
             Whether the results are complete.
         """
         begun = (self.path / RUN).is_file()
-        claim = Claim.take(self.path / "claims" / "results") if begun else None
+        claim = Claim.take(self.path / CLAIMS / "results") if begun else None
         if claim is None:
             return False
         with claim:
-            return self._append()
+            complete = self._append()
+        if complete:
+            remove_given_up(self.path / CLAIMS)
+        return complete
 
     def _append(self) -> bool:
         parts = [self.path / RUN, *map(self.part, range(self._units))]

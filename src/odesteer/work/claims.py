@@ -3,14 +3,15 @@
 A claim is a file that only one process can create (O_EXCL). It says who holds it: host, process,
 and when that process began, so that a process that died, and another that was given its number
 since, are told from one that works or is paused. A claim of another host counts as given up once
-nobody has touched it for `PATIENCE`; holders touch theirs every few seconds.
+nobody has touched it for `PATIENCE`, by the file system's clock; holders touch theirs every few
+seconds.
 """
 
 import json
 import os
 import socket
+import tempfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +34,17 @@ class Claim:
                 if not _given_up(path):
                     return None
                 continue
-            with os.fdopen(handle, "wb") as file:
-                file.write(own)
-            return cls(path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(own)
+            except BaseException:  # a full disk: nobody holds it
+                path.unlink(missing_ok=True)
+                raise
+            return cls(path, own)
         return None
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, text: bytes):
+        self._path, self._text = path, text
         self._done = threading.Event()
         self._beat = threading.Thread(target=self._touch, daemon=True)
         self._beat.start()
@@ -54,7 +59,10 @@ class Claim:
         at: TracebackType | None,
     ) -> None:
         self._done.set()
-        self._path.unlink(missing_ok=True)
+        # Somebody may have taken it over, from a process that was paused for long.
+        with suppress(FileNotFoundError):
+            if self._path.read_bytes() == self._text:
+                self._path.unlink()
 
     def _touch(self) -> None:
         while not self._done.wait(HEARTBEAT):
@@ -74,7 +82,8 @@ def _given_up(path: Path) -> bool:
         # Its holder is about to write it, or was killed before that.
         holder = None
     if holder is None or holder.get("host") != socket.gethostname():
-        gone = time.time() - touched > (PATIENCE if holder else 5.0)
+        # Also one of the future is nobody's: a holder touches its own, by the same clock.
+        gone = abs(_now(path.parent) - touched) > (PATIENCE if holder else 5.0)
     else:
         gone = _about(int(holder["pid"])) != holder
     if not gone:
@@ -88,6 +97,18 @@ def _given_up(path: Path) -> bool:
                 os.link(aside, path)
         aside.unlink()
     return True
+
+
+def remove_given_up(folder: Path) -> None:
+    """Remove the claims of processes that are gone, once all work is done."""
+    for path in folder.glob("[!.]*"):
+        _given_up(path)
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the file system, which stamps the claims of all hosts."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _about(pid: int) -> dict[str, object]:

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 
-from odesteer.work.folder import WAIT
+from odesteer.work.claims import remove_given_up
+from odesteer.work.folder import CLAIMS, WAIT
 from odesteer.work.job import Computes, Job
 from odesteer.work.ray import cluster
 
@@ -28,6 +29,7 @@ def local(job: Job) -> int:
         computed = _all_of(job, worker)
     while not job.end():
         time.sleep(WAIT)
+    remove_given_up(job.folder.path / CLAIMS)
     return computed
 
 
