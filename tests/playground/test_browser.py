@@ -46,7 +46,7 @@ def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page, address = serve(acts, "", "127.0.0.1", port, wait=False)
+    page, address = serve(acts, "", "127.0.0.1", port)
     yield address
     page.close(verbose=False)
 
