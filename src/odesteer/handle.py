@@ -71,6 +71,11 @@ class Handle:
         self._forgotten.atexit = False
 
     def __enter__(self) -> "Handle":
+        if not self._forgotten.alive:
+            raise ValueError(
+                "This steering was taken off its model, and its handle cannot put it back: attach "
+                "it anew with steering.attach(model)."
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,6 +143,8 @@ class Handle:
     # call and on a dose that may change, which a graph would have to be compiled for anew.
     @torch.compiler.disable
     def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
+        if not self._forgotten.alive:
+            return hidden  # a copy of the hook, as quantising a steered module in place makes
         block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
         call, again = self._tracker.call_of(hidden)
         if not again and call is getattr(self._local, "ran", None):
