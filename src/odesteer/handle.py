@@ -53,6 +53,9 @@ class Handle:
         self._tracker = Tracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
+        # Before the hooks: another thread may run them as soon as they are there.
+        self._forgotten = weakref.finalize(self, _forget, self._undo)
+        self._forgotten.atexit = False
         try:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
@@ -65,10 +68,8 @@ class Handle:
             self._tracker.acquire()
             self._undo.append(self._tracker.release)
         except BaseException:
-            _take_off(self._undo)
+            self.remove()
             raise
-        self._forgotten = weakref.finalize(self, _forget, self._undo)
-        self._forgotten.atexit = False
 
     def __enter__(self) -> "Handle":
         if not self._forgotten.alive:
