@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from odesteer import Steering, Target
+from odesteer.layers import find_layers
 from odesteer.ode import ConstantField, LinearBarrier
 from tiny import (
     ARCHITECTURES,
@@ -58,6 +59,28 @@ def test_everything_comes_off_after_the_block_and_after_an_exception_in_it(name)
     with pytest.raises(KeyError), constant().attach(net), quadratic(2).attach(net):
         raise KeyError
     assert is_clean(net)
+
+
+def test_a_handle_that_was_removed_is_not_entered_again_unsteered():
+    net = model()
+    handle = constant().attach(net)
+    with handle:
+        pass
+    with pytest.raises(ValueError, match=r"taken off its model.*attach it anew"), handle:
+        pass
+
+
+def test_a_copy_of_its_hook_does_nothing_once_it_is_removed():
+    net = model()
+    with replace(constant(), site="heads").attach(net) as handle:
+        module = find_layers(net)[1].self_attn.o_proj
+        (hook,) = module._forward_pre_hooks.values()
+    # Quantising in place swaps modules, and takes hooks over to the new ones.
+    copied = module.register_forward_pre_hook(hook)
+    _, after = forward(net)
+    copied.remove()
+    assert torch.equal(after, forward(net)[1])
+    assert handle.stats()["tokens"] == 0
 
 
 def test_an_exception_inside_the_model_is_forgotten_by_the_next_call():

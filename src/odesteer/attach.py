@@ -81,6 +81,13 @@ def check_fits(steering: Steering, model: nn.Module, check: str = "architecture"
             f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
         )
     compatibility.check(compatibility.differences(steering, model), check)
+    block = type(find_layers(model)[index]).__name__
+    if "cross" in block.lower():
+        warnings.warn(
+            f"Block {index} of {type(model).__name__} is a {block}, which runs only where there "
+            f"is an image to look at: text alone is not steered there. Other layers always are.",
+            stacklevel=4,
+        )
     doubt = compatibility.doubt(steering, model)
     if doubt is not None:
         warnings.warn(doubt, stacklevel=4)  # at whoever attaches

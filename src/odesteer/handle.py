@@ -53,6 +53,9 @@ class Handle:
         self._tracker = Tracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
+        # Before the hooks: another thread may run them as soon as they are there.
+        self._forgotten = weakref.finalize(self, _forget, self._undo)
+        self._forgotten.atexit = False
         try:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
@@ -67,12 +70,15 @@ class Handle:
             tracker = self._tracker
             self._undo.append(lambda: tracker.release(inside))
         except BaseException:
-            _take_off(self._undo)
+            self.remove()
             raise
-        self._forgotten = weakref.finalize(self, _forget, self._undo)
-        self._forgotten.atexit = False
 
     def __enter__(self) -> "Handle":
+        if not self._forgotten.alive:
+            raise ValueError(
+                "This steering was taken off its model, and its handle cannot put it back: attach "
+                "it anew with steering.attach(model)."
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,6 +146,8 @@ class Handle:
     # call and on a dose that may change, which a graph would have to be compiled for anew.
     @torch.compiler.disable
     def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
+        if not self._forgotten.alive:
+            return hidden  # a copy of the hook, as quantising a steered module in place makes
         block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
         call, again = self._tracker.call_of(hidden)
         if not again and call is getattr(self._local, "ran", None):

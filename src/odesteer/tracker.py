@@ -170,6 +170,8 @@ class Tracker:
         decoder = find_decoder(model)
         self._undo.append(mark(decoder))
         self._watch(decoder, self._enter, self._leave)
+        for part in _inner_generators(model, decoder):
+            self._undo.append(self._watch_generate(part))
         if model is not decoder:
             # A decoder inside another model may be handed a mask of another form.
             self._watch(model, self._enter_outer, self._leave_outer)
@@ -406,3 +408,13 @@ def _is_guided(model: Any, kwargs: dict[str, Any]) -> bool:
     scales = (kwargs, *(vars(config) for config in configs if config is not None))
     scale = next((s for each in scales if (s := each.get("guidance_scale")) is not None), 1)
     return bool(scale != 1)
+
+
+def _inner_generators(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """List the parts of a model that hold its decoder and generate by themselves.
+
+    BLIP-2 and Kosmos-2 hand over to the language model inside: their own `generate` begins with
+    pixels, and which tokens stand for the image is known to the inner one alone.
+    """
+    parts = [part for part in model.modules() if part is not model and hasattr(part, "generate")]
+    return [part for part in parts if any(module is decoder for module in part.modules())]

@@ -94,6 +94,30 @@ def test_errors_are_one_line_and_leave_what_stood_there(acts):
         assert shown[0].texts is None and "\n" not in shown[0].error
 
 
+def test_a_prompt_beyond_the_context_is_told_of_in_one_line(acts):
+    shown = send(acts, Session(), prompt="the cat " * 200)
+    assert len(shown) == 1 and shown[0].texts is None
+    assert "tokens, and tiny reads 128 with the 6 new ones: shorten it" in shown[0].error
+    assert send(acts, Session(), prompt="the cat " * 50)[-1].figures
+
+
+EVIL = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>')
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_markup_in_names_methods_and_expressions_is_shown_as_text(acts, evil):
+    session = Session()
+    said = [
+        acts.fit(session, evil, "odesteer", GOOD, BAD, None)[0],
+        acts.fit(session, "mine", evil, GOOD, BAD, None)[0],
+        acts.save(session, evil, small.setting()),
+        acts.report(evil),
+        send(acts, session, expression=evil)[0].error,
+    ]
+    for words in said:
+        assert words.count("<") == 2 and "pg-error" in words, words
+
+
 def test_what_one_person_fits_is_nobody_elses(acts):
     one, other = Session(), Session()
     words, best = acts.fit(one, "mine", "odesteer", GOOD, BAD, None)

@@ -46,7 +46,7 @@ def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page, address = serve(acts, "", "127.0.0.1", port, wait=False)
+    page, address = serve(acts, "", "127.0.0.1", port)
     yield address
     page.close(verbose=False)
 
@@ -167,6 +167,19 @@ def test_pasted_examples_are_fitted_and_used(opened):
     page.get_by_text("mine is ready").wait_for()
     page.locator("#pg-use").click()
     title(page, "mine, angle")
+
+
+def test_markup_that_is_typed_is_shown_as_text(opened):
+    page = opened()
+    evil = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+    page.get_by_label("Chat: keep what was said").check()
+    for _ in range(2):  # the second turn shows the first
+        page.locator("#pg-prompt textarea").fill(evil)
+        generate(page)
+    assert evil in page.locator(".pg-said").first.inner_text()
+    choose(page, evil)
+    page.locator("#pg-error .pg-error").wait_for()
+    assert page.title() != "run" and page.locator("img[src=x]").count() == 0
 
 
 def test_a_bad_upload_is_told_of_in_one_line(opened, tmp_path):

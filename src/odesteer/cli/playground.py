@@ -75,8 +75,11 @@ def playground(
         )
     desk = Desk(*load_model(model, say), name=model)
     shelf = saved(desk, named) if named else moods(desk, cache)
-    say(f"The page is at http://{host}:{port} until you press Ctrl-C.")
-    serve(Acts(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened)
+    page, address = serve(
+        Acts(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened
+    )
+    say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")
+    page.block_thread()
 
 
 def named_paths(given: list[str]) -> dict[str, Path]:

@@ -1,9 +1,11 @@
-"""How is the page served? By this machine alone, to this machine alone unless told otherwise.
+"""The server of the page: by this machine alone, to this machine alone unless told otherwise.
 
 A policy in every answer forbids the browser any request to another server, whatever a part of
-the page might ask for.
+the page might ask for. A page that listens to this machine alone answers only to this machine's
+names, so that a web site whose name was rebound to 127.0.0.1 cannot use it.
 """
 
+import ipaddress
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -58,30 +60,49 @@ def theme() -> gr.themes.Base:
     )
 
 
+def allowed_hosts(host: str) -> list[str]:
+    """List the names that a request may call a server by that listens on `host`.
+
+    Those of this machine where it listens to this machine alone; any name otherwise, since
+    other machines may know it by names that it does not know.
+    """
+    address = host.strip("[]")
+    local = address == "localhost" or _is_loopback(address)
+    return ["localhost", "127.0.0.1", "[::1]", address] if local else ["*"]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def serve(
-    acts: Acts, system: str, host: str, port: int, opened: bool = False, wait: bool = True
+    acts: Acts, system: str, host: str, port: int, opened: bool = False
 ) -> tuple[gr.Blocks, str]:
-    """Serve the page, and wait until it is interrupted unless told otherwise.
+    """Serve the page; it answers when this returns.
 
     Args:
         acts: what the page does.
         system: the first system prompt.
         host, port: where it listens.
         opened: also open it in this machine's browser.
-        wait: block until interrupted.
 
     Returns:
-        the running page (`close()` ends it) and its address.
+        the running page (`block_thread()` waits until it is interrupted, `close()` ends it)
+        and its address.
 
     Raises:
         OSError: if the port is taken.
     """
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     page = build(acts, system)
     page.queue(default_concurrency_limit=8, max_size=64)
     _, address, _ = page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host.strip("[]") and host[0] != "[" else host,
         server_port=port,
         share=False,
         inbrowser=opened,
@@ -92,8 +113,17 @@ def serve(
         css=CSS,
         head=HEAD,
         footer_links=[],
-        app_kwargs={"middleware": [Middleware(Policy)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(Policy),
+                Middleware(
+                    TrustedHostMiddleware, allowed_hosts=allowed_hosts(host), www_redirect=False
+                ),
+            ]
+        },
+        # Gradio waits for its own first answer without a limit, and then asks for the page once
+        # more with one of 3 seconds: on a loaded machine the second takes longer, and Gradio gives
+        # up with advice to share the page.
+        _frontend=False,
     )
-    if wait:
-        page.block_thread()
     return page, address

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from odesteer.backends.base import AnySteering, Sampling
+from odesteer.layers import config_value
 from odesteer.playground.setting import Setting
 from odesteer.playground.shelf import Desk, Shelf, Source
 from odesteer.playground.writing import Text, write
@@ -93,6 +94,7 @@ class Session:
         """Both texts as they grow, until they are complete or there is a newer claim than mine."""
         asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]
         ids = (encode(desk.tokenizer, asked[0]), encode(desk.tokenizer, asked[1]))
+        _check_context(desk, max(map(len, ids)), int(setting.max_new_tokens))
         sampling = Sampling(
             max_new_tokens=int(setting.max_new_tokens),
             temperature=setting.temperature,
@@ -103,3 +105,13 @@ class Session:
                 return
             self.pair = pair
             yield pair
+
+
+def _check_context(desk: Desk, prompt: int, new: int) -> None:
+    """ValueError if a prompt and the new tokens, counted, are more than the model reads."""
+    limit = config_value(desk.model, "max_position_embeddings")
+    if limit is not None and prompt + new > limit:
+        raise ValueError(
+            f"The prompt has {prompt} tokens, and {desk.name} reads {limit} with the {new} new "
+            f"ones: shorten it, ask for fewer new tokens, or begin a new chat."
+        )
