@@ -21,6 +21,10 @@ from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 
 
+# Rows of the data whose probability is looked at before a fit is handed out.
+CHECKED = 256
+
+
 class Learnt(NamedTuple):
     """The method with what it chose, its field, and `Method.held_out` of it."""
 
@@ -125,6 +129,8 @@ class Method(ABC):
         calibration = Calibration()
         receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
         if held_out is not None:
+            if not np.isfinite(held_out[0]).all():
+                raise _overflow(self.name, samples, "its barrier on held-out rows is not finite")
             calibration, quality = platt(*held_out, name=self.name)
             values, labels = held_out
             log_odds = calibration.scale * values + calibration.offset
@@ -133,7 +139,7 @@ class Method(ABC):
                 for each in reliability(log_odds, labels, balanced=True)
             ]
             receipts |= {"held_out": quality._asdict(), "reliability": curve}
-        return Steering(
+        steering = Steering(
             field=field,
             strength=self.default_strength if strength is None else strength,
             solver=self.solver,
@@ -145,6 +151,10 @@ class Method(ABC):
             receipts=receipts,
             site=self.site,
         )
+        unusable = _unusable(steering, samples)
+        if unusable is not None:
+            raise _overflow(self.name, samples, unusable)
+        return steering
 
     def for_model(self, head_width: int | None) -> "Method":
         """The method with what it must know of the model."""
@@ -180,6 +190,29 @@ class Method(ABC):
     ) -> Samples:
         """The data in float64, or a ValueError that says what is wrong with it."""
         return checked(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
+
+
+def _unusable(steering: Steering, samples: Samples) -> str | None:
+    """What is not finite in the precision that the steering is used in, if anything is."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
+        return "what it learnt is not finite"
+    rows = samples.rows
+    some = rows[:: max(1, len(rows) // CHECKED)].float()
+    if steering.field.barrier is not None:
+        unknown = int((~torch.isfinite(steering.probability(some))).sum())
+        if unknown:
+            return f"P(positive) is NaN on {unknown} of {len(some)} rows that it was fitted on"
+    return None
+
+
+def _overflow(name: str, samples: Samples, what: str) -> ValueError:
+    rows = samples.rows
+    spread = float((rows - rows.mean(dim=0)).abs().max())
+    return ValueError(
+        f"{name} cannot be used in float32 on these activations: {what} (largest value "
+        f"{float(rows.abs().max()):.3g}, largest distance from the mean {spread:.3g}). Give "
+        f"activations that differ, in units in which they are neither below 1e-15 nor above 1e15."
+    )
 
 
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
