@@ -23,6 +23,8 @@ from odesteer.steering import Calibration, Steering
 
 # Rows of the data whose probability is looked at before a fit is handed out.
 CHECKED = 256
+# Beyond, products of activations leave float32.
+SMALLEST, LARGEST = 1e-15, 1e15
 
 
 class Learnt(NamedTuple):
@@ -123,7 +125,13 @@ class Method(ABC):
                 or infinity, or unpaired rows where pairs are needed.
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
-        method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+        try:
+            method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            if not _is_out_of_scale(samples):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise _overflow(self.name, samples, reason) from error
         # What is learnt lives where activations come from, in the precision it is used in.
         field = learnt.to(positive.device, torch.float32)
         calibration = Calibration()
@@ -205,13 +213,23 @@ def _unusable(steering: Steering, samples: Samples) -> str | None:
     return None
 
 
-def _overflow(name: str, samples: Samples, what: str) -> ValueError:
+def _scale(samples: Samples) -> tuple[float, float]:
+    """The largest value, and the largest distance of a coordinate from its mean."""
     rows = samples.rows
-    spread = float((rows - rows.mean(dim=0)).abs().max())
+    return float(rows.abs().max()), float((rows - rows.mean(dim=0)).abs().max())
+
+
+def _is_out_of_scale(samples: Samples) -> bool:
+    largest, spread = _scale(samples)
+    return largest > LARGEST or spread < SMALLEST
+
+
+def _overflow(name: str, samples: Samples, what: str) -> ValueError:
+    largest, spread = _scale(samples)
     return ValueError(
         f"{name} cannot be used in float32 on these activations: {what} (largest value "
-        f"{float(rows.abs().max()):.3g}, largest distance from the mean {spread:.3g}). Give "
-        f"activations that differ, in units in which they are neither below 1e-15 nor above 1e15."
+        f"{largest:.3g}, largest distance from the mean {spread:.3g}). Give activations that "
+        f"differ, in units in which they are between {SMALLEST:g} and {LARGEST:g}."
     )
 
 

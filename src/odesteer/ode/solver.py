@@ -19,6 +19,9 @@ from odesteer.ode.tableau import Tableau
 
 # Each at least halves the bracket and, once close, doubles the digits.
 _EVENT_ITERATIONS = 10
+# So many roundings, relative to the sizes of h, above its level a row stops: h is computed anew
+# from the activation, and P from h.
+_ABOVE = 32
 
 
 class Solver(ABC):
@@ -108,7 +111,8 @@ class FixedStep(Solver):
             for _ in range(steps):
                 x = self.step(flow, x, dt)
             return x
-        done = flow.value(x) >= level
+        value = flow.value(x)
+        done, level = value >= level, _above(level, value)
         crossed = torch.zeros_like(done)
         for _ in range(steps):
             after = self.step(flow, x, dt)
@@ -193,7 +197,8 @@ class Adaptive(Solver):
         shortest = left.abs() / 250
         there = torch.zeros_like(left, dtype=torch.bool)
         if level is not None:
-            there = (flow.value(x) >= level).unsqueeze(-1)
+            value = flow.value(x)
+            there, level = (value >= level).unsqueeze(-1), _above(level, value)
         crossed = torch.zeros_like(there)
         for _ in range(self.max_steps):
             active = (left.abs() > smallest) & ~there & ~crossed
@@ -229,6 +234,11 @@ class Adaptive(Solver):
             f"{self.tolerance}; the field may not be smooth. Raise the tolerance or take fixed "
             f"steps."
         )
+
+
+def _above(level: Tensor | float, value: Tensor) -> Tensor:
+    """Where rows of h = value [...] stop, so that h >= level holds in spite of rounding."""
+    return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + abs(level))
 
 
 def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, list[Tensor]]:
