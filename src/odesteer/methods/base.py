@@ -205,11 +205,13 @@ def _unusable(steering: Steering, samples: Samples) -> str | None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
         return "what it learnt is not finite"
     rows = samples.rows
+    # Those learnt from, and one of ordinary size.
     some = rows[:: max(1, len(rows) // CHECKED)].float()
+    some = torch.cat([some, torch.ones_like(some[:1])])
     if steering.field.barrier is not None:
         unknown = int((~torch.isfinite(steering.probability(some))).sum())
         if unknown:
-            return f"P(positive) is NaN on {unknown} of {len(some)} rows that it was fitted on"
+            return f"P(positive) is NaN on {unknown} of {len(some)} rows"
     return None
 
 

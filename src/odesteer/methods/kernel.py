@@ -93,9 +93,7 @@ def fit_machines(
     to_weights = vectors[:, kept] / values[kept].sqrt()
     kernel = (gamma * expansion.cross).add_(c0).square_()
     strengths = torch.tensor(list(C), dtype=torch.float32)
-    found = regress(
-        kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, strengths
-    )
+    found = regress(kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, strengths)
     weights = to_weights @ found.weight
     return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())
 
