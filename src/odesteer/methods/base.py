@@ -20,7 +20,6 @@ from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 
-
 # Rows of the data whose probability is looked at before a fit is handed out.
 CHECKED = 256
 # Beyond, products of activations leave float32.
