@@ -21,7 +21,7 @@ from odesteer.ode.tableau import Tableau
 _EVENT_ITERATIONS = 10
 # So many roundings, relative to the sizes of h, above its level a row stops: h is computed anew
 # from the activation, and P from h.
-_ABOVE = 32
+_ABOVE = 6
 
 
 class Solver(ABC):
@@ -238,7 +238,8 @@ class Adaptive(Solver):
 
 def _above(level: Tensor | float, value: Tensor) -> Tensor:
     """Where rows of h = value [...] stop, so that h >= level holds in spite of rounding."""
-    return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + abs(level))
+    size = level.abs() if isinstance(level, Tensor) else abs(level)
+    return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + size)
 
 
 def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, list[Tensor]]:
