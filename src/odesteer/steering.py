@@ -8,6 +8,7 @@ composed and attached. Precision, `no_grad` and devices are dealt with here.
 import copy
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from odesteer.artifact.saving import dose_from_json, dose_to_json, read, write
 from odesteer.artifact.serialize import describe, rebuild
 from odesteer.artifact.strict import brief
 from odesteer.lookup import pick
-from odesteer.ode import Barrier, Dose, GivenField, VectorField, as_dose
+from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
 from odesteer.ode.field import solved_in
 from odesteer.solvers import find_solver
 
@@ -94,7 +95,14 @@ class Steering(Pushable):
     def __post_init__(self) -> None:
         find_solver(self.solver)
         pick(dict.fromkeys(SITES), self.site, "site")
-        _ = self.dose  # refuses a strength that is no number
+        dose = self.dose  # refuses a strength that is no number
+        if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
+            warnings.warn(
+                f"A negative strength of '{self.method}' does not go back: its gate opens on the "
+                f"other side, so other rows move than at a positive one. To undo a move, keep the "
+                f"activation from before it.",
+                stacklevel=3,
+            )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
 

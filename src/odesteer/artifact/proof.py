@@ -64,7 +64,8 @@ def calibration_of(values: Any) -> dict[str, float]:
 def try_out(steering: "Steering") -> None:
     """ValueError unless activations 0, 1, a drawn one and a large one go to finite places."""
     shape = (4, steering.hidden_size or 1)
-    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape, generator=generator, dtype=torch.float32)
     rows[0], rows[1] = 0.0, 1.0
     # The largest coordinates of language models are some thousands.
     rows[3] *= 1000.0

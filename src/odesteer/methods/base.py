@@ -20,6 +20,11 @@ from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 
+# Rows of the data whose probability is looked at before a fit is handed out.
+CHECKED = 256
+# Beyond, products of activations leave float32.
+SMALLEST, LARGEST = 1e-15, 1e15
+
 
 class Learnt(NamedTuple):
     """The method with what it chose, its field, and `Method.held_out` of it."""
@@ -119,12 +124,20 @@ class Method(ABC):
                 or infinity, or unpaired rows where pairs are needed.
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
-        method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+        try:
+            method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            if not _is_out_of_scale(samples):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise _overflow(self.name, samples, reason) from error
         # What is learnt lives where activations come from, in the precision it is used in.
         field = learnt.to(positive.device, torch.float32)
         calibration = Calibration()
         receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
         if held_out is not None:
+            if not np.isfinite(held_out[0]).all():
+                raise _overflow(self.name, samples, "its barrier on held-out rows is not finite")
             calibration, quality = platt(*held_out, name=self.name)
             values, labels = held_out
             log_odds = calibration.scale * values + calibration.offset
@@ -133,7 +146,7 @@ class Method(ABC):
                 for each in reliability(log_odds, labels, balanced=True)
             ]
             receipts |= {"held_out": quality._asdict(), "reliability": curve}
-        return Steering(
+        steering = Steering(
             field=field,
             strength=self.default_strength if strength is None else strength,
             solver=self.solver,
@@ -145,6 +158,10 @@ class Method(ABC):
             receipts=receipts,
             site=self.site,
         )
+        unusable = _unusable(steering, samples)
+        if unusable is not None:
+            raise _overflow(self.name, samples, unusable)
+        return steering
 
     def for_model(self, head_width: int | None) -> "Method":
         """The method with what it must know of the model."""
@@ -180,6 +197,41 @@ class Method(ABC):
     ) -> Samples:
         """The data in float64, or a ValueError that says what is wrong with it."""
         return checked(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
+
+
+def _unusable(steering: Steering, samples: Samples) -> str | None:
+    """What is not finite in the precision that the steering is used in, if anything is."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
+        return "what it learnt is not finite"
+    rows = samples.rows
+    # Those learnt from, and one of ordinary size.
+    some = rows[:: max(1, len(rows) // CHECKED)].float()
+    some = torch.cat([some, torch.ones_like(some[:1])])
+    if steering.field.barrier is not None:
+        unknown = int((~torch.isfinite(steering.probability(some))).sum())
+        if unknown:
+            return f"P(positive) is NaN on {unknown} of {len(some)} rows"
+    return None
+
+
+def _scale(samples: Samples) -> tuple[float, float]:
+    """The largest value, and the largest distance of a coordinate from its mean."""
+    rows = samples.rows
+    return float(rows.abs().max()), float((rows - rows.mean(dim=0)).abs().max())
+
+
+def _is_out_of_scale(samples: Samples) -> bool:
+    largest, spread = _scale(samples)
+    return largest > LARGEST or spread < SMALLEST
+
+
+def _overflow(name: str, samples: Samples, what: str) -> ValueError:
+    largest, spread = _scale(samples)
+    return ValueError(
+        f"{name} cannot be used in float32 on these activations: {what} (largest value "
+        f"{largest:.3g}, largest distance from the mean {spread:.3g}). Give activations that "
+        f"differ, in units in which they are between {SMALLEST:g} and {LARGEST:g}."
+    )
 
 
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:

@@ -108,7 +108,7 @@ class HeadITI(Method):
         projection = (torch.cat([above, below]) * unit).sum(dim=-1)
         velocity = unit * projection.std(dim=0, correction=0).unsqueeze(-1)
         if self.heads is not None:
-            chosen = torch.zeros(len(velocity), 1).to(velocity)
+            chosen = velocity.new_zeros(len(velocity), 1)
             chosen[list(self.heads)] = 1.0
             velocity = velocity * chosen
         velocity = velocity.flatten()

@@ -92,9 +92,8 @@ def fit_machines(
     kept = values > (1e-10 if exact else 1e-6) * values[-1]
     to_weights = vectors[:, kept] / values[kept].sqrt()
     kernel = (gamma * expansion.cross).add_(c0).square_()
-    found = regress(
-        kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, torch.tensor(list(C))
-    )
+    strengths = torch.tensor(list(C), dtype=torch.float32)
+    found = regress(kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, strengths)
     weights = to_weights @ found.weight
     return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())
 

@@ -119,8 +119,10 @@ class FourierODESteer(Method):
         generator = torch.Generator().manual_seed(self.seed)
         bandwidth = self.bandwidth or median_distance(rows, generator)
         # Drawn on the CPU, so that a seed means the same features on every device.
-        frequency = torch.randn(self.components, rows.shape[1], generator=generator) / bandwidth
-        offset = 2 * math.pi * torch.rand(self.components, generator=generator)
+        single = torch.float32  # whatever torch's default is
+        size = (self.components, rows.shape[1])
+        frequency = torch.randn(size, generator=generator, dtype=single) / bandwidth
+        offset = 2 * math.pi * torch.rand(self.components, generator=generator, dtype=single)
         frequency, offset = frequency.to(rows), offset.to(rows)
         empty = FourierBarrier(frequency, offset, torch.zeros_like(offset), 0.0)
         coef, bias = _regression(empty.features(rows), samples, self.C)

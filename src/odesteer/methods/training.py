@@ -185,7 +185,7 @@ def train(
             optimiser = torch.optim.AdamW(tensors, recipe.lr, weight_decay=recipe.weight_decay)
             for epoch in range(recipe.epochs):
                 order = torch.randperm(len(visited), generator=generator).to(visited.device)
-                summed = torch.zeros((), device=visited.device)
+                summed = torch.zeros((), device=visited.device, dtype=torch.float32)
                 for number, part in enumerate(visited[order].split(recipe.batch)):
                     for group in optimiser.param_groups:
                         group["lr"] = recipe.rate(epoch * batches + number, total)

@@ -97,7 +97,7 @@ class TruthFlow(Method):
                 return (flow(at, time) - (end - start)).square().mean()
 
             def sampled(index: Tensor) -> Tensor:
-                return loss(index, torch.rand(len(index), 1, generator=generator).to(prompts))
+                return loss(index, _uniform(len(index), generator).to(prompts))
 
             def score() -> float:
                 times = (torch.arange(_TIMES).to(prompts) + 0.5) / _TIMES
@@ -133,6 +133,10 @@ class TruthFlow(Method):
                 reads_prompt=samples.prompts is not None,
             )
             return field.to(samples.positive.dtype)
+
+
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, 1, generator=generator, dtype=torch.float32)
 
 
 def _standardised(rows: Tensor, fit: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from odesteer.ode.frame import Frame
@@ -49,6 +50,19 @@ class Outcome(NamedTuple):
     stays: Tensor
 
 
+def is_finite_and_not_zero(time: Tensor, total: Tensor) -> Tensor:
+    """True for rows that move: their time is not 0, and the sum of what they become is finite."""
+    return torch.add(time, total, alpha=0).abs() > 0  # 0 times what is not finite is NaN
+
+
+def in_type_of(a: Tensor, moved: Tensor) -> Tensor:
+    """`moved` in a's type; a coordinate that float16 cannot hold keeps the value that it had."""
+    result = moved.to(a.dtype)
+    if a.dtype != torch.float16:  # the other types reach as far as float32
+        return result
+    return torch.where(result.isinf(), a, result)
+
+
 Inner = Callable[[Frame, Tensor, Tensor, Course], Outcome]
 
 
@@ -63,7 +77,8 @@ def through(frame: Frame, coordinates: Tensor, length: Tensor, course: Course) -
     """
     flow, start = enter(frame, coordinates, length)
     state = course.solver.integrate(flow, start, course.time, course.steps, course.level)
-    stays = course.time == 0
+    shift, change = leave(start, state)
+    stays = ~is_finite_and_not_zero(course.time, change.sum(dim=-1) + shift.squeeze(-1))
     if course.level is not None:
         stays = stays | (flow.value(start) >= course.level)
-    return Outcome(*leave(start, state), stays)
+    return Outcome(shift, change, stays)

@@ -132,7 +132,7 @@ def at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
     if field.unit_speed:
         return length
     speed = field(a.to(length.dtype)).norm(dim=-1)
-    return torch.where(speed > 0, length / speed, torch.zeros_like(length))
+    return (length / speed).masked_fill_(speed == 0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Where does an activation end up?
 
-a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates.
+a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates. A row for which the arithmetic
+overflows (its squares are beyond float32 from a norm of 1e19), or that holds NaN or infinity, is
+returned as it is: finite activations stay finite.
 """
 
 import torch
 from torch import Tensor
 
 from odesteer.ode import passage
-from odesteer.ode.course import Course
+from odesteer.ode.course import Course, in_type_of, is_finite_and_not_zero
 from odesteer.ode.field import VectorField, solved_in
 from odesteer.ode.solver import GreatCircle, Solver
 
@@ -23,7 +25,9 @@ def solve(
 ) -> Tensor:
     """a(time) for a [..., d], in a's own type.
 
-    Rows with time 0, and rows whose barrier is at `level` already, come back bit for bit.
+    Rows with time 0, rows whose barrier is at `level` already and rows that overflow come back
+    bit for bit. A constant added for one common time looks at no row: there NaN and infinity stay
+    in the coordinates that hold them. A coordinate beyond float16's range keeps its value.
 
     Args:
         field: v.
@@ -39,7 +43,7 @@ def solve(
     if plain and isinstance(time, float) and time != 0.0:
         there = field.after(a.to(dtype), time)
         if there is not None:
-            return there.to(a.dtype)
+            return in_type_of(a, there)
     # A number is filled in on the device: copying it there would wait for the device.
     if not isinstance(time, Tensor):
         time = a.new_full((), time, dtype=dtype)
@@ -52,10 +56,11 @@ def solve(
     start = a.to(dtype)
     reduction = field.reduce(start)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)
-    stays = time == 0
+    moved = reduction.lift(state)
+    moves = is_finite_and_not_zero(time, moved.sum(dim=-1))
     if level is not None:
-        stays = stays | (reduction.flow.value(reduction.start) >= level)
-    return torch.where(stays.unsqueeze(-1), start, reduction.lift(state)).to(a.dtype)
+        moves = moves & ~(reduction.flow.value(reduction.start) >= level)
+    return in_type_of(a, torch.where(moves.unsqueeze(-1), moved, start))
 
 
 def trajectory(
@@ -65,5 +70,6 @@ def trajectory(
     time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
     reduction = field.reduce(a)
     path = solver.path(reduction.flow, reduction.start, time, steps)
-    moved = torch.where((time == 0).unsqueeze(-1), a, reduction.lift(path[1:]))
-    return torch.cat([a.unsqueeze(0), moved])
+    moved = reduction.lift(path[1:])
+    moves = is_finite_and_not_zero(time, moved.sum(dim=(0, -1)))
+    return torch.cat([a.unsqueeze(0), torch.where(moves.unsqueeze(-1), moved, a)])

@@ -107,7 +107,8 @@ class Network(nn.Module):
         """
         layers = []
         for before, after in pairwise(widths):
-            numbers = 2.0 * torch.rand(after, before + 1, generator=generator) - 1.0
+            size = (after, before + 1)
+            numbers = 2.0 * torch.rand(size, generator=generator, dtype=torch.float32) - 1.0
             numbers = numbers / math.sqrt(before)
             layers.append(Dense(numbers[:, :-1].contiguous(), numbers[:, -1].contiguous()))
         return Network(layers, activation)

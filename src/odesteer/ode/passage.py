@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode import fused
-from odesteer.ode.course import Course, Inner, through
+from odesteer.ode.course import Course, Inner, in_type_of, through
 from odesteer.ode.field import GradientField, VectorField
 from odesteer.ode.frame import Frame
 from odesteer.ode.quadratic import QuadraticBarrier
@@ -61,12 +61,12 @@ def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
     result = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if a.device.type != "cpu" or rows.numel() <= WORKSPACE:
         _pass(frame, rows, result, course, inner)
-        return result.to(a.dtype).view(a.shape)
+        return in_type_of(a, result.view(a.shape))
     part = max(1, WORKSPACE // rows.shape[1])
     for first in range(0, len(rows), part):
         some = slice(first, first + part)
         _pass(frame, rows[some], result[some], course.part(some), inner)
-    return result.to(a.dtype).view(a.shape)
+    return in_type_of(a, result.view(a.shape))
 
 
 def _pass(frame: Frame, a: Tensor, result: Tensor, course: Course, inner: Inner) -> None:

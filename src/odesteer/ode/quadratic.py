@@ -26,7 +26,7 @@ SPARSE = 8
 
 def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
     """x / norm, and 0 where the norm is 0."""
-    return torch.where(norm > 0, x / norm, torch.zeros_like(x))
+    return (x / norm).masked_fill_(norm <= 0, 0.0)
 
 
 def is_above_noise(length: Tensor, q: Tensor) -> Tensor:

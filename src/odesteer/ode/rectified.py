@@ -78,8 +78,8 @@ class Hourglass(nn.Module):
 
 def _dense(before: int, after: int, generator: torch.Generator) -> Dense:
     before += 2 * _FREQUENCIES
-    numbers = (2.0 * torch.rand(after, before, generator=generator) - 1.0) / math.sqrt(before)
-    return Dense(numbers, torch.zeros(after))
+    numbers = 2.0 * torch.rand(after, before, generator=generator, dtype=torch.float32) - 1.0
+    return Dense(numbers / math.sqrt(before), numbers.new_zeros(after))
 
 
 def _layer(layer: nn.Module, x: Tensor, features: Tensor) -> Tensor:

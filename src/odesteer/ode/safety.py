@@ -76,7 +76,7 @@ class SafetyField(VectorField):
         direction = unit_or_zero(ascent, ascent.norm(dim=-1, keepdim=True))
         speed = unit_or_zero(missing, (gradient * direction).sum(dim=-1, keepdim=True))
         if self.limit is not None:
-            speed = speed.clamp_max(self.limit)
+            speed = speed.clamp_max(min(self.limit, torch.finfo(speed.dtype).max))
         return nominal + speed * direction
 
     def reversed(self) -> "SafetyField":

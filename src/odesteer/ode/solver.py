@@ -19,6 +19,9 @@ from odesteer.ode.tableau import Tableau
 
 # Each at least halves the bracket and, once close, doubles the digits.
 _EVENT_ITERATIONS = 10
+# So many roundings, relative to the sizes of h, above its level a row stops: h is computed anew
+# from the activation, and P from h.
+_ABOVE = 6
 
 
 class Solver(ABC):
@@ -108,7 +111,8 @@ class FixedStep(Solver):
             for _ in range(steps):
                 x = self.step(flow, x, dt)
             return x
-        done = flow.value(x) >= level
+        value = flow.value(x)
+        done, level = value >= level, _above(level, value)
         crossed = torch.zeros_like(done)
         for _ in range(steps):
             after = self.step(flow, x, dt)
@@ -170,6 +174,12 @@ class Adaptive(Solver):
                 f"tolerance {self.tolerance}."
             )
 
+    @property
+    def _difference(self) -> list[float]:
+        """The coefficients of a step's error: the method's less those of the embedded one."""
+        pairs = zip(self.tableau.b, self.tableau.b_error or self.tableau.b, strict=True)
+        return [b - error for b, error in pairs]
+
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
         return _stages(self.tableau, flow, x, dt)[0]
 
@@ -187,18 +197,20 @@ class Adaptive(Solver):
         shortest = left.abs() / 250
         there = torch.zeros_like(left, dtype=torch.bool)
         if level is not None:
-            there = (flow.value(x) >= level).unsqueeze(-1)
+            value = flow.value(x)
+            there, level = (value >= level).unsqueeze(-1), _above(level, value)
         crossed = torch.zeros_like(there)
         for _ in range(self.max_steps):
             active = (left.abs() > smallest) & ~there & ~crossed
             if not bool(active.any()):
                 break
             dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
-            after, error = _stages(self.tableau, flow, x, dt)
-            size = flow.length(error)
+            after, slopes = _stages(self.tableau, flow, x, dt)
+            size = flow.length(dt * _combine(self._difference, slopes))
             allowed = self.tolerance * dt.abs() * flow.length(flow(x))
             ratio = size / allowed.clamp_min(torch.finfo(x.dtype).tiny)
-            accepted = active & ((ratio <= 1) | (dt.abs() <= shortest))
+            # NaN counts as accepted: what overflows is not to keep the others waiting.
+            accepted = active & (~(ratio > 1) | (dt.abs() <= shortest))
             if level is not None:
                 # Waits before the step, whose length it keeps.
                 now = accepted & (flow.value(after) >= level).unsqueeze(-1)
@@ -224,19 +236,23 @@ class Adaptive(Solver):
         )
 
 
-def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """One Runge-Kutta step and the difference to the embedded method (0 if there is none)."""
+def _above(level: Tensor | float, value: Tensor) -> Tensor:
+    """Where rows of h = value [...] stop, so that h >= level holds in spite of rounding."""
+    size = level.abs() if isinstance(level, Tensor) else abs(level)
+    return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + size)
+
+
+def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One Runge-Kutta step and the slopes of its stages."""
     slopes: list[Tensor] = []
     for row in tableau.a:
         slopes.append(flow(x + dt * _combine(row, slopes) if any(row) else x))
-    low = tableau.b if tableau.b_error is None else tableau.b_error
-    difference = [b - e for b, e in zip(tableau.b, low, strict=True)]
-    error = dt * _combine(difference, slopes) if any(difference) else torch.zeros_like(x)
-    return x + dt * _combine(tableau.b, slopes), error
+    return x + dt * _combine(tableau.b, slopes), slopes
 
 
 def _combine(coefficients: Sequence[float], slopes: list[Tensor]) -> Tensor:
-    terms = [c * slope for c, slope in zip(coefficients, slopes, strict=True) if c != 0.0]
+    pairs = zip(coefficients, slopes, strict=True)
+    terms = [slope if c == 1.0 else c * slope for c, slope in pairs if c != 0.0]
     return sum(terms[1:], terms[0])
 
 

@@ -31,6 +31,8 @@ _NOISE = 16.0 * float(np.finfo(np.float32).eps)
 # So far above its level a row is put, relative to the sizes of h: lifting it to d dimensions in
 # single precision rounds.
 _ABOVE = 8.0 * float(np.finfo(np.float32).eps)
+# Rows longer than the root of this are left as they are, as where squares are single precision.
+_LARGEST = float(np.finfo(np.float32).max)
 _HALVINGS = 50  # of an angle below pi: to the last digit
 
 _NO_LEVELS = np.empty(0, dtype=np.float32)
@@ -104,7 +106,7 @@ def loop(
         x[k] = p
         radius = math.sqrt(inside + rest)
         dt = 1.0 * time[i] / steps
-        if dt == 0.0 or not radius > 0.0:
+        if dt == 0.0 or not (radius > 0.0 and squared <= _LARGEST and abs(dt) < math.inf):
             continue
         stretched = 0.0
         if whitened:

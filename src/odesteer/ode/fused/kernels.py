@@ -194,7 +194,8 @@ def flow(
     beta = tl.load(slope + j)
     dt = tl.load(time + row * time_stride, mask=here, other=0.0) / steps
     total = within + rest
-    active = here & (dt != 0.0) & (total > 0.0) & (total < float("inf"))
+    active = here & (dt != 0.0) & (tl.abs(dt) < float("inf"))
+    active = active & (total > 0.0) & (total < float("inf"))
     goal = tl.full([ROWS, 1], float("inf"), tl.float32)
     const = tl.load(constant)
     if STOPS:
@@ -316,4 +317,6 @@ def leave(
     moved += tl.load(shift + row, mask=row < n, other=0.0) * x
     stay = tl.load(stays + row, mask=row < n, other=1) != 0
     after = (old + moved).to(before.dtype)
+    # What a type cannot hold (float16 ends at 65,504) stays where it is.
+    stay = stay | (tl.abs(after.to(tl.float32)) == float("inf"))
     tl.store(result + row * d + i, tl.where(stay, before, after), mask=here)

@@ -17,6 +17,7 @@ from odesteer.ode.course import Course
 from odesteer.ode.frame import Frame
 from odesteer.ode.fused import cpu
 
+# Compiled into `passage`, which numba keeps until *this* file changes: touch it with the loop.
 _LOOP: Any = cpu.compiled()
 _BLOCK = 64  # products are summed in parts of so many, which keeps rounding small
 
