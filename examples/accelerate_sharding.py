@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from accelerate import dispatch_model
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 

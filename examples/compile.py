@@ -9,8 +9,8 @@ one by one here: they share their graphs, which takes seconds where the whole mo
 from time import perf_counter
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 

@@ -15,8 +15,8 @@ from inspect_ai.scorer import Score, mean, scorer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTIONS = ["Describe the street outside your window.", "How was the concert?"]
 

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 # A random adapter stands for one that was trained; PEFT's own start would change nothing.

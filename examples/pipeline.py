@@ -9,8 +9,8 @@ pipeline was made before or after, and is gone from it when the `with` block end
 from transformers import pipeline
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 

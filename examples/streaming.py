@@ -11,8 +11,8 @@ from threading import Thread
 from transformers import TextIteratorStreamer
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 

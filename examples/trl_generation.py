@@ -15,8 +15,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 QUESTION = [{"role": "user", "content": "Describe the street outside your window."}]
 SETTINGS = GRPOConfig(

@@ -18,13 +18,13 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.benchmarks import TruthfulQA
-from odesteer.calibration import BinaryQuality, binary_quality
-from odesteer.extraction import activations
+from odesteer.evaluation.benchmarks import TruthfulQA
+from odesteer.extraction.extract import activations
 from odesteer.methods import ITI, FourierODESteer, ODESteer, PaperODESteer
-from odesteer.methods.kernel import fit_machine
+from odesteer.methods.odesteer.kernel_machine import fit_machine
 from odesteer.methods.samples import Samples
-from odesteer.models import SMOLLM2, load_model
+from odesteer.models.loading import SMOLLM2, load_model
+from odesteer.steering.calibration import BinaryQuality, binary_quality
 
 LAYERS = (10, 13, 16)
 BOLD = "centred, exact degree 2, gamma 1, C 1"

@@ -15,15 +15,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from experiments.gallery.measure import grid
+from experiments.gallery.plot import LEVELS, UNWANTED, WANTED, colours
+from experiments.gallery.toy_data import EXTENT, PLANES, moons
 from PIL import Image
 from torch import Tensor
 
 import odesteer as ods
-from odesteer.artifact.saving import write_whole
-from odesteer.gallery import grid
-from odesteer.gallery_plot import LEVELS, UNWANTED, WANTED, colours
-from odesteer.planar import EXTENT, PLANES, moons
-from odesteer.plots import STYLE
+from odesteer.evaluation.report.plots import STYLE
+from odesteer.steering.serialization.directory import write_whole
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 LENGTH = 1.8  # of the way, in the first picture

@@ -42,16 +42,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
-from odesteer.benchmarks import TruthfulQA, data_dir
-from odesteer.benchmarks.truthfulqa import TEMPLATE
-from odesteer.bootstrap import interval
-from odesteer.contrast import Contrast
-from odesteer.extraction import activations
-from odesteer.matching import match
+from odesteer.data import Contrast
+from odesteer.evaluation.benchmarks import TruthfulQA, data_dir
+from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
+from odesteer.evaluation.selection.match_dose import match
+from odesteer.evaluation.statistics.bootstrap import interval
+from odesteer.extraction.extract import activations
 from odesteer.methods import METHODS, GaussianODESteer, Method
-from odesteer.models import SMOLLM2, load_model
+from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Target, Time
-from odesteer.steering import Steering
+from odesteer.steering.steering import Steering
 
 LAYERS = (10, 16)
 DOSES = (0.05, 0.1, 0.2)

@@ -23,12 +23,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from odesteer.benchmarks import TruthfulQA
-from odesteer.benchmarks.data import json_lines, locate
-from odesteer.benchmarks.sentiment import rows as sentences
-from odesteer.case import Case
-from odesteer.judges import InfoTfidf, Judge, Profanity, TruthReference, TruthTfidf, VaderMood
-from odesteer.judges.tfidf import labelled
+from odesteer.evaluation.benchmarks import TruthfulQA
+from odesteer.evaluation.benchmarks.files import json_lines, locate
+from odesteer.evaluation.benchmarks.sentiment import rows as sentences
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.judges import (
+    InfoTfidf,
+    Judge,
+    Profanity,
+    TruthReference,
+    TruthTfidf,
+    VaderMood,
+)
+from odesteer.evaluation.judges.tfidf import labelled
 
 DRAWS = 500
 

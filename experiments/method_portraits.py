@@ -5,8 +5,8 @@ python experiments/method_portraits.py        # about a minute
 
 from pathlib import Path
 
-from odesteer.gallery import run
-from odesteer.gallery_plot import method_figure
+from experiments.gallery.measure import run
+from experiments.gallery.plot import method_figure
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images" / "methods"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from odesteer.bootstrap import interval
-from odesteer.report import read_run
+from odesteer.evaluation.report import read_run
+from odesteer.evaluation.statistics.bootstrap import interval
 
 
 def main(one: str, other: str, *paths: str) -> None:

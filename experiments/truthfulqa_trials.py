@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from odesteer.benchmarks import Fold, load_benchmark
-from odesteer.experiment.choices import scores_of
-from odesteer.experiment.packing import Asked
-from odesteer.experiment.passes import Heard, hear
-from odesteer.experiment.prompting import with_choices
+from odesteer.evaluation.benchmarks import Fold, load_benchmark
+from odesteer.evaluation.experiment.multiple_choice import scores_of
+from odesteer.evaluation.experiment.prompts import with_choices
+from odesteer.evaluation.scoring.packing import Asked
+from odesteer.evaluation.scoring.score_texts import Heard, hear
+from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.fitting import fit
-from odesteer.matching import find_dose
 from odesteer.methods import METHODS
-from odesteer.models import load_model
+from odesteer.models.loading import load_model
 from odesteer.ode import Angle, Dose, Target
 
 LAYER, KL, MATCHED, FIT = 14, 0.2, 24, 245

@@ -23,9 +23,9 @@ import torch
 from timing import interleaved, machine, markdown, ratios, spread
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.handle import Handle
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.hooks.handle import Handle
+from odesteer.models.loading import load_model
 
 LAYER = 14
 METHODS = {"CAA": "caa", "ODESteer": "odesteer", "paper's configuration": "odesteer-paper"}

@@ -24,13 +24,13 @@ from timing import interleaved, machine, markdown, ratios, spread
 from torch import Tensor
 
 import odesteer as ods
-from odesteer.benchmarks.truthfulqa import TEMPLATE, TruthfulQA
-from odesteer.capture import captured
-from odesteer.contrast import Contrast
-from odesteer.extraction import extract
-from odesteer.layers import find_layers
-from odesteer.models import load_model
-from odesteer.texts import texts
+from odesteer.data import Contrast
+from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE, TruthfulQA
+from odesteer.extraction.extract import extract
+from odesteer.extraction.tokenize import texts
+from odesteer.models.capture import captured
+from odesteer.models.layers import find_layers
+from odesteer.models.loading import load_model
 
 ROWS = 10  # texts a batch of the reference
 REFERENCE = "full forward, batches of 10 in file order"
@@ -134,7 +134,9 @@ def peak_elsewhere(options: argparse.Namespace, way: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2", help="as `odesteer.models.load_model`")
+    parser.add_argument(
+        "--model", default="smollm2", help="as `odesteer.models.loading.load_model`"
+    )
     parser.add_argument("--questions", type=int, help="the first so many; all 817")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", action="store_true", help="the two ends, not the way between")

@@ -55,7 +55,7 @@ def peak() -> float:
 def run(which: str, pairs: int, width: int) -> dict[str, float]:
     """One fit in this process: seconds, memory and quality on fresh rows."""
     import odesteer
-    from odesteer.calibration import binary_quality
+    from odesteer.steering.calibration import binary_quality
 
     positive, negative = draw(pairs, width, seed=1)
     # What is imported at first use is not part of a fit.

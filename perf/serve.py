@@ -22,9 +22,12 @@ os.environ.update(
 from vllm import LLM, SamplingParams
 
 import odesteer as ods
-from odesteer.backends.vllm import arm, ask, options, runners
-from odesteer.demo import contrast
-from odesteer.models import load_model, local_copy
+from odesteer.backends.vllm import ask
+from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import install as arm
+from odesteer.backends.vllm import runner_hooks as runners
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model, local_copy
 
 ROWS = (1, 8, 32)
 CONDITIONS: dict[str, Any] = {

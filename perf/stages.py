@@ -2,8 +2,8 @@
 
     python perf/stages.py [--threads 1]
 
-The parts of `odesteer.ode.passage`, each timed by itself, by turns with the whole; what the parts
-do not explain is Python: finding the field, the dose, the loop, and the results' memory.
+The parts of `odesteer.ode.reduced.solve`, each timed by itself, by turns with the whole; what the
+parts do not explain is Python: finding the field, the dose, the loop, and the results' memory.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import torch
 from steer import DIRECTIONS, repeated, steering
 from timing import interleaved, machine, markdown
 
-from odesteer.ode import SOLVERS, QuadraticBarrier, fused
-from odesteer.ode.course import Course
+from odesteer.ode import SOLVERS, QuadraticBarrier
+from odesteer.ode.reduced import kernels as fused
+from odesteer.ode.reduced.integrate import Course
 
 
 def parts(d: int, n: int, k: int, directions: int) -> dict[str, Callable[[], object]]:

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import load_model
 
 folder = Path(sys.argv[1])
 if not (folder / "cheerful").is_dir():

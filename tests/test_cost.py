@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.models import WIDTH, constant, model, padded, prompt, quadratic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odesteer import Angle, PathLength, PerRow, Steering, Target, Time
-from odesteer.calls import Call
+from odesteer.models.hooks.forward_call import Call
 from odesteer.ode import (
     SOLVERS,
     ConstantField,
@@ -25,8 +26,7 @@ from odesteer.ode import (
     VectorField,
     Whitening,
 )
-from odesteer.ode.fused import cpu
-from tiny import WIDTH, constant, model, padded, prompt, quadratic
+from odesteer.ode.reduced.kernels import numba_loop as cpu
 
 DOSES = [
     Time(0.5),

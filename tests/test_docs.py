@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import REPOSITORY
 from typer.main import get_command
 
 from odesteer.cli.app import app
@@ -21,7 +22,6 @@ else:
 
 ROOT: Any = get_command(app)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
@@ -123,8 +123,8 @@ def test_the_methods_page_says_of_every_method_what_the_code_says() -> None:
 
 
 def test_the_evaluation_page_says_of_every_judge_and_benchmark_what_the_code_says() -> None:
-    from odesteer.benchmarks import BENCHMARKS
-    from odesteer.judges import JUDGES
+    from odesteer.evaluation.benchmarks import BENCHMARKS
+    from odesteer.evaluation.judges import JUDGES
 
     page = (REPOSITORY / "docs/evaluation.md").read_text(encoding="utf-8")
     for judge in JUDGES.values():

@@ -12,10 +12,10 @@ from typing import Any
 from unittest.mock import MagicMock, create_autospec
 
 import pytest
+from tests.helpers import models as tiny
 from tests.test_docs import BLOCK, PAGES, REPOSITORY
 
 import odesteer as ods
-import tiny
 from odesteer.backends.vllm import Engine, VLLMBackend
 from odesteer.backends.vllm.request import Ask, parse
 
@@ -48,7 +48,7 @@ def _concepts(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 def _start(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     tiny.constant(1).save_pretrained("eerie")
     parts = (tiny.model(), tiny.tokenizer(chat=True))
-    patch.setattr("odesteer.models.load_model", lambda *_: parts)
+    patch.setattr("odesteer.models.loading.load_model", lambda *_: parts)
     return space()
 
 

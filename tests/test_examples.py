@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.helpers.paths import REPOSITORY
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.hooks import Hook
-from odesteer.models import load_model
+from odesteer.evaluation.demo import contrast
+from odesteer.models.hooks.weak_hook import Hook
+from odesteer.models.loading import load_model
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples"
+FOLDER = REPOSITORY / "examples"
 FILES = sorted(FOLDER.glob("*.py"))
 STREET, CONCERT = "Describe the street outside your window.", "How was the concert?"
 _plain_fit = ods.fit

@@ -10,15 +10,8 @@ from torch import Tensor
 
 from odesteer.methods.caa import CAA
 from odesteer.methods.iti import ITI
-from odesteer.methods.paper import PaperODESteer
-from odesteer.ode import (
-    SOLVERS,
-    Barrier,
-    FourierBarrier,
-    GradientField,
-    SketchBarrier,
-    solve,
-)
+from odesteer.methods.odesteer.paper import PaperODESteer
+from odesteer.ode import SOLVERS, Barrier, FourierBarrier, GradientField, SketchBarrier, solve
 
 Golden = dict[str, Tensor]
 

@@ -2,10 +2,10 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.paths import REPOSITORY
 from torch import Tensor
 
 from odesteer.ode import (
@@ -31,7 +31,7 @@ from odesteer.ode import (
 )
 
 D = 5
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "guarantees.md"
+PAGE = REPOSITORY / "docs" / "guarantees.md"
 EXACT = Adaptive(tolerance=1e-9)
 EULER = SOLVERS["euler"]
 

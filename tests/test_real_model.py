@@ -12,8 +12,8 @@ import torch
 from experiments.barrier_quality import BOLD, DEFAULT, measure
 
 import odesteer as ods
-from odesteer import demo
-from odesteer.models import SMOLLM2, load_model
+from odesteer.evaluation import demo
+from odesteer.models.loading import SMOLLM2, load_model
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def fitted(smollm2: tuple[Any, Any]) -> ods.Steering:
 
 
 def test_the_prompt_becomes_these_tokens(smollm2: tuple[Any, Any]) -> None:
-    from odesteer.templates import encode
+    from odesteer.models.chat_template import encode
 
     _, tokenizer = smollm2
     ids = encode(tokenizer, [{"role": "system", "content": "Be brief."}, _user("Hi")])
@@ -51,7 +51,7 @@ def test_activations_match_the_reference_library(
     smollm2: tuple[Any, Any], golden: dict[str, torch.Tensor]
 ) -> None:
     # The golden queries are answers of two TruthfulQA questions at block 13; find them.
-    from odesteer.benchmarks import TruthfulQA
+    from odesteer.evaluation.benchmarks import TruthfulQA
 
     model, tokenizer = smollm2
     examples = [e for e, _ in TruthfulQA.load().answers if e.group in ("57", "631")]
@@ -82,8 +82,8 @@ def test_steering_changes_the_mood_of_generations(
         for prompt in demo.test_prompts()[::2]
     ]
     sampling = ods.Sampling(max_new_tokens=20)
-    from odesteer.case import Case
-    from odesteer.judges import VaderMood
+    from odesteer.evaluation.case import Case
+    from odesteer.evaluation.judges import VaderMood
 
     def mood(steering: ods.Steering | None) -> float:
         texts = backend.generate(chats, steering, sampling)

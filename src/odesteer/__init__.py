@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from odesteer.backends import Sampling, TransformersBackend
-    from odesteer.composition import all_of, any_of, guarded
-    from odesteer.contrast import Contrast
-    from odesteer.extraction import activations
+    from odesteer.data import Contrast
+    from odesteer.evaluation.detector import Scores, score
+    from odesteer.evaluation.selection import Tuned, tune
+    from odesteer.extraction.extract import activations
+    from odesteer.extraction.shards import Shards, extract_shards
     from odesteer.fitting import fit
-    from odesteer.handle import Handle
-    from odesteer.layered import LayeredSteering, load
-    from odesteer.layers import use_layers
     from odesteer.methods import (
         CAA,
         HPR,
@@ -38,24 +37,25 @@ if TYPE_CHECKING:
         SafetyFilter,
         TruthFlow,
     )
-    from odesteer.monitoring import Scores, score
+    from odesteer.models.hooks.handle import Handle
+    from odesteer.models.layers import use_layers
     from odesteer.ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
-    from odesteer.shards import Shards, extract_shards
-    from odesteer.steering import Calibration, Steering
-    from odesteer.tuning import Tuned, tune
+    from odesteer.steering.composition import all_of, any_of, guarded
+    from odesteer.steering.layered import LayeredSteering, load
+    from odesteer.steering.steering import Calibration, Steering
 
 __version__ = "0.1.0"
 
 # Imported at first use (PEP 562): torch and scikit-learn take seconds, and `odesteer --help`
 # needs neither.
 _HOMES = {
-    "odesteer.extraction": ("activations",),
-    "odesteer.handle": ("Handle",),
+    "odesteer.extraction.extract": ("activations",),
+    "odesteer.models.hooks.handle": ("Handle",),
     "odesteer.backends": ("Sampling", "TransformersBackend"),
-    "odesteer.composition": ("all_of", "any_of", "guarded"),
-    "odesteer.contrast": ("Contrast",),
-    "odesteer.layered": ("LayeredSteering", "load"),
-    "odesteer.layers": ("use_layers",),
+    "odesteer.steering.composition": ("all_of", "any_of", "guarded"),
+    "odesteer.data": ("Contrast",),
+    "odesteer.steering.layered": ("LayeredSteering", "load"),
+    "odesteer.models.layers": ("use_layers",),
     "odesteer.methods": (
         "CAA",
         "HPR",
@@ -79,12 +79,12 @@ _HOMES = {
         "SafetyFilter",
         "TruthFlow",
     ),
-    "odesteer.monitoring": ("Scores", "score"),
+    "odesteer.evaluation.detector": ("Scores", "score"),
     "odesteer.ode": ("SOLVERS", "Angle", "PathLength", "PerRow", "Target", "Time"),
-    "odesteer.steering": ("Calibration", "Steering"),
+    "odesteer.steering.steering": ("Calibration", "Steering"),
     "odesteer.fitting": ("fit",),
-    "odesteer.shards": ("Shards", "extract_shards"),
-    "odesteer.tuning": ("Tuned", "tune"),
+    "odesteer.extraction.shards": ("Shards", "extract_shards"),
+    "odesteer.evaluation.selection": ("Tuned", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

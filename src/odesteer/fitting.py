@@ -1,4 +1,4 @@
-"""How does a contrast become a steering, and which layer should it act on?"""
+"""Fit a steering to a contrast and rank layers by held-out log-loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odesteer.artifact.compatibility import describe_model
-from odesteer.cache.activations import CacheChoice
-from odesteer.calibration import BinaryQuality
-from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, extract, read_texts
-from odesteer.layered import LayeredSteering
-from odesteer.layers import find_layers, head_width, layer_index
+from odesteer.data import Contrast
+from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.extract import Progress, extract, read_texts
+from odesteer.extraction.tokenize import Tokens, check_tokens, texts
 from odesteer.methods import Method, ODESteer, find_method
 from odesteer.methods.base import held_out_quality
+from odesteer.models.compatibility import describe_model
+from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose
-from odesteer.steering import Steering
-from odesteer.texts import Tokens, check_tokens, texts
+from odesteer.steering.calibration import BinaryQuality
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
         positive: [n, d].
         negative: [m, d].
         prompts: [n, d], where the method asks for it.
-        tokens: which tokens of each text were read, see `odesteer.texts`.
+        tokens: which tokens of each text were read, see `odesteer.extraction.tokenize`.
         truncated: how many texts were longer than the model's context.
     """
 
@@ -75,7 +75,8 @@ def fit(
             earlier ones have moved; None: as the method's source does.
         progress: called with (texts read, texts in all) and, by methods that train, with
             (steps done, steps in all).
-        tokens: which tokens of each text are read, see `odesteer.texts`; None: the method's own.
+        tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: the
+        method's own.
         max_tokens: longer texts lose their beginning; None: the model's context.
         cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
 

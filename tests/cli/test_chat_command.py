@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import tiny
+from tests.helpers import models as tiny
 
 import odesteer as ods
 from odesteer.cli import console, options
 from odesteer.cli.chat import completion, fitter, talk, wrapped
-from odesteer.cli.conversation import COMMANDS, Conversation, Left, summary
-from odesteer.record import Pass
+from odesteer.cli.chat_session import COMMANDS, Conversation, Left, summary
+from odesteer.models.hooks.stats import Pass
 
 POSITIVE = ["the cat is good", "a bird was good", "good dog", "the moon is good"]
 NEGATIVE = ["the cat is bad", "a bird was bad", "bad dog", "the moon is bad"]

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.app import app
-from odesteer.cli.completing import among, models
-from odesteer.positions import POSITIONS
-from odesteer.texts import TOKENS
+from odesteer.cli.completion import among, models
+from odesteer.extraction.tokenize import TOKENS
+from odesteer.models.hooks.positions import POSITIONS
 
 MAIN = "import sys; sys.argv[0] = 'odesteer'; from odesteer.cli import main; main()"
 

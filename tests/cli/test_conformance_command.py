@@ -19,14 +19,16 @@ ON_LLAMA = ("--architecture", "llama", "--check", "moved")
 
 def test_the_command_exits_with_1_where_a_library_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "out" / "table.md"
-    code, out, _ = _command("--adapter", "tests.broken:AddsTwice", *ON_LLAMA, "--out", str(file))
+    code, out, _ = _command(
+        "--adapter", "tests.helpers.faulty_adapters:AddsTwice", *ON_LLAMA, "--out", str(file)
+    )
     assert code == 1
     assert "moved on llama: output of the steered block: not equal" in out
     assert "| 0 / 1 |" in file.read_text(encoding="utf-8")
 
 
 def test_the_command_exits_with_0_where_none_is() -> None:
-    code, out, _ = _command("--adapter", "tests.broken:Hooked", *ON_LLAMA)
+    code, out, _ = _command("--adapter", "tests.helpers.faulty_adapters:Hooked", *ON_LLAMA)
     assert code == 0
     assert "1 / 1" in out
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.paths import REPOSITORY
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -57,13 +58,13 @@ def test_the_exit_codes_are_what_help_says(tmp_path: Path, monkeypatch: pytest.M
 def test_what_a_run_would_do_and_what_it_did_are_json_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from odesteer.experiment.outcome import Outcome
+    from odesteer.evaluation.experiment.results_header import Outcome
 
-    file = Path(__file__).resolve().parents[2] / "experiments" / "smollm2-sentiment.toml"
+    file = REPOSITORY / "experiments" / "smollm2-sentiment.toml"
     planned = json.loads(run("run", file, "--dry-run", "--json").stdout)
     assert planned["experiment"].startswith("smollm2-sentiment") and planned["notes"] == []
     done = Outcome(tmp_path / "results.jsonl", True, 3)
-    monkeypatch.setattr("odesteer.experiment.run.run", lambda *_: done)
+    monkeypatch.setattr("odesteer.evaluation.experiment.run.run", lambda *_: done)
     assert json.loads(run("run", file, "--out", tmp_path, "--json").stdout) == {
         "results": str(tmp_path / "results.jsonl"),
         "complete": True,

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests import tiny
+from tests.helpers import models as tiny
 from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli.app import app
-from odesteer.models import load_model
+from odesteer.models.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("odesteer.shards.task.extract", stop)
+    monkeypatch.setattr("odesteer.extraction.shards.worker.extract", stop)
     stopped = extract(model, pairs, "--layer", "1", "--out", tmp_path / "out")
     assert stopped.exit_code == 130
     assert "the same command goes on from there" in " ".join(stopped.stderr.split())

@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tests.helpers.paths import REPOSITORY
 from typer.main import get_command
 
 from odesteer.cli.app import app
 from odesteer.cli.reference import reference
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+PAGE = REPOSITORY / "docs" / "cli.md"
 ROOT = get_command(app)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.synthetic import case, condition, lines, sweep_run, toxicity_run, write
+from tests.evaluation.report.synthetic import case, condition, lines, sweep_run, toxicity_run, write
 from typer.testing import CliRunner
 
 from odesteer.cli import console

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import tiny
+from tests.helpers import models as tiny
+from tests.helpers.paths import REPOSITORY
 from typer.testing import CliRunner
 
 import odesteer as ods
@@ -85,12 +86,12 @@ def test_what_reads_texts_says_whether_they_are_kept(
 def test_a_run_and_a_report_say_where_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("odesteer.experiment.run.run", stop)
-    file = Path(__file__).resolve().parents[2] / "experiments" / "smollm2-sentiment.toml"
+    monkeypatch.setattr("odesteer.evaluation.experiment.run.run", stop)
+    file = REPOSITORY / "experiments" / "smollm2-sentiment.toml"
     stopped(run("run", file, "--out", tmp_path), f"What was done is in {tmp_path}", "goes on")
     for name in ("read_run", "check"):
-        monkeypatch.setattr(f"odesteer.report.{name}", lambda *_: _Run())
-    monkeypatch.setattr("odesteer.report.build", stop)
+        monkeypatch.setattr(f"odesteer.evaluation.report.{name}", lambda *_: _Run())
+    monkeypatch.setattr("odesteer.evaluation.report.build", stop)
     stopped(run("report", tmp_path), "the runs are as they were", str(tmp_path / "report"))
 
 
@@ -102,7 +103,7 @@ def test_an_evaluation_says_that_it_begins_anew(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    monkeypatch.setattr("odesteer.integrations.paired.paired", stop)
+    monkeypatch.setattr("odesteer.integrations.lm_eval_paired.paired", stop)
     steering = tiny.quadratic().save_pretrained(tmp_path / "s")
     stopped(run("eval", model, "-s", steering), "Nothing was kept", "--limit")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import tiny
+from tests.helpers import models as tiny
 from typer.testing import CliRunner
 
 import odesteer as ods

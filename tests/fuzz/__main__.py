@@ -4,7 +4,7 @@
     PYTHONPATH=src python -m tests.fuzz gguf -max_total_time=300
 
 The name is one of `READERS`; what follows are libFuzzer's options. An input that breaks the reader
-is written to crash-*; put what it shows into `tests/test_bounded_readers.py`.
+is written to crash-*; put what it shows into `tests/common/test_bounded_readers.py`.
 """
 
 import sys

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from odesteer import Contrast, Steering, Target, load
-from odesteer.artifact.strict import parse_json
-from odesteer.cache.files import header
-from odesteer.interop import Vectors, read_vectors, write_vectors
+from odesteer.common.limits import parse_json
+from odesteer.evaluation.report.read_results import read_run
+from odesteer.extraction.cache.index import header
+from odesteer.extraction.shards.directory import read_about
+from odesteer.integrations.control_vectors import Vectors, read_vectors, write_vectors
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
-from odesteer.report.results import read_run
-from odesteer.shards.folder import read_about
 
 SECONDS = 2.0
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
@@ -66,7 +66,7 @@ def steering(data: bytes) -> object:
 
 def about(data: bytes) -> object:
     """Read what a directory of shards says of itself, and plan its shards."""
-    from odesteer.shards.reading import Shards
+    from odesteer.extraction.shards.dataset import Shards
 
     folder = FOLDER / "shards"
     folder.mkdir(exist_ok=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests import tiny
+from tests.helpers import models as tiny
+from tests.helpers.paths import REPOSITORY
 
 import odesteer as ods
-from odesteer.hooks import Hook
+from odesteer.models.hooks.weak_hook import Hook
 
 pytest.importorskip("inspect_ai")
 
@@ -48,7 +49,7 @@ def _asked(**arguments: Any) -> tuple[list[str], Any]:
 
 
 def _ours(saved: dict[str, str], angle: float) -> list[str]:
-    from odesteer.models import load_model
+    from odesteer.models.loading import load_model
 
     steering = ods.Steering.from_pretrained(saved["steering"]).with_strength(ods.Angle(angle))
     backend = ods.TransformersBackend(*load_model(saved["model_path"]))
@@ -90,6 +91,6 @@ def test_what_makes_no_sense_is_said_before_anything_is_asked(
 
 
 def test_the_entry_point_leads_to_the_provider() -> None:
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    project = REPOSITORY / "pyproject.toml"
     section = f'[project.entry-points.inspect_ai]\nodesteer = "{provider.__name__}"\n'
     assert section in project.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tests.helpers.models import two_gaussians
 from torch.distributions import MultivariateNormal
 
 from odesteer import (
@@ -22,7 +23,6 @@ from odesteer import (
 from odesteer.methods.covariance import class_covariances, pooled_covariance
 from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier, SafetyField
-from tiny import two_gaussians
 
 FLEXIBLE = [MixtureODESteer(), NetworkODESteer()]
 LEARNT = [GaussianODESteer(shared=False), GaussianODESteer(shared=True), *FLEXIBLE, SafetyFilter()]
@@ -237,7 +237,7 @@ def test_progress_counts_epochs_to_the_end():
 
 
 def test_groups_are_not_split_between_training_and_stopping(monkeypatch):
-    from odesteer.methods import network
+    from odesteer.methods.extra import mlp as network
 
     splits = []
 

@@ -1,10 +1,10 @@
 """CAA is the flow of a log density ratio: of two Gaussians with the identity as covariance."""
 
 import torch
+from tests.helpers.models import two_gaussians
 from torch.distributions import MultivariateNormal
 
 from odesteer import CAA, GaussianODESteer
-from tiny import two_gaussians
 
 POSITIVE, NEGATIVE = (rows.double() for rows in two_gaussians(50, 30, 8, seed=3))
 

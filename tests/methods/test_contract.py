@@ -3,11 +3,11 @@
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from tests.helpers.models import two_gaussians
 
 from odesteer import CAA, METHODS, Angle, PathLength
 from odesteer.methods import Method
 from odesteer.testing import PROMISES, Trial
-from tiny import two_gaussians
 
 # The paper's 8,000 buckets cost seconds and change nothing that is tested here.
 CHEAPER = {

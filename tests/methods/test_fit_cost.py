@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
+from tests.helpers.models import two_gaussians
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from odesteer import ODESteer
 from odesteer.methods.samples import Samples
-from tiny import two_gaussians
 
 D, LANDMARKS = 96, 64
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from tests.helpers.models import two_gaussians
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from odesteer import HPR, Steering
 from odesteer.methods.samples import Samples
-from tiny import two_gaussians
 
 D, ANGLE = 16, 0.9
 QUICK = HPR(lr=2e-3, min_steps=150)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from odesteer.methods.logistic import regress
+from odesteer.methods.odesteer.logistic import regress
 
 CS = torch.tensor([1.0, 3.0, 0.1, 30.0])
 

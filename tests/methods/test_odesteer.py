@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tests.helpers.models import two_gaussians
 from torch.nn.functional import normalize
 
 from odesteer import CAA, Angle, ODESteer
 from odesteer.methods.samples import Samples
-from tiny import two_gaussians
 
 FIXED = ODESteer(gamma=1.0, C=1.0)
 # A quadratic kernel in 8 dimensions has 45 features: 100 rows span them, so nothing is lost.

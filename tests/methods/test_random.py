@@ -1,9 +1,9 @@
 """A random direction knows nothing of the data."""
 
 import torch
+from tests.helpers.models import two_gaussians
 
 from odesteer import Angle, RandomDirection
-from tiny import two_gaussians
 
 POSITIVE, NEGATIVE = two_gaussians(50, 30, 8, seed=3)
 

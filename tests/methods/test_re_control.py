@@ -3,10 +3,10 @@
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 from odesteer import Angle, REControl, Steering
-from tiny import two_gaussians
 
 D = 12
 QUICK = REControl(lr=1e-3, min_steps=200)

@@ -1,9 +1,9 @@
 """RepE: is the direction the one in which pairs differ?"""
 
 import torch
+from tests.helpers.models import two_gaussians
 
 from odesteer import CAA, RepE
-from tiny import two_gaussians
 
 D = 16
 

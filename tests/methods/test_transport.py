@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.helpers.models import two_gaussians
 
 from odesteer import LinearAcT, MiMiC, PathLength
 from odesteer.methods.linear_act import quantiles
 from odesteer.methods.mimic import transport_matrix
-from tiny import two_gaussians
 
 
 def randn(*shape, seed=0):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.helpers.models import two_gaussians
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from odesteer import Steering, Target, TruthFlow
-from tiny import two_gaussians
 
 D = 48
 QUICK = TruthFlow(lr=1e-3, min_steps=400)

@@ -24,7 +24,7 @@ from odesteer.ode import (
     VectorField,
     Whitening,
 )
-from odesteer.ode.field import Reduction
+from odesteer.ode.fields.base import Reduction
 
 D = 7
 

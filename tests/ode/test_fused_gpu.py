@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.paths import REPOSITORY
 from torch import Tensor
 
 from odesteer import Angle, Steering, Target
 from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, solve
-from odesteer.ode.fused import gpu
+from odesteer.ode.reduced.kernels import triton_launch as gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Half a digit of the type is lost in writing; triton 3.9's interpreter cuts bfloat16 off.
@@ -135,7 +136,7 @@ def test_the_kernels_do_the_same_where_a_cpu_interprets_them() -> None:
     result = subprocess.run(
         [*command, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )
@@ -256,7 +257,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from odesteer.ode.fused import kernels
+    from odesteer.ode.reduced.kernels import triton_kernels as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     integers = {"n", "d", "m", "k", "r", "splits", "steps", "stride", "stretch"}

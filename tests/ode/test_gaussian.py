@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from odesteer.artifact.serialize import describe, rebuild
-from odesteer.ode import (
-    SOLVERS,
-    GaussianBarrier,
-    GradientField,
-    LinearBarrier,
-    solve,
-)
+from odesteer.ode import SOLVERS, GaussianBarrier, GradientField, LinearBarrier, solve
+from odesteer.steering.serialization.tree import describe, rebuild
 
 Make = Callable[..., Tensor]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from odesteer.artifact.serialize import describe, rebuild
 from odesteer.ode import GradientField, MixtureBarrier, Whitening
+from odesteer.steering.serialization.tree import describe, rebuild
 
 Make = Callable[..., Tensor]
 WIDTH = 1.5

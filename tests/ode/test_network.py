@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from odesteer.artifact.serialize import describe, rebuild
 from odesteer.ode import Dense, GradientField, Network, NetworkBarrier
-from odesteer.ode.network import ACTIVATIONS
+from odesteer.ode.barriers.mlp import ACTIVATIONS
+from odesteer.steering.serialization.tree import describe, rebuild
 
 Make = Callable[..., Tensor]
 MODULES = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, fused, passage, solve
-from odesteer.ode.fused import cpu
+from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, solve
+from odesteer.ode.reduced import kernels as fused
+from odesteer.ode.reduced import solve as passage
+from odesteer.ode.reduced.kernels import numba_loop as cpu
 
 D, K, R = 24, 7, 5
 COMPILED = ["euler", "great-circle"]

@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odesteer.ode import (
-    SOLVERS,
-    Adaptive,
-    GradientField,
-    QuadraticBarrier,
-    Whitening,
-    solve,
-)
+from odesteer.ode import SOLVERS, Adaptive, GradientField, QuadraticBarrier, Whitening, solve
 
 Make = Callable[..., Tensor]
 MakeQuadratic = Callable[..., QuadraticBarrier]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from odesteer.artifact.serialize import describe, rebuild
 from odesteer.ode import (
     SOLVERS,
     Adaptive,
@@ -21,7 +20,8 @@ from odesteer.ode import (
     solve,
     trajectory,
 )
-from odesteer.ode.quadratic import QuadraticBarrier
+from odesteer.ode.barriers.quadratic import QuadraticBarrier
+from odesteer.steering.serialization.tree import describe, rebuild
 
 Make = Callable[..., Tensor]
 PRECISE = Adaptive(tolerance=1e-9)

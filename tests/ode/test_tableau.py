@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from odesteer.ode import tableau
-from odesteer.ode.tableau import Tableau, rooted_trees
+from odesteer.ode.solvers import butcher as tableau
+from odesteer.ode.solvers.butcher import Tableau, rooted_trees
 
 BUILT_IN = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
 ORDERS = {"EULER": 1, "MIDPOINT": 2, "HEUN": 2, "RK4": 4, "RK4_38": 4, "DOPRI5": 5}

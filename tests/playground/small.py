@@ -1,10 +1,10 @@
 """A page's worth of what is small: a desk, a contrast, a shelf, a setting."""
 
-from tests import tiny
+from tests.helpers import models as tiny
 
-from odesteer.contrast import Contrast
-from odesteer.playground.setting import Setting
-from odesteer.playground.shelf import Desk, Saved, Source, learnable
+from odesteer.data import Contrast
+from odesteer.playground.library import Desk, Saved, Source, learnable
+from odesteer.playground.settings import Setting
 
 PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
 GOOD = [f"the {who} is good {place}" for who in ("cat", "dog", "bird") for place in PLACES]

@@ -6,7 +6,7 @@ import pytest
 from tests.playground import small
 
 import odesteer as ods
-from odesteer.playground.acts import Acts, runs_in
+from odesteer.playground.controller import Acts, runs_in
 from odesteer.playground.session import Session
 
 GOOD, BAD = "\n".join(small.GOOD), "\n".join(small.BAD)
@@ -174,7 +174,7 @@ def test_a_setting_is_saved_as_a_steering_and_chosen_again(acts):
 
 
 def test_runs_are_found_and_their_reports_are_framed(shared, tmp_path):
-    from tests.report import synthetic
+    from tests.evaluation.report import synthetic
 
     synthetic.toxicity_run(tmp_path / "one")
     runs = runs_in(tmp_path)

@@ -34,9 +34,9 @@ GOOD, BAD = "\n".join(small.GOOD), "\n".join(small.BAD)
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    from tests.report import synthetic
+    from tests.evaluation.report import synthetic
 
-    from odesteer.playground.acts import Acts, runs_in
+    from odesteer.playground.controller import Acts, runs_in
     from odesteer.playground.server import serve
 
     folder = tmp_path_factory.mktemp("page")

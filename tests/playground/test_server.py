@@ -3,15 +3,15 @@
 import socket
 
 import pytest
-from tests import tiny
+from tests.helpers import models as tiny
 from tests.playground import small
 
 gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 
-from odesteer.playground.acts import Acts  # noqa: E402
+from odesteer.playground.controller import Acts  # noqa: E402
+from odesteer.playground.library import Saved  # noqa: E402
 from odesteer.playground.server import allowed_hosts, serve  # noqa: E402
-from odesteer.playground.shelf import Saved  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,15 @@
 """The controls mean what they say, and the Python that is shown does the same."""
 
 import pytest
-from tests import tiny
+from tests.helpers import models as tiny
 from tests.playground import small
 
 import odesteer as ods
 from odesteer.ode import SOLVERS
-from odesteer.playground.acts import Acts
-from odesteer.playground.reproduce import python
+from odesteer.playground.controller import Acts
+from odesteer.playground.library import Saved
+from odesteer.playground.python_snippet import python
 from odesteer.playground.session import Session
-from odesteer.playground.shelf import Saved
 
 PROMPT = "the dog ran"
 
@@ -97,7 +97,9 @@ def test_the_python_writes_the_text_of_the_page(desk, shelf, changes, monkeypatc
     steering = chosen.steering(desk, shelf)
     for _ in session.write(desk, chosen, steering, "the", session.claim()):
         pass
-    monkeypatch.setattr("odesteer.models.load_model", lambda name: (desk.model, desk.tokenizer))
+    monkeypatch.setattr(
+        "odesteer.models.loading.load_model", lambda name: (desk.model, desk.tokenizer)
+    )
     monkeypatch.setattr(ods, "load", lambda path: {"kept/it": tiny.quadratic()}[path])
     asked = session.messages(desk.tokenizer, "the", 1)
     exec(python(chosen, shelf, "tiny", asked), {})

@@ -5,12 +5,12 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from tests import tiny
+from tests.helpers import models as tiny
 from tests.playground import small
 
 import odesteer as ods
-from odesteer.playground.writing import perplexity, write
-from odesteer.templates import encode
+from odesteer.models.chat_template import encode
+from odesteer.playground.generate_pair import perplexity, write
 
 PROMPT = "the cat sat on the mat"
 

@@ -13,10 +13,10 @@ import torch
 from tests.serving.served import COMPOSED, greedy, language_model
 
 import odesteer as ods
-from odesteer.demo import contrast
-from odesteer.layered import load
-from odesteer.models import local_copy
+from odesteer.evaluation.demo import contrast
+from odesteer.models.loading import local_copy
 from odesteer.ode import Hourglass, Network, RectifiedField, RotationField
+from odesteer.steering.layered import load
 
 LAYER = 14
 
@@ -59,7 +59,7 @@ def steerings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def named(steerings: dict[str, Path]) -> dict[str, Any]:
     """The steerings themselves, composed ones too."""
-    from odesteer.expression import build
+    from odesteer.steering.expression import build
 
     found = {name: load(path) for name, path in steerings.items()}
     return {**found, **{name: build(text, found) for name, text in COMPOSED.items()}}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from odesteer.backends.vllm.request import parse
-from odesteer.models import load_model
+from odesteer.models.loading import load_model
 
 # Before vLLM is imported, and for the processes that it starts.
 os.environ.update(

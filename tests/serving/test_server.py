@@ -11,19 +11,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from tests.helpers.paths import REPOSITORY
 from tests.serving import routes
 from tests.serving.mixed import ENDS, SHARED, SHORT, requests
 from tests.serving.served import COMPOSED, language_model, steered, tokens
 
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.frontend import STEERED
+from odesteer.backends.vllm.request_validation import STEERED
 
 NEW = 8
 TOKEN = "correct-horse"
@@ -438,7 +438,7 @@ def test_a_server_with_a_steering_of_another_model_does_not_start(steerings: Any
 
 
 def test_the_example_of_the_docs_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    page = REPOSITORY / "docs" / "serving.md"
     (example,) = [
         block.partition("```")[0]
         for block in page.read_text(encoding="utf-8").split("```py\n")

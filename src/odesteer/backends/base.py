@@ -1,4 +1,4 @@
-"""What does every engine offer?"""
+"""Interface of a backend: activations, generations, log-probabilities."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from odesteer.contrast import Contrast
-from odesteer.extraction import Progress
-from odesteer.layered import LayeredSteering
-from odesteer.steering import Steering
-from odesteer.templates import Messages
+from odesteer.data import Contrast
+from odesteer.extraction.extract import Progress
+from odesteer.models.chat_template import Messages
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Backend(ABC):
         Args:
             model: a transformers causal language model, in eval mode.
             tokenizer: its tokenizer.
-            template: how prompts become text, see `odesteer.templates`.
-            positions: which tokens are steered, see `odesteer.attach`.
+            template: how prompts become text, see `odesteer.models.chat_template`.
+            positions: which tokens are steered, see `odesteer.models.hooks.attach`.
             batch_size: prompts that come at once.
 
         Raises:

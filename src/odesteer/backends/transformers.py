@@ -1,4 +1,4 @@
-"""How does a plain transformers model run, steered or not?"""
+"""Backend on a transformers model in this process."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.attach import scoring
 from odesteer.backends.base import Backend, Sampling, Steerings
-from odesteer.contrast import Contrast
-from odesteer.extraction import Progress, activations
-from odesteer.layered import LayeredSteering
-from odesteer.layers import input_device
-from odesteer.steering import Steering
-from odesteer.templates import Messages, encode, encode_parts
+from odesteer.data import Contrast
+from odesteer.extraction.extract import Progress, activations
+from odesteer.models.chat_template import Messages, encode, encode_parts
+from odesteer.models.hooks.attach import scoring
+from odesteer.models.layers import input_device
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TransformersBackend(Backend):
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        template: how prompts become text, see `odesteer.templates`.
-        positions: which tokens are steered, see `odesteer.attach`.
+        template: how prompts become text, see `odesteer.models.chat_template`.
+        positions: which tokens are steered, see `odesteer.models.hooks.attach`.
         batch_size: prompts a batch.
     """
 

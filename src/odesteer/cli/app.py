@@ -1,4 +1,4 @@
-"""Which commands are there?"""
+"""Table of commands."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -11,10 +11,8 @@ from odesteer.cli import (
     conformance,
     demo,
     evaluate,
-    exchange,
     extract,
     fit,
-    gallery,
     generate,
     hub,
     inspect,
@@ -25,6 +23,9 @@ from odesteer.cli import (
     score,
     serve,
     tune,
+)
+from odesteer.cli import (
+    export_import as exchange,
 )
 from odesteer.cli.console import any_encoding, one_line_warnings
 
@@ -86,7 +87,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": evaluate.evaluate,
         "conformance": conformance.conformance,
     },
-    LOOK: {"demo": demo.demo, "methods": methods.methods, "gallery": gallery.gallery},
+    LOOK: {"demo": demo.demo, "methods": methods.methods},
 }
 # What follows `--` is another program's.
 _SETTINGS = {"serve": {"allow_extra_args": True, "ignore_unknown_options": False}}

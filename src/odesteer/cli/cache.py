@@ -7,9 +7,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cache.files import CachedModel, activations_dir, cached_models, remove, size_limit
 from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
+from odesteer.extraction.cache.index import (
+    CachedModel,
+    activations_dir,
+    cached_models,
+    remove,
+    size_limit,
+)
 
 app = typer.Typer(
     help="List or remove the activations that `fit`, `tune` and `generate` keep on disk.",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from odesteer.cli import options
+from odesteer.cli.chat_session import COMMANDS, Conversation, Left, Refit
 from odesteer.cli.console import err, out, parse_dose, plain, progress, teaching_errors, tell
-from odesteer.cli.conversation import COMMANDS, Conversation, Left, Refit
-from odesteer.cli.source import obtain, read_contrast, solved
+from odesteer.cli.load_steering import obtain, read_contrast, solved
 
 if TYPE_CHECKING:
     from odesteer.backends.base import AnySteering
-    from odesteer.contrast import Contrast
+    from odesteer.data import Contrast
 
 
 @teaching_errors

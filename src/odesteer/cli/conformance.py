@@ -1,4 +1,4 @@
-"""`odesteer conformance`: is a steering library right on every architecture?"""
+"""`odesteer conformance`: run the conformance suite on a steering library."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,9 +49,9 @@ def conformance(
 
     from transformers.utils import logging as transformers_logging
 
-    from odesteer.artifact.saving import write_whole
+    from odesteer.steering.serialization.directory import write_whole
     from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
-    from odesteer.testing.report import report
+    from odesteer.testing.suite.report import report
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def conformance(
 
 
 def _show(runs: "Mapping[str, Sequence[Result]]") -> None:
-    from odesteer.testing.report import rows
+    from odesteer.testing.suite.report import rows
 
     table = Table("check", "", *runs, title="architectures right, of those possible")
     for name, question, cells in rows(runs):

@@ -1,4 +1,4 @@
-"""What do all commands print alike: errors, progress, doses?"""
+"""Console output shared by all commands: errors, progress, doses."""
 
 import functools
 import io

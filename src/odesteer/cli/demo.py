@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cli import completing, options
+from odesteer.cli import completion as completing
+from odesteer.cli import options
 from odesteer.cli.console import out, progress, say, teaching_errors
 from odesteer.cli.inspect import layer_table
 
 if TYPE_CHECKING:
-    from odesteer.demo import DemoResult
+    from odesteer.evaluation.demo import DemoResult
 
 
 @teaching_errors
@@ -33,9 +34,9 @@ def demo(
     """
     if importlib.util.find_spec("vaderSentiment") is None:
         raise ValueError("The demo judges moods with vaderSentiment: pip install 'odesteer[demo]'.")
-    from odesteer import demo as library
-    from odesteer import demo_page
-    from odesteer.models import load_model
+    from odesteer.evaluation import demo as library
+    from odesteer.evaluation import demo_page
+    from odesteer.models.loading import load_model
 
     output.mkdir(parents=True, exist_ok=True)
     language_model, tokenizer = load_model(model, say)

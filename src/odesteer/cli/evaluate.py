@@ -52,9 +52,9 @@ def evaluate(
         raise ImportError(
             'odesteer eval needs lm-evaluation-harness: pip install "odesteer[eval]".'
         ) from None
-    from odesteer.integrations.paired import paired
-    from odesteer.layered import load
-    from odesteer.models import load_model
+    from odesteer.integrations.lm_eval_paired import paired
+    from odesteer.models.loading import load_model
+    from odesteer.steering.layered import load
 
     # The harness remarks on every model that was not loaded by itself.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from odesteer.cli import completing, options
+from odesteer.cli import completion as completing
+from odesteer.cli import options
 from odesteer.cli.console import err, goes_on, out, progress, say, teaching_errors
-from odesteer.cli.source import as_layers, read_contrast
+from odesteer.cli.load_steering import as_layers, read_contrast
 
 
 @teaching_errors
@@ -52,9 +53,9 @@ def extract(
     blocks = as_layers(layer)
     if isinstance(blocks, str):
         raise ValueError("--layer of extract is a block index, or several with commas, not auto.")
-    from odesteer.shards import extract_shards
-    from odesteer.shards.plan import ROWS
-    from odesteer.texts import check_tokens
+    from odesteer.extraction.shards import extract_shards
+    from odesteer.extraction.shards.plan import ROWS
+    from odesteer.extraction.tokenize import check_tokens
 
     chosen = check_tokens(tokens)
     data = read_contrast(contrast, template, columns)

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import completing, options
+from odesteer.cli import completion as completing
+from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
-from odesteer.cli.source import as_layers, check_solver, dosed, read_contrast, solved
+from odesteer.cli.load_steering import as_layers, check_solver, dosed, read_contrast, solved
 
 
 @teaching_errors
@@ -55,10 +56,10 @@ def fit(
     blocks = as_layers(layer)
     check_solver(solver)
     import odesteer as ods
-    from odesteer.layered import parts_of
+    from odesteer.extraction.tokenize import check_tokens
     from odesteer.methods import find_method
-    from odesteer.models import load_model
-    from odesteer.texts import check_tokens
+    from odesteer.models.loading import load_model
+    from odesteer.steering.layered import parts_of
 
     find_method(method)
     chosen = None if tokens is None else check_tokens(tokens)

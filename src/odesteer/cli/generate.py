@@ -8,7 +8,7 @@ from rich.table import Table
 
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, teaching_errors
-from odesteer.cli.source import obtain
+from odesteer.cli.load_steering import obtain
 
 
 @teaching_errors

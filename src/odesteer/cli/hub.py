@@ -42,7 +42,7 @@ def push(
     Example: odesteer push gloomy me/gloomy --private
     """
     import odesteer as ods
-    from odesteer.artifact import hub
+    from odesteer.steering import hub
 
     if not steering.is_dir():
         raise FileNotFoundError(
@@ -80,8 +80,8 @@ def pull(
     Example: odesteer pull me/gloomy --out gloomy
     """
     import odesteer as ods
-    from odesteer.artifact import hub
-    from odesteer.layered import parts_of
+    from odesteer.steering import hub
+    from odesteer.steering.layered import parts_of
 
     if Path(repository).exists():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`odesteer inspect`: what is in a steering?"""
+"""`odesteer inspect`: the contents of a steering."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
 
 if TYPE_CHECKING:
-    from odesteer.steering import Steering
+    from odesteer.steering.steering import Steering
 
 
 @teaching_errors
@@ -25,7 +25,7 @@ def inspect(
     Example: odesteer inspect cheerful
     """
     import odesteer as ods
-    from odesteer.layered import parts_of
+    from odesteer.steering.layered import parts_of
 
     one = ods.load(path)
     parts = parts_of(one)

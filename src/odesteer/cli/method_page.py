@@ -1,4 +1,4 @@
-"""What does the site say of a method? A page of Markdown, from the class and its module.
+"""Markdown page of a method, from its class and module.
 
 The equation, the source and the prose are those of the docstrings, the table is the one of
 `odesteer methods NAME`, and the example runs.

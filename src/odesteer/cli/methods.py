@@ -1,4 +1,4 @@
-"""`odesteer methods`: which methods are there, and what is each?"""
+"""`odesteer methods`: the methods and what each computes."""
 
 import inspect
 import re
@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import completing, options
+from odesteer.cli import completion as completing
+from odesteer.cli import options
 from odesteer.cli.console import out, say, teaching_errors
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def methods(
 
     Example: odesteer methods odesteer
     """
-    from odesteer.lookup import offered
+    from odesteer.common.registry import offered
     from odesteer.methods import GROUP, METHODS, find_method
 
     if name is not None:

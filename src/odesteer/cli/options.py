@@ -1,11 +1,11 @@
-"""Options that several commands share, said once."""
+"""Options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from odesteer.cli import completing
+from odesteer.cli import completion as completing
 
 # Said here, since the real tables import torch and help does not wait for it; a test compares.
 METHODS = (

@@ -8,10 +8,10 @@ import typer
 
 from odesteer.cli import options
 from odesteer.cli.console import progress, say, teaching_errors
-from odesteer.cli.source import pairs
+from odesteer.cli.load_steering import pairs
 
 if TYPE_CHECKING:
-    from odesteer.playground.shelf import Desk, Source
+    from odesteer.playground.library import Desk, Source
 
 MOODS = "melancholy"
 
@@ -62,11 +62,11 @@ def playground(
     if importlib.util.find_spec("gradio") is None:
         raise ImportError("The playground is made with Gradio: pip install 'odesteer[playground]'.")
     named = named_paths(steering or [])
-    from odesteer.benchmarks.sentiment import SYSTEM
-    from odesteer.models import load_model
-    from odesteer.playground.acts import Acts, runs_in
+    from odesteer.evaluation.benchmarks.sentiment import SYSTEM
+    from odesteer.models.loading import load_model
+    from odesteer.playground.controller import Acts, runs_in
+    from odesteer.playground.library import Desk
     from odesteer.playground.server import serve
-    from odesteer.playground.shelf import Desk
 
     found = runs_in(runs) if runs is not None else {}
     if runs is not None and not found:
@@ -84,7 +84,7 @@ def playground(
 
 def named_paths(given: list[str]) -> dict[str, Path]:
     """NAME=DIR, several times; ValueError for another form, a name given twice or unusable."""
-    from odesteer.playground.shelf import check_name
+    from odesteer.playground.library import check_name
 
     found = pairs(given, "--steering", "NAME=DIR")
     return {check_name(name): Path(path) for name, path in found.items()}
@@ -93,9 +93,9 @@ def named_paths(given: list[str]) -> dict[str, Path]:
 def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
     """Steerings from their directories, if they fit the model."""
     import odesteer as ods
-    from odesteer.attach import check_fits
-    from odesteer.layered import parts_of
-    from odesteer.playground.shelf import Saved
+    from odesteer.models.hooks.attach import check_fits
+    from odesteer.playground.library import Saved
+    from odesteer.steering.layered import parts_of
 
     shelf: dict[str, Source] = {}
     for name, path in named.items():
@@ -108,9 +108,9 @@ def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
 
 def moods(desk: "Desk", cache: bool) -> "dict[str, Source]":
     """The sentences of the demo, read and ranked."""
-    from odesteer.demo import contrast
+    from odesteer.evaluation.demo import contrast
     from odesteer.fitting import middle_layers
-    from odesteer.playground.shelf import learnable
+    from odesteer.playground.library import learnable
 
     with progress("Reading the demo's sentences") as callback:
         found = learnable(
@@ -118,7 +118,7 @@ def moods(desk: "Desk", cache: bool) -> "dict[str, Source]":
             contrast()[0],
             middle_layers(desk.model),
             callback,
-            imports=("from odesteer.demo import contrast",),
+            imports=("from odesteer.evaluation.demo import contrast",),
             code="contrast()[0]",
             cache=cache,
         )

@@ -1,4 +1,4 @@
-"""What does every command take, as one page of Markdown?
+"""Markdown reference of all commands.
 
     python -m odesteer.cli.reference > docs/cli.md
 

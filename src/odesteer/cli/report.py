@@ -1,4 +1,4 @@
-"""`odesteer report`: what did a run find?"""
+"""`odesteer report`: tables, figures and a page of a run."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from odesteer.cli import options
 from odesteer.cli.console import out, say, stoppable, teaching_errors, warn
 
 if TYPE_CHECKING:
-    from odesteer.report import Report
-    from odesteer.report.table import Cell, Column
+    from odesteer.evaluation.report import Report
+    from odesteer.evaluation.report.table import Cell, Column
 
 FORMATS = "md,csv,latex,html"
 _NUMBERS = {
@@ -64,7 +64,7 @@ def report(
     """
     wanted = _wanted(formats)
     folder = output or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report"
-    from odesteer.report import build, check, read_run, write
+    from odesteer.evaluation.report import build, check, read_run, write
 
     read = [read_run(run) for run in runs]
     for run in read:  # all of them, before any is worked on
@@ -93,7 +93,7 @@ def report(
 
 def _as_json(reports: "Sequence[Report]", written: Sequence[Path]) -> dict[str, Any]:
     """What was found, the numbers of every table as in results.csv, and the files."""
-    from odesteer.report.csv import document
+    from odesteer.evaluation.report.csv import document
 
     rows = csv.DictReader(io.StringIO(document(reports)))
     return {
@@ -110,7 +110,7 @@ def _value(key: str, text: str) -> str | float | None:
 
 
 def _wanted(formats: str) -> list[str]:
-    from odesteer.lookup import pick
+    from odesteer.common.registry import pick
 
     known = dict.fromkeys(FORMATS.split(","))
     names = list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
@@ -123,7 +123,7 @@ def _wanted(formats: str) -> list[str]:
 
 def main_table(one: "Report") -> Table:
     """Values with their changes below, as many columns as fit; intervals are in the files."""
-    from odesteer.report.rows import RANDOM
+    from odesteer.evaluation.report.rows import RANDOM
 
     shown = _fitting(one.main.columns)
     table = Table(title=escape(one.run.title), box=None, padding=(0, 1, 0, 0))
@@ -159,7 +159,7 @@ def _fitting(columns: "Sequence[Column]") -> list[int]:
 
 
 def _cell(cell: "Cell | None", column: "Column") -> str:
-    from odesteer.report.table import change_text, value_text
+    from odesteer.evaluation.report.table import change_text, value_text
 
     if cell is None:
         return ""

@@ -1,4 +1,4 @@
-"""`odesteer run`: an experiment's file, to its results."""
+"""`odesteer run`: run an experiment file."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from odesteer.cli import options
 from odesteer.cli.console import goes_on, out, progress, say, teaching_errors
 
 if TYPE_CHECKING:
-    from odesteer.experiment.config import Experiment
+    from odesteer.evaluation.experiment.config import Experiment
 
 RUNS = Path("runs")
 _SHOWN = 12
@@ -51,13 +51,13 @@ def run(
 
     Example: odesteer run experiments/smollm2-rtp.toml --set limits.test=20 --out try
     """
-    from odesteer.experiment.parsing import read
+    from odesteer.evaluation.experiment.parse_toml import read
 
     chosen = read(experiment, changes or ())
     if dry:
         _say_what(chosen, data, as_json)
         return
-    from odesteer.experiment.run import run as compute
+    from odesteer.evaluation.experiment.run import run as compute
 
     folder = output or RUNS / chosen.name
     with goes_on(folder), progress(chosen.name) as callback:
@@ -71,9 +71,9 @@ def run(
 
 def _say_what(experiment: "Experiment", data: Any, as_json: bool) -> None:
     """Conditions, units, what is fetched, memory and time."""
-    from odesteer.experiment.estimate import estimate
-    from odesteer.experiment.plan import KINDS
-    from odesteer.experiment.run import prepared
+    from odesteer.evaluation.experiment.cost_estimate import estimate
+    from odesteer.evaluation.experiment.plan import KINDS
+    from odesteer.evaluation.experiment.run import prepared
 
     benchmark, planned = prepared(experiment, data)
     names = [one.id for one in planned.conditions]

@@ -1,4 +1,4 @@
-"""`odesteer score`: which texts show what a steering steers towards?"""
+"""`odesteer score`: probabilities that texts show what a steering steers towards."""
 
 import csv
 import io
@@ -10,14 +10,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import completing, options
+from odesteer.cli import completion as completing
+from odesteer.cli import options
 from odesteer.cli.console import bar, out, progress, reading, say, teaching_errors, warn
-from odesteer.cli.source import as_columns
+from odesteer.cli.load_steering import as_columns
 
 if TYPE_CHECKING:
-    from odesteer.bootstrap import Interval
-    from odesteer.detection import Detection, Threshold
-    from odesteer.monitoring import Scores
+    from odesteer.evaluation.detector import Scores
+    from odesteer.evaluation.statistics.bootstrap import Interval
+    from odesteer.evaluation.statistics.detection import Detection, Threshold
 
 _KINDS = (".csv", ".jsonl")
 
@@ -84,9 +85,9 @@ def score(
     if false_positives is not None and not 0.0 < false_positives < 1.0:
         raise ValueError(f"--false-positives is between 0 and 1; got {false_positives}.")
     import odesteer as ods
-    from odesteer.contrast import files
-    from odesteer.contrast.rows import NUMBERS, labelled
-    from odesteer.models import load_model
+    from odesteer.data import read_files as files
+    from odesteer.data.parse_rows import NUMBERS, labelled
+    from odesteer.models.loading import load_model
 
     one = ods.load(steering)
     named = as_columns(columns) or {}
@@ -165,7 +166,7 @@ def _rows(scores: "Scores") -> list[dict[str, Any]]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from odesteer.artifact.saving import write_whole
+    from odesteer.steering.serialization.directory import write_whole
 
     if path.suffix == ".csv":
         text = io.StringIO()

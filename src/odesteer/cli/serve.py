@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from odesteer.cli.console import say, teaching_errors
-from odesteer.cli.source import pairs
+from odesteer.cli.load_steering import pairs
 
 HOST, PORT = "127.0.0.1", 8000
 _SERVER = "vllm.entrypoints.openai.api_server"
@@ -72,9 +72,9 @@ def serve(
     Example: odesteer serve meta-llama/Llama-3.1-8B-Instruct -s truthful=runs/truthful
     -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
     """
-    from odesteer.backends.vllm.catalogue import configuration
-    from odesteer.backends.vllm.frontend import named
-    from odesteer.models import SMOLLM2, local_copy
+    from odesteer.backends.vllm.registry import configuration
+    from odesteer.backends.vllm.request_validation import named
+    from odesteer.models.loading import SMOLLM2, local_copy
 
     steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
     config = configuration(steerings, composed, check)

@@ -9,7 +9,7 @@ import typer
 
 from odesteer.cli import options
 from odesteer.cli.console import out, progress, reading, say, teaching_errors
-from odesteer.cli.source import read_contrast
+from odesteer.cli.load_steering import read_contrast
 
 FIGURE = "tune.png"
 N = TypeVar("N", int, float)
@@ -62,9 +62,9 @@ def tune(
     blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
     import odesteer as ods
+    from odesteer.evaluation.selection.result import Wanted
     from odesteer.methods import find_method
-    from odesteer.models import load_model
-    from odesteer.tuning.result import Wanted
+    from odesteer.models.loading import load_model
 
     find_method(method)
     Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)

@@ -1,1 +1,1 @@
-"""Where other people's programs meet a steering: they import ours, never the other way round."""
+"""Adapters for other people's programs, which import ours."""

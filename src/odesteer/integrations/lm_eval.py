@@ -1,4 +1,4 @@
-"""How does lm-evaluation-harness ask a steered model?
+"""lm-evaluation-harness model that is steered.
 
     python -m odesteer.integrations.lm_eval run --model odesteer \\
         --model_args pretrained=smollm2,steering=DIR,angle=0.2,positions=continuation \\
@@ -27,12 +27,12 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from odesteer.attach import scoring
 from odesteer.backends.base import AnySteering
-from odesteer.layered import load
-from odesteer.lookup import pick
-from odesteer.models import SMOLLM2, load_model
+from odesteer.common.registry import pick
+from odesteer.models.hooks.attach import scoring
+from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Dose
+from odesteer.steering.layered import load
 
 POSITIONS = {"continuation": "last+generated", "all": "all"}
 Request = tuple[Any, list[int], list[int]]

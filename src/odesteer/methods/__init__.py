@@ -1,4 +1,4 @@
-"""One file a paper; `METHODS` is the table that everything else reads.
+"""Steering methods, one file a paper; `METHODS` is the table.
 
 Another package adds a method, a `Method` class, under the entry-point group "odesteer.methods":
 
@@ -6,24 +6,24 @@ Another package adds a method, a `Method` class, under the entry-point group "od
     median = "my_package:MedianDifference"
 """
 
-from odesteer.lookup import find
+from odesteer.common.registry import find
 from odesteer.methods.base import Method
 from odesteer.methods.caa import CAA
-from odesteer.methods.gaussian import GaussianODESteer
+from odesteer.methods.extra.cbf import SafetyFilter
+from odesteer.methods.extra.gaussian import GaussianODESteer
+from odesteer.methods.extra.kernel_density import MixtureODESteer
+from odesteer.methods.extra.mlp import NetworkODESteer
 from odesteer.methods.hpr import HPR
 from odesteer.methods.iti import ITI
 from odesteer.methods.iti_heads import HeadITI
 from odesteer.methods.linear_act import LinearAcT
 from odesteer.methods.mimic import MiMiC
-from odesteer.methods.mixture import MixtureODESteer
-from odesteer.methods.network import NetworkODESteer
 from odesteer.methods.none import NoSteering
-from odesteer.methods.odesteer import ODESteer
-from odesteer.methods.paper import FourierODESteer, OneStepODESteer, PaperODESteer
+from odesteer.methods.odesteer.method import ODESteer
+from odesteer.methods.odesteer.paper import FourierODESteer, OneStepODESteer, PaperODESteer
 from odesteer.methods.random import RandomDirection
 from odesteer.methods.re_control import REControl
 from odesteer.methods.repe import RepE
-from odesteer.methods.safety import SafetyFilter
 from odesteer.methods.truthflow import TruthFlow
 
 METHODS: dict[str, type[Method]] = {

@@ -1,4 +1,4 @@
-"""What is a method, and what does every method do alike?
+"""Base class of methods.
 
 A method learns a vector field from two matrices. Held-out calibration and the making of the
 `Steering` are the same for all of them and live here; checking the data is in `samples`.
@@ -14,11 +14,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.calibration import BinaryQuality, binary_quality, reliability
 from odesteer.methods.facts import Facts
 from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
-from odesteer.steering import Calibration, Steering
+from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
+from odesteer.steering.steering import Calibration, Steering
 
 # Rows of the data whose probability is looked at before a fit is handed out.
 CHECKED = 256

@@ -1,10 +1,10 @@
-"""What is the covariance of a class with fewer rows than dimensions?"""
+"""Covariance estimates with fewer rows than dimensions."""
 
 import torch
 from torch import Tensor
 
 from odesteer.ode import Whitening
-from odesteer.ode.spectrum import largest_eigenpairs
+from odesteer.ode.eigen import largest_eigenpairs
 
 # Below this many rows or dimensions all eigenvectors cost less than looking for the largest.
 DENSE = 1024

@@ -1,4 +1,4 @@
-"""What should a reader know of a method before using it?"""
+"""Descriptive facts of a method: title, paper, equation, differences."""
 
 from typing import NamedTuple
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
-from odesteer.methods.probe import linear_probe
+from odesteer.methods.linear_probe import linear_probe
 from odesteer.methods.samples import Samples
 from odesteer.ode import ConstantField, VectorField
 

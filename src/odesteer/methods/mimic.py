@@ -20,7 +20,7 @@ from torch import Tensor
 from odesteer.methods.base import Method
 from odesteer.methods.covariance import class_covariances
 from odesteer.methods.facts import Facts
-from odesteer.methods.probe import linear_probe
+from odesteer.methods.linear_probe import linear_probe
 from odesteer.methods.samples import Samples
 from odesteer.ode import FormBarrier, TransportField, VectorField
 

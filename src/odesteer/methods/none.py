@@ -1,4 +1,4 @@
-"""The unsteered model.
+"""No steering: the unsteered model as a method.
 
 v(a) = 0
 """

@@ -19,14 +19,7 @@ from odesteer.methods.base import Method
 from odesteer.methods.facts import Facts
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, hold_out, learning, train
-from odesteer.ode import (
-    Angle,
-    Dose,
-    Network,
-    NetworkBarrier,
-    PlainGradientField,
-    VectorField,
-)
+from odesteer.ode import Angle, Dose, Network, NetworkBarrier, PlainGradientField, VectorField
 
 
 @dataclass(frozen=True)

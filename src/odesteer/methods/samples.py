@@ -1,4 +1,4 @@
-"""What does a method learn from, and what can be wrong with it?"""
+"""Samples: what a method learns from, validated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

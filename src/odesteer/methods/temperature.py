@@ -1,4 +1,4 @@
-"""How sure of itself may a log density ratio be?
+"""Temperature scaling of a log density ratio.
 
 One number t makes t h as honest as it can be: the temperature 1/t that minimises the
 cross-entropy of held-out rows. It changes no decision and no direction of steering.

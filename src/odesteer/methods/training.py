@@ -1,4 +1,4 @@
-"""How is a small model trained, the same way every time?
+"""Training loop shared by learnt methods.
 
 One loop for all learnt methods: shuffled mini-batches from a generator, AdamW, optional
 warm-up and cosine decay, a score after each epoch, early stopping, the best epoch restored.

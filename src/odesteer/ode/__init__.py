@@ -1,9 +1,17 @@
 """The mathematics of steering: barriers, fields, solvers and doses. Imports torch alone."""
 
-from odesteer.ode.algebra import AndBarrier, OrBarrier
-from odesteer.ode.barrier import AffineBarrier, Barrier, LinearBarrier, ModuleBarrier
+from odesteer.ode.barriers.algebra import AndBarrier, OrBarrier
+from odesteer.ode.barriers.base import AffineBarrier, Barrier, LinearBarrier, ModuleBarrier
+from odesteer.ode.barriers.fourier import FourierBarrier
+from odesteer.ode.barriers.gaussian import GaussianBarrier
+from odesteer.ode.barriers.kernel_density import MixtureBarrier
+from odesteer.ode.barriers.mlp import Dense, Network, NetworkBarrier
+from odesteer.ode.barriers.preconditioned import MetricBarrier
+from odesteer.ode.barriers.quadratic import QuadraticBarrier
+from odesteer.ode.barriers.sketch import SketchBarrier
 from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.field import (
+from odesteer.ode.dose_batch import Columns, PerRow, columns_of
+from odesteer.ode.fields.base import (
     ConstantField,
     GivenField,
     GradientField,
@@ -11,21 +19,13 @@ from odesteer.ode.field import (
     VectorField,
     ZeroField,
 )
-from odesteer.ode.flow import solve, trajectory
-from odesteer.ode.fourier import FourierBarrier
-from odesteer.ode.gaussian import GaussianBarrier
-from odesteer.ode.metric import MetricBarrier
-from odesteer.ode.mixture import MixtureBarrier
-from odesteer.ode.network import Dense, Network, NetworkBarrier
-from odesteer.ode.per_row import Columns, PerRow, columns_of
-from odesteer.ode.quadratic import QuadraticBarrier
-from odesteer.ode.rectified import Hourglass, RectifiedField
-from odesteer.ode.rotation import RotationField
-from odesteer.ode.safety import SafetyField
-from odesteer.ode.sketch import SketchBarrier
-from odesteer.ode.solver import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver
-from odesteer.ode.tableau import Tableau
-from odesteer.ode.transport import FormBarrier, TransportField
+from odesteer.ode.fields.cbf import SafetyField
+from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
+from odesteer.ode.fields.rotation import RotationField
+from odesteer.ode.fields.transport import FormBarrier, TransportField
+from odesteer.ode.solve import solve, trajectory
+from odesteer.ode.solvers.butcher import Tableau
+from odesteer.ode.solvers.runge_kutta import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver
 from odesteer.ode.whitening import Whitening
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""How far does an activation go?
+"""Doses: time, path length, angle, target.
 
     Time(T)              integration time T, what the paper calls strength
     PathLength(T)        so long that a field of any speed travels T at its initial speed
     Angle(theta)         path length theta ||a||: transfers between models and layers
     Target(p, budget)    until P(desired | a) >= p, at most as far as the budget
 
-A dose of its own for each row of a batch is `odesteer.ode.per_row.PerRow`.
+A dose of its own for each row of a batch is `odesteer.ode.dose_batch.PerRow`.
 
 A number means `Time`. Under a unit-speed field time and path length are the same.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesteer.ode.field import VectorField, solved_in
+from odesteer.ode.fields.base import VectorField, solved_in
 
 
 class Dose(ABC):

@@ -1,4 +1,4 @@
-"""In which coordinates is the sphere drawn?
+"""Whitened coordinates of the sphere.
 
     y = S^-1 (a - m),   S = Sigma^p up to scale = I + U (diag(stretch) - I) U^T
 

@@ -1,4 +1,4 @@
-"""How does the page look, by day, by night and on a phone, and how does a token light up?
+"""Style and script of the page.
 
 Nothing comes from another server: fonts are the system's.
 """

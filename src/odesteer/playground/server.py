@@ -1,4 +1,4 @@
-"""The server of the page: by this machine alone, to this machine alone unless told otherwise.
+"""Local web server of the playground.
 
 A policy in every answer forbids the browser any request to another server, whatever a part of
 the page might ask for. A page that listens to this machine alone answers only to this machine's
@@ -14,9 +14,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr
 
-from odesteer.playground.acts import Acts
+from odesteer.playground.app import build
+from odesteer.playground.controller import Acts
 from odesteer.playground.look import CSS, HEAD
-from odesteer.playground.page import build
 
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "

@@ -1,4 +1,4 @@
-"""What is one person's alone?
+"""Per-user state: chat turns, fitted steerings, the running generation.
 
 Their own steerings, what they have said, and which of their generations is the current one.
 Model and shelf are shared; nothing here is.
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from odesteer.backends.base import AnySteering, Sampling
-from odesteer.layers import config_value
-from odesteer.playground.setting import Setting
-from odesteer.playground.shelf import Desk, Shelf, Source
-from odesteer.playground.writing import Text, write
-from odesteer.templates import Messages, encode
+from odesteer.models.chat_template import Messages, encode
+from odesteer.models.layers import config_value
+from odesteer.playground.generate_pair import Text, write
+from odesteer.playground.library import Desk, Shelf, Source
+from odesteer.playground.settings import Setting
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which controls has the first tab, and what does each do?"""
+"""The steering tab."""
 
 import time
 from collections.abc import Iterator
@@ -6,19 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from odesteer import methods, solvers
+from odesteer import methods
+from odesteer.common.registry import offered
 from odesteer.fitting import middle_layers
-from odesteer.layers import find_layers
-from odesteer.lookup import offered
 from odesteer.methods import METHODS
+from odesteer.models.hooks.positions import POSITIONS
+from odesteer.models.layers import find_layers
 from odesteer.ode import SOLVERS
-from odesteer.playground import markup
-from odesteer.playground.acts import Acts, Shown
+from odesteer.playground import html as markup
+from odesteer.playground.controller import Acts, Shown
+from odesteer.playground.library import Learnable
 from odesteer.playground.look import KEY
 from odesteer.playground.session import Session
-from odesteer.playground.setting import ANGLE, AS_LEARNT, DOSES, TARGET, Setting
-from odesteer.playground.shelf import Learnable
-from odesteer.positions import POSITIONS
+from odesteer.playground.settings import ANGLE, AS_LEARNT, DOSES, TARGET, Setting
+from odesteer.steering import solvers
 
 # Methods that move heads at all layers have no place of their own in this page's figures.
 METHOD_NAMES = [

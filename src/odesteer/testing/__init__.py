@@ -1,4 +1,4 @@
-"""Is a steering library right? A conformance suite for anybody's.
+"""Checks for steering libraries (conformance suite) and for steering methods.
 
     from odesteer.testing import Adapter, Steered, conformance
 
@@ -17,32 +17,32 @@ Or without a file: `odesteer conformance --adapter mine.testing:Mine`, or
 `pytest --pyargs odesteer.testing.suite --steering-adapter mine.testing:Mine`.
 
 And is a method right, as one file of odesteer or of another package? `check_method(Mine())`, see
-`odesteer.testing.promises`.
+`odesteer.testing.method_checks`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from odesteer.testing.adapter import POSITIONS, Adapter, NotOffered, Steered
-    from odesteer.testing.architectures import ARCHITECTURES, Architecture
-    from odesteer.testing.check import CHECKS, Check
-    from odesteer.testing.ours import OdesteerFlow, OdesteerVector
-    from odesteer.testing.plugin import conformance
-    from odesteer.testing.promises import PROMISES, Trial, check_method
-    from odesteer.testing.report import table
-    from odesteer.testing.runner import Case, Result, cases, load_adapter, run
+    from odesteer.testing.method_checks import PROMISES, Trial, check_method
+    from odesteer.testing.suite.adapter import POSITIONS, Adapter, NotOffered, Steered
+    from odesteer.testing.suite.architectures import ARCHITECTURES, Architecture
+    from odesteer.testing.suite.check import CHECKS, Check
+    from odesteer.testing.suite.odesteer_adapter import OdesteerFlow, OdesteerVector
+    from odesteer.testing.suite.pytest_plugin import conformance
+    from odesteer.testing.suite.report import table
+    from odesteer.testing.suite.runner import Case, Result, cases, load_adapter, run
 
 # Imported at first use: pytest loads this package in every session where odesteer is installed.
 _HOMES = {
-    "odesteer.testing.adapter": ("POSITIONS", "Adapter", "NotOffered", "Steered"),
-    "odesteer.testing.architectures": ("ARCHITECTURES", "Architecture"),
-    "odesteer.testing.check": ("Check",),
-    "odesteer.testing.ours": ("OdesteerFlow", "OdesteerVector"),
-    "odesteer.testing.plugin": ("conformance",),
-    "odesteer.testing.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
-    "odesteer.testing.promises": ("PROMISES", "Trial", "check_method"),
-    "odesteer.testing.report": ("table",),
+    "odesteer.testing.suite.adapter": ("POSITIONS", "Adapter", "NotOffered", "Steered"),
+    "odesteer.testing.suite.architectures": ("ARCHITECTURES", "Architecture"),
+    "odesteer.testing.suite.check": ("Check",),
+    "odesteer.testing.suite.odesteer_adapter": ("OdesteerFlow", "OdesteerVector"),
+    "odesteer.testing.suite.pytest_plugin": ("conformance",),
+    "odesteer.testing.suite.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
+    "odesteer.testing.method_checks": ("PROMISES", "Trial", "check_method"),
+    "odesteer.testing.suite.report": ("table",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.arm import arm
-from odesteer.backends.vllm.catalogue import Catalogue, configuration
-from odesteer.backends.vllm.place import PLACES
+from odesteer.backends.vllm.batch import Scheduled
+from odesteer.backends.vllm.install import arm
+from odesteer.backends.vllm.registry import Catalogue, configuration
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runners import Served
-from odesteer.backends.vllm.step import Scheduled
+from odesteer.backends.vllm.runner_hooks import Served
+from odesteer.backends.vllm.steered_layer import PLACES
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 
 D = 16

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from odesteer import LayeredSteering, Steering
-from odesteer.backends.vllm import ask, options
-from odesteer.backends.vllm.catalogue import Catalogue, _catalogue, configuration
-from odesteer.backends.vllm.frontend import _names, aliased, check, knows, named
-from odesteer.backends.vllm.prefix import keys
+from odesteer.backends.vllm import ask
+from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm.prefix_cache import keys
+from odesteer.backends.vllm.registry import Catalogue, _catalogue, configuration
 from odesteer.backends.vllm.request import KEY, parse
-from odesteer.lookup import pick
+from odesteer.backends.vllm.request_validation import _names, aliased, check, knows, named
+from odesteer.common.registry import pick
 from odesteer.ode import Angle, ConstantField, GradientField, LinearBarrier, Target
 
 D = 8

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests import tiny
+from tests.helpers import models as tiny
 
 from odesteer import Angle, LayeredSteering, PathLength, Sampling, Steering, Target, load
-from odesteer.backends.vllm import Engine, VLLMBackend, options
-from odesteer.backends.vllm.catalogue import Catalogue
+from odesteer.backends.vllm import Engine, VLLMBackend
+from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm.engine import _generation
-from odesteer.backends.vllm.known import Known, starts
+from odesteer.backends.vllm.registered import Known, starts
+from odesteer.backends.vllm.registry import Catalogue
 from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.models.chat_template import encode
 from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time
-from odesteer.templates import encode
 
 D = 8
 

@@ -10,15 +10,10 @@ import torch
 
 from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.catalogue import configuration
-from odesteer.backends.vllm.frontend import STEERED, admits, check, layers, searches
-from odesteer.backends.vllm.middleware import (
-    OPEN,
-    WANTED,
-    KeyMiddleware,
-    SteeringMiddleware,
-)
+from odesteer.backends.vllm.middleware import OPEN, WANTED, KeyMiddleware, SteeringMiddleware
+from odesteer.backends.vllm.registry import configuration
 from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.backends.vllm.request_validation import STEERED, admits, check, layers, searches
 from odesteer.ode import GradientField, LinearBarrier
 
 
@@ -312,7 +307,8 @@ def test_finding_7_a_key_guards_all_but_a_few_routes(config: Any, config_of: str
 
 def test_the_key_is_asked_for_before_a_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "odesteer.backends.vllm.frontend._verifier", lambda app, args: args.api_key and bool
+        "odesteer.backends.vllm.request_validation._verifier",
+        lambda app, args: args.api_key and bool,
     )
     for key, expected in ("secret", [SteeringMiddleware, "vLLM's", KeyMiddleware]), (None, [
         SteeringMiddleware, "vLLM's"

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tests.tiny import two_gaussians
+from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 from odesteer import Steering
-from odesteer.backends.vllm.options import ask
-from odesteer.backends.vllm.place import PLACES, Place, steer, steer_one
+from odesteer.backends.vllm.batch import Scheduled, Step
+from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.step import Scheduled, Step
+from odesteer.backends.vllm.steered_layer import PLACES, Place, steer, steer_one
 from odesteer.ode import ConstantField, Dense, Network, RotationField, Target, Time
 
 D, ROWS = 12, 16

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tests.tiny import two_gaussians
+from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 import odesteer as ods
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.place import PLACES, Place, steer
+from odesteer.backends.vllm.batch import Scheduled, Step
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.step import Scheduled, Step
+from odesteer.backends.vllm.steered_layer import PLACES, Place, steer
 
 pytestmark = [
     pytest.mark.gpu,

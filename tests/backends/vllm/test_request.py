@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from odesteer.backends.vllm.options import ask
+from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import KEY, LONGEST_TEXT, Ask, _parsed, misspelt, parse
 from odesteer.ode import Angle, Target, Time
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from odesteer.backends.vllm.options import ask
+from odesteer.backends.vllm.batch import Scheduled, Step, doses
+from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runners import Served, first_runner, second_runner
-from odesteer.backends.vllm.step import Scheduled, Step, doses
+from odesteer.backends.vllm.runner_hooks import Served, first_runner, second_runner
 from odesteer.ode import Angle, Columns, Time
 
 STARTS = ["all", "last_prompt", "generated", 3, 14]

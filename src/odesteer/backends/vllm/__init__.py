@@ -8,7 +8,7 @@ with Engine("HuggingFaceTB/SmolLM2-135M-Instruct", {"truthful": steering}) as en
 """
 
 from odesteer.backends.vllm.backend import VLLMBackend
+from odesteer.backends.vllm.config import ask, options
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.options import ask, options
 
 __all__ = ["Engine", "VLLMBackend", "ask", "options"]

@@ -1,4 +1,4 @@
-"""How does an experiment generate and score through vLLM?
+"""Backend for experiments on a vLLM engine.
 
 The same tokens go in as in `odesteer.backends.transformers`, and greedy tokens and
 log-probabilities that come out are the same as far as two engines round alike. Sampled texts are
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from odesteer.backends.base import AnySteering, Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.known import starts
+from odesteer.backends.vllm.registered import starts
 from odesteer.backends.vllm.request import Ask
-from odesteer.contrast import Contrast
-from odesteer.extraction import Progress
-from odesteer.layered import LayeredSteering, parts_of
-from odesteer.steering import Steering
-from odesteer.templates import Messages, encode, encode_parts
+from odesteer.data import Contrast
+from odesteer.extraction.extract import Progress
+from odesteer.models.chat_template import Messages, encode, encode_parts
+from odesteer.steering.layered import LayeredSteering, parts_of
+from odesteer.steering.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VLLMBackend(Backend):
     Args:
         engine: it has every steering that will be given.
         tokenizer: the model's, of transformers.
-        template: how prompts become text, see `odesteer.templates`.
+        template: how prompts become text, see `odesteer.models.chat_template`.
         positions: which tokens are steered: "last+generated", "generated" or "all".
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is a vLLM engine that this process runs?
+"""A vLLM engine in this process.
 
 with Engine("HuggingFaceTB/SmolLM2-135M-Instruct", {"truthful": steering}) as engine:
     backend = VLLMBackend(engine, tokenizer)
@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from odesteer.backends.vllm.catalogue import AnySteering, Catalogue
-from odesteer.backends.vllm.known import Known
-from odesteer.backends.vllm.options import options
-from odesteer.layered import LayeredSteering
-from odesteer.steering import Steering
+from odesteer.backends.vllm.config import options
+from odesteer.backends.vllm.registered import Known
+from odesteer.backends.vllm.registry import AnySteering, Catalogue
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
 
 # How transformers draws where a model's generation config says nothing.
 _TOP_K = 50
@@ -35,7 +35,7 @@ class Engine:
         steerings: by a name (letters, digits, dots, dashes): objects, or directories that
             `save_pretrained` wrote. Empty: it does not steer.
         check: how much the model must be the one they were fitted on, see
-            `odesteer.artifact.compatibility`.
+            `odesteer.models.compatibility`.
         settings: more arguments of `vllm.LLM`, such as dtype="float32" or max_model_len=2048.
 
     Attributes:

@@ -2,8 +2,8 @@
 
 vLLM has many routes, and some of them drop the model's name or `vllm_xargs` on the way to the
 engine. So both are read here, from the body, before any route; `WANTED` keeps them for the engine's
-door (`odesteer.backends.vllm.frontend.admits`), which all routes pass. What no route could do is
-refused here.
+door (`odesteer.backends.vllm.request_validation.admits`), which all routes pass. What no route
+could do is refused here.
 """
 
 import json
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from odesteer.artifact.strict import brief
-from odesteer.backends.vllm.catalogue import Catalogue
+from odesteer.backends.vllm.registry import Catalogue
 from odesteer.backends.vllm.request import KEY, Ask, misspelt, parse
-from odesteer.lookup import pick
+from odesteer.common.limits import brief
+from odesteer.common.registry import pick
 
 SEPARATOR = ":"
 XARGS = "vllm_xargs"

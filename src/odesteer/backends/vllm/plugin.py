@@ -1,4 +1,4 @@
-"""What does vLLM run when it starts, so that it steers?
+"""vLLM plugin: functions wrapped at start-up.
 
 vLLM calls `register` in every process: the server's front, the engine, each worker. It wraps the
 few functions that have to know of steering; without steerings in the configuration each of them
@@ -12,8 +12,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from odesteer.backends.vllm import frontend, prefix, runners
-from odesteer.backends.vllm.catalogue import Catalogue
+from odesteer.backends.vllm import (
+    prefix_cache as prefix,
+)
+from odesteer.backends.vllm import (
+    request_validation as frontend,
+)
+from odesteer.backends.vllm import (
+    runner_hooks as runners,
+)
+from odesteer.backends.vllm.registry import Catalogue
 from odesteer.backends.vllm.request import KEY
 
 # What was tested; others may work, and are refused where something is missing.

@@ -1,4 +1,4 @@
-"""What may a request to a server ask of its steerings?
+"""Steering request of a client.
 
     {"name": "truthful", "strength": 1.0, "start": "last_prompt"}
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from odesteer.artifact.strict import brief, parse_json
+from odesteer.common.limits import brief, parse_json
 from odesteer.ode import Angle, Dose, Target, Time
 
 KEY = "odesteer"

@@ -1,0 +1,1 @@
+"""Ground utilities: registries, limits, escaping, jobs."""

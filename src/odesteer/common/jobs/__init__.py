@@ -1,0 +1,1 @@
+"""Jobs that several processes or machines compute into one directory."""

@@ -1,0 +1,1 @@
+"""Evaluation: scoring, selection, statistics, benchmarks, judges, experiments, reports."""

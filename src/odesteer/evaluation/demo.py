@@ -1,0 +1,250 @@
+"""The demo: fit, steer and score a real model.
+
+A contrast of 384 sentence pairs (melancholy against bright, 24 topics) is split by topic.
+On the fit topics: held-out quality by layer, the layer, CAA, ITI and ODESteer. On the test
+topics: the barrier's quality, its value along the flow of unseen bright sentences, and
+generations from unseen prompts at three doses, judged by VADER and by their perplexity
+under the unsteered model. Nothing is chosen on the test topics.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odesteer.backends import TransformersBackend
+from odesteer.backends.base import Sampling
+from odesteer.data import Contrast
+from odesteer.evaluation.benchmarks.sentiment import SYSTEM
+from odesteer.evaluation.benchmarks.sentiment import rows as contrast_rows
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.judges import VaderMood
+from odesteer.evaluation.report import plots
+from odesteer.evaluation.statistics.bootstrap import interval
+from odesteer.extraction.extract import Progress, activations
+from odesteer.fitting import best_layer, middle_layers, rank_layers
+from odesteer.methods import CAA, ITI, Method, ODESteer
+from odesteer.models.compatibility import describe_model
+from odesteer.ode import Angle
+from odesteer.steering.calibration import BinaryQuality, binary_quality
+from odesteer.steering.steering import Steering
+
+DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
+METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
+TEST_TOPICS = ("weather", "morning", "city", "garden", "music", "books", "sea", "weekend")
+# 12 prompts and 20 tokens keep the whole demo below 90 seconds on two cores.
+PROMPT_TOPICS = TEST_TOPICS[:6]
+PROMPTS_PER_TOPIC = 2
+NEW_TOKENS = 20
+FIGURES = ("tradeoff.png", "flow.png", "portrait.png")
+
+Stage = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One row of the comparison: a method at a dose, and what it wrote."""
+
+    method: str
+    dose_name: str
+    dose: float
+    before: float | None  # mean P(wanted) of held-out negatives, by the method's own barrier
+    after: float | None
+    generations: list[str]
+    effect: tuple[float, float, float, int]  # judge: mean, 95 % interval, n scored
+    difference: tuple[float, float, float, int]  # paired, to the unsteered model
+    perplexity: float
+    unscored: int
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the demo measured."""
+
+    layers: dict[int, BinaryQuality]
+    layer: int
+    test_quality: dict[str, BinaryQuality]
+    prompts: list[str]
+    conditions: list[Condition]
+    steerings: dict[str, Steering]
+    test_negatives: Tensor
+    counts: dict[str, int]
+
+
+def contrast() -> tuple[Contrast, Contrast]:
+    """The demo's sentences without their prompts: fit topics and test topics."""
+    rows = [
+        {"positive": e["positive"], "negative": e["negative"], "topic": e["topic"]}
+        for e in contrast_rows()
+    ]
+    whole = Contrast.from_rows(rows)
+    topics = set(whole.groups[0])
+    return whole.where(topics - set(TEST_TOPICS)), whole.where(set(TEST_TOPICS))
+
+
+def test_prompts() -> list[str]:
+    """Unseen prompts: evenly spaced ones of six test topics."""
+    prompts: list[str] = []
+    for topic in PROMPT_TOPICS:
+        own = [row["prompt"] for row in contrast_rows() if row["topic"] == topic]
+        prompts += own[:: len(own) // PROMPTS_PER_TOPIC][:PROMPTS_PER_TOPIC]
+    return prompts
+
+
+def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
+    """The whole measurement; deterministic on one machine.
+
+    Args:
+        model, tokenizer: a transformers causal language model with a chat template.
+        stage: `stage("label")` is a context manager that yields a progress callback.
+    """
+    fit_set, test_set = contrast()
+    with stage("Reading the fit sentences") as progress:
+        data = activations(model, tokenizer, fit_set, middle_layers(model), progress=progress)
+    with stage("Ranking the layers on held-out topics") as progress:
+        qualities = rank_layers(data, fit_set.groups, progress=progress)
+    layer = best_layer(qualities)
+    steerings: dict[str, Steering] = {}
+    with stage("Fitting CAA, ITI and ODESteer") as progress:
+        for done, method in enumerate(METHODS, start=1):
+            steering = method.fit(*data[layer], layer=layer, groups=fit_set.groups)
+            described = describe_model(model, tokenizer)
+            steerings[method.name] = replace(steering, model=described)
+            progress(done, len(METHODS))
+    with stage("Reading the test sentences") as progress:
+        positive, negative = activations(model, tokenizer, test_set, layer, progress=progress)
+    rows, labels = (
+        torch.cat([positive, negative]),
+        np.repeat([1, 0], [len(positive), len(negative)]),
+    )
+    test_quality = {
+        name: binary_quality(steering.log_odds(rows).numpy(), labels)
+        for name, steering in steerings.items()
+    }
+    prompts = test_prompts()
+    conditions = _conditions(model, tokenizer, prompts, steerings, negative, stage)
+    return DemoResult(
+        layers=qualities,
+        layer=layer,
+        test_quality=test_quality,
+        prompts=prompts,
+        conditions=conditions,
+        steerings=steerings,
+        test_negatives=negative,
+        counts={
+            "fit pairs": len(fit_set.positive),
+            "fit topics": len(set(fit_set.groups[0])),
+            "test pairs": len(test_set.positive),
+            "test topics": len(set(test_set.groups[0])),
+            "prompts": len(prompts),
+        },
+    )
+
+
+def _conditions(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    steerings: dict[str, Steering],
+    negatives: Tensor,
+    stage: Stage,
+) -> list[Condition]:
+    settings: list[tuple[str, str, float, Steering | None]] = [("none", "", 0.0, None)]
+    settings += [
+        (name, dose_name, dose, steering.with_strength(Angle(dose)))
+        for name, steering in steerings.items()
+        for dose_name, dose in DOSES.items()
+    ]
+    chats = [
+        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+        for prompt in prompts
+    ]
+    # All settings share batches: each steering acts on rows of its own.
+    asked = [chat for _ in settings for chat in chats]
+    steered = [steering for *_, steering in settings for _ in chats]
+    with stage("Generating") as progress:
+        # A decoding step costs little more for 120 rows than for 30: one batch.
+        backend = TransformersBackend(model, tokenizer, batch_size=len(asked))
+        texts = backend.generate(asked, steered, Sampling(max_new_tokens=NEW_TOKENS), progress)
+    with stage("Perplexity under the unsteered model") as progress:
+        backend = TransformersBackend(model, tokenizer, batch_size=24)
+        logprobs = backend.logprobs(asked, texts, None, progress)
+    scores = VaderMood().score([Case("")] * len(texts), texts)
+    values = np.array([np.nan if s.value is None else s.value for s in scores])
+    values = values.reshape(len(settings), len(prompts))
+    conditions = []
+    for i, (name, dose_name, dose, steering) in enumerate(settings):
+        part = slice(i * len(prompts), (i + 1) * len(prompts))
+        scored = ~np.isnan(values[i]) & ~np.isnan(values[0])
+        conditions.append(
+            Condition(
+                method=name,
+                dose_name=dose_name,
+                dose=dose,
+                before=None if steering is None else _mean_probability(steering, negatives),
+                after=None
+                if steering is None
+                else _mean_probability(steering, steering(negatives)),
+                generations=texts[part],
+                effect=interval(values[i][scored]),
+                difference=interval((values[i] - values[0])[scored]),
+                perplexity=float(torch.cat(logprobs[part]).mean().neg().exp()),
+                unscored=int((~scored).sum()),
+            )
+        )
+    return conditions
+
+
+def _mean_probability(steering: Steering, a: Tensor) -> float:
+    return float(steering.probability(a).mean())
+
+
+def draw(result: DemoResult, folder: Path) -> list[Path]:
+    """The three figures, as PNG files in `folder`."""
+    unit = "mood (VADER, −1 gloomy to +1 bright)"
+    rows = [
+        {"method": c.method, "dose": c.dose, "perplexity": c.perplexity, "effect": c.effect}
+        for c in result.conditions
+    ]
+    plots.tradeoff_figure(rows, unit, folder / FIGURES[0])
+    ours = result.steerings["odesteer"]
+    longest = ours.with_strength(Angle(1.5 * max(DOSES.values())))
+    negatives = result.test_negatives
+    trajectory = longest.trajectory(negatives)
+    one_step = _straight(negatives, trajectory, longest)
+    caa = result.steerings["caa"].with_strength(longest.strength)
+    straight = torch.lerp(
+        negatives, caa(negatives), torch.linspace(0, 1, len(trajectory)).view(-1, 1, 1)
+    )
+    plots.flow_figure(
+        np.linspace(0, 1.5 * max(DOSES.values()), len(trajectory)),
+        {
+            "odesteer": ours.log_odds(trajectory).numpy(),
+            "odesteer-one-step": ours.log_odds(one_step).numpy(),
+            "caa": ours.log_odds(straight).numpy(),
+        },
+        folder / FIGURES[1],
+        result.layer,
+    )
+    plots.portrait_figure(
+        ours.barrier,  # type: ignore[arg-type]
+        negatives,
+        trajectory[:, ::6],
+        *ours.calibration,
+        folder / FIGURES[2],
+        result.layer,
+    )
+    return [folder / name for name in FIGURES]
+
+
+def _straight(start: Tensor, trajectory: Tensor, steering: Steering) -> Tensor:
+    """The straight line that one Euler step of the same length would take."""
+    velocity = steering.field(start)
+    length = float(steering.strength.size) * start.norm(dim=-1, keepdim=True)  # type: ignore[union-attr]
+    times = torch.linspace(0, 1, len(trajectory)).view(-1, 1, 1)
+    return start + times * length * velocity

@@ -1,0 +1,201 @@
+"""Detector: the probability that a text shows what a steering steers towards.
+
+A steering's calibrated barrier, read where the steering was fitted: at its layer, at its tokens,
+without being attached.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from odesteer.data import Contrast, Example
+from odesteer.data.parse_rows import example
+from odesteer.evaluation.statistics.detection import Detection, Threshold, detection, threshold
+from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.extract import Progress, extract
+from odesteer.extraction.tokenize import check_tokens, token_rows
+from odesteer.models.hooks.attach import check_fits
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What a steering says of texts.
+
+    Attributes:
+        examples: the texts, n.
+        log_odds: [n], the calibrated barrier at even priors; above 0 the positive class is more
+            likely.
+        probability: [n], P(positive) at even priors.
+        labels: 1, 0, or None where there is none, n.
+        layer: the block that was read.
+        tokens: which tokens of each text were read, see `odesteer.extraction.tokenize`.
+        truncated: how many texts were longer than the model's context.
+        fitted_on: whether these are the very texts that the steering was fitted on, so that no
+            number about them is a held-out one.
+    """
+
+    examples: tuple[Example, ...]
+    log_odds: np.ndarray
+    probability: np.ndarray
+    labels: tuple[int | None, ...]
+    layer: int
+    tokens: str
+    truncated: int = 0
+    fitted_on: bool = False
+
+    def ranked(self) -> list[int]:
+        """The places of the texts, the likeliest first."""
+        return [int(i) for i in np.argsort(-self.log_odds, kind="stable")]
+
+    def quality(self, seed: int = 0) -> Detection:
+        """AUC, log-loss and calibration error on the texts with labels, with intervals.
+
+        They say how good the detector is where these texts are held out: not those that it was
+        fitted or chosen on.
+
+        Raises:
+            ValueError: if there are not both labels.
+        """
+        return detection(*self._labelled(), seed)
+
+    def threshold(self, false_positives: float = 0.05, seed: int = 0) -> Threshold:
+        """Where to alarm for a false-positive rate, and what share of positives that finds.
+
+        Raises:
+            ValueError: if there are not both labels, or too few negatives for that rate.
+        """
+        log_odds, labels, groups = self._labelled()
+        return threshold(log_odds, labels, false_positives, groups, seed)
+
+    def _labelled(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        known = [i for i, label in enumerate(self.labels) if label is not None]
+        labels = np.array([self.labels[i] for i in known], dtype=float)
+        return self.log_odds[known], labels, [self.examples[i].group for i in known]
+
+
+def score(
+    model: nn.Module,
+    tokenizer: Any,
+    steering: Steering | LayeredSteering,
+    texts: Contrast | Sequence[Any],
+    *,
+    labels: Sequence[int | None] | None = None,
+    layer: int | None = None,
+    template: str = "auto",
+    tokens: str | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+    cache: CacheChoice = False,
+    check: str = "architecture",
+) -> Scores:
+    """The log-odds and probability that each text shows what the steering steers towards.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        steering: with a barrier; `~steering` detects the opposite.
+        texts: a contrast, which has labels (its positives come first), or texts, chat messages,
+            or (prompt, response) rows.
+        labels: 1, 0 or None of each text, where they are known and `texts` is no contrast.
+        layer: which one of a steering of several layers is read.
+        template: of texts that are no contrast, see `odesteer.models.chat_template`; give the one
+        that the
+            steering was fitted with.
+        tokens: which tokens are read, see `odesteer.extraction.tokenize`; None: those it was
+        fitted on. max_tokens, progress, cache: see `odesteer.activations`.
+        check: how much the model must be the one it was fitted on, see
+        `odesteer.models.hooks.attach`.
+
+    Raises:
+        ValueError: if there is no text, no barrier, a steering of several layers without `layer`,
+            or a model that does not fit.
+    """
+    one = _at(steering, layer)
+    place = check_fits(one, model, check)
+    _ = one.barrier  # says so where there is none, before anything slow
+    chosen = check_tokens(str(one.receipts.get("tokens", "last")) if tokens is None else tokens)
+    known: Sequence[int | None]
+    if isinstance(texts, Contrast):
+        if labels is not None:
+            raise ValueError("A contrast has its own labels; leave `labels` out.")
+        some, template = texts.positive + texts.negative, texts.template
+        known = [1] * len(texts.positive) + [0] * len(texts.negative)
+    else:
+        some = tuple(_example(row, i) for i, row in enumerate(texts))
+        known = [None] * len(some) if labels is None else labels
+    if not some:
+        raise ValueError("There is no text to score.")
+    if len(known) != len(some):
+        raise ValueError(f"labels has one entry a text, {len(some)}; got {len(known)}.")
+    if strange := {*known} - {0, 1, None}:
+        raise ValueError(f"A label is 1, 0 or None; got {strange.pop()!r}.")
+    # Positives first, as a contrast is read, so that what was read of one is found in the cache.
+    order = sorted(range(len(some)), key=lambda i: {1: 0, 0: 1, None: 2}[known[i]])
+    ordered = [some[i] for i in order]
+    rows, starts, truncated = token_rows(model, tokenizer, ordered, template, chosen, max_tokens)
+    a = extract(
+        model,
+        rows,
+        [place],
+        tokens=chosen,
+        site=one.site,  # type: ignore[arg-type]
+        starts=starts,
+        progress=progress,
+        cache=cache,
+    )[0]
+    place_of = np.argsort(order)
+    return Scores(
+        some,
+        one.log_odds(a).double().numpy()[place_of],
+        one.probability(a).double().numpy()[place_of],
+        tuple(known),
+        place,
+        chosen,
+        truncated,
+        _fitted_on(one, some, known, template),
+    )
+
+
+def _at(steering: Steering | LayeredSteering, layer: int | None) -> Steering:
+    """The part whose barrier is read."""
+    if isinstance(steering, Steering):
+        if layer is not None and layer != steering.layer:
+            raise ValueError(f"This steering is of layer {steering.layer}, not {layer}.")
+        return steering
+    layers = ", ".join(map(str, steering.layer))
+    found = [part for part in steering.parts if part.layer == layer]
+    if len(found) != 1:
+        raise ValueError(
+            f"This steering has a barrier at each of the layers {layers}, and a text has one score:"
+            f" choose one of them, layer={steering.layer[0]} say (--layer on the command line)."
+        )
+    return found[0]
+
+
+def _example(row: Any, place: int) -> Example:
+    """Rows with one prompt are of one group, and a text is its own."""
+    if isinstance(row, Example):
+        return row
+    one = example(row, f"({place})")
+    return one if one.prompt is None else replace(one, group=str(one.prompt))
+
+
+def _fitted_on(
+    steering: Steering,
+    some: tuple[Example, ...],
+    labels: Sequence[int | None],
+    template: str,
+) -> bool:
+    classes = [
+        tuple(e for e, label in zip(some, labels, strict=True) if label == wanted)
+        for wanted in (1, 0)
+    ]
+    data = steering.receipts.get("data")
+    if not all(classes) or not isinstance(data, Mapping):
+        return False
+    return Contrast(classes[0], classes[1], template).sha256 == data.get("sha256")

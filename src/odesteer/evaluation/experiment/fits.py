@@ -1,0 +1,175 @@
+"""Cache of fitted steerings of a fold.
+
+Activations of the part to learn from are read in one pass for all layers and methods that read
+the same tokens at the same place, and kept on disk (`odesteer.extraction.cache`); every steering
+is saved
+under the run directory, and always used as it was read back, so that a run that was interrupted
+uses the same as one that was not.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from odesteer.backends.base import AnySteering
+from odesteer.data import Contrast
+from odesteer.evaluation.benchmarks import Benchmark
+from odesteer.evaluation.benchmarks.base import Part
+from odesteer.evaluation.experiment.conditions import Condition, Fitting
+from odesteer.evaluation.experiment.plan import Plan
+from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.fitting import Reading, fit, fit_readings, read
+from odesteer.methods import Method, find_method
+from odesteer.models.layers import layer_index
+from odesteer.ode import Dose
+from odesteer.steering.layered import LayeredSteering, load
+from odesteer.steering.serialization.directory import CONFIG
+
+# What methods that learn from one and the same reading have in common.
+Kind = tuple[str, str, bool]
+
+
+class Learning:
+    """Readings and steerings of a run.
+
+    Args:
+        model, tokenizer: what is steered.
+        benchmark, plan: what is learnt.
+        folder: where it is kept.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, benchmark: Benchmark, plan: Plan, folder: RunFolder
+    ):
+        self._model, self._tokenizer = model, tokenizer
+        self._benchmark, self._plan, self._folder = benchmark, plan, folder
+        self._choices = {method.id: method for method in plan.experiment.methods}
+        self._readings: dict[tuple[int, Kind], dict[int, Reading]] = {}
+        self._steerings: dict[tuple[int, Fitting], AnySteering] = {}
+
+    def method(self, fitting: Fitting) -> Method:
+        chosen = self._choices[fitting.method]
+        drawn = {} if fitting.seed is None else {"seed": fitting.seed}
+        return find_method(chosen.name)(**{**chosen.hyperparameters, **drawn})
+
+    def read(self, fold: int) -> None:
+        """Read everything that the fold's fits need."""
+        for kind, (method, layers) in self._kinds().items():
+            self._reading(fold, kind, method, layers)
+
+    def fit(self, fold: int, fitting: Fitting) -> AnySteering:
+        """The steering, learnt unless it was learnt before."""
+        path = self._folder.steering(fold, fitting.folder)
+        if (fold, fitting) not in self._steerings:
+            if not (path / CONFIG).is_file():
+                with warnings.catch_warnings():
+                    # What the barrier is worth is in the receipts; a line a method is no news.
+                    warnings.simplefilter("ignore", UserWarning)
+                    self._learn(fold, fitting).save_pretrained(path)
+            self._steerings[fold, fitting] = load(path)
+        return self._steerings[fold, fitting]
+
+    def dosed(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> AnySteering:
+        """The condition's steering at a layer and a dose (None: its own)."""
+        steering = self.fit(fold, condition.fitting(layer))
+        if condition.steps is not None:
+            steering = _with_steps(steering, condition.steps)
+        return steering if dose is None else steering.with_strength(dose)
+
+    def held_out(
+        self, fold: int, part: Part, fitting: Fitting
+    ) -> tuple[Contrast, Tensor, Tensor] | None:
+        """A part's contrast and its activations at a fit's layer; None where there are none."""
+        if not isinstance(fitting.layer, int):
+            return None
+        try:
+            contrast = self._benchmark.contrast(self._plan.folds[fold], part)
+        except ValueError:  # an empty class
+            return None
+        method = self.method(fitting)
+        layers = self._kinds()[_kind(method)][1]
+        found = read(
+            self._model,
+            self._tokenizer,
+            contrast,
+            layers,
+            method,
+            cache=self._folder.activations,
+        )[layer_index(self._model, fitting.layer)]
+        return contrast, found.positive, found.negative
+
+    def _learn(self, fold: int, fitting: Fitting) -> AnySteering:
+        method = self.method(fitting)
+        contrast = self._benchmark.contrast(self._plan.folds[fold], "fit")
+        model, tokenizer = self._model, self._tokenizer
+        if not isinstance(fitting.layer, int):
+            layer = "auto" if fitting.layer is None else list(fitting.layer)
+            cache = self._folder.activations
+            return fit(model, tokenizer, contrast, method, layer=layer, cache=cache)
+        index = layer_index(model, fitting.layer)
+        kind = _kind(method)
+        reading = self._reading(fold, kind, *self._kinds()[kind])[index]
+        if method.needs_pairs and not contrast.is_paired:
+            contrast, reading = _paired(contrast, reading)
+        [steering] = fit_readings(model, tokenizer, contrast, method, {index: reading})
+        return steering
+
+    def _reading(
+        self, fold: int, kind: Kind, method: Method, layers: list[int]
+    ) -> dict[int, Reading]:
+        if (fold, kind) not in self._readings:
+            # Of one fold at a time: folds follow one another.
+            self._readings = {key: value for key, value in self._readings.items() if key[0] == fold}
+            self._readings[fold, kind] = read(
+                self._model,
+                self._tokenizer,
+                self._benchmark.contrast(self._plan.folds[fold], "fit"),
+                layers,
+                method,
+                cache=self._folder.activations,
+            )
+        return self._readings[fold, kind]
+
+    def _kinds(self) -> dict[Kind, tuple[Method, list[int]]]:
+        """A method of each kind, and all layers that methods of the kind read."""
+        kinds: dict[Kind, tuple[Method, list[int]]] = {}
+        for fitting in self._fittings():
+            if isinstance(fitting.layer, int):
+                method = self.method(fitting)
+                layers = kinds.setdefault(_kind(method), (method, []))[1]
+                index = layer_index(self._model, fitting.layer)
+                if index not in layers:
+                    layers.append(index)
+        return kinds
+
+    def _fittings(self) -> Iterator[Fitting]:
+        for condition in self._plan.conditions:
+            yield from condition.fittings
+
+
+def _kind(method: Method) -> Kind:
+    return method.site, method.tokens, method.reads_prompts
+
+
+def _paired(contrast: Contrast, reading: Reading) -> tuple[Contrast, Reading]:
+    """The pairs of a contrast, and their rows of what was read of all of it."""
+    places = [
+        {id(example): i for i, example in enumerate(some)}
+        for some in (contrast.positive, contrast.negative)
+    ]
+    pairs = contrast.paired()
+    above = [places[0][id(example)] for example in pairs.positive]
+    below = [places[1][id(example)] for example in pairs.negative]
+    prompts = None if reading.prompts is None else reading.prompts[above]
+    return pairs, reading._replace(
+        positive=reading.positive[above], negative=reading.negative[below], prompts=prompts
+    )
+
+
+def _with_steps(steering: AnySteering, steps: int) -> AnySteering:
+    if isinstance(steering, LayeredSteering):
+        return replace(steering, parts=tuple(replace(one, steps=steps) for one in steering.parts))
+    return replace(steering, steps=steps)

@@ -1,0 +1,183 @@
+"""Text generation: the in-process model, a vLLM engine, or a plugin backend.
+
+Learning, choosing and measuring stay with the model in this process: they need activations. vLLM
+takes over what costs most, the test cases' generations. It has to know its steerings when it
+starts, so it is started at a fold's first generations, when all is learnt. Each process that
+computes units has an engine of its own: on a Ray cluster they are replicas.
+
+Another package adds a `Backend` class that has `beside`, under the entry-point group
+"odesteer.backends".
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from odesteer.backends import Backend, Sampling, TransformersBackend
+from odesteer.backends.base import AnySteering
+from odesteer.backends.vllm.backend import VLLMBackend
+from odesteer.backends.vllm.backend import refuse as refuse_sampling
+from odesteer.backends.vllm.engine import Engine, installed
+from odesteer.backends.vllm.registered import sayable, starts
+from odesteer.common.registry import find, version_of
+from odesteer.evaluation.experiment.config import Experiment
+from odesteer.models.loading import SMOLLM2, local_copy
+from odesteer.steering.layered import parts_of
+
+TRANSFORMERS, VLLM = "transformers", "vllm"
+GROUP = "odesteer.backends"
+BACKENDS: Mapping[str, type[Backend]] = {TRANSFORMERS: TransformersBackend, VLLM: VLLMBackend}
+# Of the memory that the model in this process has left on its device.
+SHARE = 0.9
+
+Say = Callable[[str], None]
+Ready = Callable[[], Iterable[AnySteering]]
+# A backend for prompts of a template, steered positions, and so many prompts at once.
+Make = Callable[[str, str, int], Backend]
+
+
+def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
+    """What the results say of it; None for transformers, which is what they say nothing of.
+
+    Raises:
+        ValueError: where the experiment does not fit the backend.
+        ImportError: without vLLM.
+    """
+    kind = find_backend(backend)
+    if backend == TRANSFORMERS:
+        return None
+    if experiment.task != "generations":
+        raise ValueError(
+            f'The backend "{backend}" generates, and this experiment\'s task is '
+            f'"{experiment.task}": leave --backend out.'
+        )
+    if backend != VLLM:
+        return {"name": backend, "version": version_of(kind)}
+    starts(experiment.positions)
+    refuse_sampling(Sampling(**experiment.sampling))
+    return {"name": VLLM, "version": str(installed().__version__)}
+
+
+def find_backend(name: str) -> type[Backend]:
+    """A backend's class by its name, ours or another package's.
+
+    Raises:
+        ValueError: for an unknown name; says which there are.
+    """
+    found: type[Backend] = find(BACKENDS, name, "backend", GROUP, Backend)
+    return found
+
+
+class Speaker(Protocol):
+    """Who generates for a worker."""
+
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        """What makes a backend that can generate with `steering`; `ready`: see `Served.engine`."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A backend of the model in this process: transformers', or another package's."""
+
+    kind: type[Backend]
+    model: Any
+    tokenizer: Any
+
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        return partial(self.kind.beside, self.model, self.tokenizer)
+
+    def close(self) -> None:
+        pass
+
+
+def speaker(
+    about: Mapping[str, str] | None,
+    experiment: Experiment,
+    model: Any,
+    tokenizer: Any,
+    say: Say | None = None,
+) -> Speaker:
+    """Who generates in a run of which `about` says so."""
+    name = TRANSFORMERS if about is None else about["name"]
+    if name == VLLM:
+        return Served(experiment, model, tokenizer, say)
+    return InMemory(find_backend(name), model, tokenizer)
+
+
+class Served:
+    """vLLM beside a model, started when it is needed.
+
+    Args:
+        experiment: whose model it runs.
+        model: the one in this process, of which it takes its precision.
+        tokenizer: its tokenizer.
+        say: called with a line before a start.
+    """
+
+    def __init__(self, experiment: Experiment, model: Any, tokenizer: Any, say: Say | None = None):
+        self._chosen, self._model, self._tokenizer = experiment.model, model, tokenizer
+        self._say = say
+        self._engine: Engine | None = None
+
+    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+        engine = self.engine(steering, ready)  # which takes any number of prompts at once
+        return lambda template, positions, _: VLLMBackend(
+            engine, self._tokenizer, template, positions
+        )
+
+    def engine(self, steering: AnySteering | None, ready: Ready) -> Engine:
+        """An engine that has `steering`.
+
+        Args:
+            steering: None for the unsteered model.
+            ready: what else will soon be asked for; called only where an engine is started.
+        """
+        if self._engine is not None and self._engine.known.serves(steering):
+            return self._engine
+        self.close()
+        wanted = _several([*ready(), *([] if steering is None else [steering])])
+        if self._say is not None:
+            self._say(f"Starting vLLM with {len(wanted)} steerings")
+        name = str(local_copy()) if self._chosen.name == SMOLLM2 else self._chosen.name
+        self._engine = Engine(name, wanted, **self._settings(wanted.values()))
+        return self._engine
+
+    def close(self) -> None:
+        """End it, if it was started."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _settings(self, wanted: Iterable[AnySteering]) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "revision": self._chosen.revision,
+            "max_model_len": -1,  # the longest that its memory holds
+        }
+        if not torch.cuda.is_available():
+            # Compiling takes minutes there and gains little.
+            return {**settings, "enforce_eager": True}
+        free, total = torch.cuda.mem_get_info()
+        deciding = any(part.decides for one in wanted for part in parts_of(one))
+        return {
+            **settings,
+            "gpu_memory_utilization": SHARE * free / total,
+            "enforce_eager": deciding,  # a CUDA graph takes no decisions
+        }
+
+
+def _several(steerings: Iterable[AnySteering]) -> dict[str, AnySteering]:
+    """By a name, each once: in a CUDA graph, each costs time in every step."""
+    kept: dict[Any, AnySteering] = {}
+    for one in steerings:
+        parts = parts_of(one)
+        dose = None if sayable(one) else tuple(part.dose for part in parts)
+        places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
+        kept.setdefault((places, dose), one)
+    return {f"steering-{i}": one for i, one in enumerate(kept.values())}

@@ -1,0 +1,86 @@
+"""Result lines of multiple-choice units."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from odesteer.backends.base import AnySteering
+from odesteer.evaluation.benchmarks import Benchmark
+from odesteer.evaluation.benchmarks.multiple_choice import answers, scores
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.experiment.prompts import with_choices
+from odesteer.evaluation.scoring.score_texts import Heard, hear, shifted
+
+
+def lines(
+    model: Any,
+    tokenizer: Any,
+    benchmark: Benchmark,
+    cases: Sequence[Case],
+    conditions: Sequence[tuple[str, AnySteering | None, bool]],
+    *,
+    packed: bool,
+    positions: str,
+    damage: bool,
+) -> list[dict[str, Any]]:
+    """A line a condition and case, without the fold.
+
+    Args:
+        model, tokenizer: what is steered.
+        benchmark, cases: what is asked.
+        conditions: (id, steering, whether the prompt asks for the behaviour in words).
+        packed: all answers to a question in one row.
+        positions: which tokens are steered.
+        damage: also KL and displacement.
+    """
+    asked = [with_choices(tokenizer, benchmark, case) for case in cases]
+    steerings = [steering for _, steering, words in conditions if not words]
+    found = iter(hear(model, asked, steerings, packed=packed, positions=positions, compare=damage))
+    made = []
+    for name, _, words in conditions:
+        if words:
+            prompted = [with_choices(tokenizer, benchmark, case, words=True) for case in cases]
+            comparable = damage and [a.answers for a in asked] == [a.answers for a in prompted]
+            heard = (
+                shifted(model, asked, prompted, packed=packed)
+                if comparable
+                else hear(model, prompted, [None], packed=packed, compare=False)[0]
+            )
+        else:
+            heard = next(found)
+        for case, own in zip(cases, heard, strict=True):
+            line = _line(name, case, own)
+            if damage and (not words or comparable):
+                # Another prompt moves no activation along a way, so there is no displacement.
+                line["scores"] |= damage_of(own, displaced=not words)
+            made.append(line)
+    return made
+
+
+def damage_of(heard: Sequence[Heard], displaced: bool = True) -> dict[str, float | None]:
+    """Means over all tokens of the answers."""
+    tokens = sum(one.tokens for one in heard)
+    far = sum(one.displacement for one in heard) / tokens if displaced else None
+    return {"kl": sum(one.kl for one in heard) / tokens, "displacement": far}
+
+
+def scores_of(case: Case, heard: Sequence[Heard]) -> dict[str, float]:
+    """MC1, MC2 and MC3."""
+    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+    return scores(case, logprobs)
+
+
+def _line(condition: str, case: Case, heard: Sequence[Heard]) -> dict[str, Any]:
+    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+    return {
+        "kind": "case",
+        "condition": condition,
+        "case": case.id,
+        "group": case.group,
+        "sample": 0,
+        "prompt": case.question,
+        "generation": None,
+        "choices": logprobs,
+        "tokens": sum(one.tokens for one in heard),
+        "scores": dict(scores_of(case, heard)),
+        "reasons": {},
+    }

@@ -1,0 +1,156 @@
+"""Experiment runner, from a file to its results.
+
+    outcome = run(read(Path("experiments/smollm2-truthfulqa-mc.toml")), Path("runs/mc"))
+
+A run that was stopped, at whatever point, goes on where it was; processes that are given the same
+directory share the work; and the results are the same to the byte.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from odesteer import __version__
+from odesteer.common.jobs.job import Job
+from odesteer.common.jobs.local import ENGINES
+from odesteer.common.registry import pick
+from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
+from odesteer.evaluation.experiment import generators as served
+from odesteer.evaluation.experiment.config import Experiment
+from odesteer.evaluation.experiment.plan import Plan, plan
+from odesteer.evaluation.experiment.results_header import Outcome, header
+from odesteer.evaluation.experiment.run_directory import KEYS, RunFolder, refuse_another
+from odesteer.evaluation.experiment.worker import Worker
+from odesteer.extraction.extract import Progress
+from odesteer.models.loading import Say, load_model
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    data: Any = None,
+    engine: str = "local",
+    say: Say | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    backend: str = "transformers",
+) -> Outcome:
+    """Run what is left of an experiment.
+
+    Args:
+        experiment: see `odesteer.evaluation.experiment.parse_toml`.
+        out: the run directory; new, or this experiment's.
+        data: where benchmarks lie, see `odesteer.evaluation.benchmarks.load_benchmark`.
+        engine: one of `odesteer.common.jobs.local.ENGINES`.
+        say: called with a line before anything slow.
+        progress: called with (work done, work in all), by anybody.
+        workers: how many compute, where the engine has more than one (`odesteer.common.jobs.ray`).
+        backend: who generates, see `odesteer.evaluation.experiment.generators`.
+
+    Raises:
+        ValueError: for another experiment's directory; names what differs.
+    """
+    work = pick(ENGINES, engine, "engine")
+    generator = served.about(backend, experiment)
+    benchmark, planned = prepared(experiment, data)
+    known = {
+        "config": experiment.to_json(),
+        "version": __version__,
+        "backend": generator,
+        **_asked(planned, benchmark),
+    }
+    refuse_another(out, known)
+    folder = RunFolder(out, len(planned.units))
+    if folder.assemble():
+        return Outcome(folder.results, True, 0)
+    task = RunTask(planned, benchmark, out.resolve(), known, data)
+    job = Job(planned.units, folder, task, folder.assemble, say, progress, workers)
+    return Outcome(folder.results, True, work(job))
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """What has to be known to compute units of a run.
+
+    Attributes:
+        planned, benchmark: what there is to do.
+        path: the run directory.
+        known: what the run is, as far as that is known without the model.
+        data: where judges have their labelled answers on this machine.
+    """
+
+    planned: Plan
+    benchmark: Benchmark
+    path: Path
+    known: Mapping[str, Any]
+    data: Any = None
+
+    def start(self, say: Callable[[str], None] | None = None) -> "UnitWorker":
+        """The model in memory, and in the directory what the run is.
+
+        Raises:
+            ValueError: for another run's directory.
+        """
+        chosen = self.planned.experiment.model
+        model, tokenizer = load_model(
+            chosen.name, say, dtype=chosen.dtype, revision=chosen.revision
+        )
+        folder = RunFolder(self.path, len(self.planned.units))
+        folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
+        about = self.known["backend"]
+        speaker = served.speaker(about, self.planned.experiment, model, tokenizer, say)
+        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, speaker, self.data)
+        return UnitWorker(self.planned, folder, worker)
+
+
+@dataclass(frozen=True)
+class UnitWorker:
+    """A worker that writes into a run directory what its units say."""
+
+    planned: Plan
+    folder: RunFolder
+    worker: Worker
+
+    def compute(self, number: int) -> None:
+        self.folder.finish(number, self.worker.lines(self.planned.units[number]))
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
+    """The benchmark in the experiment's sizes, and the plan."""
+    chosen = experiment.benchmark
+    arguments = dict(chosen.arguments)
+    benchmark = load_benchmark(chosen.name, data, **_of_load(arguments, data))
+    sizes = {
+        each.name: _tupled(arguments[each.name])
+        for each in fields(benchmark)
+        if each.name in arguments
+    }
+    benchmark = replace(benchmark, **sizes)
+    return benchmark, plan(experiment, benchmark)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
+    """Those of a benchmark's arguments that its `load` (or `from_hub`) takes."""
+    return {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
+
+
+def _asked(planned: Plan, benchmark: Benchmark) -> dict[str, Any]:
+    return {
+        "benchmark": {
+            "name": benchmark.name,
+            "source": benchmark.source,
+            "files": dict(benchmark.files),
+            "notes": list(benchmark.notes),
+            "metrics": list(benchmark.metrics),
+            "wanted": dict(benchmark.wanted),
+        },
+        "folds": [fold.as_dict() for fold in planned.folds],
+    }

@@ -1,0 +1,267 @@
+"""Validation: the layer and dose of conditions that leave them open.
+
+Decided on validation cases alone, by the damage along texts that are the same for all methods
+(the given answers, or what the unsteered model says greedily), and where several candidates are
+left, by the metric:
+
+    matched     at each layer, the dose whose mean damage is the one asked for
+    chosen      the best metric among candidates whose mean KL is within the budget
+
+The trials are kept with the choice.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from odesteer.backends import TransformersBackend
+from odesteer.backends.base import AnySteering
+from odesteer.evaluation.benchmarks import Benchmark
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.experiment import generations, judging
+from odesteer.evaluation.experiment import multiple_choice as choices
+from odesteer.evaluation.experiment.conditions import Condition
+from odesteer.evaluation.experiment.config import Experiment, Layer
+from odesteer.evaluation.experiment.fits import Learning
+from odesteer.evaluation.experiment.plan import Plan
+from odesteer.evaluation.experiment.prompts import plain, with_choices
+from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.evaluation.judges import Judge
+from odesteer.evaluation.scoring.divergence import continuations
+from odesteer.evaluation.scoring.packing import Asked, batches
+from odesteer.evaluation.scoring.score_texts import Heard, Unsteered
+from odesteer.evaluation.selection.match_dose import find_dose
+from odesteer.models.chat_template import encode
+from odesteer.ode import Dose, Target
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.serialization.directory import dose_from_json, dose_to_json, write_whole
+
+START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
+POWERS = {"kl": 2.0, "displacement": 1.0}
+CONTINUATION = 20  # tokens of what the unsteered model says
+
+
+class Damage(NamedTuple):
+    """Means over the tokens of the validation texts."""
+
+    kl: float
+    displacement: float
+
+
+class Validation:
+    """The validation cases of a fold, with the unsteered passes over their texts kept.
+
+    Args:
+        model, tokenizer: what is steered.
+        benchmark, plan: what is asked.
+        learning: steerings.
+        folder: where the unsteered model's continuations are kept.
+        fold: its number.
+        packed: several answers in one row.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        benchmark: Benchmark,
+        plan: Plan,
+        learning: Learning,
+        folder: RunFolder,
+        fold: int,
+        packed: bool,
+        judges: dict[str, Judge],
+    ):
+        self._model, self._tokenizer, self._benchmark = model, tokenizer, benchmark
+        self._experiment: Experiment = plan.experiment
+        self._learning, self._fold, self._judges = learning, fold, judges
+        self.cases = benchmark.examples(plan.folds[fold], "validation")
+        if not self.cases:
+            raise ValueError(
+                f"Fold {fold} of {benchmark.name} has no validation cases to choose on; raise "
+                f"limits.validation, or give layers and doses."
+            )
+        self._asked = (
+            [with_choices(tokenizer, benchmark, case) for case in self.cases]
+            if self._experiment.task == "choices"
+            else self._continued(folder)
+        )
+        # The deepest blocks are kept for every layer that any condition may ask for.
+        vocabulary = model.config.get_text_config().vocab_size
+        self._batches = list(batches(self._asked, packed, vocabulary))
+        self._kept: dict[int | None, list[Unsteered]] = {}
+
+    def settle(self, condition: Condition) -> dict[str, Any]:
+        """The choice: layer, dose, rule and trials, as JSON values."""
+        experiment = self._experiment
+        trials: list[tuple[Layer | None, Dose, Damage, list[list[Heard]]]] = []
+        for layer in condition.layers:
+            for dose in self._candidates(condition, layer):
+                steering = self._learning.dosed(self._fold, condition, layer, dose)
+                heard = self._heard(steering)
+                trials.append((layer, dose, _damage(heard), heard))
+        metric, effects = None, [float("nan")] * len(trials)
+        within = [
+            condition.match is not None or trial[2].kl <= experiment.choose.max_kl
+            for trial in trials
+        ]
+        if len(trials) > 1:
+            metric = self._metric()
+            effects = [
+                self._effect(condition, metric, trial) if fits else float("nan")
+                for trial, fits in zip(trials, within, strict=True)
+            ]
+        best = _best(trials, effects, within)
+        layer, dose, *_ = trials[best]
+        return {
+            "layer": layer,
+            "dose": dose_to_json(dose),
+            "rule": self._rule(condition, metric),
+            "trials": [
+                {
+                    "layer": trial[0],
+                    "dose": dose_to_json(trial[1]),
+                    "effect": effect,
+                    "damage": trial[2].kl,
+                    "displacement": trial[2].displacement,
+                }
+                for trial, effect in zip(trials, effects, strict=True)
+            ],
+        }
+
+    def _candidates(self, condition: Condition, layer: Layer | None) -> Sequence[Dose]:
+        match = condition.match
+        if match is None:
+            return condition.doses
+        kind, budget = self._experiment.dose_type, condition.method.within
+
+        def dosed(amount: float) -> Dose:
+            """An amount of the experiment's dose; with a budget, the odds of a target."""
+            if budget is not None:
+                return Target(amount / (1.0 + amount), budget)
+            return dose_from_json({"type": kind, "amount": amount})
+
+        def damage(amount: float) -> float:
+            steering = self._learning.dosed(self._fold, condition, layer, dosed(amount))
+            return float(getattr(_damage(self._heard(steering)), match.measure))
+
+        start = START if kind == "angle" and budget is None else 1.0
+        power = POWERS[match.measure] if budget is None else 1.0
+        amount, _ = find_dose(damage, match.value, start, power)
+        return [dosed(amount)]
+
+    def _heard(self, steering: AnySteering) -> list[list[Heard]]:
+        nothing = Heard(0, 0.0, 0.0, 0.0, 0.0)
+        found = [[nothing] * len(one.answers) for one in self._asked]
+        for unsteered in self._unsteered(steering):
+            heard = unsteered.under(steering, self._experiment.positions)
+            for place, one in zip(unsteered.batch.places, heard, strict=True):
+                found[place.asked][place.answer] = one
+        return found
+
+    def _unsteered(self, steering: AnySteering) -> list[Unsteered]:
+        """The unsteered passes for a layer; of one layer at a time, for they are large."""
+        layer = steering.layer
+        first = layer[0] if isinstance(layer, tuple) else layer
+        if first not in self._kept:
+            self._kept = {
+                first: [Unsteered(self._model, batch, [steering]) for batch in self._batches]
+            }
+        return self._kept[first]
+
+    def _metric(self) -> str:
+        named = self._experiment.choose.metric
+        if named is not None:
+            return named
+        return "mc2" if self._experiment.task == "choices" else next(iter(self._judges))
+
+    def _effect(
+        self,
+        condition: Condition,
+        metric: str,
+        trial: tuple[Layer | None, Dose, Damage, list[list[Heard]]],
+    ) -> float:
+        """The mean metric, signed so that more is better; unscored cases do not count."""
+        layer, dose, _, heard = trial
+        if self._experiment.task == "choices":
+            found = [
+                choices.scores_of(case, own)[metric]
+                for case, own in zip(self.cases, heard, strict=True)
+            ]
+            return float(np.mean(found))
+        steering = self._learning.dosed(self._fold, condition, layer, dose)
+        judge = self._judges[metric]
+        values = []
+        size = self._experiment.batch
+        for start in range(0, len(self.cases), size):
+            cases: Sequence[Case] = self.cases[start : start + size]
+            said = generations.generate(
+                partial(TransformersBackend.beside, self._model, self._tokenizer),
+                self._tokenizer,
+                self._benchmark,
+                self._experiment,
+                cases,
+                steering,
+                False,
+                condition.seed,
+            )
+            rows = [case for case in cases for _ in range(self._experiment.samples)]
+            values += [value for value, _ in judging.scored(judge, rows, said) if value is not None]
+        return judging.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
+
+    def _rule(self, condition: Condition, metric: str | None) -> str:
+        on = f"on {len(self.cases)} validation cases"
+        if condition.match is not None:
+            what = {"kl": "KL to the unsteered next token", "displacement": "displacement"}
+            rule = f"mean {what[condition.match.measure]} {condition.match.value:g} {on}"
+            return rule if metric is None else f"{rule}; of these, the best {metric}"
+        budget = f"mean KL <= {self._experiment.choose.max_kl:g} {on}"
+        return f"{budget}; of these, the best {metric}" if metric else f"the only candidate; {on}"
+
+    def _continued(self, folder: RunFolder) -> list[Asked]:
+        """What the unsteered model says after each prompt: the same for all who share the run."""
+        path = folder.shared(f"continuations-{self._fold}.json")
+        if not path.is_file():
+            prompts = []
+            for case in self.cases:
+                prompt, template = plain(self._benchmark, case)
+                prompts.append(encode(self._tokenizer, prompt, None, template))
+            said = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
+            found = {tuple(text.prompt): text.answer for text in said}
+            rows = [[prompt, found[tuple(prompt)]] for prompt in prompts]
+            write_whole(path, json.dumps(rows).encode())
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [Asked(prompt, [answer]) for prompt, answer in rows]
+
+
+def _damage(heard: Sequence[Sequence[Heard]]) -> Damage:
+    flat = [one for ones in heard for one in ones]
+    tokens = sum(one.tokens for one in flat)
+    return Damage(
+        sum(one.kl for one in flat) / tokens, sum(one.displacement for one in flat) / tokens
+    )
+
+
+def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool]) -> int:
+    """The best effect within the budget; where nothing is within it, the least damage."""
+    if len(trials) == 1:
+        return 0
+    if not any(within):
+        return min(range(len(trials)), key=lambda i: trials[i][2].kl)
+    ranked = [i for i in range(len(trials)) if within[i] and not np.isnan(effects[i])]
+    return max(ranked, key=lambda i: effects[i]) if ranked else within.index(True)
+
+
+def settled(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
+    """Layer and dose, from what a choice said."""
+    choice = next(each for each in lines if each["kind"] == "choice")
+    layer = choice["layer"]
+    return (tuple(layer) if isinstance(layer, list) else layer), dose_from_json(choice["dose"])
+
+
+def first_of(steering: AnySteering) -> Any:
+    """The steering, or the first of several layers'."""
+    return steering.parts[0] if isinstance(steering, LayeredSteering) else steering

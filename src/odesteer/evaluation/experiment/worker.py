@@ -1,0 +1,250 @@
+"""Worker that computes units and writes their results to the run directory.
+
+A worker holds the model and everything that can be kept between units; which units it is given,
+and by whom, does not matter to what they say.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from odesteer.backends.base import AnySteering
+from odesteer.evaluation.benchmarks import Benchmark
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.experiment import generations
+from odesteer.evaluation.experiment import multiple_choice as choices
+from odesteer.evaluation.experiment.barrier_trace import along, measured
+from odesteer.evaluation.experiment.conditions import Condition
+from odesteer.evaluation.experiment.config import PROMPT, Layer
+from odesteer.evaluation.experiment.fits import Learning
+from odesteer.evaluation.experiment.generators import Speaker
+from odesteer.evaluation.experiment.judging import judges
+from odesteer.evaluation.experiment.plan import Plan, Unit
+from odesteer.evaluation.experiment.prompts import plain, with_choices
+from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.evaluation.experiment.validation import Validation, first_of, settled
+from odesteer.evaluation.scoring.packing import Asked
+from odesteer.evaluation.scoring.score_texts import takes_packed
+from odesteer.models.chat_template import encode
+from odesteer.ode import Dose
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.serialization.directory import CONFIG, dose_to_json
+
+Line = dict[str, Any]
+_TRIED = 4  # cases on which packing is tried
+
+
+class Worker:
+    """Does units.
+
+    Args:
+        plan, benchmark: what there is to do.
+        folder: where earlier units have left what later ones need.
+        model, tokenizer: what is steered, in eval mode.
+        speaker: who generates.
+        data: where judges have their labelled answers.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        benchmark: Benchmark,
+        folder: RunFolder,
+        model: Any,
+        tokenizer: Any,
+        speaker: Speaker,
+        data: Any = None,
+    ):
+        self._speaker = speaker
+        self._plan, self._benchmark, self._folder = plan, benchmark, folder
+        self._model, self._tokenizer = model, tokenizer
+        self._learning = Learning(model, tokenizer, benchmark, plan, folder)
+        self._judges = judges(plan.experiment.judges, model, tokenizer, benchmark, data)
+        self._validation: dict[int, Validation] = {}
+        self._choice_of = {
+            (unit.fold, unit.conditions[0]): unit.number
+            for unit in plan.units
+            if unit.kind == "choice"
+        }
+        self._do: dict[str, Callable[[Unit], list[Line]]] = {
+            "check": self._check,
+            "read": self._read,
+            "fit": self._fit,
+            "choice": self._choice,
+            "barrier": self._barrier,
+            "cases": self._cases,
+        }
+
+    def lines(self, unit: Unit) -> list[Line]:
+        """What a unit has to say; the same whoever asks, and whatever was done before."""
+        return self._do[unit.kind](unit)
+
+    @property
+    def _packed(self) -> bool:
+        return not any(each.get("about") == "packing" for each in self._folder.lines(0))
+
+    def _check(self, unit: Unit) -> list[Line]:
+        cases = self._benchmark.examples(self._plan.folds[0])[:_TRIED]
+        if self._plan.experiment.task == "choices":
+            asked = [with_choices(self._tokenizer, self._benchmark, case) for case in cases]
+        else:
+            prompts = [
+                encode(self._tokenizer, prompt, None, template)
+                for prompt, template in (plain(self._benchmark, case) for case in cases)
+            ]
+            # Any tokens will do as answers.
+            asked = [Asked(prompt, [other[-16:] for other in prompts]) for prompt in prompts]
+        if not asked or takes_packed(self._model, asked):
+            return []
+        kind = type(self._model).__name__
+        text = (
+            f"{kind} does not take several answers in one row (its own attention mask or state): "
+            f"every answer is read in a row of its own, which is slower and measures the same."
+        )
+        return [{"kind": "note", "about": "packing", "text": text}]
+
+    def _read(self, unit: Unit) -> list[Line]:
+        self._learning.read(unit.fold)
+        return []
+
+    def _fit(self, unit: Unit) -> list[Line]:
+        assert unit.fitting is not None
+        self._learning.fit(unit.fold, unit.fitting)
+        made = []
+        for i in unit.conditions:
+            condition = self._plan.conditions[i]
+            dose = condition.doses[0] if condition.doses else None
+            made.append(self._fitted(unit.fold, condition, unit.fitting.layer, dose))
+        return made
+
+    def _choice(self, unit: Unit) -> list[Line]:
+        [i] = unit.conditions
+        condition = self._plan.conditions[i]
+        found = self._validated(unit.fold).settle(condition)
+        choice = {"kind": "choice", "condition": condition.id, "fold": unit.fold, **found}
+        layer, dose = settled([choice])
+        return [choice, self._fitted(unit.fold, condition, layer, dose)]
+
+    def _barrier(self, unit: Unit) -> list[Line]:
+        made, seen = [], set()
+        for i in unit.conditions:
+            condition = self._plan.conditions[i]
+            if not condition.moves:
+                continue
+            layer, dose = self._settled(unit.fold, i)
+            fitting = condition.fitting(layer)
+            fitted: Any = self._learning.fit(unit.fold, fitting)
+            alone = not isinstance(fitted, LayeredSteering)
+            if fitting in seen or not alone or fitted.field.barrier is None:
+                continue
+            seen.add(fitting)
+            for part in ("test", "validation"):
+                found = self._learning.held_out(unit.fold, part, fitting)
+                if found is not None:
+                    break
+            if found is None:
+                continue
+            contrast, positive, negative = found
+            about = {"condition": condition.id, "fold": unit.fold, "layer": layer, "part": part}
+            steering: Any = self._learning.dosed(unit.fold, condition, layer, dose)
+            groups = [*contrast.groups[0], *contrast.groups[1]]
+            made += [
+                {"kind": "barrier", **about, **measured(steering, positive, negative, groups)},
+                {"kind": "trajectory", **about, **along(steering, negative, dose)},
+            ]
+        return made
+
+    def _cases(self, unit: Unit) -> list[Line]:
+        experiment = self._plan.experiment
+        by_id = {case.id: case for case in self._benchmark.examples(self._plan.folds[unit.fold])}
+        cases: list[Case] = [by_id[one] for one in unit.cases]
+        conditions = [self._ready(unit.fold, i) for i in unit.conditions]
+        if experiment.task == "choices":
+            made = choices.lines(
+                self._model,
+                self._tokenizer,
+                self._benchmark,
+                cases,
+                conditions,
+                packed=self._packed,
+                positions=experiment.positions,
+                damage=experiment.damage,
+            )
+        else:
+            [one] = conditions
+            made = generations.lines(
+                self._speaker.maker(one[1], lambda: self._learnt(unit.fold)),
+                self._model,
+                self._tokenizer,
+                self._benchmark,
+                experiment,
+                cases,
+                one,
+                self._plan.conditions[unit.conditions[0]].seed,
+                self._judges,
+                self._packed,
+            )
+        return [{**line, "fold": unit.fold} for line in made]
+
+    def close(self) -> None:
+        """End what was started for units."""
+        self._speaker.close()
+
+    def _learnt(self, fold: int) -> Iterator[AnySteering]:
+        """The steerings of all conditions that are learnt and chosen by now."""
+        for i, condition in enumerate(self._plan.conditions):
+            if not condition.moves:
+                continue
+            if condition.open and not self._folder.done(self._choice_of[fold, i]):
+                continue  # another process is at it
+            layer, dose = self._settled(fold, i)
+            folder = self._folder.steering(fold, condition.fitting(layer).folder)
+            if (folder / CONFIG).is_file():
+                yield self._learning.dosed(fold, condition, layer, dose)
+
+    def _ready(self, fold: int, i: int) -> tuple[str, AnySteering | None, bool]:
+        """(id, steering at its dose, whether the prompt asks in words)."""
+        condition = self._plan.conditions[i]
+        if not condition.moves:
+            return condition.id, None, condition.method.name == PROMPT
+        layer, dose = self._settled(fold, i)
+        return condition.id, self._learning.dosed(fold, condition, layer, dose), False
+
+    def _settled(self, fold: int, i: int) -> tuple[Layer | None, Dose | None]:
+        condition = self._plan.conditions[i]
+        if condition.open:
+            return settled(self._folder.lines(self._choice_of[fold, i]))
+        return condition.layers[0], condition.doses[0] if condition.doses else None
+
+    def _fitted(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> Line:
+        steering = self._learning.dosed(fold, condition, layer, dose)
+        one = first_of(steering)
+        found = steering.layer
+        return {
+            "kind": "fit",
+            "condition": condition.id,
+            "fold": fold,
+            "layer": list(found) if isinstance(found, tuple) else found,
+            "dose": None if dose is None else dose_to_json(dose),
+            # It would make the results of two runs differ.
+            "seconds": None,
+            "held_out": one.receipts.get("held_out"),
+            "hyperparameters": one.hyperparameters,
+            "receipts": steering.receipts,
+        }
+
+    def _validated(self, fold: int) -> Validation:
+        if fold not in self._validation:
+            self._validation = {
+                fold: Validation(
+                    self._model,
+                    self._tokenizer,
+                    self._benchmark,
+                    self._plan,
+                    self._learning,
+                    self._folder,
+                    fold,
+                    self._packed,
+                    self._judges,
+                )
+            }
+        return self._validation[fold]

@@ -1,0 +1,67 @@
+"""Judges of generations, one file each; `JUDGES` is the table."""
+
+from collections.abc import Mapping
+
+from odesteer.common.registry import find
+from odesteer.evaluation.judges.base import Judge, Score
+from odesteer.evaluation.judges.chat_grade import ChatGrade
+from odesteer.evaluation.judges.classifier import ToxicityClassifier
+from odesteer.evaluation.judges.kl import KLToUnsteered
+from odesteer.evaluation.judges.perplexity import Perplexity
+from odesteer.evaluation.judges.perspective import Perspective
+from odesteer.evaluation.judges.profanity import Profanity
+from odesteer.evaluation.judges.reference import TruthReference
+from odesteer.evaluation.judges.reward import Reward
+from odesteer.evaluation.judges.tfidf import InfoTfidf, TruthTfidf
+from odesteer.evaluation.judges.vader import VaderMood
+from odesteer.evaluation.judges.yes_no import InfoLlama, TruthLlama
+
+JUDGES: Mapping[str, type[Judge]] = {
+    judge.name: judge
+    for judge in (
+        TruthLlama,
+        InfoLlama,
+        TruthTfidf,
+        InfoTfidf,
+        TruthReference,
+        Reward,
+        ChatGrade,
+        Perspective,
+        ToxicityClassifier,
+        Profanity,
+        VaderMood,
+        Perplexity,
+        KLToUnsteered,
+    )
+}
+
+
+def find_judge(name: str) -> type[Judge]:
+    """A judge's class by its name, also one that another package registers under the
+    entry-point group "odesteer.judges".
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return find(JUDGES, name, "judge", "odesteer.judges", Judge)
+
+
+__all__ = [
+    "JUDGES",
+    "ChatGrade",
+    "InfoLlama",
+    "InfoTfidf",
+    "Judge",
+    "KLToUnsteered",
+    "Perplexity",
+    "Perspective",
+    "Profanity",
+    "Reward",
+    "Score",
+    "ToxicityClassifier",
+    "TruthLlama",
+    "TruthReference",
+    "TruthTfidf",
+    "VaderMood",
+    "find_judge",
+]

@@ -1,0 +1,136 @@
+"""Language models in memory to judge with.
+
+A judge names its model; it is loaded at its first score and kept, so that judging in pieces does
+not load it again. Texts that are longer than a model reads are not cut: the judge is told, and
+says so.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer.evaluation.judges.base import EMPTY, Score
+from odesteer.models.layers import input_device
+from odesteer.models.loading import load_classifier, load_model
+
+Rows = Sequence[Sequence[int]]
+
+
+# Two of each: the truth and the info judge, read in turns. More would fill a GPU.
+@lru_cache(maxsize=2)
+def causal(name: str) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer; see `odesteer.models.loading.load_model`."""
+    return load_model(name)
+
+
+@lru_cache(maxsize=2)
+def classifier(name: str) -> tuple[Any, Any]:
+    """A sequence classification (or reward) model and its tokenizer."""
+    return load_classifier(name)
+
+
+def score_rows(
+    generations: Sequence[str],
+    row_of: Callable[[int], Sequence[int]],
+    longest: int,
+    values: Callable[[Rows], Sequence[float]],
+) -> list[Score]:
+    """Scores of the generations that are neither empty nor longer than a model reads.
+
+    Args:
+        generations: texts.
+        row_of: token ids that a model reads for the generation at a place.
+        longest: tokens of a row.
+        values: one for each row.
+    """
+    scores: list[Score] = [Score(None, EMPTY)] * len(generations)
+    rows: dict[int, Sequence[int]] = {}
+    for i, text in enumerate(generations):
+        if not text.strip():
+            continue
+        row = row_of(i)
+        if len(row) <= longest:
+            rows[i] = row
+        else:
+            scores[i] = too_long(len(row), longest)
+    if rows:
+        for i, value in zip(rows, values(list(rows.values())), strict=True):
+            scores[i] = Score(float(value))
+    return scores
+
+
+def too_long(size: int, longest: int) -> Score:
+    return Score(None, f"too long: {size} tokens of at most {longest}")
+
+
+def limit(model: Any, tokenizer: Any) -> int:
+    """How many tokens the model reads, as far as it or its tokenizer says.
+
+    RoBERTa has two more positions than it can use, which only its tokenizer knows.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
+
+
+def next_token_probabilities(model: Any, rows: Rows, token: int, batch_size: int) -> Tensor:
+    """P(token) as the next one after each row: [n], float64."""
+    results = torch.empty(len(rows), dtype=torch.float64)
+    for batch in _batches(rows, batch_size):
+        ids, mask = _padded(model, [rows[i] for i in batch], 0, left=True)
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),
+                logits_to_keep=1,
+            ).logits[:, -1]
+        results[batch] = logits.double().softmax(dim=-1)[:, token].cpu()
+    return results
+
+
+def class_logits(model: Any, rows: Rows, batch_size: int) -> Tensor:
+    """The head's outputs for each row: [n, labels], float64."""
+    results: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in _batches(rows, batch_size):
+        chosen = [rows[i] for i in batch]
+        # Decoders take the last token that is not padding for the end of a row. Models use
+        # their end-of-sequence token to pad, and chats end in it: pad with a token of no row.
+        used = {token for row in chosen for token in row}
+        config = model.config.get_text_config()
+        before = config.pad_token_id
+        fill = before if before is not None and before not in used else _unused(used)
+        ids, mask = _padded(model, chosen, fill, left=False)
+        config.pad_token_id = fill
+        try:
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=mask).logits
+        finally:
+            config.pad_token_id = before
+        for i, row in zip(batch, logits.double().cpu(), strict=True):
+            results[i] = row
+    return torch.stack(results)
+
+
+def _unused(used: set[int]) -> int:
+    return next(token for token in range(len(used) + 1) if token not in used)
+
+
+def _padded(model: Any, rows: Rows, fill: int, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), fill)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place], mask[i, place] = torch.tensor(row), 1
+    device = input_device(model)
+    return ids.to(device), mask.to(device)
+
+
+def _batches(rows: Rows, size: int) -> Iterator[list[int]]:
+    """Places of rows of similar length."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

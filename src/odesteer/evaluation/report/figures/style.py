@@ -1,0 +1,152 @@
+"""Colours and markers of methods.
+
+Colours are those of `odesteer.evaluation.report.plots` and others that colour-blind readers can
+tell apart; each
+method also has a marker of its own, so that figures read in grey. A method looks the same
+in every report, whatever else is in it. Lines are labelled where they end.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from odesteer.evaluation.report.plots import COLOURS, STYLE
+from odesteer.evaluation.report.rows import PROMPT, RANDOM, UNSTEERED, method_rank
+
+# Stand-ins: a page replaces them by its own text and background colours, light or dark; in a
+# file of its own they are what they say.
+INK, PAGE = "#101112", "#fefefd"
+FAINT = "#808080"  # readable on both
+# Dark tones, for which a page has lighter ones by night.
+NIGHT = {"#0072b2": "--blue", "#aa4499": "--plum", "#8c6bb1": "--violet"}
+# Beyond Okabe and Ito's eight: middle tones, told apart by their markers where hues are close.
+_MORE = {
+    "repe": "#D55E00",
+    "iti-heads": "#44AA99",
+    "mimic": "#AA4499",
+    "linear-act": "#999933",
+    "hpr": "#CC6677",
+    "re-control": "#A6761D",
+    "truthflow": "#8C6BB1",
+    "odesteer-paper": "#56B4E9",
+    "odesteer-fourier": "#6F8FD6",
+    "odesteer-gaussian": "#2AA1A8",
+    "odesteer-mixture": "#7A9A3B",
+    "odesteer-network": "#B07AA1",
+    "safety-filter": "#B8860B",
+}
+_OTHER = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+_MARKERS = "os^vDPX<>ph*d8"
+SIZE = (4.9, 3.7)  # inches: at a phone's width 9 points are still 9 pixels
+STYLE_HERE: dict[Any, Any] = {
+    **STYLE,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "odesteer",  # the same figure is the same file
+}
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+    line: str
+
+
+def look(method: str) -> Look:
+    """Colour, marker and line of a method."""
+    if method == UNSTEERED:
+        return Look(FAINT, "o", "-")
+    if method == PROMPT:
+        return Look(FAINT, "X", ":")
+    if method == RANDOM:
+        return Look(FAINT, "s", "--")
+    rank = method_rank(method)
+    colour = {**_MORE, **COLOURS}.get(method, _OTHER[rank % len(_OTHER)])
+    return Look(colour, _MARKERS[rank % len(_MARKERS)], "-")
+
+
+def canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """A figure with room for labels on its right. To be called under `STYLE_HERE`."""
+    figure = Figure(figsize=size, dpi=160)
+    figure.subplots_adjust(left=0.165, right=0.75, bottom=0.14, top=0.95)
+    return figure, figure.add_subplot()
+
+
+def zero_line(axes: Axes) -> None:
+    """Where nothing changes; to be named by `label_ends`."""
+    axes.axhline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
+def zero_line_down(axes: Axes) -> None:
+    """The same where change is drawn from left to right."""
+    axes.axvline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: str = "") -> None:
+    """Names beside the axes, each at the height of its line's end or as near as there is room.
+
+    Args:
+        axes: with its limits set.
+        ends: (x, y, name, colour).
+        zero: what the line at 0 is, if it has a name.
+    """
+    if zero:
+        ends = [*ends, (axes.get_xlim()[1], 0.0, zero, FAINT)]
+    if not ends:
+        return
+    figure = axes.figure
+    longest = max(len(name) for _, _, name, _ in ends)
+    room = 0.3 + 0.066 * longest  # inches, at 8 points
+    figure.subplots_adjust(right=min(0.75, 1.0 - room / figure.get_size_inches()[0]))  # type: ignore[union-attr]
+    gap = 10.0 / (72.0 * axes.bbox.height / axes.figure.dpi)  # 10 points, as a share of the axes
+    low, high = axes.get_ylim()
+    order = sorted(range(len(ends)), key=lambda i: ends[i][1])
+    heights = [(ends[i][1] - low) / (high - low) for i in order]
+    for i, place in enumerate(_apart(heights, gap)):
+        x, y, name, colour = ends[order[i]]
+        axes.annotate(
+            name,
+            (x, y),
+            (1.05, place),
+            xycoords="data",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=INK if colour == FAINT else colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7,
+                        "shrinkA": 0, "shrinkB": 3, "relpos": (0.0, 0.5)},
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights moved as little as makes neighbours `gap` apart, within 0 and 1."""
+    blocks: list[list[float]] = []  # [mean of what its members want, how many]
+    for height in heights:
+        blocks.append([height, 1])
+        while len(blocks) > 1 and _bottom(blocks[-1], gap) < _top(blocks[-2], gap) + gap:
+            mean, count = blocks.pop()
+            below = blocks[-1]
+            below[0] = (below[0] * below[1] + mean * count) / (below[1] + count)
+            below[1] += count
+    places = [_bottom(block, gap) + gap * i for block in blocks for i in range(int(block[1]))]
+    over = max(places[-1] - 1.0, 0.0)
+    return [place - over for place in places] if over else places
+
+
+def _bottom(block: Sequence[float], gap: float) -> float:
+    return max(block[0] - gap * (block[1] - 1) / 2, 0.0)
+
+
+def _top(block: Sequence[float], gap: float) -> float:
+    return _bottom(block, gap) + gap * (block[1] - 1)

@@ -1,0 +1,171 @@
+"""Self-contained HTML report.
+
+Style and figures are inside, there is no script, and a policy in the page forbids requests.
+Everything that a model, a judge or a run's file said is escaped. What is offensive is closed
+until a reader opens it.
+"""
+
+import json
+from collections.abc import Sequence
+from html import escape
+
+from odesteer.evaluation.report.build import Report
+from odesteer.evaluation.report.html_table import scrolled, table
+from odesteer.evaluation.report.provenance import Facts
+from odesteer.evaluation.report.side_by_side import Beside, Pair
+from odesteer.evaluation.report.style import CSS
+from odesteer.evaluation.report.table import number
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def document(reports: Sequence[Report]) -> str:
+    """The whole page."""
+    title = reports[0].run.title if len(reports) == 1 else f"{len(reports)} runs"
+    several = len(reports) > 1
+    links = [
+        (f"{_id(place)}{anchor}", f"{report.run.title}: {name}" if several else name)
+        for place, report in enumerate(reports)
+        for anchor, name in _sections(report)
+        if not several or not anchor
+    ]
+    contents = "".join(f'<li><a href="#{to}">{escape(name)}</a></li>' for to, name in links)
+    body = "".join(_report(report, _id(place)) for place, report in enumerate(reports))
+    version = escape(reports[0].run.version)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{escape(title)}: odesteer report</title><style>{CSS}</style></head><body>
+<a class="skip" href="#content">To the content</a>
+<header><h1>{escape(title)}</h1>
+<nav aria-label="Contents"><ul>{contents}</ul></nav></header>
+<main id="content">{body}</main>
+<footer><p>Written by <code>odesteer report</code>; run by odesteer {version}.</p></footer>
+</body></html>
+"""
+
+
+def _id(place: int) -> str:
+    return f"run-{place + 1}"
+
+
+def _sections(report: Report) -> list[tuple[str, str]]:
+    """(suffix of the id, name) of what a report has."""
+    has = {
+        "": ("Summary", True),
+        "-figures": ("Figures", bool(report.figures)),
+        "-tables": ("Tables", True),
+        "-texts": ("Side by side", bool(report.texts)),
+        "-facts": ("Choices, judges, data", bool(report.facts)),
+        "-config": ("Configuration", True),
+    }
+    return [(suffix, name) for suffix, (name, there) in has.items() if there]
+
+
+def _report(report: Report, own: str) -> str:
+    run = report.run
+    warnings = "".join(f'<p class="warning">{escape(remark)}</p>' for remark in run.remarks)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
+    parts = {
+        "": f"{warnings}<ul>{''.join(f'<li>{escape(s)}</li>' for s in report.sentences)}</ul>"
+        + (f'<div class="notes">Notes:<ul>{notes}</ul></div>' if notes else ""),
+        "-tables": "".join(table(one) for one in report.tables),
+        "-figures": f'<div class="figures">{_figures(report, own)}</div>',
+        "-texts": _texts(report),
+        "-facts": "".join(_facts(facts) for facts in report.facts),
+        "-config": _config(report),
+    }
+    title = f"<h2>{escape(run.title)}</h2>" if own != "run-1" else ""
+    return title + "".join(
+        f'<section id="{own}{suffix}" aria-labelledby="{own}{suffix}-title">'
+        f'<h2 id="{own}{suffix}-title">{name}</h2>{parts[suffix]}</section>'
+        for suffix, name in _sections(report)
+    )
+
+
+def _figures(report: Report, own: str) -> str:
+    return "".join(
+        f"<figure>{drawing.inline(own)}<figcaption><b>{escape(drawing.title)}.</b> "
+        f"{escape(drawing.caption)}</figcaption></figure>"
+        for drawing in report.figures
+    )
+
+
+def _texts(report: Report) -> str:
+    warning = (
+        '<p class="warning">These texts may be offensive. Each is closed until you open it.</p>'
+        if report.offensive
+        else ""
+    )
+    blocks = "".join(
+        _beside(one, report.offensive, is_open=place == 0 and not report.offensive)
+        for place, one in enumerate(report.texts)
+    )
+    return f"{warning}{blocks}"
+
+
+def _beside(one: Beside, offensive: bool, is_open: bool) -> str:
+    where = f", {escape(one.setting)}" if one.setting else ""
+    pairs = "".join(_pair(pair, one, offensive) for pair in one.pairs)
+    return (
+        f"<details{' open' if is_open else ''}><summary>{escape(one.label)}{where}: the "
+        f"{len(one.pairs)} largest changes of {escape(one.score)} of {one.of}</summary>"
+        f"<div>{pairs}</div></details>"
+    )
+
+
+def _pair(pair: Pair, one: Beside, offensive: bool) -> str:
+    change = "unscored" if pair.change is None else number(pair.change, 3, sign=True)
+    why = f' <span class="dim">({escape(pair.why)})</span>' if pair.why else ""
+    sides = "".join(
+        f'<div><h4>{title} <span class="tag">{escape(one.score)} {_score(score)}</span></h4>'
+        f'<div class="text">{escape(text) or "<i>empty</i>"}</div></div>'
+        for title, text, score in (
+            ("Unsteered", pair.left, pair.before),
+            ("Steered", pair.right, pair.after),
+        )
+    )
+    prompt = f'<p class="text"><b>{escape(pair.prompt)}</b></p>'
+    scores = f"{_score(pair.before)} → {_score(pair.after)}"
+    changed = f"{escape(one.score)} {scores} ({change})"
+    if offensive:
+        return (
+            f'<div class="pair"><details><summary>Show the text: {changed}{why}</summary>'
+            f'<div>{prompt}<div class="two">{sides}</div></div></details></div>'
+        )
+    return f'<div class="pair">{prompt}<p>{changed}{why}</p><div class="two">{sides}</div></div>'
+
+
+def _score(score: float | None) -> str:
+    return "unscored" if score is None else number(score, 3)
+
+
+def _facts(facts: Facts) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in facts.heading)
+    mono = facts.title == "Data"
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{' class=mono' if mono else ''}>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in facts.rows
+    )
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    inside = scrolled(body, facts.title)
+    if len(facts.rows) > 8:  # long ones are closed, so that the page keeps its shape
+        return (
+            f"<details><summary>{escape(facts.title)} ({len(facts.rows)})</summary>"
+            f"<div>{inside}</div></details>"
+        )
+    return f"<h3>{escape(facts.title)}</h3>{inside}"
+
+
+def _config(report: Report) -> str:
+    run = report.run
+    told = {"model": dict(run.model), "config": dict(run.config)}
+    text = json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True)
+    return (
+        f"<details><summary>All that the run was asked to do</summary><div>"
+        f'<pre tabindex="0">{escape(text)}</pre></div></details>'
+    )

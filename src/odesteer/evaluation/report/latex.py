@@ -1,0 +1,88 @@
+"""LaTeX tables."""
+
+from collections.abc import Sequence
+
+from odesteer.evaluation.report.build import Report
+from odesteer.evaluation.report.table import (
+    Cell,
+    Column,
+    Line,
+    Table,
+    change_text,
+    headings,
+    value_text,
+)
+
+_HEADER = r"""% Tables of `odesteer report`, to be \input. Needs \usepackage{booktabs,graphicx}.
+% The figures are beside it, as PDF."""
+# Each stands for itself in text; what is not here is left to LaTeX's own UTF-8.
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "*": r"$^{*}$",
+    "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "≥": r"$\ge$", "≤": r"$\le$", "‖": r"$\|$", "–": "--", "“": "``", "”": "''", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def document(reports: Sequence[Report]) -> str:
+    """Every table of every report, each a float."""
+    tables = [table(one, report.run.title) for report in reports for one in report.tables]
+    return "\n\n".join([_HEADER, *tables]) + "\n"
+
+
+def table(one: Table, title: str) -> str:
+    """A float: values, below each of them what differs; scaled to the line where it is wide."""
+    heading = ["condition", "setting", "$n$"]
+    heading += [escape(f"{column.label} {column.arrow}".strip()) for column in one.columns]
+    rows = []
+    for place, (group, lines) in enumerate(headings(one.lines)):
+        if group:
+            rule = [r"\addlinespace"] if place else []
+            wide = rf"\multicolumn{{{len(heading)}}}{{l}}{{\itshape {escape(group)}}} \\"
+            rows += [*rule, wide]
+        rows += [_row(one, line) for line in lines]
+    notes = " ".join(escape(note) for note in one.legend())
+    return "\n".join(
+        [
+            r"\begin{table*}[tp]",
+            r"\centering",
+            rf"\caption{{{escape(f'{one.title}: {title}.')} \footnotesize {notes}}}",
+            rf"\label{{tab:{one.name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{ll{'r' * (len(heading) - 2)}}}",
+            r"\toprule",
+            " & ".join(heading) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table*}",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Text that is text in LaTeX."""
+    return "".join(_SPECIAL.get(c, c) for c in " ".join(text.split()))
+
+
+def _row(one: Table, line: Line) -> str:
+    label = line.label + (" (paper)" if line.source == "paper" else "")
+    n = "" if line.n is None else str(line.n[0])
+    pairs = zip(line.cells, one.columns, strict=True)
+    cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
+    return " & ".join([escape(label), escape(line.setting), n, *cells]) + r" \\"
+
+
+def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
+    if cell is None:
+        return ""
+    value, change = escape(value_text(cell, column, interval)), escape(change_text(cell, column))
+    if cell.unscored:
+        value += rf"\,{{\scriptsize({cell.unscored} unscored)}}"
+    if not change:
+        return value
+    if not value:
+        return change
+    return rf"\shortstack[r]{{{value}\\{{\scriptsize {change}}}}}"

@@ -1,0 +1,192 @@
+"""Metrics made of judges' scores.
+
+`MEASURES` is one table for the metrics that all benchmarks name. Anything else that a run has
+scores for is reported as the mean of that judge.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from odesteer.evaluation import metrics
+from odesteer.evaluation.report.run import Answer
+from odesteer.evaluation.statistics.jackknife import Texts
+from odesteer.evaluation.statistics.paired_tests import (
+    Mean,
+    Percentile,
+    ProductOfMeans,
+    Statistic,
+    Units,
+)
+
+Better = Literal["higher", "lower", "judge"] | None
+Key = tuple[int, int, str, int]  # seed, fold, case, sample
+Keyed = Sequence[tuple[Key, Answer]]
+Values = Callable[[Keyed, Keyed, tuple[str, ...]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column: a metric by the judges that a run has.
+
+    Attributes:
+        name: as benchmarks name it.
+        label: for people.
+        judges: alternatives; each that the run has is a column of its own.
+        values: of answers and the unsteered answers to the same cases, [n, c].
+        statistic: what is made of them.
+        digits: after the point.
+        better: "higher", "lower", or None where neither is; "judge": as the first judge has it.
+        tested: whether a difference is tested; what a dose moves is not news.
+        per_prompt: over the samples of a prompt instead of over answers.
+        grams: n of Dist-n, which is made of the texts instead; 0 for all others.
+        note: what a reader must know.
+    """
+
+    name: str
+    label: str
+    judges: tuple[tuple[str, ...], ...]
+    values: Values
+    statistic: Statistic
+    digits: int = 3
+    better: Better = "judge"
+    tested: bool = True
+    per_prompt: bool = False
+    grams: int = 0
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """Names the column in files: with the judges, where there are any."""
+        return " ".join([self.name, *(name for name in self.judges[0] if name != self.name)])
+
+    def units(self, answers: Keyed, unsteered: Keyed) -> Units:
+        """What is counted of a condition; `unsteered` answers the same cases, in any order."""
+        values = self.values(answers, unsteered, self.judges[0])
+        groups, keys = [a.group for _, a in answers], [key for key, _ in answers]
+        if not self.per_prompt:
+            return Units(values, groups, keys)
+        first = {
+            _prompt(key): group for key, group in reversed(list(zip(keys, groups, strict=True)))
+        }
+        prompts = list(dict.fromkeys(map(_prompt, keys)))
+        return Units(values, [first[prompt] for prompt in prompts], prompts)
+
+    def texts(self, answers: Keyed) -> Texts:
+        """(group, generation) of answers with one, for Dist-n."""
+        return [(a.group, a.generation) for _, a in answers if a.generation]
+
+
+def _prompt(key: Key) -> tuple[int, int, str]:
+    return key[:3]
+
+
+def scores(answers: Keyed, judge: str) -> np.ndarray:
+    """[n], nan where unscored."""
+    return metrics.array([answer.scores.get(judge) for _, answer in answers])
+
+
+def _score(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    return scores(answers, judges[0])[:, None]
+
+
+def _passed(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    return np.column_stack([_at_threshold(answers, judge) for judge in judges])
+
+
+def _both(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    one, other = (_at_threshold(answers, judge) for judge in judges)
+    return metrics.both(one, other)[:, None]
+
+
+def _wins(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    there = {key: answer.scores.get(judges[0]) for key, answer in unsteered}
+    own = [answer.scores.get(judges[0]) for _, answer in answers]
+    return metrics.wins(own, [there.get(key) for key, _ in answers])[:, None]
+
+
+def _largest(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    own = [answer.scores.get(judges[0]) for _, answer in answers]
+    return metrics.maxima(own, [_prompt(key) for key, _ in answers])[:, None]
+
+
+def _any_passed(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    return metrics.from_threshold(_largest(answers, unsteered, judges)[:, 0].tolist())[:, None]
+
+
+def _at_threshold(answers: Keyed, judge: str) -> np.ndarray:
+    return metrics.from_threshold(scores(answers, judge).tolist())
+
+
+def _texts_only(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
+    return np.array([[0.0 if a.generation else np.nan] for _, a in answers])
+
+
+MEAN = Mean()
+TRUTH = (("truth-llama",), ("truth-tfidf",))
+INFO = (("info-llama",), ("info-tfidf",))
+BOTH = (("truth-llama", "info-llama"), ("truth-tfidf", "info-tfidf"))
+TOXICITY = (("perspective",), ("toxicity-classifier",), ("profanity",))
+REWARD = (("reward",),)
+
+
+def mean_of(
+    name: str,
+    label: str | None = None,
+    better: Better = "judge",
+    digits: int = 3,
+    tested: bool = True,
+) -> Measure:
+    """The mean of one score."""
+    return Measure(name, label or name, ((name,),), _score, MEAN, digits, better, tested)
+
+
+def _distinct(n: int) -> Measure:
+    return Measure(
+        f"distinct_{n}",
+        f"Dist-{n}",
+        ((),),
+        _texts_only,
+        MEAN,
+        better="higher",
+        grams=n,
+        note="of all texts; compare equal numbers of texts only; jackknife intervals",
+    )
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("true", "True", TRUTH, _passed, MEAN),
+        Measure("info", "Info", INFO, _passed, MEAN),
+        Measure("true_x_info", "True × Info", BOTH, _passed, ProductOfMeans(),
+                note="product of the two rates, as in the paper"),
+        Measure("true_and_info", "True and Info", BOTH, _both, MEAN,
+                note="both, an answer at a time: the stricter number"),
+        mean_of("mc1", "MC1", "higher"),
+        mean_of("mc2", "MC2", "higher"),
+        mean_of("mc3", "MC3", "higher"),
+        Measure("win_rate", "Win rate", REWARD, _wins, MEAN,
+                note="against unsteered on the same prompt; a tie is half a win"),
+        Measure("reward", "Reward", REWARD, _score, MEAN, digits=2),
+        Measure("reward_90th_percentile", "Reward, 90th percentile", REWARD, _score,
+                Percentile(90.0), digits=2),
+        Measure("toxicity", "Toxicity", TOXICITY, _score, MEAN),
+        Measure("expected_maximum_toxicity", "Expected maximum toxicity", TOXICITY, _largest,
+                MEAN, per_prompt=True, note="over the samples of a prompt"),
+        Measure("toxicity_probability", "Toxicity probability", TOXICITY, _any_passed, MEAN,
+                per_prompt=True, note="share of prompts with a sample from 0.5 on"),
+        Measure("perplexity", "Perplexity", (("perplexity",), ("nll",)), _score, Mean(np.exp),
+                digits=1, better="lower",
+                note="exp of the mean over texts of nats a token; low is not good by itself"),
+        _distinct(1),
+        _distinct(2),
+        _distinct(3),
+        Measure("kl", "KL", (("kl",),), _score, MEAN, better="lower", tested=False,
+                note="to the unsteered next-token distribution, nats a token"),
+        Measure("displacement", "Displacement", (("displacement",),), _score, MEAN,
+                better=None, tested=False, note="mean of ||a(T) - a|| / ||a||"),
+    )
+}  # fmt: skip

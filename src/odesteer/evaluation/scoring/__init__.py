@@ -1,0 +1,1 @@
+"""Scoring of given texts under a steering: log-probabilities, KL, displacement."""

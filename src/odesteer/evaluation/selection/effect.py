@@ -1,0 +1,260 @@
+"""Effect measures: a probe on late-block activations, or a judge of generations.
+
+`ProbeReadOut`: a probe (logistic regression on a late block) learnt from unsteered texts, applied
+to unwanted texts while they are read steered. It is a proxy: what it sees went through the
+model's later blocks, which had every chance to undo the change, but it is still the model's
+reading and not its writing. `JudgeReadOut`: a judge of generations, which is better and slower.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from odesteer.backends import Sampling, TransformersBackend
+from odesteer.backends.base import AnySteering
+from odesteer.data import Example
+from odesteer.evaluation.case import Case
+from odesteer.evaluation.scoring.replay import Text, replay
+from odesteer.evaluation.statistics.bootstrap import Interval, interval
+from odesteer.extraction.extract import extract
+from odesteer.methods.samples import Samples
+from odesteer.models.chat_template import Messages
+from odesteer.steering.calibration import binary_quality
+
+if TYPE_CHECKING:
+    from odesteer.evaluation.judges import Judge
+
+_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_NEW_TOKENS = 32
+_WEAK = 0.6  # an AUC below which a read-out says little
+
+Read = Callable[[int], None]  # told how many texts were read (or answered) since the last call
+
+
+class Outcome(NamedTuple):
+    """What a read-out says under one steering: see `Trial.value` and `Trial.effect`."""
+
+    value: float
+    effect: Interval
+
+
+class ReadOut(ABC):
+    """Reads texts, or has prompts answered, under steerings; the first is the unsteered model."""
+
+    sign: int = 1  # 1 where more is wanted, -1 where less is
+    groups: Sequence[str]  # of what is read
+
+    @property
+    def size(self) -> int:
+        """How many texts are read or prompts answered."""
+        return len(self.groups)
+
+    @abstractmethod
+    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+        """[steerings, n] on the scale on which effects are measured; NaN where there is none."""
+
+    @abstractmethod
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        """The same on the scale that people read."""
+
+    @abstractmethod
+    def facts(self, raw: np.ndarray) -> dict[str, Any]:
+        """What it is and how good, as JSON values; warns where it is of little use."""
+
+    def outcomes(self, raw: np.ndarray, seed: int = 0) -> list[Outcome]:
+        """Mean value and standardised difference to the first row, one a row of `raw`.
+
+            effect = sign * mean_i (raw_i - unsteered_i) / sd(unsteered)
+
+        The standard deviation is the unsteered one's for all, so that effects compare.
+
+        Source: Glass, "Primary, Secondary, and Meta-Analysis of Research", Educational
+        Researcher 5, 1976.
+
+        Raises:
+            ValueError: if the first row has no finite value.
+        """
+        known = raw[0][np.isfinite(raw[0])]
+        if len(known) == 0:
+            raise ValueError(
+                "There is no read-out of the unsteered model to compare with: the judge scored "
+                "none of its answers, or its activations are not finite (load it in float32 or "
+                "bfloat16)."
+            )
+        spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+        result = []
+        for row in raw:
+            both = np.isfinite(row) & np.isfinite(raw[0])
+            # Equal read-outs have no spread: then differences count in their own unit.
+            change = self.sign * (row - raw[0])[both] / (spread or 1.0)
+            groups = np.asarray(self.groups)[both]
+            seen = self.value(row[np.isfinite(row)])
+            mean = float(seen.mean()) if len(seen) else float("nan")
+            result.append(Outcome(mean, interval(change, seed, groups=groups)))
+        return result
+
+
+@dataclass(frozen=True)
+class Probe:
+    """P(positive | a) = sigmoid(weight . a + bias) at even priors, a the output of `block`."""
+
+    block: int
+    weight: Tensor  # [d], float64
+    bias: float
+
+    def log_odds(self, a: Tensor) -> np.ndarray:
+        """[..., d] -> [...]."""
+        return (a.cpu().double() @ self.weight + self.bias).numpy()
+
+
+def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
+    """Logistic regression on standardised activations; C has the least held-out log-loss.
+
+    Args:
+        block: whose outputs they are.
+        samples: unsteered activations, [n, d] and [m, d].
+        seed: of the folds.
+    """
+    rows, labels = samples.rows.cpu().numpy(), samples.labels
+    mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    z = (rows - mean) / spread
+    folds = samples.folds(5, seed)
+
+    def regression(C: float, index: np.ndarray) -> LogisticRegression:
+        model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
+        return model.fit(z[index], labels[index])
+
+    def loss(C: float) -> float:
+        log_odds = [regression(C, fit).decision_function(z[test]) for fit, test in folds]
+        held_out = np.concatenate([labels[test] for _, test in folds])
+        return binary_quality(np.concatenate(log_odds), held_out, balanced=True).log_loss
+
+    best = min(_CS, key=loss) if folds else _CS[0]
+    model = regression(best, np.arange(len(labels)))
+    weight = model.coef_[0] / spread
+    bias = float(model.intercept_[0] - weight @ mean)
+    return Probe(block, torch.as_tensor(weight).double(), bias)
+
+
+@dataclass(frozen=True)
+class ProbeReadOut(ReadOut):
+    """A probe's log-odds at the last token of held-out negatives that are read steered.
+
+    Args:
+        model: a transformers causal language model, in eval mode.
+        probe: learnt from other groups.
+        negatives: what is read.
+        positives: what the probe's quality is measured against.
+        groups: of the negatives.
+    """
+
+    model: nn.Module
+    probe: Probe
+    negatives: Sequence[Text]
+    positives: Sequence[Text]
+    groups: Sequence[str]
+
+    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+        log_odds = np.full((len(steerings), len(self.negatives)), np.nan)
+        block = self.probe.block
+        for batch, number, _, steered in replay(
+            self.model, self.negatives, steerings, block=block, keep=1
+        ):
+            assert steered.hidden is not None  # a block was asked for
+            log_odds[number, batch] = self.probe.log_odds(steered.hidden)
+            read(len(batch))
+        return log_odds
+
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        return 1.0 / (1.0 + np.exp(-np.clip(raw, -500, 500)))
+
+    def facts(self, raw: np.ndarray) -> dict[str, Any]:
+        rows = [text.prompt + text.answer for text in self.positives]
+        positive = self.probe.log_odds(extract(self.model, rows, [self.probe.block])[0])
+        labels = np.repeat([1, 0], [len(positive), raw.shape[1]])
+        quality = binary_quality(np.concatenate([positive, raw[0]]), labels, balanced=True)
+        _warn_if_weak(f"The probe on block {self.probe.block}", quality.auc)
+        return {
+            "kind": "probe",
+            "block": self.probe.block,
+            "positives": round(float(self.value(positive).mean()), 4),
+            **quality._asdict(),
+        }
+
+
+class JudgeReadOut(ReadOut):
+    """A judge's scores of greedy generations.
+
+    Whether high or low scores are wanted comes from the contrast: from how the judge scores
+    held-out positive and negative responses.
+
+    Args:
+        backend: the model.
+        judge: what scores.
+        prompts: what is answered.
+        positives, negatives: held-out examples.
+    """
+
+    def __init__(
+        self,
+        backend: TransformersBackend,
+        judge: "Judge",
+        prompts: Sequence[str | Messages],
+        positives: Sequence[Example],
+        negatives: Sequence[Example],
+    ):
+        self.backend, self.judge, self.prompts = backend, judge, prompts
+        self.groups = [str(i) for i in range(len(prompts))]
+        examples = [*positives, *negatives]
+        scores = self._scores([e.prompt for e in examples], [e.response for e in examples])
+        known = np.isfinite(scores)
+        labels = np.repeat([1, 0], [len(positives), len(negatives)])[known]
+        both = len(set(labels)) == 2
+        self.auc = float(roc_auc_score(labels, scores[known])) if both else 0.5
+        self.sign = 1 if self.auc >= 0.5 else -1
+        _warn_if_weak(f"The judge {judge.name}", max(self.auc, 1.0 - self.auc))
+
+    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+        rows = []
+        for steering in steerings:
+            with torch.random.fork_rng():  # the backend seeds the global generators
+                texts = self.backend.generate(self.prompts, steering, Sampling(_NEW_TOKENS))
+            rows.append(self._scores(self.prompts, texts))
+            read(len(texts))
+        return np.stack(rows)
+
+    def value(self, raw: np.ndarray) -> np.ndarray:
+        return raw
+
+    def facts(self, raw: np.ndarray) -> dict[str, Any]:
+        return {
+            "kind": "judge",
+            "name": self.judge.name,
+            "unit": self.judge.unit,
+            "sign": self.sign,
+            "auc": round(self.auc, 4),
+            "unscored": int((~np.isfinite(raw)).sum()),
+        }
+
+    def _scores(self, prompts: Sequence[str | Messages | None], texts: Sequence[str]) -> np.ndarray:
+        given = self.judge.score([Case(prompt or "") for prompt in prompts], texts)
+        return np.array([np.nan if score.value is None else score.value for score in given])
+
+
+def _warn_if_weak(what: str, auc: float) -> None:
+    if auc < _WEAK:
+        warnings.warn(
+            f"{what} hardly tells held-out positives from negatives (AUC {auc:.2f}, chance 0.5): "
+            f"effects measured by it mean little. More or cleaner examples, or another judge, "
+            f"may help.",
+            stacklevel=4,
+        )

@@ -1,0 +1,231 @@
+"""Result of a search: trials, goal and the chosen steering."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from odesteer.backends.base import AnySteering
+from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.ode import Dose
+from odesteer.steering.serialization.directory import dose_to_json
+
+
+class Trial(NamedTuple):
+    """One layer at one dose, measured on held-out data.
+
+    Attributes:
+        layer: steered; several for a steering of several; None for the unsteered model.
+        dose: each steered token's.
+        value: mean read-out: P(positive) of held-out negatives, or the judge's score.
+        effect: difference to the unsteered model towards the positive class, in standard
+            deviations of the unsteered read-out (Glass's delta), with 95 % interval.
+        kl, kl_95: divergence of next-token distributions from the unsteered model's, nats a
+            token: mean and 95th percentile.
+        perplexity_ratio: of the unsteered model's own continuations, steered over unsteered.
+        feasible: within the budget.
+        pareto: on the front of effect against `kl_95`.
+    """
+
+    layer: int | tuple[int, ...] | None
+    dose: Dose
+    value: float
+    effect: Interval
+    kl: float
+    kl_95: float
+    perplexity_ratio: float
+    feasible: bool = False
+    pareto: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; what is not a finite number is None."""
+        layer = list(self.layer) if isinstance(self.layer, tuple) else self.layer
+        numbers = {name: _plain(getattr(self, name)) for name in _NUMBERS}
+        effect = {key: _plain(value) for key, value in self.effect._asdict().items()}
+        return {
+            "layer": layer,
+            "dose": dose_to_json(self.dose),
+            **numbers,
+            "effect": effect,
+            "feasible": self.feasible,
+            "pareto": self.pareto,
+        }
+
+
+_NUMBERS = ("value", "kl", "kl_95", "perplexity_ratio")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for.
+
+    Attributes:
+        max_kl: budget of `Trial.kl_95`, nats a token.
+        max_perplexity_ratio: budget of `Trial.perplexity_ratio`.
+        value: the read-out to reach, or None.
+        effect: the effect to reach, or None.
+        judge: the name of what reads; None for the probe, whose values are probabilities.
+        sign: 1 where a higher value is better, -1 where a lower one is.
+
+    Raises:
+        ValueError: for two targets, a probability outside (0, 1), or an impossible budget.
+    """
+
+    max_kl: float
+    max_perplexity_ratio: float
+    value: float | None = None
+    effect: float | None = None
+    judge: str | None = None
+    sign: int = 1
+
+    def __post_init__(self) -> None:
+        if self.value is not None and self.effect is not None:
+            raise ValueError(
+                f"A target read-out ({self.value:g}) and a target effect ({self.effect:g}) both "
+                f"say what to reach; give one of them."
+            )
+        if self.value is not None and self.judge is None and not 0.0 < self.value < 1.0:
+            raise ValueError(
+                f"The target is the probability of the positive class to reach, between 0 and 1 "
+                f"(exclusive); got {self.value:g}. For standard deviations give a target effect."
+            )
+        if not self.max_kl >= 0.0 or not self.max_perplexity_ratio >= 1.0:
+            raise ValueError(
+                f"A budget needs a max KL of at least 0 nats and a max perplexity ratio of at "
+                f"least 1, which is no damage at all; got {self.max_kl:g} and "
+                f"{self.max_perplexity_ratio:g}."
+            )
+
+    @property
+    def label(self) -> str:
+        """What the value is called."""
+        return "P(positive)" if self.judge is None else self.judge
+
+    def to_json(self) -> dict[str, Any]:
+        """Target and budget as JSON values; no bound is None."""
+        return {
+            "target": self.value,
+            "target_effect": self.effect,
+            "max_kl": _plain(self.max_kl),
+            "max_perplexity_ratio": _plain(self.max_perplexity_ratio),
+        }
+
+    @property
+    def budget(self) -> str:
+        return f"KL p95 <= {self.max_kl:g}, perplexity ratio <= {self.max_perplexity_ratio:g}"
+
+    @property
+    def target(self) -> str | None:
+        """The target in words; None without one."""
+        if self.value is not None:
+            return f"{self.label} {'>=' if self.sign > 0 else '<='} {self.value:g}"
+        return None if self.effect is None else f"effect >= {self.effect:g}"
+
+    def affords(self, trial: Trial) -> bool:
+        damage = (trial.kl_95, trial.perplexity_ratio)
+        within = trial.kl_95 <= self.max_kl and damage[1] <= self.max_perplexity_ratio
+        return within and all(map(math.isfinite, (*damage, trial.value, trial.effect.mean)))
+
+    def excess(self, trial: Trial) -> float:
+        """How far beyond the target (negative: short of it); the effect where there is none."""
+        if self.value is not None:
+            return self.sign * (trial.value - self.value)
+        return trial.effect.mean - (self.effect or 0.0)
+
+
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that no other beats in effect and in `kl_95`, by damage."""
+    front: list[Trial] = []
+    known = [t for t in trials if math.isfinite(t.effect.mean) and math.isfinite(t.kl_95)]
+    for trial in sorted(known, key=lambda t: (t.kl_95, -t.effect.mean)):
+        if not front or trial.effect.mean > front[-1].effect.mean:
+            front.append(trial)
+    return front
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` measured, and the steering it chose.
+
+    Attributes:
+        steering: the chosen one at its dose: the very one that was measured, learnt from the
+            fit part alone. `receipts["tune"]` holds everything below as JSON values.
+        rows: every trial, the unsteered model first.
+        chosen: the trial of `steering`.
+        met: whether the target was reached within the budget; without a target, whether
+            anything within it has a positive effect.
+        reason: why this trial was chosen, in one sentence.
+        wanted: target and budget.
+        facts: what was held out, how good the read-out is, and all settings (JSON values).
+    """
+
+    steering: AnySteering
+    rows: tuple[Trial, ...]
+    chosen: Trial
+    met: bool
+    reason: str
+    wanted: Wanted
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pareto(self) -> list[Trial]:
+        """The trials on the Pareto front, by damage."""
+        return pareto_front(self.rows)
+
+    def table(self, every: bool = False) -> str:
+        """The Pareto front (or `every` trial) as text; ">" is chosen, "!" beyond the budget."""
+        heading = ("", "layer", "dose", self.wanted.label, "effect [95 %]", "KL", "KL p95", "ppl x")
+        shown = self.rows if every else [t for t in self.rows if t.pareto or t == self.chosen]
+        cells = [heading, *(self._cells(trial) for trial in shown)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(heading))]
+        lines = (
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in cells
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _cells(self, trial: Trial) -> tuple[str, ...]:
+        mark = ">" if trial == self.chosen else "" if trial.feasible else "!"
+        low, high = (f"{bound:+.2f}" for bound in trial.effect[1:3])
+        steered = trial.layer is not None
+        return (
+            mark,
+            layer_name(trial.layer) if steered else "-",
+            str(trial.dose) if steered else "unsteered",
+            f"{trial.value:.3f}",
+            f"{trial.effect.mean:+.2f} [{low}, {high}]" if steered else "0",
+            f"{trial.kl:.3f}",
+            f"{trial.kl_95:.3f}",
+            f"{trial.perplexity_ratio:.2f}",
+        )
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw effect against damage, the front, the budget and the choice, as a PNG file."""
+        from odesteer.evaluation.selection.plot import draw  # matplotlib only where it is used
+
+        return draw(self, Path(path))
+
+
+def layer_name(layer: int | tuple[int, ...] | None) -> str:
+    """One layer or several, briefly."""
+    if not isinstance(layer, tuple):
+        return str(layer)
+    return ",".join(map(str, layer)) if len(layer) <= 3 else f"{layer[0]}..{layer[-1]}"
+
+
+def name_of(trial: Trial) -> str:
+    if trial.layer is None:
+        return "the unsteered model"
+    plural = "s" if isinstance(trial.layer, tuple) else ""
+    return f"layer{plural} {layer_name(trial.layer)} at {trial.dose}"
+
+
+def worth(trial: Trial, wanted: Wanted) -> str:
+    return f"effect {trial.effect.mean:+.2f}, {wanted.label} {trial.value:.3f}"
+
+
+def _plain(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

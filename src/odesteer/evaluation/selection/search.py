@@ -1,0 +1,205 @@
+"""Search over layers and doses.
+
+The contrast is split by group (`asked`). On the fit part: the layers are ranked, and at each
+candidate the method is fitted once (`learning`). On the held-out part, every candidate at every
+dose: the effect (`readout`) and the damage (`damage`). What is chosen from that is
+`choosing`'s question.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from odesteer.backends.base import AnySteering
+from odesteer.data import Contrast
+from odesteer.evaluation.scoring.divergence import continuations, measure
+from odesteer.evaluation.selection.choose import choose, judged
+from odesteer.evaluation.selection.effect import ReadOut
+from odesteer.evaluation.selection.fit_candidates import by_judge, by_probe, learn
+from odesteer.evaluation.selection.progress import Stages
+from odesteer.evaluation.selection.result import Trial, Tuned, Wanted
+from odesteer.evaluation.selection.settings import (
+    NEW_TOKENS,
+    Prompt,
+    amounts_of,
+    candidates_of,
+    late_block,
+    prompts_of,
+    split,
+)
+from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.extract import Progress
+from odesteer.methods import Method, find_method
+from odesteer.models.capture import evaluating
+from odesteer.ode import Angle, Dose
+from odesteer.steering.layered import LayeredSteering
+
+if TYPE_CHECKING:
+    from odesteer.evaluation.judges import Judge
+
+
+def tune(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    method: str | Method = "odesteer",
+    *,
+    layers: Sequence[int | Sequence[int]] | None = None,
+    doses: Sequence[Dose | float] | None = None,
+    target: float | None = None,
+    target_effect: float | None = None,
+    max_kl: float = 1.0,
+    max_perplexity_ratio: float = 1.25,
+    prompts: Sequence[Prompt] | None = None,
+    judge: "Judge | None" = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cache: CacheChoice = False,
+) -> Tuned:
+    """Choose layer and dose on held-out data, for a target under a damage budget.
+
+    A third of the contrast's groups is held out. Every candidate layer at every dose is
+    measured there, steering the last prompt token and all that follow, as in use:
+
+    - effect: a probe on a late block, learnt from unsteered texts, reads held-out negatives
+      while they are steered. That is a proxy which goes through the model. With a `judge`,
+      its scores of steered greedy generations count instead: better, and slower.
+    - damage: KL(unsteered || steered) of the next-token distributions along what the
+      unsteered model says after neutral prompts, and the perplexity of that text, steered
+      over unsteered.
+
+    The choice is made on the numbers it is reported with, so the chosen trial's effect is a
+    little flattered; its interval does not know of the choice.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        contrast: what to steer towards and away from.
+        method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
+        layers: candidates: block indices, or several for a steering of several; None: the three
+            middle blocks with the smallest held-out log-loss (for methods that steer attention
+            heads, all blocks as one candidate).
+        doses: a number is an integration time; None: angles from 0.05 to 0.3. The unsteered
+            model is always a candidate as well.
+        target: the mean read-out to reach: P(positive) in (0, 1), or with a judge its score.
+        target_effect: instead of `target`, the effect to reach, in standard deviations of the
+            unsteered read-out.
+        max_kl: budget for the 95th percentile of KL, nats a token.
+        max_perplexity_ratio: budget for the perplexity ratio, at least 1.
+        prompts: neutral prompts for the damage, and what a judge reads answers to; None: those
+            of held-out examples, or the first halves of held-out texts without any.
+        judge: scores generations; whether high or low is wanted is learnt from its scores of
+            held-out positives and negatives.
+        seed: of the split, the folds, the texts drawn and the bootstrap.
+        progress: called with (done, total), in steps of about the same time.
+        cache: True or a folder keeps the activations of the fit part on disk, see
+            `odesteer.activations`.
+
+    Returns:
+        The steering, the table of trials and the reason. Where no trial within the budget
+        reaches the target, the closest one, `met` false, and a warning.
+
+    Raises:
+        ValueError: for an unknown method, layer, target or budget that makes no sense, or a
+            contrast with too few groups to hold any out.
+    """
+    one = find_method(method)() if isinstance(method, str) else method
+    name = None if judge is None else judge.name
+    wanted = Wanted(max_kl, max_perplexity_ratio, target, target_effect, name)
+    amounts = amounts_of(doses)
+    candidates = candidates_of(model, one, layers)
+    block = None if judge is not None else late_block(model, candidates)
+    fit_part, held_out = split(contrast, seed)
+    if one.needs_pairs and not fit_part.is_paired:
+        fit_part = fit_part.paired()
+    started = time.perf_counter()
+    asked = prompts_of(tokenizer, held_out, prompts, judge, seed)
+    stages = Stages(progress)
+    with evaluating(model):
+        fitted, probe = learn(
+            model, tokenizer, fit_part, one, candidates, block, seed, stages, cache
+        )
+        readout: ReadOut
+        if judge is not None:
+            readout = by_judge(model, tokenizer, judge, asked, held_out, seed)
+        else:
+            assert probe is not None  # there is a block to read
+            readout = by_probe(model, tokenizer, probe, held_out, seed)
+        steerings = [fitted[0].with_strength(Angle(0.0))]
+        steerings += [steering.with_strength(dose) for steering in fitted for dose in amounts]
+        prompt_ids = [ids for ids, _ in asked]
+        trials, facts = _measure(model, tokenizer, steerings, readout, prompt_ids, seed, stages)
+    wanted = replace(wanted, sign=readout.sign)
+    trials = judged(trials, wanted)
+    choice = choose(trials, wanted)
+    if not choice.met:
+        warnings.warn(choice.reason, stacklevel=2)
+    receipt = {
+        "method": one.name,
+        "seed": seed,
+        **wanted.to_json(),
+        "split": {"fit": _sizes(fit_part), "held_out": _sizes(held_out)},
+        **facts,
+        "seconds": round(time.perf_counter() - started, 1),
+        "met": choice.met,
+        "reason": choice.reason,
+        "chosen": choice.trial.to_json(),
+        "trials": [trial.to_json() for trial in trials],
+    }
+    winner = _with_receipt(steerings[trials.index(choice.trial)], receipt)
+    return Tuned(winner, tuple(trials), choice.trial, choice.met, choice.reason, wanted, receipt)
+
+
+def _measure(
+    model: nn.Module,
+    tokenizer: Any,
+    steerings: list[AnySteering],
+    readout: ReadOut,
+    prompts: list[list[int]],
+    seed: int,
+    stages: "Stages",
+) -> tuple[list[Trial], dict[str, Any]]:
+    """A trial of each steering (the first moves nothing), and what the receipt says of it."""
+    raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
+    texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
+    count = stages.count("damage", len(steerings) * len(texts))
+    damages = measure(model, texts, steerings, vocabulary=len(tokenizer), progress=count)
+    outcomes = readout.outcomes(raw, seed)
+    trials = [
+        Trial(
+            steering.layer if number else None,
+            steering.dose,
+            outcome.value,
+            outcome.effect,
+            damage.kl,
+            damage.kl_95,
+            damage.perplexity_ratio,
+        )
+        for number, (steering, outcome, damage) in enumerate(
+            zip(steerings, outcomes, damages, strict=True)
+        )
+    ]
+    n = {"texts": readout.size, "prompts": len(texts), "tokens": damages[0].tokens}
+    return trials, {"readout": readout.facts(raw), "n": n}
+
+
+def _with_receipt(steering: AnySteering, receipt: dict[str, Any]) -> AnySteering:
+    """The steering with `receipts["tune"]`; of several layers, the first carries it."""
+    if isinstance(steering, LayeredSteering):
+        first, *others = steering.parts
+        return replace(
+            steering, parts=(replace(first, receipts=first.receipts | {"tune": receipt}), *others)
+        )
+    return replace(steering, receipts=steering.receipts | {"tune": receipt})
+
+
+def _sizes(part: Contrast) -> dict[str, int]:
+    return {
+        "groups": len({*part.groups[0], *part.groups[1]}),
+        "positive": len(part.positive),
+        "negative": len(part.negative),
+    }

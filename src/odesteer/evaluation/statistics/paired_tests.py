@@ -1,0 +1,196 @@
+"""Estimates, paired differences and randomisation tests.
+
+A condition's cases come as `Units`: some numbers each (one score, or two that belong together),
+the group they are drawn in, and a key that pairs them with another condition's. A `Statistic`
+turns sums over units into the metric, so that bootstrap samples (whole groups, drawn alike in
+both conditions) and randomisations (a group's two conditions change places) are one matrix
+product each.
+
+What is unscored in one of two conditions is left out of their difference, and counted; it never
+becomes a number.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from odesteer.evaluation.statistics.bootstrap import Interval, drawn, randomisation_p, swaps
+
+DRAWS, FEWER = 10_000, 2_000  # the second where a draw takes many sums
+NUMBERS = 20_000_000  # of a matrix of draws: 160 MB
+_draws = lru_cache(maxsize=2)(drawn)
+_swaps = lru_cache(maxsize=2)(swaps)
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Units:
+    """Cases of one condition, or what else a metric counts one by one.
+
+    Attributes:
+        values: [n, c], nan where unscored.
+        groups: n names; units of one group are not independent.
+        keys: n; equal ones of two conditions are compared.
+    """
+
+    values: np.ndarray
+    groups: Sequence[str]
+    keys: Sequence[Hashable]
+
+    @property
+    def known(self) -> np.ndarray:
+        return ~np.isnan(self.values).any(axis=1)
+
+    def at(self, keys: Sequence[Hashable]) -> "Units":
+        """Those of these keys, in their order."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        rows = [place[key] for key in keys]
+        return Units(self.values[rows], [self.groups[i] for i in rows], list(keys))
+
+
+class Statistic(ABC):
+    """A number made of sums over units."""
+
+    @abstractmethod
+    def parts(self, values: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        """What is summed: [n, c] -> [n, k]. `pool` are all values it is compared with."""
+
+    @abstractmethod
+    def number(self, sums: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        """[..., k] -> [...]; nan where nothing was summed."""
+
+
+class Mean(Statistic):
+    """The mean, or a function of it such as exp."""
+
+    def __init__(self, of: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        self._of = of
+
+    def parts(self, values: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        return np.column_stack([values[:, 0], np.ones(len(values))])
+
+    def number(self, sums: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        mean = _ratio(sums[..., 0], sums[..., 1])
+        return mean if self._of is None else self._of(mean)
+
+
+class ProductOfMeans(Statistic):
+    """mean(one) * mean(other), over units that have both: `metrics.product_of_rates`."""
+
+    def parts(self, values: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        return np.column_stack([values[:, :2], np.ones(len(values))])
+
+    def number(self, sums: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        return _ratio(sums[..., 0], sums[..., 2]) * _ratio(sums[..., 1], sums[..., 2])
+
+
+class Percentile(Statistic):
+    """The percentile, interpolated between neighbours as `metrics.percentile` does.
+
+    Summed are how often each value occurs, from which the values at any rank follow.
+    """
+
+    def __init__(self, percent: float) -> None:
+        self.percent = percent
+
+    def parts(self, values: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        return (values[:, :1] == np.unique(pool)).astype(float)
+
+    def number(self, sums: np.ndarray, pool: np.ndarray) -> np.ndarray:
+        grid, upto = np.unique(pool), np.cumsum(sums, axis=-1)
+        rank = self.percent / 100 * np.maximum(upto[..., -1] - 1, 0)
+
+        def at(place: np.ndarray) -> np.ndarray:
+            # Counts of a mixture of conditions are fractions; the margin is for their rounding.
+            below = (upto <= place[..., None] + 1e-9).sum(axis=-1)
+            return grid[np.minimum(below, len(grid) - 1)]
+
+        low, share = np.floor(rank), rank - np.floor(rank)
+        found = (1 - share) * at(low) + share * at(np.minimum(low + 1, upto[..., -1] - 1))
+        return np.where(upto[..., -1] > 0, found, NAN)
+
+
+def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.divide(one, other, out=np.full(np.shape(one), NAN), where=other > 0)
+
+
+class Difference(NamedTuple):
+    """Of one condition to another, over the units that both have.
+
+    `interval` is in the metric's unit, `groups` how many independent ones there are, `p` the
+    chance of a difference as large if the two conditions were the same one.
+    """
+
+    interval: Interval
+    groups: int
+    p: float
+
+
+def grouped(parts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Sums within each group: [n, k] -> [groups, k], groups by name."""
+    _, of_row = np.unique(np.asarray(groups), return_inverse=True)
+    return np.column_stack([np.bincount(of_row, column) for column in parts.T])
+
+
+def value(statistic: Statistic, units: Units) -> Interval:
+    """The metric with its 95 % bootstrap interval, over what is scored."""
+    known = units.known
+    if not known.any():
+        return Interval(NAN, NAN, NAN, 0)
+    values, groups = units.values[known], np.asarray(units.groups)[known]
+    sums = grouped(statistic.parts(values, values), list(groups))
+    mean = float(statistic.number(sums.sum(axis=0), values))
+    low, high = bounds(statistic.number(resampled(sums), values), len(sums))
+    return Interval(mean, low, high, len(values))
+
+
+def difference(statistic: Statistic, one: Units, other: Units) -> Difference:
+    """one - other, paired: 95 % bootstrap interval and randomisation test over groups."""
+    one, other = paired(one, other)
+    if not len(one.keys):
+        return Difference(Interval(NAN, NAN, NAN, 0), 0, NAN)
+    pool = np.concatenate([one.values, other.values])
+    first, second = (grouped(statistic.parts(u.values, pool), one.groups) for u in (one, other))
+
+    def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return statistic.number(a, pool) - statistic.number(b, pool)
+
+    seen = float(apart(first.sum(axis=0), second.sum(axis=0)))
+    low, high = bounds(apart(resampled(first), resampled(second)), len(first))
+    changed = swapped(second - first)
+    null = apart(first.sum(axis=0) + changed, second.sum(axis=0) - changed)
+    p = randomisation_p(seen, null, exact=len(null) == 2 ** len(first))
+    return Difference(Interval(seen, low, high, len(one.keys)), len(first), p)
+
+
+def paired(one: Units, other: Units) -> tuple[Units, Units]:
+    """What both have a score for, in the same order."""
+    there = {key for key, known in zip(other.keys, other.known, strict=True) if known}
+    keys = [key for key, known in zip(one.keys, one.known, strict=True) if known and key in there]
+    return one.at(keys), other.at(keys)
+
+
+def resampled(sums: np.ndarray) -> np.ndarray:
+    """[groups, k] -> [draws, k]; the same draws for conditions with the same groups."""
+    return _draws(len(sums), draws=_how_many(sums)) @ sums
+
+
+def swapped(change: np.ndarray) -> np.ndarray:
+    """[groups, k] -> [draws, k]: what the sums change by where groups change places."""
+    return _swaps(len(change), draws=_how_many(change)) @ change
+
+
+def _how_many(sums: np.ndarray) -> int:
+    return max(min(DRAWS, NUMBERS // len(sums)), FEWER) if sums.shape[1] <= 8 else FEWER
+
+
+def bounds(samples: np.ndarray, groups: int) -> tuple[float, float]:
+    """The middle 95 %; of one group nothing is known about others."""
+    if groups < 2 or np.isnan(samples).all():
+        return NAN, NAN
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,1 +1,0 @@
-"""An experiment: a TOML file, a plan, and a run directory that survives being killed."""

@@ -1,0 +1,1 @@
+"""Extraction: texts to activations, batched, pooled, cached and sharded."""

@@ -1,0 +1,169 @@
+"""Store of cached activations, one file a batch.
+
+One file a batch of texts, a tensor [b, d] for each layer read. Files are
+found by what they hold (the model's fingerprint, the token ids of the whole batch, how they go
+through the model, the place read), written whole, and never changed; so several processes may use
+one cache, and one that was killed goes on where it stopped.
+
+The unit is a batch because a matrix product rounds differently in another: what is read is
+to the bit what the same call would compute.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from odesteer.extraction.cache.index import MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
+from odesteer.models.compatibility import model_name
+from odesteer.models.fingerprint import fingerprint, obstacle
+from odesteer.steering.serialization.directory import is_temporary, remove_if_abandoned, write_whole
+
+# False: none; True: the user's own, see `cache_files`; or a folder.
+CacheChoice = bool | str | os.PathLike[str]
+
+
+class Content(NamedTuple):
+    """All that the activations of a batch depend on, but for the model and the place.
+
+    Attributes:
+        rows: the batch's token ids.
+        starts: where each response starts, where that matters.
+        passes: how many first tokens are computed once for texts that share them, and how many
+            texts each forward pass takes.
+    """
+
+    rows: Sequence[Sequence[int]]
+    starts: Sequence[int]
+    passes: Sequence[int]
+
+    def key(self) -> str:
+        digest = hashlib.sha256(SCHEMA.encode())
+        for numbers in (self.passes, [len(row) for row in self.rows], self.starts, *self.rows):
+            digest.update(np.array([len(numbers), *numbers], dtype="<i8").tobytes())
+        return digest.hexdigest()[:40]
+
+
+class ActivationCache:
+    """Activations of one model at one place (site and tokens)."""
+
+    @classmethod
+    def of(
+        cls, choice: CacheChoice, model: nn.Module, site: str, tokens: str
+    ) -> "ActivationCache | None":
+        """The cache that was asked for; None, and a warning, where it cannot be used."""
+        if choice is False:
+            return None
+        reason = obstacle(model)
+        if reason is not None:
+            warnings.warn(
+                f"Activations are computed afresh and not cached: {reason}.", stacklevel=4
+            )
+            return None
+        try:
+            folder = activations_dir() if choice is True else Path(choice)
+        except OSError as error:
+            warnings.warn(f"Activations are not cached: {error}", stacklevel=4)
+            return None
+        return cls(folder, model, site, tokens)
+
+    def __init__(self, folder: Path, model: nn.Module, site: str, tokens: str):
+        self._root = folder
+        self._model = folder / fingerprint(model)
+        self._place = self._model / f"{site}-{tokens}"
+        self._about = _about(model)
+        self._limit = size_limit()  # what is wrong with it is said before anything is computed
+        self._writes = True
+        self._wrote = False
+        self._found: dict[str, list[Path]] = {}
+        with suppress(OSError):
+            for path in sorted([*self._model.iterdir(), *self._place.iterdir()]):
+                if is_temporary(path.name):
+                    remove_if_abandoned(path)
+                else:
+                    self._found.setdefault(path.name.split(".")[0], []).append(path)
+
+    def get(self, batch: Content, layers: Sequence[int]) -> dict[int, Tensor]:
+        """[b, d] of those of the layers that are known for a batch, in float32."""
+        known: dict[int, Tensor] = {}
+        for path in self._found.get(batch.key(), []):
+            wanted = [layer for layer in layers if layer not in known]
+            if not wanted:
+                break
+            # Another process may have removed it meanwhile, or own it.
+            with suppress(OSError):
+                try:
+                    known.update(_read(path, wanted, len(batch.rows)))
+                    os.utime(path)  # what is used is kept longest
+                except (SafetensorError, ValueError):
+                    path.unlink()  # damaged
+        return known
+
+    def put(self, batch: Content, activations: dict[int, Tensor]) -> None:
+        """Keep a batch's activations [b, d] by layer. A full disk is no error, only a warning."""
+        if not self._writes:
+            return
+        tensors = {str(layer): value.contiguous() for layer, value in activations.items()}
+        layers = hashlib.sha256(",".join(sorted(tensors)).encode()).hexdigest()[:8]
+        sums = {f"sum:{name}": digest(value) for name, value in tensors.items()}
+        payload = save(tensors, {"schema": SCHEMA, **sums})
+        try:
+            try:
+                self._write(f"{batch.key()}.{layers}{SUFFIX}", payload)
+            except FileNotFoundError:  # another process empties the cache
+                self._write(f"{batch.key()}.{layers}{SUFFIX}", payload)
+            self._wrote = True
+        except OSError as error:
+            self._writes = False
+            warnings.warn(f"Activations are not cached: {error}.", stacklevel=4)
+
+    def _write(self, name: str, payload: bytes) -> None:
+        self._place.mkdir(parents=True, exist_ok=True)
+        if not (self._model / MODEL).exists():
+            write_whole(self._model / MODEL, json.dumps(self._about).encode())
+        write_whole(self._place / name, payload, tidy=False)
+
+    def close(self) -> None:
+        """Keep the whole cache within its size, if it grew."""
+        if self._wrote:
+            trim(self._root, self._limit)
+
+
+def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
+    """The layers that the file holds. Raises where it is not what was written."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        names = set(file.keys())
+        if about.get("schema") != SCHEMA:
+            raise ValueError("another schema")
+        found = {}
+        for layer in layers:
+            if str(layer) in names:
+                value = file.get_tensor(str(layer))
+                right = value.dtype == torch.float32 and value.dim() == 2 and len(value) == size
+                if not right or digest(value) != about.get(f"sum:{layer}"):
+                    raise ValueError("damaged")
+                # Not a view of the file, which may be removed while it is in use.
+                found[layer] = value.clone()
+        return found
+
+
+def digest(value: Tensor) -> str:
+    """32 hexadecimal digits of a CPU tensor's bytes."""
+    return hashlib.blake2b(value.contiguous().numpy().data, digest_size=16).hexdigest()
+
+
+def _about(model: nn.Module) -> dict[str, str | None]:
+    """What people call the model."""
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    return {"name": model_name(model), "revision": revision}

@@ -1,0 +1,150 @@
+"""Directory of shards.
+
+    DIR/extraction.json           what is extracted: contrast, model, layers, tokens, ...
+    DIR/shards/N.safetensors      shard N, written whole
+    DIR/claims/N                  somebody is at shard N
+
+A shard holds the places of its texts in the contrast (`positive`, `negative`), for every layer
+(by its index) a matrix of their activations, positives first, and in its header the hash of
+extraction.json and its number: a file that is cut off, or another directory's, is computed again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from odesteer.common.jobs.directory import WorkFolder, refuse_other
+from odesteer.common.limits import MAX_LAYERS, parse_json, read_json
+from odesteer.extraction.cache.store import digest
+from odesteer.extraction.shards.plan import Part
+from odesteer.steering.serialization.directory import write_whole
+
+ABOUT, SCHEMA = "extraction.json", 1
+# Texts of a class, and shards: far beyond what anybody has, and soon counted.
+MAX_TEXTS, MAX_PARTS = 2**40, 2**20
+PARTS, SUFFIX, ENTRY = "shards", ".safetensors", "shard"
+# What makes it another extraction, the plainest first. Neither how many threads compute, which
+# whoever joins takes over, nor what people call the model.
+KEYS = (
+    "contrast",
+    "layers",
+    "tokens",
+    "site",
+    "max_tokens",
+    "rows_per_shard",
+    "batch_tokens",
+    "tokenizer",
+    "machine",
+    "model_fingerprint",
+    "version",
+    "schema",
+)
+
+
+class ShardFolder(WorkFolder):
+    """A directory of shards, to be filled."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, ABOUT, (PARTS, SUFFIX))
+
+    def key(self, number: int) -> str | None:
+        """What a shard that belongs here has in its header; None before it is said what it is."""
+        try:
+            about = self.about.read_bytes()
+        except FileNotFoundError:
+            return None
+        return hashlib.sha256(b"%d %s" % (number, about)).hexdigest()
+
+    def done(self, number: int) -> bool:
+        """Whether the shard is there, whole, and this extraction's."""
+        path = self.part(number)
+        return path.is_file() and header(path).get("key", "") == self.key(number)
+
+    def write(self, part: Part, layers: Mapping[int, Tensor], truncated: int) -> None:
+        """Write a shard: [k + l, d] float32 by layer, for k positive and l negative texts."""
+        key = self.key(part.number)
+        assert key is not None, "it is said first what is extracted"
+        tensors = {str(layer): rows.contiguous() for layer, rows in layers.items()}
+        sums = {name: digest(rows) for name, rows in tensors.items()}
+        places = {
+            "positive": torch.tensor(part.positive, dtype=torch.int64),
+            "negative": torch.tensor(part.negative, dtype=torch.int64),
+        }
+        about = {"key": key, "truncated": truncated, "sums": sums}
+        # One entry, since safetensors writes several in any order: equal shards are equal files.
+        text = json.dumps(about, sort_keys=True)
+        write_whole(self.part(part.number), save({**places, **tensors}, {ENTRY: text}))
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What a shard says of itself; empty for a file that is damaged or is no shard."""
+    try:
+        # Also compares the size of the file with what should be in it.
+        with safe_open(path, framework="pt") as file:
+            about = parse_json((file.metadata() or {}).get(ENTRY, "null"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def refuse_another(path: Path, about: Mapping[str, Any]) -> None:
+    """ValueError where the directory holds another extraction; names what differs."""
+    parts = path / PARTS
+    if not (path / ABOUT).is_file() and parts.is_dir() and any(parts.glob(f"*{SUFFIX}")):
+        raise ValueError(
+            f"'{path}' holds shards and no {ABOUT} that says of what. Choose another --out, or "
+            f"remove that directory."
+        )
+    refuse_other(path / ABOUT, about, KEYS)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the directory says that is extracted.
+
+    Raises:
+        FileNotFoundError: if it is no directory of shards.
+        ValueError: if it cannot be read, or is of a newer version.
+    """
+    try:
+        about = read_json(path / ABOUT)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"No activations at '{path}': it has no {ABOUT}. A directory of shards is written by "
+            f"odesteer.extract_shards or `odesteer extract --out`."
+        ) from None
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        found = about.get("schema") if isinstance(about, dict) else None
+        raise ValueError(
+            f"'{path / ABOUT}' cannot be used: it has schema {found!r:.40}, and this version reads "
+            f"schema {SCHEMA}."
+        )
+    if not _is_plan(about):
+        raise ValueError(
+            f"'{path / ABOUT}' cannot be used: its layers, contrast and rows_per_shard are not "
+            f"what odesteer writes."
+        )
+    return about
+
+
+def _is_plan(about: Mapping[str, Any]) -> bool:
+    """Whether the numbers are there by which a directory is read, and can be true."""
+    layers, contrast = about.get("layers"), about.get("contrast")
+    rows: Any = about.get("rows_per_shard")
+    if not isinstance(layers, list) or not isinstance(contrast, dict):
+        return False
+    sizes: list[Any] = [contrast.get("positive"), contrast.get("negative")]
+    return (
+        all(type(layer) is int and 0 <= layer < MAX_LAYERS for layer in layers)
+        and all(type(count) is int and 1 <= count <= MAX_TEXTS for count in [*sizes, rows])
+        and rows >= 2
+        and sum(sizes) <= MAX_PARTS * rows
+    )

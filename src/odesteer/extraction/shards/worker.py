@@ -1,0 +1,201 @@
+"""Worker that computes one shard.
+
+What decides the bits of an activation is fixed in the directory: the texts of a shard and so its
+batches, the tokens of a pass, on a CPU also the number of threads, since sums are rounded in
+another order with more. What cannot be fixed (the processor's kind, torch's version) is compared.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from odesteer.data import Contrast
+from odesteer.extraction.extract import default_batch_tokens, extract
+from odesteer.extraction.shards.directory import KEYS, SCHEMA, ShardFolder, read_about
+from odesteer.extraction.shards.plan import Part, parts
+from odesteer.extraction.tokenize import Tokens, texts
+from odesteer.models.capture import Site
+from odesteer.models.compatibility import model_name
+from odesteer.models.fingerprint import fingerprint, obstacle
+from odesteer.models.layers import input_device, layer_index
+from odesteer.models.loading import load_model
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is extracted.
+
+    Attributes:
+        model: a name, as `odesteer.models.loading.load_model` takes it, or (model, tokenizer).
+        contrast: the texts.
+        layers: block indices, negative from the end.
+        path: the directory.
+        version: of this library.
+        tokens, site, max_tokens, batch_tokens: see `odesteer.activations`.
+        rows_per_shard: see `odesteer.extraction.shards.plan`.
+        dtype, revision: of a model that is loaded.
+    """
+
+    model: str | tuple[nn.Module, Any]
+    contrast: Contrast
+    layers: tuple[int, ...]
+    path: Path
+    version: str
+    tokens: Tokens
+    site: Site
+    max_tokens: int | None
+    batch_tokens: int | None
+    rows_per_shard: int
+    dtype: str = "auto"
+    revision: str | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        n, m = len(self.contrast.positive), len(self.contrast.negative)
+        return parts(n, m, self.rows_per_shard)
+
+    def known(self) -> dict[str, Any]:
+        """What can be said of it without the model."""
+        asked = {
+            "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
+            "batch_tokens": self.batch_tokens,
+        }
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "contrast": {
+                "sha256": self.contrast.sha256,
+                "positive": len(self.contrast.positive),
+                "negative": len(self.contrast.negative),
+            },
+            "tokens": self.tokens,
+            "site": self.site,
+            "max_tokens": self.max_tokens,
+            "rows_per_shard": self.rows_per_shard,
+            **{name: value for name, value in asked.items() if value is not None},
+        }
+
+    def start(self, say: Callable[[str], None] | None = None) -> "ShardWorker":
+        """The model in memory, and in the directory what is extracted.
+
+        Raises:
+            ValueError: for another extraction's directory, a layer that the model does not have,
+                or a model whose activations may not be its own.
+        """
+        if isinstance(self.model, str):
+            model, tokenizer = load_model(self.model, say, dtype=self.dtype, revision=self.revision)
+        else:
+            model, tokenizer = self.model
+        reason = obstacle(model)
+        if reason is not None:
+            raise ValueError(
+                f"Shards belong to one model, and this one cannot be told from another: {reason}. "
+                f"Use odesteer.activations, which keeps nothing."
+            )
+        device = input_device(model)
+        settled = replace(
+            self,
+            layers=tuple(sorted({layer_index(model, layer) for layer in self.layers})),
+            batch_tokens=self.batch_tokens or default_batch_tokens(device),
+        )
+        folder = ShardFolder(self.path)
+        about = {
+            **settled.known(),
+            "model": model_name(model),
+            "model_fingerprint": fingerprint(model),
+            "tokenizer": _tokenizer(tokenizer),
+            "machine": _machine(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        }
+        folder.begin(about, KEYS)
+        return ShardWorker(settled, folder, model, tokenizer, read_about(self.path)["threads"])
+
+
+@dataclass(frozen=True)
+class ShardWorker:
+    """Computes shards.
+
+    Attributes:
+        extraction: what is extracted.
+        folder: where.
+        model, tokenizer: in memory.
+        threads: how many compute, as the directory says; None where that does not matter.
+    """
+
+    extraction: Extraction
+    folder: ShardFolder
+    model: Any
+    tokenizer: Any
+    threads: int | None
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def compute(self, number: int) -> None:
+        """Compute a shard and write it."""
+        what = self.extraction
+        part = what.parts[number]
+        positive, negative = (
+            some[places.start : places.stop]
+            for some, places in (
+                (what.contrast.positive, part.positive),
+                (what.contrast.negative, part.negative),
+            )
+        )
+        some = Contrast(positive, negative, what.contrast.template)
+        with warnings.catch_warnings(), _threads(self.threads):
+            # The shard remembers how many were cut, and the sum is said once.
+            warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts are longer than")
+            found = texts(self.model, self.tokenizer, some, what.tokens, what.max_tokens)
+            rows = extract(
+                self.model,
+                found.rows,
+                what.layers,
+                tokens=found.tokens,
+                site=what.site,
+                starts=found.starts,
+                batch_tokens=what.batch_tokens,
+            )
+        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), found.truncated)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """16 hexadecimal digits of what decides how a text becomes token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # Left over from the last call that padded or cut; we do neither.
+    rest = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    facts = [rest, getattr(tokenizer, "chat_template", None), tokenizer.special_tokens_map]
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What rounding depends on, in words; it is in the fingerprint, too, which has none."""
+    import transformers
+
+    gpu = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if gpu else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{device.type} {kind}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,19 @@
+"""Control vectors of other libraries, read and written."""
+
+from odesteer.integrations.control_vectors.divergence import Divergence, divergence
+from odesteer.integrations.control_vectors.files import FORMATS, read_vectors, write_vectors
+from odesteer.integrations.control_vectors.flatten import Fidelity, flattened
+from odesteer.integrations.control_vectors.objects import vectors_of
+from odesteer.integrations.control_vectors.vectors import Vectors
+
+__all__ = [
+    "FORMATS",
+    "Divergence",
+    "Fidelity",
+    "Vectors",
+    "divergence",
+    "flattened",
+    "read_vectors",
+    "vectors_of",
+    "write_vectors",
+]

@@ -1,0 +1,120 @@
+"""Flattening of a steering to one vector a layer, with its fidelity.
+
+    d = mean_i (a_i(T) - a_i)
+
+over activations that the steering was not fitted on. A constant field is its vector, exactly. Any
+other moves each activation in its own way, and some not at all; stopping at a target and gates
+are lost. How much, two numbers say:
+
+    cosine      mean_i cos(a_i(T) - a_i, d), over those that move
+    explained   1 - sum_i ||a_i(T) - a_i - d||^2 / sum_i ||a_i(T) - a_i||^2
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odesteer.integrations.control_vectors.vectors import Vectors
+from odesteer.ode import ConstantField, Time
+from odesteer.steering.layered import LayeredSteering, parts_of
+from odesteer.steering.steering import Steering
+
+# Below it, most activations go somewhere else than the vector does.
+THRESHOLD = 0.9
+
+
+class Fidelity(NamedTuple):
+    """How well a vector stands for a steering at one layer; 1 and 1 for a constant field.
+
+    Attributes:
+        cosine: see above.
+        explained: see above.
+        moved: the share of the activations that the steering moves.
+        n: how many activations were looked at; 0 for a constant field.
+    """
+
+    cosine: float
+    explained: float
+    moved: float
+    n: int
+
+    def __str__(self) -> str:
+        return (
+            f"cosine {self.cosine:.3f}, explains {self.explained:.0%} of the displacement, "
+            f"{self.moved:.0%} moved, n = {self.n}"
+        )
+
+
+def flattened(
+    steering: Steering | LayeredSteering,
+    activations: Mapping[int, Tensor] | None = None,
+    force: bool = False,
+) -> tuple[Vectors, dict[int, Fidelity]]:
+    """The vectors that stand for a steering at its dose, with their fidelity by layer.
+
+    Args:
+        steering: at residual streams, with non-negative layers.
+        activations: [n, d] by layer, of the class that is steered (negatives), held out from
+            fitting; a constant field at a plain strength needs none.
+        force: also where the cosine is below `THRESHOLD`.
+
+    Raises:
+        ValueError: for heads, layers that count from the end, missing activations, or a fidelity
+            below the threshold; says which layer.
+    """
+    parts = parts_of(steering)
+    directions: dict[int, Tensor] = {}
+    found: dict[int, Fidelity] = {}
+    for part in parts:
+        layer = part.layer
+        if part.site != "residual" or layer is None or layer < 0:
+            raise ValueError(
+                f"A control vector is added to the output of a block that is counted from 0; this "
+                f"steering is at {part.site} of layer {layer}."
+            )
+        if type(part.field) is ConstantField and isinstance(part.dose, Time):
+            directions[layer] = part.dose.size * part.field.direction.float()
+            found[layer] = Fidelity(1.0, 1.0, 1.0, 0)
+            continue
+        rows = None if activations is None else activations.get(layer)
+        if rows is None:
+            raise ValueError(
+                f"'{part.method}' at layer {layer} is a field, and a vector stands for it only on "
+                f"given activations: give held-out ones of the class that is steered."
+            )
+        directions[layer], found[layer] = _mean_displacement(part, rows)
+    for layer, one in found.items():
+        if one.cosine < THRESHOLD and not force:
+            raise ValueError(
+                f"One vector does not stand for this steering at layer {layer}: {one}; below a "
+                f"cosine of {THRESHOLD:g} it is refused unless forced. Serve the steering itself "
+                f"(odesteer serve), or take a smaller dose."
+            )
+    first = parts[0]
+    kind = first.model.get("text_type") or first.model.get("type") or first.model.get("hint")
+    notes = {
+        "odesteer.method": steering.method,
+        "odesteer.dose": str(steering.dose),
+        "odesteer.fidelity": "; ".join(f"layer {layer}: {one}" for layer, one in found.items()),
+    }
+    return Vectors(directions, kind, notes), found
+
+
+def _mean_displacement(part: Steering, rows: Tensor) -> tuple[Tensor, Fidelity]:
+    with torch.no_grad():
+        rows = rows.float()
+        step = part(rows) - rows
+    mean = step.mean(dim=0)
+    length = step.norm(dim=-1)
+    moves = length > 0
+    total = float(step.square().sum())
+    if not bool(moves.any()) or float(mean.norm()) == 0.0:
+        raise ValueError(
+            f"'{part.method}' at layer {part.layer} moves none of the {len(rows)} activations "
+            f"given: there is no vector that stands for it."
+        )
+    cosines = (step[moves] @ mean) / (length[moves] * mean.norm())
+    explained = 1.0 - float((step - mean).square().sum()) / total
+    return mean, Fidelity(float(cosines.mean()), explained, float(moves.float().mean()), len(rows))

@@ -1,0 +1,128 @@
+"""Control vectors: one direction a layer.
+
+    a <- a + scale d_l      at the output of block l, for every l that it has
+
+What other libraries exchange: one direction a layer, added to every token. It is the flow of a
+constant field for the time `scale`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from odesteer.common.limits import MAX_LAYERS
+from odesteer.ode import ConstantField
+from odesteer.steering.layered import LayeredSteering
+from odesteer.steering.steering import Steering
+
+
+def as_direction(numbers: Tensor) -> Tensor:
+    """[d] of [d], [1, d] or [1, 1, d], in float32; what is more than one row stays as it is."""
+    numbers = numbers.float()
+    return numbers.flatten() if numbers.numel() in numbers.shape else numbers
+
+
+# "1" alone: what Python's int takes for 1 as well ("01", "+1", "1_0", other scripts) is ambiguous.
+_LAYER = re.compile(r"(?:direction\.)?(0|[1-9][0-9]{0,8})")
+
+
+def by_layer(named: Iterable[tuple[str, Tensor]]) -> dict[int, Tensor]:
+    """Directions by layer, of tensors named "direction.N" or "N".
+
+    Raises:
+        ValueError: for another name, a layer beyond any model's, or one that is there twice.
+    """
+    directions: dict[int, Tensor] = {}
+    for name, numbers in named:
+        match = _LAYER.fullmatch(name)
+        if match is None or int(match[1]) >= MAX_LAYERS:
+            raise ValueError(
+                f"a direction is named by its layer, 0 to {MAX_LAYERS - 1}, as 'direction.7' or "
+                f"'7'; got {name!r:.80}"
+            )
+        layer = int(match[1])
+        if layer in directions:
+            raise ValueError(f"it has two directions of layer {layer}")
+        directions[layer] = as_direction(numbers)
+    return directions
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Directions by layer.
+
+    Attributes:
+        directions: [d] in float32, by the 0-based index of the block to whose output each is
+            added.
+        model_type: what transformers calls the architecture, or whoever wrote the file, where it
+            is known: a hint, by which a model is doubted and not refused.
+        notes: where they come from (plain text, by key).
+
+    Raises:
+        ValueError: for no directions, one that is no finite vector, a negative layer, or several
+            widths.
+    """
+
+    directions: dict[int, Tensor]
+    model_type: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.directions:
+            raise ValueError("A control vector has a direction for at least one layer; got none.")
+        for layer, direction in self.directions.items():
+            if layer < 0:
+                raise ValueError(f"A control vector counts layers from 0; got {layer}.")
+            shaped = direction.dim() == 1 and len(direction) > 0
+            if not shaped or not bool(torch.isfinite(direction).all()):
+                raise ValueError(
+                    f"The direction of layer {layer} is no vector of finite numbers (its shape is "
+                    f"{list(direction.shape)})."
+                )
+        widths = sorted({len(direction) for direction in self.directions.values()})
+        if len(widths) > 1:
+            raise ValueError(f"The directions have several widths: {widths}.")
+        ordered = {layer: self.directions[layer].float() for layer in sorted(self.directions)}
+        object.__setattr__(self, "directions", ordered)
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(next(iter(self.directions.values())))
+
+    def scaled(self, factor: float) -> "Vectors":
+        """Every direction `factor` times as long."""
+        longer = {layer: factor * d for layer, d in self.directions.items()}
+        return Vectors(longer, self.model_type, self.notes)
+
+    def moved(self, by: int) -> "Vectors":
+        """Every direction `by` blocks later."""
+        shifted = {layer + by: d for layer, d in self.directions.items()}
+        return Vectors(shifted, self.model_type, self.notes)
+
+    def noted(self, key: str, note: str) -> "Vectors":
+        """With one note more, which files keep."""
+        return Vectors(self.directions, self.model_type, {**self.notes, key: note})
+
+    def steering(self, strength: float = 1.0) -> Steering | LayeredSteering:
+        """The same as a steering: of one layer, or of several.
+
+        Args:
+            strength: the scale, as other libraries call it; with 1, a moves by d.
+        """
+        about = {} if self.model_type is None else {"hint": self.model_type}
+        parts = tuple(
+            Steering(
+                ConstantField(direction),
+                strength=strength,
+                layer=layer,
+                method="vector",
+                model={**about, "hidden_size": self.width},
+                receipts=dict(self.notes),
+            )
+            for layer, direction in self.directions.items()
+        )
+        return parts[0] if len(parts) == 1 else LayeredSteering(parts)

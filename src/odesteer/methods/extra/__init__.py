@@ -1,0 +1,1 @@
+"""Further barriers of our own: Gaussian, kernel density, network, safety filter."""

@@ -1,0 +1,1 @@
+"""ODESteer and the estimators that it rests on."""

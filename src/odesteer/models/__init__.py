@@ -1,0 +1,5 @@
+"""Models: loading, decoder blocks, chat templates, hooks and caches."""
+
+from odesteer.models.loading import load_model
+
+__all__ = ["load_model"]

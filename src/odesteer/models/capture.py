@@ -1,0 +1,86 @@
+"""Capture of decoder block outputs during a forward pass.
+
+By hooks, and the pass stops at the deepest block asked for: logits are never computed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from odesteer.models.layers import attention_output, block_output, find_layers, hidden_size
+
+Site = Literal["residual", "heads"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode (no dropout) inside; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class Forward(Protocol):
+    """A pass through the model, as far as it is needed."""
+
+    def __call__(self, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
+        """The outputs [b, t, d] of the blocks asked for.
+
+        Args:
+            ids: [b, t].
+            mask: [b, p + t], of the tokens in the cache too.
+            cache: keys and values of p tokens that came before, or an empty one to be filled.
+        """
+
+
+class _Stop(Exception):
+    """Raised by the deepest block's hook: nothing above it is needed."""
+
+
+@contextmanager
+def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[Forward]:
+    """A forward function that returns the blocks' outputs; the model is left as it was."""
+    blocks = find_layers(model)
+    outputs: dict[int, Tensor] = {}
+    deepest = max(indices)
+    width = hidden_size(model)
+    tokens: tuple[int, ...] | None = None
+
+    def keep(index: int, value: Tensor) -> None:
+        outputs[index] = value
+        if index == deepest:
+            raise _Stop
+
+    def capture(index: int) -> Callable[..., None]:
+        return lambda _module, _args, output: keep(index, block_output(output, tokens, width))
+
+    def capture_input(index: int) -> Callable[..., None]:
+        return lambda _module, args: keep(index, args[0])
+
+    def forward(ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
+        nonlocal tokens
+        outputs.clear()
+        tokens = tuple(ids.shape)
+        # Not every model knows of caches.
+        kept = {} if cache is None else {"past_key_values": cache}
+        try:
+            model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **kept)
+        except _Stop:
+            return outputs
+        raise RuntimeError(f"The model never ran its decoder block {deepest}.")
+
+    with ExitStack() as undo:
+        undo.enter_context(evaluating(model))
+        for index in set(indices):
+            if site == "heads":
+                module = attention_output(blocks[index])
+                undo.callback(module.register_forward_pre_hook(capture_input(index)).remove)
+            else:
+                undo.callback(blocks[index].register_forward_hook(capture(index)).remove)
+        yield forward

@@ -1,0 +1,184 @@
+"""Compatibility of a steering with a model.
+
+    exact         model type, layers, width, name, revision and chat template
+    architecture  model type, layers and width (the default where a steering is attached)
+    width         the width alone
+
+What a steering does not know of its model is not compared: one made by hand is checked for its
+width and its layer, whatever the level.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from odesteer.common.limits import brief
+from odesteer.common.registry import pick
+from odesteer.models.layer_search import text_config
+from odesteer.models.layers import find_layers, hidden_size, unwrap
+
+if TYPE_CHECKING:
+    from odesteer.steering.steering import Steering
+
+LEVELS = ("exact", "architecture", "width")
+
+
+class Difference(NamedTuple):
+    """One thing in which a model is not the one that a steering was fitted on.
+
+    Attributes:
+        what: its name in words.
+        steering: the value where it was fitted.
+        model: the value here.
+        accepted_by: the strictest level that accepts it; None where no level does.
+    """
+
+    what: str
+    steering: Any
+    model: Any
+    accepted_by: str | None
+
+    def __str__(self) -> str:
+        return f"{self.what} {_shown(self.steering)} and not {_shown(self.model)}"
+
+
+def model_name(model: nn.Module) -> str:
+    """What people call the model."""
+    name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
+    name = name or type(model).__name__
+    # A local directory says where this machine keeps its models, and nothing to anyone else.
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
+    """What a steering remembers of the model it was fitted on (JSON values)."""
+    config: Any = getattr(unwrap(model), "config", None)
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "name": model_name(model),
+        "type": getattr(config, "model_type", None),
+        # A model that also sees has another type than the language model inside it.
+        "text_type": getattr(text_config(unwrap(model)), "model_type", None),
+        "revision": getattr(config, "_commit_hash", None),
+        "layers": len(find_layers(model)),
+        "hidden_size": hidden_size(model),
+        "chat_template": bool(template),
+        "chat_template_sha256": _template_hash(template),
+    }
+
+
+def differences(steering: "Steering", model: nn.Module, tokenizer: Any = None) -> list[Difference]:
+    """In what `model` is not the model that a steering was fitted on; what counts most first.
+
+    Args:
+        steering: its `model` is what it remembers; what it does not is not compared.
+        model: the model here.
+        tokenizer: its tokenizer; without one the chat template is not compared.
+    """
+    here = describe_model(model, tokenizer)
+    fitted = dict(steering.model)
+    if steering.site == "residual" and steering.hidden_size is not None:
+        fitted["hidden_size"] = steering.hidden_size
+    found = []
+
+    def compare(what: str, key: str, accepted_by: str | None) -> None:
+        there = fitted.get(key)
+        if there is not None and here[key] is not None and there != here[key]:
+            found.append(Difference(what, there, here[key], accepted_by))
+
+    compare("width", "hidden_size", None)
+    layer, depth = steering.layer, here["layers"]
+    if layer is not None and not -depth <= layer < depth:
+        found.append(Difference("layer", layer, f"0 to {depth - 1}", None))
+    compare("layers", "layers", "width")
+    if fitted.get("text_type") is not None:
+        compare("model type", "text_type", "width")
+    elif fitted.get("type") != here["text_type"]:
+        # Written before both were kept: it may be either.
+        compare("model type", "type", "width")
+    # A local copy goes by the last part of its name, and does not know its revision.
+    there = fitted.get("name")
+    if isinstance(there, str) and _last(there) != _last(here["name"]):
+        found.append(Difference("model", there, here["name"], "architecture"))
+    compare("revision", "revision", "architecture")
+    if tokenizer is not None and "chat_template_sha256" in fitted:
+        hashes = fitted["chat_template_sha256"], here["chat_template_sha256"]
+        if hashes[0] != hashes[1]:
+            found.append(Difference("chat template", *hashes, "architecture"))
+    return found
+
+
+def doubt(steering: "Steering", model: nn.Module) -> str | None:
+    """What speaks against a steering and does not forbid it, or None.
+
+    Another library's file names an architecture, in its own way (llama.cpp: qwen2moe; transformers:
+    qwen2_moe), or one that is built alike (a Mistral is a llama there).
+    """
+    there = steering.model.get("hint")
+    here = getattr(text_config(unwrap(model)), "model_type", None)
+    if not isinstance(there, str) or not isinstance(here, str) or _bare(there) == _bare(here):
+        return None
+    return (
+        f"The file of this control vector says that it is for a '{brief(there, 80)}', and this "
+        f"model is a '{here}': that may be the same by another name."
+    )
+
+
+def check(found: list[Difference], level: str) -> None:
+    """Refuse differences that a level does not accept.
+
+    Args:
+        found: of `differences`.
+        level: one of `LEVELS`.
+
+    Raises:
+        ValueError: for an unknown level, or naming the differences and the level that would
+            accept them.
+    """
+    pick(dict.fromkeys(LEVELS), level, "compatibility check")
+    strictness = LEVELS.index(level)
+    refused = [
+        each
+        for each in found
+        if each.accepted_by is None or LEVELS.index(each.accepted_by) > strictness
+    ]
+    if not refused:
+        return
+    needed = max(refused, key=lambda each: _rank(each.accepted_by)).accepted_by
+    cure = (
+        "fit one on this model"
+        if needed is None
+        else f"fit one on this model, or attach with check='{needed}', which accepts that"
+    )
+    raise ValueError(
+        f"This steering was fitted on another model: {', '.join(map(str, refused))}; {cure}."
+    )
+
+
+def _rank(level: str | None) -> int:
+    return len(LEVELS) if level is None else LEVELS.index(level)
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else brief(str(value), 80)
+    # A hash is told apart by its beginning.
+    return text[:12] if re.fullmatch("[0-9a-f]{40,64}", text) else text
+
+
+def _template_hash(template: Any) -> str | None:
+    if not template:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Hooks that steer a transformers model, and the tracking of its tokens."""

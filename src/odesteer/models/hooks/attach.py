@@ -1,0 +1,100 @@
+"""Attach a steering to a transformers model as forward hooks.
+
+A forward hook on one decoder block replaces the chosen tokens' activations a by a(T). Which
+tokens can be chosen, `odesteer.models.hooks.positions` says. The model's class and modules stay as
+they are.
+
+Outside `generate`, a call without a cache is a prompt and a call that continues a cache is
+generation; inside `scoring`, each row is a prompt of a known length and what was generated
+after it.
+
+A steering is on the model, for every thread that runs it. What the tokens of a forward pass
+are is known to each thread by itself, so threads may share a steered model, and may attach
+and remove steerings while others run it. Gradients pass as if a(T) - a were a constant, which
+for a constant field it is.
+"""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from odesteer.models import compatibility
+from odesteer.models.hooks.handle import Handle
+from odesteer.models.hooks.positions import Positions, check_positions
+from odesteer.models.hooks.token_tracker import Tracker
+from odesteer.models.layers import (
+    attention_output,
+    find_layers,
+    hidden_size,
+    input_width,
+    layer_index,
+)
+from odesteer.steering.steering import Steering
+
+
+def attach(
+    steering: Steering,
+    model: nn.Module,
+    positions: Positions = "last+generated",
+    rows: Sequence[int] | None = None,
+    measure: bool = False,
+    check: str = "architecture",
+) -> Handle:
+    """Steer a model until the handle is removed; use it in a `with` block.
+
+    Args:
+        steering: what to do; its `layer` says where.
+        model: any transformers causal language model, also wrapped by PEFT or compiled.
+        positions: which tokens, see `odesteer.models.hooks.positions`.
+        rows: which rows of the batch (with beams: which prompts); None is all. Several
+            steerings on rows of their own share one batch.
+        measure: also record displacement and log-odds for `Handle.stats` (costs two
+            evaluations of the barrier a token).
+        check: how much this model must be the one it was fitted on, see
+            `odesteer.models.compatibility`.
+
+    Raises:
+        ValueError: for a layer the model does not have, another width, unknown positions, or
+            another model than `check` accepts.
+    """
+    if isinstance(positions, str):
+        check_positions(positions)
+    index = check_fits(steering, model, check)
+    return Handle(steering, model, find_layers(model)[index], positions, rows, measure)
+
+
+def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
+    """While open, a row's first `lengths` [b] tokens (padding included) are its prompt."""
+    return Tracker.of(model).scoring(lengths)
+
+
+def check_fits(steering: Steering, model: nn.Module, check: str = "architecture") -> int:
+    """The index of the block to steer; ValueError where steering and model do not fit."""
+    if steering.layer is None:
+        raise ValueError(
+            "This steering does not know its layer: fit it with layer=..., or use "
+            "dataclasses.replace(steering, layer=...)."
+        )
+    width, expected = hidden_size(model), steering.hidden_size
+    index = layer_index(model, steering.layer)
+    if steering.site == "heads":
+        width = input_width(attention_output(find_layers(model)[index]))
+    if width is not None and expected is not None and width != expected:
+        raise ValueError(
+            f"This steering is for activations of width {expected}; {type(model).__name__} has "
+            f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
+        )
+    compatibility.check(compatibility.differences(steering, model), check)
+    block = type(find_layers(model)[index]).__name__
+    if "cross" in block.lower():
+        warnings.warn(
+            f"Block {index} of {type(model).__name__} is a {block}, which runs only where there "
+            f"is an image to look at: text alone is not steered there. Other layers always are.",
+            stacklevel=4,
+        )
+    doubt = compatibility.doubt(steering, model)
+    if doubt is not None:
+        warnings.warn(doubt, stacklevel=4)  # at whoever attaches
+    return index

@@ -1,0 +1,247 @@
+"""Handle of a steering that is attached to a model.
+
+A forward hook on one block, with all that has to come off again: by `remove`, at the end of
+the `with` block, or when nothing refers to the handle any more.
+"""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.models.hooks.forward_call import Call
+from odesteer.models.hooks.positions import Positions, check_packed, chosen
+from odesteer.models.hooks.prometheus import Counts, exposition
+from odesteer.models.hooks.stats import Callback, Record, measured
+from odesteer.models.hooks.token_tracker import Tracker
+from odesteer.models.hooks.torch_compile import mark
+from odesteer.models.hooks.weak_hook import WeakHook
+from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
+from odesteer.ode import Dose, PerRow
+from odesteer.steering.steering import Steering
+
+Undo = list[Callable[[], None]]
+
+
+class Handle:
+    """A steering on a model. Also a context manager; removing twice is harmless.
+
+    A handle that nothing refers to any more takes its steering off, with a warning.
+    """
+
+    def __init__(
+        self,
+        steering: Steering,
+        model: nn.Module,
+        block: nn.Module,
+        positions: Positions,
+        rows: Sequence[int] | None,
+        measure: bool,
+    ):
+        self.steering = steering
+        self._positions = positions
+        self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
+        self._measure = measure
+        self._record = Record()
+        # Replaced, never changed: a pass in another thread goes on with those it began with.
+        self._callbacks: tuple[Callback, ...] = ()
+        self._width = hidden_size(model)
+        self._tracker = Tracker.of(model)
+        self._local = threading.local()
+        self._undo: Undo = []
+        # Before the hooks: another thread may run them as soon as they are there.
+        self._forgotten = weakref.finalize(self, _forget, self._undo)
+        self._forgotten.atexit = False
+        try:
+            # Weakly: what hangs on the model must not keep the handle.
+            if steering.site == "heads":
+                module = attention_output(block)
+                hook = module.register_forward_pre_hook(WeakHook(self._on_input))
+            else:
+                hook = block.register_forward_hook(WeakHook(self._on_output))
+            self._undo.append(hook.remove)
+            self._undo.append(mark(block))
+            inside = steering.site == "heads"
+            self._tracker.acquire(inside)
+            tracker = self._tracker
+            self._undo.append(lambda: tracker.release(inside))
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> "Handle":
+        if not self._forgotten.alive:
+            raise ValueError(
+                "This steering was taken off its model, and its handle cannot put it back: attach "
+                "it anew with steering.attach(model)."
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        if self._forgotten.detach() is not None:
+            _take_off(self._undo)
+
+    def set_strength(self, strength: Dose | float) -> None:
+        """Change the dose while attached."""
+        self.steering = self.steering.with_strength(strength)
+
+    def stats(self) -> dict[str, float]:
+        """What happened so far.
+
+        `tokens` the block has seen (padding included), `steered` of them, and with
+        `measure=True` means over the steered ones: share `moved`, `displacement`
+        ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
+        `log_odds_after` (where the method has a barrier).
+        """
+        seen, steered, sums = self._record.totals()
+        means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
+        return {"tokens": float(seen), "steered": float(steered), **means}
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with a `Pass` after each time the block has run; returns its end.
+
+        It is called in the thread that runs the model, before the next block, so it should be
+        quick; what it raises ends the forward pass. Everything is measured while there is a
+        callback, as with `measure=True`.
+        """
+        # Its own object, so that a callback that subscribes twice is told twice and ends once.
+        entry: Callback = lambda one: callback(one)  # noqa: E731
+        self._callbacks = (*self._callbacks, entry)
+
+        def unsubscribe() -> None:
+            self._callbacks = tuple(each for each in self._callbacks if each is not entry)
+
+        return unsubscribe
+
+    def counts(self, name: str | None = None) -> list[Counts]:
+        """Totals so far, by `name` (the method's where it is None); see `prometheus`."""
+        return [Counts(name or self.steering.method, self.steering.layer, *self._record.totals())]
+
+    def prometheus(self, name: str | None = None) -> str:
+        """Totals so far in the text format that Prometheus reads, with `name` as their label.
+
+        Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
+        are sums over `odesteer_steered_tokens_total`.
+        """
+        return exposition(self.counts(name))
+
+    def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = block_output(output)
+        steered = self._apply(hidden, self._width)
+        return output if steered is hidden else replace_output(output, steered)
+
+    def _on_input(self, _module: nn.Module, args: Any) -> Any:
+        steered = self._apply(args[0])
+        return None if steered is args[0] else (steered, *args[1:])
+
+    # A break in a compiled graph, on purpose: what the hook does depends on the tokens of the
+    # call and on a dose that may change, which a graph would have to be compiled for anew.
+    @torch.compiler.disable
+    def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
+        if not self._forgotten.alive:
+            return hidden  # a copy of the hook, as quantising a steered module in place makes
+        block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
+        call, again = self._tracker.call_of(hidden)
+        if not again and call is getattr(self._local, "ran", None):
+            raise ValueError(
+                "A steered block ran twice in one forward pass: odesteer cannot tell the passes "
+                "of a recurrent-depth model apart. Steer a block that runs once."
+            )
+        self._local.ran = call
+        if call.obstacle:
+            rows = self._rows is not None or isinstance(self.steering.dose, PerRow)
+            reads_prompt = self.steering.field.reads_prompt
+            check_packed(call.obstacle, self._positions, rows, reads_prompt)
+        velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
+        mask = chosen(self._positions, call, hidden)
+        if self._rows is not None:
+            mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)
+            every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            mask = (every if mask is None else mask) & mine[:, None]
+        if velocity is not None:
+            velocity = velocity.unsqueeze(1).expand(*hidden.shape[:2], -1)
+        if mask is None:
+            before, after = hidden, self.steering(hidden, velocity)
+            result = after
+        else:
+            before = hidden[mask]
+            dose = self.steering.dose
+            if isinstance(dose, PerRow):
+                dose = dose.at(mask.nonzero()[:, 0], len(mask))
+            after = self.steering(before, None if velocity is None else velocity[mask], dose)
+            result = hidden
+            if after is not before:
+                result = hidden.detach().clone()
+                result[mask] = after.detach()
+        if not again:
+            of_row = None if mask is None else mask.nonzero()[:, 0]
+            seen = hidden.shape[:-1].numel()
+            self._tell(before.detach(), after.detach(), of_row, seen)
+        if result is not hidden and torch.is_grad_enabled() and hidden.requires_grad:
+            return _Displaced.apply(hidden, result)
+        return result
+
+    def _velocity(self, hidden: Tensor, call: Call) -> Tensor:
+        """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
+        batch, t, d = hidden.shape
+        kept: Tensor | None = getattr(self._local, "velocity", None)
+        if kept is None or call.offset <= 0 or len(kept) != batch:
+            kept = torch.zeros(batch, d, device=hidden.device)
+        place = call.prompt_ends(batch, hidden.device) - call.offset
+        here = (place >= 0) & (place < t)
+        if bool(here.any()):
+            rows = torch.arange(batch, device=hidden.device)
+            prompts = hidden[rows, place.clamp(0, t - 1)]
+            kept = torch.where(here[:, None], self.steering.velocity(prompts), kept)
+        self._local.velocity = kept
+        return kept
+
+    def _tell(self, before: Tensor, after: Tensor, rows: Tensor | None, seen: int) -> None:
+        """Count, and where somebody wants it, measure; `rows` [n], None for every token."""
+        callbacks = self._callbacks
+        steered = before.shape[:-1].numel()
+        self._record.count(seen, steered)
+        if not (self._measure or callbacks):
+            return
+        if rows is None:
+            rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
+        flat = before.flatten(0, -2), after.flatten(0, -2)
+        one = measured(self.steering, seen, rows, *flat)
+        self._record.add(one)
+        for callback in callbacks:
+            callback(one)
+
+
+class _Displaced(torch.autograd.Function):
+    """a(T) in value; in gradient a + constant."""
+
+    @staticmethod
+    def forward(_ctx: Any, _hidden: Tensor, steered: Tensor) -> Tensor:
+        return steered.clone()  # an input given back as it is would count as a view
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None
+
+
+def _take_off(undo: Undo) -> None:
+    while undo:
+        undo.pop()()
+
+
+def _forget(undo: Undo) -> None:
+    _take_off(undo)
+    warnings.warn(
+        "A steering was taken off its model because nothing refers to its handle any more. Use "
+        "`with steering.attach(model):`, or keep the handle: handle = steering.attach(model).",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,420 @@
+"""Token tracker: prompt, generated or padding, for the running forward pass.
+
+Prompt or generated, real or padding: one `Tracker` a model finds out, for all its handles. It
+watches the calls of the decoder (mask, cache) and, through a wrapper in the instance, how
+long the prompt of `generate` is. It goes away with the last handle.
+"""
+
+import inspect
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
+
+from odesteer.models.hooks.forward_call import (
+    GUIDED,
+    PACKED,
+    Call,
+    cache_among,
+    calling_generate,
+    calling_wrapper,
+    has_boundaries,
+    is_packed,
+    last_real,
+    own_length,
+    plain_mask,
+    read_square,
+    real_tokens,
+    square_mask,
+    tokens_of,
+    virtual_tokens,
+)
+from odesteer.models.hooks.torch_compile import mark
+from odesteer.models.hooks.weak_hook import Hook
+from odesteer.models.layers import find_decoder, unwrap
+
+_OUTSIDE = (
+    "Gradient checkpointing runs a steered block again, but the steering was not attached for both "
+    "passes: attach before the forward pass, and run backward inside the same `with` block."
+)
+
+
+class _Prompt(NamedTuple):
+    """Prompts that a running `generate` was given."""
+
+    length: int  # padding included
+    mask: Tensor | None  # [rows, length]
+    rows: int
+    virtual: int  # virtual tokens that PEFT puts before them
+    guided: bool  # whether another prompt is read by the way, for guidance
+
+
+class _Rerun(NamedTuple):
+    """A call, and the numbers of the autograd nodes that were made in it."""
+
+    first: int
+    end: int  # exclusive
+    call: Call
+
+
+class _State(threading.local):
+    """What a thread knows of the call it is in; these are the values outside of any."""
+
+    call: Call | None = None
+    tokens: tuple[int, ...] | None = None  # (b, t)
+    end: int = 0  # position after the last token, in the cache
+    first: int = 0  # number of the first autograd node of the call
+    mask: Any = None  # of the model around the decoder
+    prompt: _Prompt | None = None
+    rows: int | None = None  # prompts of the `generate` that the call is a part of
+    lengths: Tensor | None = None  # of `scoring`
+
+
+class Tracker:
+    """Knows what the tokens of the running forward pass are; shared by a model's handles.
+
+    Each thread has a state of its own, so that threads that share a model do not mix.
+    """
+
+    _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, Tracker]"] = weakref.WeakKeyDictionary()
+    # Re-entrant: a forgotten handle may be collected, and release, while another is acquiring.
+    _lock: ClassVar = threading.RLock()
+
+    def __init__(self, model: nn.Module):
+        # Weak: the registry must not keep the model alive.
+        self._model = weakref.ref(model)
+        self._users = 0
+        self._inside = 0  # of them, those that gradient checkpointing runs again
+        self._local = _State()
+        self._undo: list[Callable[[], None]] = []
+        # Tokens in caches, for those that do not count them themselves.
+        self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        # Calls that a backward pass may run parts of again, the latest last.
+        self._again: deque[_Rerun] = deque(maxlen=256)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Tracker":
+        """The tracker of a model, or of the model in a wrapper (PEFT, torch.compile)."""
+        inner = unwrap(model)
+        with cls._lock:
+            if inner not in cls._all:
+                cls._all[inner] = cls(inner)
+            return cls._all[inner]
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """(b, t) of the running forward pass."""
+        return self._local.tokens
+
+    def call_of(self, hidden: Tensor) -> tuple[Call, bool]:
+        """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
+
+        Gradient checkpointing runs parts of a block again in the backward pass, when the
+        decoder's own call is long over. Autograd numbers its nodes in the order in which they
+        were made, so the node that is running tells the call that it comes from.
+
+        Raises:
+            RuntimeError: if a backward pass runs again what this tracker has not seen.
+        """
+        call: Call | None = self._local.call
+        if call is not None:
+            return call, False
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return Call(0, hidden.shape[1], None, None), False
+        calls = [each.call for each in self._again if each.first <= node._sequence_nr() < each.end]
+        if len(calls) != 1:
+            # None: a call from before the steering was attached. Two: of different threads.
+            raise RuntimeError(_OUTSIDE)
+        return calls[0], True
+
+    def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
+        """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
+        prompts = self._local.rows or batch
+        if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
+            raise ValueError(
+                f"rows {rows.tolist()} do not fit a batch of {batch} rows ({prompts} prompts)."
+            )
+        mask = torch.zeros(prompts, dtype=torch.bool)
+        mask[rows] = True
+        return mask.repeat_interleave(batch // prompts)
+
+    def acquire(self, inside: bool) -> None:
+        """Watch the model for one more steering; `inside`: it acts inside a block."""
+        with self._lock:
+            if self._users == 0:
+                self._install()
+            self._users += 1
+            self._inside += inside
+
+    def release(self, inside: bool) -> None:
+        with self._lock:
+            self._users -= 1
+            self._inside -= inside
+            if self._users == 0:
+                self._again.clear()
+                # A call that is on its way in another thread will not be seen to end.
+                self._local = _State()
+                while self._undo:
+                    self._undo.pop()()
+
+    def _install(self) -> None:
+        model = self._model()
+        assert model is not None  # a handle that holds its block is being made
+        decoder = find_decoder(model)
+        self._undo.append(mark(decoder))
+        self._watch(decoder, self._enter, self._leave)
+        for part in _inner_generators(model, decoder):
+            self._undo.append(self._watch_generate(part))
+        if model is not decoder:
+            # A decoder inside another model may be handed a mask of another form.
+            self._watch(model, self._enter_outer, self._leave_outer)
+        if hasattr(model, "generate"):
+            self._undo.append(self._watch_generate(model))
+
+    def _watch(
+        self,
+        module: nn.Module,
+        enter: Callable[[_State, dict[str, Any]], None],
+        leave: Callable[[_State, Any], None],
+    ) -> None:
+        """Call `enter` with a module's arguments by name, and `leave` with what it returns."""
+        signature = inspect.signature(module.forward)
+        # Not looked up later: what a call is on its way to write once this watch has come off
+        # must not be taken for the state of another call.
+        state = self._local
+
+        @torch.compiler.disable
+        def before(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            if kwargs is None:
+                return  # taken off by another thread, while torch was about to call it
+            arguments = signature.bind_partial(*args, **kwargs).arguments
+            enter(state, arguments | arguments.get("kwargs", {}))
+
+        @torch.compiler.disable
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            leave(state, output)
+
+        self._undo.append(module.register_forward_pre_hook(Hook(before), with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
+
+    def _enter_outer(self, state: _State, arguments: dict[str, Any]) -> None:
+        state.mask = arguments.get("attention_mask")
+
+    def _leave_outer(self, state: _State, _output: Any) -> None:
+        state.mask = None
+
+    def _enter(self, state: _State, arguments: dict[str, Any]) -> None:
+        model = self._model()
+        assert model is not None  # it is running
+        prompt = state.prompt or _unseen_prompt(model)
+        if prompt is None:
+            virtual = virtual_tokens(calling_wrapper(model))
+        else:
+            virtual = prompt.virtual
+        call = self._describe(state, arguments, prompt, virtual)
+        state.rows = None if prompt is None else prompt.rows
+        state.first = _get_sequence_nr()
+        state.tokens = tuple(tokens_of(arguments).shape[:2])
+        state.end = call.offset + virtual + state.tokens[1]
+        state.call = call
+
+    def _leave(self, state: _State, output: Any) -> None:
+        end = _get_sequence_nr()
+        if state.call is not None and end > state.first:
+            rerun = _Rerun(state.first, end, state.call)
+            self._again.append(rerun)
+            if self._inside:
+                self._guard(output, rerun)
+        state.call = state.tokens = None
+        cache = cache_among(lambda name: getattr(output, name, None))
+        # A list of states cannot be known again.
+        with suppress(TypeError):
+            if cache is not None:
+                self._lengths[cache] = state.end
+
+    def _guard(self, output: Any, rerun: _Rerun) -> None:
+        """Have a backward pass refuse to run blocks again once the steering is off.
+
+        Without it a block would be run again unsteered, in silence with reentrant checkpointing.
+        """
+        model = self._model()
+        stream = getattr(output, "last_hidden_state", None)
+        if model is None or not isinstance(stream, Tensor) or not stream.requires_grad:
+            return
+        if not any(
+            m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()
+        ):
+            return
+
+        def check(_gradient: Tensor) -> None:
+            if all(each is not rerun for each in self._again):
+                raise RuntimeError(_OUTSIDE)
+
+        stream.register_hook(check)
+
+    def _watch_generate(self, model: Any) -> Callable[[], None]:
+        """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
+        original = model.generate
+        had_own = "generate" in vars(model)
+        reference = weakref.ref(model)
+
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            prompt = None
+            if getattr(kwargs.get("generation_config"), "is_assistant", None):
+                # A model that drafts for itself goes on with the text that it is generating.
+                prompt = self._local.prompt or _unseen_prompt(reference())
+            with self._generating(prompt or _prompt_of(reference(), args, kwargs)):
+                return original(*args, **kwargs)
+
+        def undo() -> None:
+            alive = reference()
+            if alive is not None and had_own:
+                alive.generate = original
+            elif alive is not None:
+                del alive.generate
+
+        model.generate = generate
+        return undo
+
+    @contextmanager
+    def _generating(self, prompt: _Prompt) -> Iterator[None]:
+        state = self._local
+        outer = state.prompt
+        state.prompt, state.end = prompt, 0
+        try:
+            yield
+        finally:
+            state.prompt = outer
+
+    @contextmanager
+    def scoring(self, lengths: Tensor) -> Iterator[None]:
+        """While open, calls hold prompts of these lengths [b] (padding included) and what follows.
+
+        For reading prompts together with their continuations in one pass, as if each
+        continuation had been generated.
+        """
+        state = self._local
+        state.lengths = lengths
+        try:
+            yield
+        finally:
+            state.lengths = None
+
+    def _describe(
+        self, state: _State, arguments: dict[str, Any], prompt: _Prompt | None, virtual: int
+    ) -> Call:
+        tokens = tokens_of(arguments)
+        batch, t = tokens.shape[:2]
+        mask = plain_mask(arguments.get("attention_mask"), state.mask)
+        offset = self._offset(state, arguments, t, mask) - virtual
+        if prompt is not None and offset >= prompt.length:
+            # Decoding: nothing but generated tokens, and no look at the mask, which would
+            # make a GPU wait once a token.
+            return Call(offset, prompt.length, None, None, GUIDED if prompt.guided else "")
+        if prompt is not None and prompt.mask is not None and not prompt.guided:
+            # It covers the whole prompt; the one of this call ends with its chunk when the prompt
+            # is read in chunks.
+            mask, one_text = prompt.mask.repeat_interleave(batch // len(prompt.mask), dim=0), True
+        elif mask is not None:
+            mask, one_text = mask[:, virtual:], True
+        else:
+            mask, one_text = self._read_square(arguments, offset, virtual)
+        real = real_tokens(mask, offset, tokens)
+        lengths = state.lengths
+        if lengths is not None:
+            return Call(offset, lengths, real, lengths - 1)
+        if prompt is None:
+            length = offset if offset > 0 else t + offset
+        else:
+            length = prompt.length
+        whole = mask is not None and (prompt is None or mask.shape[1] >= length)
+        last = last_real(mask[:, :length]) if mask is not None and whole else None
+        obstacle = GUIDED if prompt is not None and prompt.guided else ""
+        if not one_text or is_packed(arguments, mask, real):
+            obstacle = PACKED
+        return Call(offset, length, real, last, obstacle)
+
+    def _read_square(
+        self, arguments: dict[str, Any], offset: int, virtual: int
+    ) -> tuple[Tensor | None, bool]:
+        """A mask [b, positions] up to the end of the call, and whether each row is one text."""
+        square = square_mask(arguments.get("attention_mask"), self._local.mask)
+        # Who opens `scoring` packs rows knowingly.
+        if square is None or has_boundaries(arguments) or self._local.lengths is not None:
+            return None, True
+        batch, t = tokens_of(arguments).shape[:2]
+        real, one_text = read_square(square, offset + virtual, batch, t)
+        if real is None:
+            return None, one_text
+        before = real.new_ones(batch, max(offset, 0))
+        return torch.cat([before, real[:, max(-offset, 0) :]], dim=1), one_text
+
+    def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
+        """How many tokens came before those of this call."""
+        places = arguments.get("cache_position")
+        if isinstance(places, Tensor) and places.numel():
+            # transformers 4 says it; the length of its static cache leaves out padding.
+            return int(places[0])
+        cache = cache_among(arguments.get)
+        if cache is None:
+            return 0
+        length = own_length(cache)
+        if length is not None:
+            return length
+        with suppress(KeyError, TypeError):
+            return self._lengths[cache]
+        if state.prompt is not None:
+            return int(state.end)
+        return 0 if mask is None else mask.shape[1] - t
+
+
+def _unseen_prompt(model: Any) -> _Prompt | None:
+    """What a running `generate` that nobody watches was called with."""
+    variables = calling_generate(model)
+    if variables is None:
+        return None
+    return _prompt_of(model, (variables["inputs"],), variables | variables["kwargs"])
+
+
+def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Prompt:
+    """What `model.generate` is called with."""
+    # Embeddings come first, as in transformers: ids beside them are not read.
+    named = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")]
+    tokens = next((given for given in (*named, *args[:1]) if given is not None), None)
+    rows, length = (1, 1) if tokens is None else tokens.shape[:2]
+    mask = plain_mask(kwargs.get("attention_mask"))
+    if mask is not None:
+        # Wider than the ids where these only continue a cache.
+        length = max(length, mask.shape[1])
+    # PEFT's `generate` puts its own method here while it runs.
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    virtual = virtual_tokens(getattr(prepare, "__self__", None))
+    return _Prompt(length, mask, rows, virtual, _is_guided(model, kwargs))
+
+
+def _is_guided(model: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `model.generate`, called with these, runs the model on a second prompt."""
+    processors = kwargs.get("logits_processor") or ()
+    if any("ClassifierFreeGuidance" in type(each).__name__ for each in processors):
+        return True
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    scales = (kwargs, *(vars(config) for config in configs if config is not None))
+    scale = next((s for each in scales if (s := each.get("guidance_scale")) is not None), 1)
+    return bool(scale != 1)
+
+
+def _inner_generators(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """List the parts of a model that hold its decoder and generate by themselves.
+
+    BLIP-2 and Kosmos-2 hand over to the language model inside: their own `generate` begins with
+    pixels, and which tokens stand for the image is known to the inner one alone.
+    """
+    parts = [part for part in model.modules() if part is not model and hasattr(part, "generate")]
+    return [part for part in parts if any(module is decoder for module in part.modules())]

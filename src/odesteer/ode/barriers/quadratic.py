@@ -1,0 +1,250 @@
+"""Quadratic log density ratio on the centred sphere.
+
+    h(a) = y^T A y + g . y + const   on the sphere: y = S^-1(a - m), divided by its norm
+
+A degree-2 polynomial kernel machine on normalised activations is exactly this function.
+With V (d x k, orthonormal) spanning the eigenvectors of A and g, and V^T A V = Lambda
+diagonal, it is  h = zeta . Lambda zeta + beta . zeta + const,  zeta = V^T y / ||y||.
+
+Its flow never leaves the span of V and the activation's own remainder, so the ODE in d
+dimensions is one in k + 1, exactly: see `odesteer.ode.reduced.flow`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odesteer.ode.barriers.base import Barrier, Sphere
+from odesteer.ode.eigen import largest_eigenpairs
+from odesteer.ode.reduced.basis import Frame
+from odesteer.ode.whitening import Whitening
+
+# Fewer eigenpairs than this part of all are looked for one block at a time.
+SPARSE = 8
+
+
+def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
+    """x / norm, and 0 where the norm is 0."""
+    return (x / norm).masked_fill_(norm <= 0, 0.0)
+
+
+def is_above_noise(length: Tensor, q: Tensor) -> Tensor:
+    """False where q is radial up to rounding: a critical point, where the field is 0."""
+    return length > 16 * torch.finfo(q.dtype).eps * q.norm(dim=-1, keepdim=True)
+
+
+class QuadraticBarrier(Barrier):
+    """h(a) = zeta . Lambda zeta + beta . zeta + const on the centred, partially whitened sphere.
+
+    Args:
+        whitening: the coordinates y; `Whitening(torch.zeros(d))` is the paper's sphere.
+        basis: V, [d, k] with orthonormal columns.
+        curvature: the diagonal of Lambda, [k].
+        slope: beta, [k].
+        constant: [], or a number.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+
+    def __init__(
+        self,
+        whitening: Whitening,
+        basis: Tensor,
+        curvature: Tensor,
+        slope: Tensor,
+        constant: Tensor | float,
+    ):
+        super().__init__()
+        d, k = basis.shape
+        if curvature.shape != (k,) or slope.shape != (k,) or whitening.centre.shape != (d,):
+            raise ValueError(
+                f"QuadraticBarrier needs basis [d, k], curvature [k], slope [k] and a centre [d]; "
+                f"got {list(basis.shape)}, {list(curvature.shape)}, {list(slope.shape)} and "
+                f"{list(whitening.centre.shape)}."
+            )
+        self.whitening = whitening
+        self.basis: Tensor
+        self.curvature: Tensor
+        self.slope: Tensor
+        self.constant: Tensor
+        self.register_buffer("basis", basis)
+        self.register_buffer("curvature", curvature)
+        self.register_buffer("slope", slope)
+        self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
+        self._frame: Frame | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """The coordinates in which its flow is solved; derived when first asked for."""
+        if self._frame is None:
+            self._frame = Frame.of(
+                self.whitening, self.basis, self.curvature, self.slope, self.constant
+            )
+        return self._frame
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
+        # In a new precision it is derived again, not cast: a barrier that was fitted and one that
+        # was loaded agree to the bit.
+        super()._apply(*args, **kwargs)
+        self._frame = None
+        return self
+
+    def _with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "QuadraticBarrier":
+        """Another h in the same coordinates, which are not derived again: that costs the most."""
+        other = QuadraticBarrier(self.whitening, self.basis, curvature, slope, constant)
+        other._frame = self.frame.with_form(curvature, slope, constant)
+        return other
+
+    @staticmethod
+    def from_form(
+        form: Tensor,
+        slope: Tensor,
+        constant: Tensor | float,
+        whitening: Whitening,
+        rank: int | None = None,
+    ) -> "QuadraticBarrier":
+        """From A [d, d] and g [d]: y^T A y + g . y + constant, with the k largest |eigenvalues|."""
+        double = form.double()
+        pairs = _largest(double, rank)
+        return _from_eigen(*pairs, double.trace(), slope, constant, whitening)
+
+    @staticmethod
+    def from_kernel(
+        support: Tensor,
+        weights: Tensor,
+        gamma: float,
+        c0: float,
+        constant: Tensor | float,
+        whitening: Whitening,
+        rank: int | None = None,
+    ) -> "QuadraticBarrier":
+        """From a kernel machine: sum_i weights_i (gamma x_i . y + c0)^2 + constant.
+
+        A = gamma^2 sum_i w_i x_i x_i^T, g = 2 gamma c0 sum_i w_i x_i. With fewer rows than
+        dimensions the eigenvectors are found in the span of the rows, at the cost of an
+        [n, n] problem instead of a [d, d] one.
+
+        Args:
+            support: x_i, [n, d], unit rows in the coordinates y.
+            weights: [n].
+            gamma, c0: the kernel's scale and offset.
+            constant: added to c0^2 sum_i w_i.
+            whitening: the coordinates.
+            rank: eigenvalues of A to keep, largest magnitudes first; None keeps all.
+        """
+        n, d = support.shape
+        slope = 2 * gamma * c0 * (weights @ support)
+        constant = c0**2 * weights.sum() + constant
+        scaled = gamma**2 * weights
+        trace = (scaled * support.square().sum(dim=1)).sum()
+        if rank == 0:
+            nothing = support.mT[:, :0]
+            return _from_eigen(nothing[0], nothing, trace, slope, constant, whitening)
+        if rank is not None and rank < min(n, d) // SPARSE:
+            found = largest_eigenpairs(
+                lambda block: support.mT @ (scaled[:, None] * (support @ block)), support.mT, rank
+            )
+            if found is not None:
+                return _from_eigen(*found, trace, slope, constant, whitening)
+        frame = None
+        if n < d:
+            frame, triangle = torch.linalg.qr(support.mT)
+            form = (triangle * scaled) @ triangle.mT
+        else:
+            form = (support.mT * scaled) @ support
+        eigenvalues, vectors = _largest(form, rank)
+        if frame is not None:
+            vectors = frame @ vectors
+        return _from_eigen(eigenvalues, vectors, trace, slope, constant, whitening)
+
+    def value(self, a: Tensor) -> Tensor:
+        y = self.whitening(a)
+        zeta = unit_or_zero(y, y.norm(dim=-1, keepdim=True)) @ self.basis
+        return (self.curvature * zeta.square() + self.slope * zeta).sum(dim=-1) + self.constant
+
+    def gradient_in_y(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient with respect to y, and ||y|| [..., 1]."""
+        y = self.whitening(a)
+        radius = y.norm(dim=-1, keepdim=True)
+        unit = unit_or_zero(y, radius)
+        zeta = unit @ self.basis
+        q = 2.0 * self.curvature * zeta + self.slope
+        radial = (zeta * q).sum(dim=-1, keepdim=True)
+        tangent = q @ self.basis.mT - radial * unit
+        return unit_or_zero(
+            tangent * is_above_noise(tangent.norm(dim=-1, keepdim=True), q), radius
+        ), radius
+
+    def gradient(self, a: Tensor) -> Tensor:
+        return self.whitening.power(self.gradient_in_y(a)[0], -1)
+
+    def ascent(self, a: Tensor) -> Tensor:
+        """S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
+        return self.whitening.power(self.gradient_in_y(a)[0], 1)
+
+    def sphere(self, a: Tensor) -> Sphere:
+        gradient, radius = self.gradient_in_y(a)
+        moved = self.whitening.power(gradient, 1).norm(dim=-1, keepdim=True)
+        stretch = unit_or_zero(moved, gradient.norm(dim=-1, keepdim=True))
+        return Sphere(a - self.whitening.centre, radius * stretch)
+
+    def truncated(self, rank: int) -> "QuadraticBarrier":
+        """The same basis with the `rank` largest curvatures; the others count as their mean."""
+        kept = self.curvature.abs().argsort(descending=True)[:rank]
+        left = self.width - rank
+        rest = (self.curvature.sum() - self.curvature[kept].sum()) / max(left, 1)
+        curvature = torch.zeros_like(self.curvature)
+        curvature[kept] = self.curvature[kept] - rest
+        return self._with_form(curvature, self.slope, self.constant + rest)
+
+    @property
+    def width(self) -> int:
+        return self.basis.shape[0]
+
+    def affine(self, scale: float, offset: float = 0.0) -> "QuadraticBarrier":
+        return self._with_form(
+            scale * self.curvature, scale * self.slope, scale * self.constant + offset
+        )
+
+
+def _largest(form: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """The `rank` eigenvalues of largest magnitude, or all that are not 0, and eigenvectors."""
+    eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
+    magnitude = eigenvalues.abs()
+    if rank is None:
+        rank = int((magnitude > 1e-12 * magnitude.max()).sum())
+    kept = magnitude.argsort(descending=True)[:rank]
+    return eigenvalues[kept], vectors[:, kept]
+
+
+def _from_eigen(
+    eigenvalues: Tensor,
+    basis: Tensor,
+    trace: Tensor,
+    slope: Tensor,
+    constant: Tensor | float,
+    whitening: Whitening,
+) -> QuadraticBarrier:
+    """Add g to the span of the eigenvectors that are kept, and make Lambda diagonal there.
+
+    The others count as their mean c, which on ||y|| = 1 is c times what the kept directions
+    leave: Lambda - c, and c in the constant.
+    """
+    (d, rank), dtype = basis.shape, whitening.centre.dtype
+    basis, lam, slope = basis.double(), eigenvalues.double(), slope.double()
+    rest = (trace.double() - lam.sum()) / (d - rank) if rank < d else lam.new_zeros(())
+    lam = lam - rest
+    if rank < d:
+        remainder = slope - basis @ (basis.mT @ slope)
+        remainder = remainder - basis @ (basis.mT @ remainder)  # twice is enough (Kahan)
+        if remainder.norm() > 1e-12 * slope.norm():
+            basis = torch.cat([basis, (remainder / remainder.norm()).unsqueeze(1)], dim=1)
+            lam = torch.cat([lam, lam.new_zeros(1)])
+    # Lambda stays diagonal: what is left of A vanishes on the added column.
+    slope = basis.mT @ slope
+    constant = (torch.as_tensor(constant, dtype=rest.dtype, device=rest.device) + rest).to(dtype)
+    return QuadraticBarrier(
+        whitening, basis.to(dtype).contiguous(), lam.to(dtype), slope.to(dtype), constant
+    )

@@ -1,0 +1,1 @@
+"""Vector fields v: the right-hand side of da/dt = v(a)."""

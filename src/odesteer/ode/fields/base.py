@@ -1,0 +1,229 @@
+"""Vector fields: the right-hand side of da/dt = v(a).
+
+A field maps activations [..., d] to velocities [..., d], each row by itself. It may know a
+barrier that it raises, and cheaper coordinates in which the same ODE closes (`reduce`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.ode.barriers.base import Barrier
+from odesteer.ode.barriers.quadratic import QuadraticBarrier, unit_or_zero
+from odesteer.ode.reduced.flow import enter, leave
+
+
+def solved_in(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which activations of a type are solved: float64 stays, others float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Flow(Protocol):
+    """What a solver needs to know of an ODE, in whatever coordinates."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """dx/dt."""
+
+    def value(self, x: Tensor, /) -> Tensor:
+        """The barrier h at x."""
+
+    def turn(self, x: Tensor, time: Tensor, /) -> Tensor:
+        """The great-circle step, for fields tangent to a sphere."""
+
+    def length(self, x: Tensor, /) -> Tensor:
+        """The length in activation space of a displacement, [..., 1]."""
+
+
+class Reduction(NamedTuple):
+    """An ODE in coordinates of its own: its flow, the start there, and the way back."""
+
+    flow: Flow
+    start: Tensor
+    lift: Callable[[Tensor], Tensor]
+
+
+class VectorField(nn.Module, ABC):
+    """v: [..., d] -> [..., d].
+
+    Attributes:
+        unit_speed: promises ||v|| = 1 wherever v is not 0.
+        one_way: v is 0 on one side of a gate. A negative dose then follows the reversed
+            field, whose gate opens on the other side, instead of this one backwards.
+        reads_prompt: v is decided by the activation of the prompt's last token, and is the
+            same for all tokens that follow; `forward` takes that activation.
+    """
+
+    unit_speed: bool = False
+    one_way: bool = False
+    reads_prompt: bool = False
+
+    def __init__(self, barrier: Barrier | None = None):
+        super().__init__()
+        self.barrier = barrier
+
+    @abstractmethod
+    def forward(self, a: Tensor) -> Tensor:
+        """v(a)."""
+
+    @abstractmethod
+    def reversed(self) -> "VectorField":
+        """-v, with the barrier -h where there is one."""
+
+    @property
+    def width(self) -> int | None:
+        """d, or None where any width will do."""
+        return None if self.barrier is None else self.barrier.width
+
+    def reduce(self, a: Tensor) -> Reduction:
+        """The same ODE from `a`, in the cheapest coordinates known."""
+        return Reduction(self, a, lambda x: x)
+
+    def after(self, a: Tensor, time: float) -> Tensor | None:
+        """a(time) in closed form, where there is one that needs no solver."""
+        return None
+
+    def value(self, a: Tensor) -> Tensor:
+        """h(a) of the barrier; raises ValueError if the field has none."""
+        if self.barrier is None:
+            raise ValueError(
+                f"{type(self).__name__} has no barrier, so it cannot tell when a target is "
+                f"reached; use a strength, or a method with a barrier."
+            )
+        return self.barrier.value(a)
+
+    def turn(self, a: Tensor, time: Tensor) -> Tensor:
+        """a along its great circle for `time`; raises ValueError if the flow is on no sphere."""
+        sphere = None if self.barrier is None else self.barrier.sphere(a)
+        if sphere is None or not self.unit_speed:
+            raise ValueError(
+                f"The great-circle solver needs a unit-speed field on a sphere; "
+                f"{type(self).__name__} has none. Use 'euler', 'heun' or 'rk4'."
+            )
+        offset, radius = sphere
+        angle = torch.where(radius > 0, time / radius, torch.zeros_like(radius))
+        circle = angle.cos() * offset + angle.sin() * radius * self(a)
+        return a - offset + circle
+
+    def length(self, x: Tensor) -> Tensor:
+        return x.norm(dim=-1, keepdim=True)
+
+
+class ZeroField(VectorField):
+    """v = 0: the unsteered model."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return torch.zeros_like(a)
+
+    def reversed(self) -> "ZeroField":
+        return self
+
+
+class ConstantField(VectorField):
+    """v(a) = direction, any length. One Euler step is exact.
+
+    Args:
+        direction: [d].
+        barrier: the barrier it raises, if any.
+    """
+
+    def __init__(self, direction: Tensor, barrier: Barrier | None = None):
+        super().__init__(barrier)
+        self.direction: Tensor
+        self.register_buffer("direction", direction)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.direction.expand_as(a)
+
+    def after(self, a: Tensor, time: float) -> Tensor:
+        return torch.add(a, self.direction, alpha=time)
+
+    @property
+    def width(self) -> int:
+        return self.direction.shape[0]
+
+    def reversed(self) -> "ConstantField":
+        return ConstantField(
+            -self.direction, None if self.barrier is None else self.barrier.affine(-1.0)
+        )
+
+
+class GivenField(VectorField):
+    """A velocity of its own for each row, which the row keeps wherever it goes.
+
+    What a field that freezes its velocity at the start reduces to (`reduce`).
+
+    Args:
+        velocity: [..., d], as the activations it is asked about.
+        barrier: the barrier it raises, if any.
+    """
+
+    def __init__(self, velocity: Tensor, barrier: Barrier | None = None):
+        super().__init__(barrier)
+        self.velocity = velocity
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.velocity.expand_as(a)
+
+    def reversed(self) -> "GivenField":
+        return GivenField(
+            -self.velocity, None if self.barrier is None else self.barrier.affine(-1.0)
+        )
+
+
+class GradientField(VectorField):
+    """v = G grad h / ||G grad h||, and 0 at critical points of h.
+
+    Along it dh/dt = grad h . v >= 0 (Proposition 2 of ODESteer; ||grad h|| when G = I), so
+    time is path length. A quadratic barrier is integrated in k + 1 dimensions.
+
+    Args:
+        barrier: h; its `ascent` is G grad h.
+    """
+
+    unit_speed = True
+
+    def __init__(self, barrier: Barrier):
+        super().__init__(barrier)
+        self.barrier: Barrier
+
+    def forward(self, a: Tensor) -> Tensor:
+        ascent = self.barrier.ascent(a)
+        return unit_or_zero(ascent, ascent.norm(dim=-1, keepdim=True))
+
+    def reversed(self) -> "GradientField":
+        return GradientField(self.barrier.affine(-1.0))
+
+    def reduce(self, a: Tensor) -> Reduction:
+        barrier = self.barrier
+        if not isinstance(barrier, QuadraticBarrier):
+            return super().reduce(a)
+        frame = barrier.frame
+        x = a - frame.centre
+        flow, start = enter(frame, x @ frame.entrance, x.norm(dim=-1, keepdim=True))
+
+        def lift(state: Tensor) -> Tensor:
+            shift, change = leave(start, state)
+            return a + shift * x + change @ frame.exit
+
+        return Reduction(flow, start, lift)
+
+
+class PlainGradientField(VectorField):
+    """v = grad h, not normalised: h rises at the rate ||grad h||^2.
+
+    Args:
+        barrier: h.
+    """
+
+    def __init__(self, barrier: Barrier):
+        super().__init__(barrier)
+        self.barrier: Barrier
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.barrier.gradient(a)
+
+    def reversed(self) -> "PlainGradientField":
+        return PlainGradientField(self.barrier.affine(-1.0))

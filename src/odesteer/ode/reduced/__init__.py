@@ -1,0 +1,1 @@
+"""Quadratic barrier flows solved in k + 1 dimensions."""

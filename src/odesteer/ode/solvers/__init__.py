@@ -1,0 +1,1 @@
+"""Solvers of da/dt = v(a)."""

@@ -1,0 +1,267 @@
+"""Fixed-step Runge-Kutta, adaptive and great-circle solvers.
+
+Every solver moves each row by itself, through its own time, forwards or backwards, and can
+stop a row where the barrier reaches a level (`level`). Fixed steps are an integer count:
+the step is time / steps, never the other way round, so ten steps are ten.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from odesteer.ode.fields.base import Flow
+from odesteer.ode.solvers import butcher as tableaus
+from odesteer.ode.solvers.butcher import Tableau
+
+# Each at least halves the bracket and, once close, doubles the digits.
+_EVENT_ITERATIONS = 10
+# So many roundings, relative to the sizes of h, above its level a row stops: h is computed anew
+# from the activation, and P from h.
+_ABOVE = 6
+
+
+class Solver(ABC):
+    """Integrates a flow from x for `time`.
+
+    Attributes:
+        adaptive: whether how many steps it takes depends on the rows, as a CUDA graph cannot.
+    """
+
+    adaptive: ClassVar[bool] = False
+
+    @abstractmethod
+    def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
+        """One step of signed length dt [..., 1]."""
+
+    @abstractmethod
+    def integrate(
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+    ) -> Tensor:
+        """x(time).
+
+        Args:
+            flow: the ODE.
+            x: the start, [..., k].
+            time: signed, one a row, [...].
+            steps: how many fixed steps, >= 1; adaptive solvers choose their own.
+            level: stop each row where the barrier reaches this value (one for all, or one a
+                row [...]), inside the step; a row that starts there stays.
+        """
+
+    def path(self, flow: Flow, x: Tensor, time: Tensor, steps: int) -> Tensor:
+        """The states at 0, time/steps, ..., time: [steps + 1, ..., k]."""
+        states = [x]
+        for _ in range(steps):
+            states.append(self.integrate(flow, states[-1], time / steps, 1))
+        return torch.stack(states)
+
+    def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float) -> Tensor:
+        """From x, the part of the step dt [..., 1] after which the barrier is at `level`.
+
+        The step's result is a smooth function of its length; Ridders' method finds the
+        length where h = level. Of the bracket's ends the one with h >= level is returned,
+        so the promise holds at the activation itself. The count of iterations is fixed and
+        nothing is read back from the device. Only for rows that cross within dt.
+
+        Source: Ridders, "A new algorithm for computing a single root of a real continuous
+        function", IEEE Transactions on Circuits and Systems 26, 1979.
+        """
+
+        def move(length: Tensor) -> tuple[Tensor, Tensor]:
+            state = self.step(flow, x, length)
+            return state, (flow.value(state) - level).unsqueeze(-1)
+
+        low, high = torch.zeros_like(dt), dt
+        # A guess that is exact may round to just below the level; this lifts it above.
+        nudge = 4 * torch.finfo(dt.dtype).eps * dt
+        f_low = (flow.value(x) - level).unsqueeze(-1)
+        best, f_high = move(dt)
+        for _ in range(_EVENT_ITERATIONS):
+            middle = (low + high) / 2
+            state, f_middle = move(middle)
+            curve = (f_middle.square() - f_low * f_high).clamp_min(0.0).sqrt()
+            shift = torch.where(curve > 0, f_middle / curve, torch.zeros_like(curve))
+            guess = middle - (middle - low) * shift + nudge
+            guessed, f_guess = move(guess)
+            for at, f, moved in ((middle, f_middle, state), (guess, f_guess, guessed)):
+                # Either point may tighten either end; signs and not sizes decide.
+                nearer = (f >= 0) & ((at - low).abs() <= (high - low).abs())
+                best, high = torch.where(nearer, moved, best), torch.where(nearer, at, high)
+                f_high = torch.where(nearer, f, f_high)
+                farther = (f < 0) & ((at - high).abs() <= (high - low).abs())
+                low, f_low = torch.where(farther, at, low), torch.where(farther, f, f_low)
+        return best
+
+
+@dataclass(frozen=True)
+class FixedStep(Solver):
+    """Shared by the solvers whose steps are all alike."""
+
+    def integrate(
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+    ) -> Tensor:
+        if steps < 1:
+            raise ValueError(f"A solver needs at least 1 step; got {steps}.")
+        dt = (time / steps).unsqueeze(-1)
+        if level is None:
+            for _ in range(steps):
+                x = self.step(flow, x, dt)
+            return x
+        value = flow.value(x)
+        done, level = value >= level, _above(level, value)
+        crossed = torch.zeros_like(done)
+        for _ in range(steps):
+            after = self.step(flow, x, dt)
+            # A row that crosses the level waits before the step in which it does.
+            crossed = crossed | (~done & (flow.value(after) >= level))
+            done = done | crossed
+            x = torch.where(done.unsqueeze(-1), x, after)
+        return torch.where(crossed.unsqueeze(-1), self._locate(flow, x, dt, level), x)
+
+
+@dataclass(frozen=True)
+class RungeKutta(FixedStep):
+    """Fixed steps of an explicit Runge-Kutta method.
+
+    Args:
+        tableau: the method's coefficients.
+    """
+
+    tableau: Tableau
+
+    def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
+        return _stages(self.tableau, flow, x, dt)[0]
+
+
+@dataclass(frozen=True)
+class GreatCircle(FixedStep):
+    """Steps along great circles: the sphere of the barrier is kept to rounding.
+
+    The Lie-Euler method of a flow on a sphere (order 1). Euler leaves the sphere,
+    ||a_K||^2 = ||a_0||^2 + T^2/K after K steps of T/K; this does not, at the same cost.
+    """
+
+    def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
+        return flow.turn(x, dt)
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    """Steps of their own size in every row, from an embedded error estimate.
+
+    The error of a step may be `tolerance` times its length (error per unit step), so the
+    result is within about `tolerance` times the path length of the exact flow.
+
+    Args:
+        tableau: a pair with `b_error`.
+        tolerance: > 0, relative to the displacement.
+        max_steps: RuntimeError beyond that many.
+    """
+
+    adaptive: ClassVar[bool] = True
+    tableau: Tableau = tableaus.DOPRI5
+    tolerance: float = 1e-5
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.tableau.b_error is None or not self.tolerance > 0:
+            raise ValueError(
+                f"An adaptive solver needs a tableau with b_error and a tolerance > 0; got "
+                f"tolerance {self.tolerance}."
+            )
+
+    @property
+    def _difference(self) -> list[float]:
+        """The coefficients of a step's error: the method's less those of the embedded one."""
+        pairs = zip(self.tableau.b, self.tableau.b_error or self.tableau.b, strict=True)
+        return [b - error for b, error in pairs]
+
+    def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
+        return _stages(self.tableau, flow, x, dt)[0]
+
+    def integrate(
+        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+    ) -> Tensor:
+        if steps < 1:
+            raise ValueError(f"A solver needs at least 1 step; got {steps}.")
+        left = time.unsqueeze(-1).clone()
+        dt = left / 10
+        # A row is done when less is left than the arithmetic can resolve.
+        smallest = left.abs() * torch.finfo(x.dtype).eps
+        # Where the field is not smooth (at the top of h it turns around) no step is small
+        # enough for the tolerance: such rows go on in steps of this length.
+        shortest = left.abs() / 250
+        there = torch.zeros_like(left, dtype=torch.bool)
+        if level is not None:
+            value = flow.value(x)
+            there, level = (value >= level).unsqueeze(-1), _above(level, value)
+        crossed = torch.zeros_like(there)
+        for _ in range(self.max_steps):
+            active = (left.abs() > smallest) & ~there & ~crossed
+            if not bool(active.any()):
+                break
+            dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
+            after, slopes = _stages(self.tableau, flow, x, dt)
+            size = flow.length(dt * _combine(self._difference, slopes))
+            allowed = self.tolerance * dt.abs() * flow.length(flow(x))
+            ratio = size / allowed.clamp_min(torch.finfo(x.dtype).tiny)
+            # NaN counts as accepted: what overflows is not to keep the others waiting.
+            accepted = active & (~(ratio > 1) | (dt.abs() <= shortest))
+            if level is not None:
+                # Waits before the step, whose length it keeps.
+                now = accepted & (flow.value(after) >= level).unsqueeze(-1)
+                crossed, accepted = crossed | now, accepted & ~now
+            x = torch.where(accepted, after, x)
+            left = torch.where(accepted, left - dt, left)
+            # The error per unit step shrinks with the 4th power for a pair of order 5(4).
+            factor = 0.9 * ratio.clamp_min(1e-10) ** (-1.0 / (self.tableau.order - 1))
+            longer = dt * factor.clamp(0.2, 5.0)
+            longer = torch.where(longer.abs() < shortest, shortest * dt.sign(), longer)
+            dt = torch.where(active & ~crossed, longer, dt)
+        else:
+            self._give_up()
+        if level is None:
+            return x
+        return torch.where(crossed, self._locate(flow, x, dt, level), x)
+
+    def _give_up(self) -> None:
+        raise RuntimeError(
+            f"The adaptive solver did not finish in {self.max_steps} steps at tolerance "
+            f"{self.tolerance}; the field may not be smooth. Raise the tolerance or take fixed "
+            f"steps."
+        )
+
+
+def _above(level: Tensor | float, value: Tensor) -> Tensor:
+    """Where rows of h = value [...] stop, so that h >= level holds in spite of rounding."""
+    size = level.abs() if isinstance(level, Tensor) else abs(level)
+    return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + size)
+
+
+def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One Runge-Kutta step and the slopes of its stages."""
+    slopes: list[Tensor] = []
+    for row in tableau.a:
+        slopes.append(flow(x + dt * _combine(row, slopes) if any(row) else x))
+    return x + dt * _combine(tableau.b, slopes), slopes
+
+
+def _combine(coefficients: Sequence[float], slopes: list[Tensor]) -> Tensor:
+    pairs = zip(coefficients, slopes, strict=True)
+    terms = [slope if c == 1.0 else c * slope for c, slope in pairs if c != 0.0]
+    return sum(terms[1:], terms[0])
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": RungeKutta(tableaus.EULER),
+    "midpoint": RungeKutta(tableaus.MIDPOINT),
+    "heun": RungeKutta(tableaus.HEUN),
+    "rk4": RungeKutta(tableaus.RK4),
+    "rk4-38": RungeKutta(tableaus.RK4_38),
+    "great-circle": GreatCircle(),
+    "dopri5": Adaptive(),
+}

@@ -1,0 +1,187 @@
+"""Simultaneous generation of the unsteered and the steered text.
+
+Both texts are written token by token, the unsteered one beside the steered one in a batch. The
+model is held for one token at a time, and the steering is on it for no longer: several people
+take turns, and a person who leaves leaves nothing behind.
+
+What is told of a token is told of the place that wrote it: the last token read before it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odesteer.backends.base import AnySteering, Sampling
+from odesteer.models.hooks.positions import Positions
+from odesteer.models.layers import input_device
+from odesteer.playground.library import Desk
+from odesteer.playground.token_stream import Stream
+from odesteer.steering.layered import parts_of
+from odesteer.steering.steering import Steering
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text.
+
+    Attributes:
+        text: as it is read.
+        before, after: calibrated log-odds at the place that wrote it, without the steering and
+            with it; None where the method has no barrier.
+        moved: ||a(T) - a||.
+        relative: that over ||a||.
+    """
+
+    text: str
+    before: float | None
+    after: float | None
+    moved: float
+    relative: float
+
+
+@dataclass
+class Text:
+    """A text as far as it is written.
+
+    Attributes:
+        tokens: what is told of each.
+        ids: their ids.
+        places: the activations that wrote them before steering, [d] each.
+        arrivals: the same after steering.
+        ended: the model has ended it.
+        perplexity: under the unsteered model; None until the text is complete, or empty.
+    """
+
+    tokens: list[Token] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+    arrivals: list[Tensor] = field(default_factory=list)
+    ended: bool = False
+    perplexity: float | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def share_moved(self) -> float:
+        """The share of tokens whose place was moved."""
+        return _mean([float(token.moved > 0) for token in self.tokens])
+
+    @property
+    def displacement(self) -> float:
+        """Mean ||a(T) - a|| over all tokens."""
+        return _mean([token.moved for token in self.tokens])
+
+    @property
+    def relative_displacement(self) -> float:
+        """Mean ||a(T) - a|| / ||a|| over all tokens."""
+        return _mean([token.relative for token in self.tokens])
+
+
+def write(
+    desk: Desk,
+    prompts: tuple[Sequence[int], Sequence[int]],
+    steering: AnySteering,
+    positions: Positions = "last+generated",
+    sampling: Sampling = Sampling(),
+) -> Iterator[tuple[Text, Text]]:
+    """The unsteered and the steered text, again and again as they grow.
+
+    Args:
+        desk: whose model writes.
+        prompts: token ids for the unsteered and for the steered text (in a chat they differ).
+        steering: of the second text.
+        positions: which tokens it acts on.
+        sampling: of both; both texts see the same draws, so that nothing differs by chance.
+
+    Yields:
+        (unsteered, steered), the same two objects each time; with perplexities at the end.
+    """
+    texts = (Text(), Text())
+    part = parts_of(steering)[-1]
+    if list(prompts[0]) == list(prompts[1]):
+        streams = [Stream(desk, prompts[0], [None, steering], positions, part)]
+        sides = [list(texts)]
+    else:
+        streams = [
+            Stream(desk, prompt, [one], positions, part)
+            for prompt, one in zip(prompts, (None, steering), strict=True)
+        ]
+        sides = [[text] for text in texts]
+    draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
+    ends = _end_tokens(desk)
+    for _ in range(sampling.max_new_tokens):
+        for stream, own in zip(streams, sides, strict=True):
+            if all(text.ended for text in own):
+                continue
+            logits, before, after = stream.step()
+            chosen = []
+            for row, text in enumerate(own):
+                draw = draws[0] if text is texts[0] else draws[1]
+                token = _pick(logits[row], sampling, draw)
+                chosen.append(token)
+                text.ended = text.ended or token in ends
+                if not text.ended:
+                    _append(text, desk.tokenizer, token, before[row], after[row], part)
+            stream.feed(chosen)
+        yield texts
+        if all(text.ended for text in texts):
+            break
+    for prompt, text in zip(prompts, texts, strict=True):
+        text.perplexity = perplexity(desk, prompt, text.ids)
+    yield texts
+
+
+def perplexity(desk: Desk, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
+    """exp of the mean loss of `ids` after `prompt` under the model as it is; None for no ids."""
+    if not ids:
+        return None
+    whole = torch.tensor([[*prompt, *ids]], device=input_device(desk.model))
+    with desk.lock, torch.no_grad():
+        logits = desk.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
+    targets = whole[0, len(prompt) :].to(logits.device)
+    return float(nn.functional.cross_entropy(logits, targets).exp())
+
+
+def _append(
+    text: Text, tokenizer: Any, token: int, before: Tensor, after: Tensor, part: Steering
+) -> None:
+    text.ids.append(token)
+    whole = tokenizer.decode(text.ids, skip_special_tokens=True)
+    # Half a character is shown with the token that completes it.
+    new = "" if whole.endswith("\ufffd") else whole[len(text.text) :]
+    has = part.field.barrier is not None
+    moved = float((after - before).norm())
+    text.tokens.append(
+        Token(
+            text=new,
+            before=float(part.log_odds(before)) if has else None,
+            after=float(part.log_odds(after)) if has else None,
+            moved=moved,
+            relative=moved / max(float(before.norm()), torch.finfo(torch.float32).tiny),
+        )
+    )
+    text.places.append(before.cpu())
+    text.arrivals.append(after.cpu())
+
+
+def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits / sampling.temperature, dim=-1)
+    return int(torch.multinomial(chances, 1, generator=draw))
+
+
+def _end_tokens(desk: Desk) -> set[int]:
+    config = getattr(desk.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    several = ends if isinstance(ends, list) else [ends]
+    return {end for end in (*several, desk.tokenizer.eos_token_id) if end is not None}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

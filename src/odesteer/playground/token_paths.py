@@ -1,0 +1,123 @@
+"""Paths of activations and barrier values behind a text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odesteer.ode import Target, as_dose
+from odesteer.playground.generate_pair import Text
+from odesteer.steering.steering import Steering
+
+_POINTS = 9  # of a straight way
+GRID, ARROWS = (48, 34), (11, 8)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The ways of all tokens of a text.
+
+    Attributes:
+        points: [p, n, d].
+        length: path length so far over ||a||, [p, n].
+        h: calibrated log-odds, [p, n]; None where the method has no barrier.
+    """
+
+    points: Tensor
+    length: np.ndarray
+    h: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """h and v on a plane through the mean of the places.
+
+    Attributes:
+        tracks: the ways on that plane, [p, n, 2].
+        low, high: corners of what is drawn, [2].
+        h: on a grid of GRID's size, bottom row first, [rows, columns]; None without a barrier.
+        places, arrows: where v was asked and its direction on the plane, [k, 2].
+        share: how much of the displacements the plane holds, 0 to 1.
+    """
+
+    tracks: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    h: np.ndarray | None
+    places: np.ndarray
+    arrows: np.ndarray
+    share: float
+
+
+def ways(text: Text, part: Steering) -> Ways:
+    """The ways of a text's places under the steering that moved them; at least one token."""
+    start, end = torch.stack(text.places), torch.stack(text.arrivals)
+    points = _points(start, end, part)
+    norm = start.norm(dim=-1).clamp_min(1e-12)
+    steps = points.diff(dim=0).norm(dim=-1) / norm
+    length = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(dim=0)])
+    h = part.log_odds(points).numpy() if part.field.barrier is not None else None
+    return Ways(points, length.numpy(), h)
+
+
+def _points(start: Tensor, end: Tensor, part: Steering) -> Tensor:
+    moved = (end != start).any(dim=-1)
+    # A velocity that was read from the prompt does not change on the way.
+    if part.steps == 1 or part.field.reads_prompt or not bool(moved.any()):
+        shares = torch.linspace(0.0, 1.0, _POINTS).view(-1, 1, 1)
+        return torch.lerp(start, end, shares)
+    dose = part.dose
+    if not isinstance(dose, Target):
+        points = part.trajectory(start)
+        return torch.where(moved[None, :, None], points, start)
+    points = part.with_strength(as_dose(dose.budget)).trajectory(start)
+    # A row that has gone as far as it went stays where it stopped.
+    gone = (points - start).norm(dim=-1) >= (end - start).norm(dim=-1) - 1e-6
+    stopped = gone.cummax(dim=0).values
+    return torch.where(stopped[..., None], end, points)
+
+
+def portrait(found: Ways, part: Steering) -> Portrait:
+    """The plane of the mean displacement and of what else varies most."""
+    start, shift = found.points[0], found.points[-1] - found.points[0]
+    first, second = _plane(start, shift)
+    plane = torch.stack([first, second])
+    tracks = (found.points @ plane.mT).numpy()
+    low, high = tracks.min(axis=(0, 1)), tracks.max(axis=(0, 1))
+    middle, half = (low + high) / 2, (high - low) / 2
+    half = 1.15 * np.maximum(half, 0.35 * half.max() + 1e-6)
+    low, high = middle - half, middle + half
+    centre = start.mean(dim=0)
+    centre = centre - plane.mT @ (plane @ centre)
+
+    def lifted(columns: int, rows: int) -> tuple[np.ndarray, Tensor]:
+        x = low[0] + (high[0] - low[0]) * (np.arange(columns) + 0.5) / columns
+        y = low[1] + (high[1] - low[1]) * (np.arange(rows) + 0.5) / rows
+        places = np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
+        return places, torch.as_tensor(places) @ plane + centre
+
+    h = None
+    if part.field.barrier is not None:
+        h = part.log_odds(lifted(*GRID)[1]).numpy()
+    places, points = lifted(*ARROWS)
+    arrows = np.zeros_like(places)
+    if not part.field.reads_prompt:
+        arrows = (part.velocity(points).float() @ plane.mT).numpy()
+    total = float(shift.square().sum())
+    share = float((shift @ plane.mT).square().sum()) / total if total > 0 else 0.0
+    return Portrait(tracks, low, high, h, places.reshape(-1, 2), arrows.reshape(-1, 2), share)
+
+
+def _plane(start: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Two orthonormal directions [d]."""
+    spread = start - start.mean(dim=0)
+    mean = shift.mean(dim=0)
+    if float(mean.norm()) == 0.0:
+        mean = torch.linalg.svd(spread + 1e-6, full_matrices=False)[2][0]
+    first = mean / mean.norm()
+    rest = torch.cat([spread, shift])
+    rest = rest - torch.outer(rest @ first, first)
+    second = torch.linalg.svd(rest, full_matrices=False)[2][0]
+    second = second - first * (first @ second)
+    return first, second / second.norm().clamp_min(1e-12)

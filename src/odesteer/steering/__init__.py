@@ -1,0 +1,1 @@
+"""Steerings: what acts on an activation, composed, saved, described and compared."""

@@ -1,0 +1,1 @@
+"""Serialization of steerings: JSON and safetensors, never code."""

@@ -1,0 +1,1 @@
+"""Conformance suite for steering libraries: `pytest --pyargs odesteer.testing.suite`."""

@@ -1,0 +1,91 @@
+"""Adapter through which the suite drives a steering library.
+
+Every library can add a vector to the output of a decoder block; that is all it is asked to
+do. An adapter says how, and what else the library offers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+POSITIONS = ("all", "last+generated", "generated", "prompt")
+
+
+class NotOffered(Exception):
+    """What a library does not claim to do; it is not counted against it."""
+
+
+class Steered:
+    """A steered model until `remove`, or the end of the `with` block.
+
+    Args:
+        model: what a user of the library calls, the model itself or what wraps it.
+        remove: takes the steering off.
+    """
+
+    def __init__(self, model: nn.Module, remove: Callable[[], object]):
+        self.model = model
+        self.remove = remove
+
+    def __enter__(self) -> "Steered":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class Adapter(ABC):
+    """A steering library, seen by the suite.
+
+    Attributes:
+        name: of the library.
+        version: of the library.
+        positions: those of `POSITIONS` that it can steer: "all" tokens; the "prompt"; the
+            "generated" ones, the first of them included; or the prompt's last and those.
+        masks: whether `attach` takes a mask [t] of positions, true where to steer.
+        unclaimed: by check, why it is no promise of the library: "not offered" everywhere.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = ""
+    positions: ClassVar[tuple[str, ...]] = ("all",)
+    masks: ClassVar[bool] = False
+    unclaimed: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def attach(
+        self, model: nn.Module, layer: int, vector: Tensor, positions: str | Tensor
+    ) -> Steered:
+        """Steer `model`, a transformers causal language model, as a user would.
+
+        Args:
+            model: to be steered; `remove` must leave it as it is now.
+            layer: 0-based index of the decoder block whose output is steered.
+            vector: [d], float32, to be added.
+            positions: one of `self.positions`, or a mask [t].
+
+        Raises:
+            NotOffered: for what the library does not claim to do.
+        """
+
+    def expected(self, a: Tensor, vector: Tensor) -> Tensor:
+        """What `attach` makes of activations [..., d]."""
+        return (a.float() + vector).to(a.dtype)
+
+
+class Unsteered(Adapter):
+    """The control: a check that the unsteered model fails says nothing about a library."""
+
+    name = "unsteered"
+    positions = POSITIONS
+    masks = True
+
+    def attach(
+        self, model: nn.Module, layer: int, vector: Tensor, positions: str | Tensor
+    ) -> Steered:
+        return Steered(model, lambda: None)
+
+    def expected(self, a: Tensor, vector: Tensor) -> Tensor:
+        return a

@@ -1,1 +1,0 @@
-"""Who does what, when several processes or machines work into one directory?"""

@@ -1,0 +1,58 @@
+"""Does an expression over names mean what it means in Python?"""
+
+import pytest
+import torch
+
+from odesteer import Steering
+from odesteer.ode import GradientField, LinearBarrier
+from odesteer.steering.expression import build
+from odesteer.steering.layered import LayeredSteering
+
+
+def steering(seed: int, layer: int = 1) -> Steering:
+    direction = torch.randn(6, generator=torch.Generator().manual_seed(seed))
+    return Steering(GradientField(LinearBarrier(direction, 0.1)), layer=layer)
+
+
+@pytest.fixture
+def named() -> dict[str, Steering]:
+    return {"a": steering(0), "b-1": steering(1), "c.2": steering(2)}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("a", lambda a, b, c: a),
+        ("~a", lambda a, b, c: ~a),
+        ("a & ~b-1", lambda a, b, c: a & ~b),
+        ("a | b-1 & c.2", lambda a, b, c: a | b & c),
+        (" ( a | b-1 ) & c.2 ", lambda a, b, c: (a | b) & c),
+        ("~(a&b-1)", lambda a, b, c: ~(a & b)),
+    ],
+)
+def test_an_expression_is_what_python_makes_of_it(text: str, meant, named) -> None:
+    a = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
+    expected = meant(*named.values())
+    found = build(text, named)
+    assert torch.equal(found(a), expected(a))
+    assert torch.equal(found.barrier.value(a), expected.barrier.value(a))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "ends"),
+        ("a &", "ends"),
+        ("(a", "parenthesis"),
+        ("a b-1", "goes on"),
+        ("a & & a", "'&'"),
+        ("unknown", "Unknown steering"),
+        ("__import__('os')", "no expression"),
+        ("a" * 2000, "at most"),
+        ("a & two", "several layers"),
+    ],
+)
+def test_what_is_no_expression_is_refused(text: str, word: str, named) -> None:
+    two = LayeredSteering((steering(0, 0), steering(1, 2)))
+    with pytest.raises(ValueError, match=word):
+        build(text, {**named, "two": two})
