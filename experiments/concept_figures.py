@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 import odesteer as ods
+from odesteer.common.files import write_whole
 from odesteer.evaluation.report.plots import STYLE
-from odesteer.steering.serialization.directory import write_whole
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 LENGTH = 1.8  # of the way, in the first picture

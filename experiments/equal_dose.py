@@ -45,7 +45,7 @@ from torch import Tensor
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import TruthfulQA, data_dir
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
-from odesteer.evaluation.selection.match_dose import match
+from odesteer.evaluation.selection.match_dose import match_displacement
 from odesteer.evaluation.statistics.bootstrap import interval
 from odesteer.extraction.extract import activations
 from odesteer.methods import METHODS, GaussianODESteer, Method
@@ -187,7 +187,9 @@ def measure(data: str, keep: Path | None, seed: int) -> dict[str, Any]:
 
 def _at(steering: Steering, rows: Tensor, dose: float) -> Steering:
     """The steering at the strength whose mean relative displacement is `dose`."""
-    return steering.with_strength(Time(match(steering, rows, dose, relative=True).strength))
+    return steering.with_strength(
+        Time(match_displacement(steering, rows, dose, relative=True).strength)
+    )
 
 
 def _until(steering: Steering, rows: Tensor, dose: float) -> Steering:

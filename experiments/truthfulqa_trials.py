@@ -16,8 +16,8 @@ import numpy as np
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
 from odesteer.evaluation.experiment.multiple_choice import scores_of
 from odesteer.evaluation.experiment.prompts import with_choices
-from odesteer.evaluation.scoring.packing import Asked
-from odesteer.evaluation.scoring.score_texts import Heard, hear
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import TextScore, score_texts
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.fitting import fit
 from odesteer.methods import METHODS
@@ -59,7 +59,7 @@ def main() -> None:
     cases = list(benchmark.examples(trial))
     generator.shuffle(cases)
     asked = [with_choices(tokenizer, benchmark, case) for case in cases]
-    unsteered = scored(cases, hear(model, asked, [None], compare=False)[0])
+    unsteered = scored(cases, score_texts(model, asked, [None], compare=False)[0])
     print("unsteered", *(f"{name} {value.mean():.3f}" for name, value in unsteered.items()))
     reference: dict[str, dict[str, np.ndarray]] = {}
     for name, method, hyperparameters, tokens, positions, budget in TRIALS:
@@ -67,7 +67,9 @@ def main() -> None:
         contrast = benchmark.contrast(trial)
         one = fit(model, tokenizer, contrast, chosen, layer=LAYER, tokens=tokens, cache=True)
         amount = matched(model, asked[:MATCHED], one, positions, dosed(budget))
-        heard = hear(model, asked, [one.with_strength(dosed(budget)(amount))], positions=positions)
+        heard = score_texts(
+            model, asked, [one.with_strength(dosed(budget)(amount))], positions=positions
+        )
         own = scored(cases, heard[0])
         flat = [answer for answers in heard[0] for answer in answers]
         tokens_ = sum(answer.tokens for answer in flat)
@@ -95,12 +97,16 @@ def dosed(budget: float | None) -> Callable[[float], Dose]:
 
 
 def matched(
-    model: Any, asked: list[Asked], one: Any, positions: str, dose: Callable[[float], Dose]
+    model: Any,
+    asked: list[PromptWithAnswers],
+    one: Any,
+    positions: str,
+    dose: Callable[[float], Dose],
 ) -> float:
     """The amount with the mean KL asked for."""
 
     def damage(amount: float) -> float:
-        heard = hear(model, asked, [one.with_strength(dose(amount))], positions=positions)[0]
+        heard = score_texts(model, asked, [one.with_strength(dose(amount))], positions=positions)[0]
         flat = [answer for answers in heard for answer in answers]
         return sum(answer.kl for answer in flat) / sum(answer.tokens for answer in flat)
 
@@ -108,7 +114,7 @@ def matched(
     return find_dose(damage, KL, start, 2.0)[0]
 
 
-def scored(cases: list[Any], heard: list[list[Heard]]) -> dict[str, np.ndarray]:
+def scored(cases: list[Any], heard: list[list[TextScore]]) -> dict[str, np.ndarray]:
     found = [scores_of(case, own) for case, own in zip(cases, heard, strict=True)]
     return {name: np.array([row[name] for row in found]) for name in ("mc1", "mc2", "mc3")}
 

@@ -16,7 +16,7 @@ from timing import interleaved, machine, markdown
 
 from odesteer.ode import SOLVERS, QuadraticBarrier
 from odesteer.ode.reduced import kernels as fused
-from odesteer.ode.reduced.integrate import Course
+from odesteer.ode.reduced.integrate import Integration
 
 
 def parts(d: int, n: int, k: int, directions: int) -> dict[str, Callable[[], object]]:
@@ -28,7 +28,7 @@ def parts(d: int, n: int, k: int, directions: int) -> dict[str, Callable[[], obj
     assert isinstance(barrier, QuadraticBarrier)
     frame, solver = barrier.frame, SOLVERS["great-circle"]
     time = 0.3 * torch.linalg.vector_norm(a, dim=-1)
-    course, x, result = Course(time, solver, 10), torch.empty_like(a), torch.empty_like(a)
+    course, x, result = Integration(time, solver, 10), torch.empty_like(a), torch.empty_like(a)
 
     def enter() -> torch.Tensor:
         torch.sub(a, frame.centre, out=x)

@@ -16,7 +16,7 @@ from tests.helpers.models import WIDTH, constant, model, padded, prompt, quadrat
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odesteer import Angle, PathLength, PerRow, Steering, Target, Time
-from odesteer.models.hooks.forward_call import Call
+from odesteer.models.hooks.forward_call import ForwardCall
 from odesteer.ode import (
     SOLVERS,
     ConstantField,
@@ -143,7 +143,7 @@ def test_nor_is_any_by_the_hook_of_a_decoding_step(dose: Any) -> None:
     with steering.attach(net) as handle:
         a = _without_values(handle.steering)
         state = handle._tracker._local
-        state.call, state.tokens = Call(9, 5, None, None), (4, 1)
+        state.call, state.tokens = ForwardCall(9, 5, None, None), (4, 1)
         try:
             assert handle._apply(a, WIDTH).shape == a.shape
         finally:

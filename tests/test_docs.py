@@ -136,9 +136,9 @@ def test_the_evaluation_page_says_of_every_judge_and_benchmark_what_the_code_say
 
 
 def test_the_page_on_extending_lists_every_promise_in_the_words_of_the_code() -> None:
-    from odesteer.testing import PROMISES
+    from odesteer.testing import METHOD_CHECKS
 
     page = (REPOSITORY / "docs/extending.md").read_text(encoding="utf-8")
-    for name, promise in PROMISES.items():
+    for name, promise in METHOD_CHECKS.items():
         row = f"| `{name}` | {promise.__doc__} |"
         assert row in page, f"the row should be:\n{row}"

@@ -17,7 +17,7 @@ from tests.test_docs import BLOCK, PAGES, REPOSITORY
 
 import odesteer as ods
 from odesteer.backends.vllm import Engine, VLLMBackend
-from odesteer.backends.vllm.request import Ask, parse
+from odesteer.backends.vllm.request import SteeringRequest, parse
 
 FRAGMENT = re.compile(r"```py\n(.*?)```", re.DOTALL)
 CONTRAST = ods.Contrast.from_pairs(
@@ -57,7 +57,7 @@ def _client(patch: pytest.MonkeyPatch) -> dict[str, Any]:
         extra = extra_body.get("vllm_xargs")
         if extra is not None:
             [asked] = parse(extra["odesteer"])
-            assert asked == Ask("melancholy", ods.Angle(0.1))
+            assert asked == SteeringRequest("melancholy", ods.Angle(0.1))
         message = SimpleNamespace(content=model)
         return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
@@ -72,7 +72,7 @@ def _offline(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def sampling(extra_args: dict[str, str]) -> None:
         [asked] = parse(extra_args["odesteer"])
-        assert asked == Ask("truthful", ods.Angle(0.2), probability=0.9)
+        assert asked == SteeringRequest("truthful", ods.Angle(0.2), probability=0.9)
 
     _module(patch, "vllm", LLM=MagicMock(), SamplingParams=sampling)
     return space()

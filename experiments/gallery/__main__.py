@@ -41,7 +41,7 @@ def gallery(
     _make_writable(output)
     from experiments.gallery.plot import gallery_figure
 
-    from odesteer.steering.serialization.directory import write_whole
+    from odesteer.common.files import write_whole
 
     with progress("Fitting and steering") as done:
         result = library.run(names, points, seed, done)

@@ -16,7 +16,7 @@ from experiments.gallery.result import DOSES, PERFECT, SHOWN, UNSTEERED, Gallery
 from experiments.gallery.toy_data import EXTENT, PLANES, Plane, lift
 from torch import Tensor
 
-from odesteer.evaluation.selection.match_dose import match
+from odesteer.evaluation.selection.match_dose import match_displacement
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection, find_method
 from odesteer.methods.base import platt
@@ -123,7 +123,7 @@ def run(
                 progress(len(panels), len(shown) * len(scenes))
             steering = fit(find_method(method)(), scene)
             for dose in DOSES:
-                found = match(steering, scene.held_out, dose * distances[plane])
+                found = match_displacement(steering, scene.held_out, dose * distances[plane])
                 steering = steering.with_strength(Time(found.strength))
                 share = scene.share(steering(scene.held_out))
                 moved = found.displacement / distances[plane]

@@ -14,8 +14,8 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from odesteer.common.files import write_whole
 from odesteer.evaluation.report.plots import STYLE  # which draws without a window system
-from odesteer.steering.serialization.directory import write_whole
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
 WANTED, UNWANTED = "#0072B2", "#D55E00"

@@ -22,10 +22,10 @@ from odesteer.steering.layered import LayeredSteering
 from odesteer.steering.steering import Steering
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
-RANKING = ODESteer(gamma=1.0, C=1.0, p=0.0)
+RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
 
 
-class Reading(NamedTuple):
+class ActivationSet(NamedTuple):
     """What a method learns from at one layer.
 
     Attributes:
@@ -107,7 +107,7 @@ def fit(
         if chosen.site == "heads":
             layer = list(range(len(find_layers(model))))
         else:
-            ranked = learnt_from(middle_layers(model), RANKING, cache=cache)
+            ranked = learnt_from(middle_layers(model), RANKING_METHOD, cache=cache)
             data = {index: (r.positive, r.negative) for index, r in ranked.items()}
             qualities = rank_layers(data, contrast.groups, seed)
             layer = best_layer(qualities)
@@ -146,7 +146,7 @@ def read(
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
     cache: CacheChoice = False,
-) -> dict[int, Reading]:
+) -> dict[int, ActivationSet]:
     """What `method` learns from at each layer; see `fit`.
 
     Raises:
@@ -168,7 +168,7 @@ def read(
         rows = texts(model, tokenizer, asked, "prompt", max_tokens).positive
         prompts = [*extract(model, rows, list(data), progress=progress, cache=cache)]
     return {
-        index: Reading(*rows, at_prompt, chosen, some.truncated)
+        index: ActivationSet(*rows, at_prompt, chosen, some.truncated)
         for (index, rows), at_prompt in zip(data.items(), prompts, strict=True)
     }
 
@@ -178,7 +178,7 @@ def fit_readings(
     tokenizer: Any,
     contrast: Contrast,
     method: Method,
-    readings: dict[int, Reading],
+    readings: dict[int, ActivationSet],
     seed: int = 0,
     progress: Progress | None = None,
     qualities: dict[int, BinaryQuality] | None = None,
@@ -201,7 +201,7 @@ def fit_readings(
 
 def _fit_one(
     method: Method,
-    reading: Reading,
+    reading: ActivationSet,
     layer: int,
     *,
     contrast: Contrast,
@@ -258,8 +258,8 @@ def rank_layers(
     """
     qualities = {}
     for done, (index, (positive, negative)) in enumerate(data.items(), start=1):
-        samples = RANKING.check(positive, negative, groups)
-        quality = held_out_quality(RANKING, samples, seed)
+        samples = RANKING_METHOD.check(positive, negative, groups)
+        quality = held_out_quality(RANKING_METHOD, samples, seed)
         if quality is None:
             raise ValueError(
                 'layer="auto" compares layers on held-out groups, and this contrast has fewer '

@@ -11,8 +11,8 @@ from tests.helpers import models as tiny
 import odesteer as ods
 from odesteer.cli import console, options
 from odesteer.cli.chat import completion, fitter, talk, wrapped
-from odesteer.cli.chat_session import COMMANDS, Conversation, Left, summary
-from odesteer.models.hooks.stats import Pass
+from odesteer.cli.chat_session import COMMANDS, Conversation, Quit, summary
+from odesteer.models.hooks.stats import StepStats
 
 POSITIVE = ["the cat is good", "a bird was good", "good dog", "the moon is good"]
 NEGATIVE = ["the cat is bad", "a bird was bad", "bad dog", "the moon is bad"]
@@ -71,7 +71,7 @@ def test_an_answer_streams_is_remembered_and_is_the_models_own(
 def test_the_barrier_that_is_shown_is_that_of_the_tokens() -> None:
     odds = torch.tensor([0.0, 2.0]), torch.tensor([2.0, 2.0])
     still = torch.tensor([0.0, 0.5])
-    one = Pass(3, 2, torch.zeros(2), still, still, *odds)
+    one = StepStats(3, 2, torch.zeros(2), still, still, *odds)
     assert summary([one]) == "P ▕███████░▏ 0.69 → 0.88  2 tokens, 50% moved by 0.25 of their norm"
     assert summary([one], on=False) == "P ▕███████░▏ 0.69  2 tokens, unsteered"
     later = one._replace(layer=5, log_odds_before=None, log_odds_after=None)
@@ -171,7 +171,7 @@ def test_it_ends_when_asked_to() -> None:
     one = conversation()
     talk(one, lines("/quit", "the cat"), lambda _: None)
     assert one.messages == []
-    with pytest.raises(Left):
+    with pytest.raises(Quit):
         one.command("/exit")
 
 

@@ -58,12 +58,12 @@ def test_the_exit_codes_are_what_help_says(tmp_path: Path, monkeypatch: pytest.M
 def test_what_a_run_would_do_and_what_it_did_are_json_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from odesteer.evaluation.experiment.results_header import Outcome
+    from odesteer.evaluation.experiment.results_header import RunSummary
 
     file = REPOSITORY / "experiments" / "smollm2-sentiment.toml"
     planned = json.loads(run("run", file, "--dry-run", "--json").stdout)
     assert planned["experiment"].startswith("smollm2-sentiment") and planned["notes"] == []
-    done = Outcome(tmp_path / "results.jsonl", True, 3)
+    done = RunSummary(tmp_path / "results.jsonl", True, 3)
     monkeypatch.setattr("odesteer.evaluation.experiment.run.run", lambda *_: done)
     assert json.loads(run("run", file, "--out", tmp_path, "--json").stdout) == {
         "results": str(tmp_path / "results.jsonl"),

@@ -10,7 +10,7 @@ import odesteer as ods
 from odesteer.cli import console
 from odesteer.cli.app import app
 from odesteer.cli.methods import argument_meanings
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 
 
 def output(*arguments: str) -> str:
@@ -22,7 +22,7 @@ def output(*arguments: str) -> str:
 @pytest.mark.parametrize("name", ods.METHODS)
 def test_every_method_states_its_facts(name: str) -> None:
     facts = ods.METHODS[name].facts
-    assert isinstance(facts, Facts)
+    assert isinstance(facts, MethodInfo)
     words = (facts.field, facts.barrier, facts.exact, facts.strength, facts.source)
     assert all(word and word == word.strip() for word in words)
 

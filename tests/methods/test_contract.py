@@ -7,7 +7,7 @@ from tests.helpers.models import two_gaussians
 
 from odesteer import CAA, METHODS, Angle, PathLength
 from odesteer.methods import Method
-from odesteer.testing import PROMISES, Trial
+from odesteer.testing import METHOD_CHECKS, FittedMethod
 
 # The paper's 8,000 buckets cost seconds and change nothing that is tested here.
 CHEAPER = {
@@ -26,7 +26,7 @@ MOVING = [name for name in METHODS if name != "none"]
 # A random direction knows nothing of the data, so nothing is promised of where it leads.
 AIMED = [name for name in MOVING if name != "random"]
 PAIRS = [name for name in METHODS if METHODS[name].needs_pairs]
-_trials: dict[str, Trial] = {}
+_trials: dict[str, FittedMethod] = {}
 
 
 def make(name):
@@ -35,7 +35,7 @@ def make(name):
 
 def trial(name):
     if name not in _trials:
-        _trials[name] = Trial.of(make(name))
+        _trials[name] = FittedMethod.of(make(name))
     return _trials[name]
 
 
@@ -53,7 +53,7 @@ aimed_method = pytest.mark.parametrize("name", AIMED)
 
 
 @every_method
-@pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
+@pytest.mark.parametrize("promise", METHOD_CHECKS.values(), ids=METHOD_CHECKS)
 def test_every_promise_is_kept(name, promise):
     promise(trial(name))
 
@@ -65,7 +65,7 @@ def test_a_method_that_changes_its_rows_is_told_which():
             return super().fit(positive, negative, **settings)
 
     with pytest.raises(AssertionError, match=r"fitting changed the negative rows\b"):
-        PROMISES["nothing-is-changed"](Trial.of(InPlace()))
+        METHOD_CHECKS["nothing-is-changed"](FittedMethod.of(InPlace()))
 
 
 @every_method

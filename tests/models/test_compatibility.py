@@ -196,14 +196,14 @@ def test_what_is_fitted_remembers_revision_and_template():
 def test_the_command_line_warns_of_what_it_accepts_and_refuses_the_rest(
     tmp_path, monkeypatch, capfd
 ):
-    from odesteer.cli.load_steering import obtain
+    from odesteer.cli.load_steering import load_or_fit
 
     there, tokenizer = llama(), tiny.tokenizer(chat=True)
     path = fitted(there, tokenizer).save_pretrained(tmp_path / "it")
 
     def run(model, here):
         monkeypatch.setattr("odesteer.models.loading.load_model", lambda *_: (model, here))
-        obtain("a model", path, None, None, "auto", None, False, "last+generated")
+        load_or_fit("a model", path, None, None, "auto", None, False, "last+generated")
         printed = capfd.readouterr()
         assert printed.out == ""
         return " ".join(printed.err.split())

@@ -9,7 +9,7 @@ from tests.helpers.models import block_outputs, constant, model, padded, prompt,
 
 import odesteer as ods
 from odesteer.models.hooks.prometheus import Counts, exposition
-from odesteer.models.hooks.stats import Pass
+from odesteer.models.hooks.stats import StepStats
 
 IDS = torch.cat([prompt(9, seed=1), prompt(9, seed=2), prompt(9, seed=3)])
 SAMPLE = re.compile(r"^(odesteer_\w+)\{(.*)\} (\S+)$")
@@ -33,7 +33,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
 
 
 def test_a_callback_is_told_every_pass_token_by_token() -> None:
-    net, steering, told = model(), quadratic(), list[Pass]()
+    net, steering, told = model(), quadratic(), list[StepStats]()
     plain = block_outputs(net, IDS)[0][1].reshape(-1, steering.hidden_size)
     with steering.attach(net, positions="all") as handle:
         handle.subscribe(told.append)
@@ -49,7 +49,7 @@ def test_a_callback_is_told_every_pass_token_by_token() -> None:
 
 
 def test_only_tokens_that_were_chosen_are_told_with_their_rows() -> None:
-    net, told = model(), list[Pass]()
+    net, told = model(), list[StepStats]()
     ids, mask = padded([prompt(4), prompt(6, seed=1)])
     with constant().attach(net, positions="all") as handle:
         handle.subscribe(told.append)
@@ -59,7 +59,7 @@ def test_only_tokens_that_were_chosen_are_told_with_their_rows() -> None:
 
 
 def test_a_callback_ends_by_itself_and_measuring_with_it() -> None:
-    net, one, other = model(), list[Pass](), list[Pass]()
+    net, one, other = model(), list[StepStats](), list[StepStats]()
     with quadratic().attach(net) as handle:
         end = handle.subscribe(one.append)
         handle.subscribe(other.append)
@@ -71,7 +71,7 @@ def test_a_callback_ends_by_itself_and_measuring_with_it() -> None:
 
 
 def test_what_a_callback_raises_reaches_the_caller_and_the_model_is_clean_after() -> None:
-    def broken(_: Pass) -> None:
+    def broken(_: StepStats) -> None:
         raise LookupError("no monitor")
 
     net = model()
@@ -125,7 +125,7 @@ def test_the_names_are_those_of_the_server() -> None:
 
 
 def test_several_layers_tell_each_and_are_one_text() -> None:
-    net, told = model(), list[Pass]()
+    net, told = model(), list[StepStats]()
     both = ods.LayeredSteering((quadratic(0), quadratic(1)))
     with both.attach(net, measure=True) as handles:
         end = handles.subscribe(told.append)
@@ -148,7 +148,7 @@ def test_one_steering_on_two_models_is_one_sample() -> None:
 
 
 def test_threads_lose_no_token() -> None:
-    net, told = model(), list[Pass]()
+    net, told = model(), list[StepStats]()
     with quadratic().attach(net, positions="all", measure=True) as handle:
         handle.subscribe(told.append)
 
@@ -168,7 +168,7 @@ def test_threads_lose_no_token() -> None:
 
 
 def test_a_compiled_model_tells_as_well() -> None:
-    net, told = model(), list[Pass]()
+    net, told = model(), list[StepStats]()
     with quadratic().attach(net, positions="all") as handle:
         handle.subscribe(told.append)
         compiled = torch.compile(net, backend="eager")

@@ -20,7 +20,7 @@ from tests.helpers.models import (
 )
 
 from odesteer import LayeredSteering, Steering
-from odesteer.models.hooks.torch_compile import mark
+from odesteer.models.hooks.torch_compile import force_recompile
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField
 
@@ -116,7 +116,7 @@ def test_marks_come_off_in_any_order_and_give_a_forward_of_its_own_back(order):
     for own in (None, lambda *_, **__: "own"):
         if own is not None:
             block.forward = own
-        undo = [mark(block) for _ in range(3)]
+        undo = [force_recompile(block) for _ in range(3)]
         if own is not None:
             assert block.forward() == "own"
         for i in order:

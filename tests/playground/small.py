@@ -3,29 +3,32 @@
 from tests.helpers import models as tiny
 
 from odesteer.data import Contrast
-from odesteer.playground.library import Desk, Saved, Source, learnable
-from odesteer.playground.settings import Setting
+from odesteer.playground.library import SavedSteering, SharedModel, Source, learnable
+from odesteer.playground.settings import Controls
 
 PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
 GOOD = [f"the {who} is good {place}" for who in ("cat", "dog", "bird") for place in PLACES]
 BAD = [text.replace("good", "bad") for text in GOOD]
 
 
-def desk(chat: bool = True) -> Desk:
+def desk(chat: bool = True) -> SharedModel:
     """A random model whose every token is a word."""
     tokenizer = tiny.tokenizer(chat=chat)
     tokenizer.add_tokens([f"w{i}" for i in range(len(tokenizer), tiny.VOCABULARY)])
-    return Desk(tiny.model(), tokenizer, "tiny")
+    return SharedModel(tiny.model(), tokenizer, "tiny")
 
 
 def contrast() -> Contrast:
     return Contrast.from_pairs(positive=GOOD, negative=BAD)
 
 
-def shelf(at: Desk) -> dict[str, Source]:
+def shelf(at: SharedModel) -> dict[str, Source]:
     """A contrast that was read, and a steering that was saved."""
-    return {"good": learnable(at, contrast(), [1, 2]), "curved": Saved(tiny.quadratic(), "kept/it")}
+    return {
+        "good": learnable(at, contrast(), [1, 2]),
+        "curved": SavedSteering(tiny.quadratic(), "kept/it"),
+    }
 
 
-def setting(expression: str = "good", **changes: object) -> Setting:
-    return Setting(expression, **{"layer": 1, "max_new_tokens": 6, **changes})  # type: ignore[arg-type]
+def setting(expression: str = "good", **changes: object) -> Controls:
+    return Controls(expression, **{"layer": 1, "max_new_tokens": 6, **changes})  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 from tests.playground import small
 
 import odesteer as ods
-from odesteer.playground.controller import Acts, runs_in
+from odesteer.playground.controller import Controller, runs_in
 from odesteer.playground.session import Session
 
 GOOD, BAD = "\n".join(small.GOOD), "\n".join(small.BAD)
@@ -20,7 +20,7 @@ def shared():
 
 @pytest.fixture
 def acts(shared, tmp_path):
-    return Acts(*shared, tmp_path / "kept", {})
+    return Controller(*shared, tmp_path / "kept", {})
 
 
 def send(acts, session, prompt="the cat", chat=False, **changes):
@@ -178,7 +178,7 @@ def test_runs_are_found_and_their_reports_are_framed(shared, tmp_path):
 
     synthetic.toxicity_run(tmp_path / "one")
     runs = runs_in(tmp_path)
-    acts = Acts(*shared, tmp_path, runs)
+    acts = Controller(*shared, tmp_path, runs)
     assert list(runs) == ["one"] and runs_in(tmp_path / "one").keys() == {"one"}
     assert acts.report("one").startswith('<iframe class="pg-report" sandbox')
     assert "Unknown run" in acts.report("two") and "Choose a run" in acts.report(None)

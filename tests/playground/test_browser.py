@@ -36,13 +36,13 @@ GOOD, BAD = "\n".join(small.GOOD), "\n".join(small.BAD)
 def address(tmp_path_factory):
     from tests.evaluation.report import synthetic
 
-    from odesteer.playground.controller import Acts, runs_in
+    from odesteer.playground.controller import Controller, runs_in
     from odesteer.playground.server import serve
 
     folder = tmp_path_factory.mktemp("page")
     synthetic.toxicity_run(folder / "toxicity")
     desk = small.desk()
-    acts = Acts(desk, small.shelf(desk), folder / "kept", runs_in(folder))
+    acts = Controller(desk, small.shelf(desk), folder / "kept", runs_in(folder))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -9,15 +9,15 @@ from tests.playground import small
 gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 
-from odesteer.playground.controller import Acts  # noqa: E402
-from odesteer.playground.library import Saved  # noqa: E402
+from odesteer.playground.controller import Controller  # noqa: E402
+from odesteer.playground.library import SavedSteering  # noqa: E402
 from odesteer.playground.server import allowed_hosts, serve  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    shelf = {"curved": Saved(tiny.quadratic(), "kept/it")}
-    acts = Acts(small.desk(), shelf, tmp_path_factory.mktemp("page"), {})
+    shelf = {"curved": SavedSteering(tiny.quadratic(), "kept/it")}
+    acts = Controller(small.desk(), shelf, tmp_path_factory.mktemp("page"), {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

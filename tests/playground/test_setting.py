@@ -6,8 +6,8 @@ from tests.playground import small
 
 import odesteer as ods
 from odesteer.ode import SOLVERS
-from odesteer.playground.controller import Acts
-from odesteer.playground.library import Saved
+from odesteer.playground.controller import Controller
+from odesteer.playground.library import SavedSteering
 from odesteer.playground.python_snippet import python
 from odesteer.playground.session import Session
 
@@ -53,7 +53,7 @@ TRAINED = ("hpr", "re-control", "truthflow")
 )
 def test_every_method_of_the_page_can_be_learnt_and_written_with(desk, shelf, method):
     session = Session()
-    acts = Acts(desk, shelf, None, {})
+    acts = Controller(desk, shelf, None, {})
     *_, shown = acts.send(session, PROMPT, "", False, small.setting(method=method))
     assert not shown.error and shown.texts and shown.figures
 
@@ -107,7 +107,10 @@ def test_the_python_writes_the_text_of_the_page(desk, shelf, changes, monkeypatc
 
 
 def test_python_names_that_python_does_not_allow_are_others(desk):
-    shelf = {"a-b": Saved(tiny.quadratic(), "x"), "a.b": Saved(tiny.quadratic(), "y")}
+    shelf = {
+        "a-b": SavedSteering(tiny.quadratic(), "x"),
+        "a.b": SavedSteering(tiny.quadratic(), "y"),
+    }
     code = python(small.setting("a-b & a.b"), shelf, "tiny", "the")
     assert "a_b = ods.load('x')" in code and "a_b_ = ods.load('y')" in code
     assert "steering = (a_b & a_b_).with_strength(ods.Angle(0.2))" in code

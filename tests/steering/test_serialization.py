@@ -14,7 +14,7 @@ from tests.helpers.steerings import FIELDS, ROWS, D
 from torch import nn
 
 from odesteer import CAA, Angle, Calibration, ODESteer, PathLength, Steering, Target, Time, ode
-from odesteer.steering.serialization.directory import _aside, write_whole
+from odesteer.common.files import _aside, write_whole
 from odesteer.steering.serialization.tree import CLASSES
 
 

@@ -27,7 +27,7 @@ from odesteer.testing import (
 )
 from odesteer.testing.suite.adapter import Unsteered
 from odesteer.testing.suite.report import report
-from odesteer.testing.suite.testbed import Bench
+from odesteer.testing.suite.testbed import Testbed
 
 pytest_plugins = ["pytester"]
 
@@ -89,9 +89,9 @@ def test_what_the_model_itself_cannot_do_is_not_counted() -> None:
 
 
 def test_the_control_may_move_nothing_and_a_library_may_not() -> None:
-    CHECKS["text"].run(Bench(ARCHITECTURES["llama"], Unsteered()))
+    CHECKS["text"].run(Testbed(ARCHITECTURES["llama"], Unsteered()))
     with pytest.raises(AssertionError, match="changed nothing"):
-        CHECKS["text"].run(Bench(ARCHITECTURES["llama"], DoesNothing()))
+        CHECKS["text"].run(Testbed(ARCHITECTURES["llama"], DoesNothing()))
 
 
 def test_a_test_asks_the_control_only_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,12 @@ import torch
 from odesteer_median import MedianDifference
 
 import odesteer as ods
-from odesteer.testing import PROMISES, Trial
+from odesteer.testing import METHOD_CHECKS, FittedMethod
 
-TRIAL = Trial.of(MedianDifference())
+TRIAL = FittedMethod.of(MedianDifference())
 
 
-@pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
+@pytest.mark.parametrize("promise", METHOD_CHECKS.values(), ids=METHOD_CHECKS)
 def test_it_keeps_every_promise(promise):
     promise(TRIAL)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from odesteer.cli import options
-from odesteer.cli.chat_session import COMMANDS, Conversation, Left, Refit
+from odesteer.cli.chat_session import COMMANDS, Conversation, Quit, Refit
 from odesteer.cli.console import err, out, parse_dose, plain, progress, teaching_errors, tell
-from odesteer.cli.load_steering import obtain, read_contrast, solved
+from odesteer.cli.load_steering import load_or_fit, read_contrast, with_solver
 
 if TYPE_CHECKING:
     from odesteer.backends.base import AnySteering
@@ -48,7 +48,7 @@ def chat(
     Example: odesteer chat smollm2 --method caa --contrast pairs.jsonl --layer 14 --angle 0.2
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = obtain(
+    language_model, tokenizer, one = load_or_fit(
         model,
         steering,
         method,
@@ -92,7 +92,7 @@ def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[s
                 said = conversation.command(line)
             else:
                 said = conversation.answer(line, write)
-        except Left:
+        except Quit:
             return
         except (ValueError, OSError) as error:
             tell(f"[red]{plain(error)}[/]")
@@ -127,7 +127,7 @@ def fitter(
                 progress=callback,
                 cache=cache,
             )
-        return solved(fitted, solver, steps)
+        return with_solver(fitted, solver, steps)
 
     return refit
 

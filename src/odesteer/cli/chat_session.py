@@ -13,7 +13,7 @@ from odesteer.cli.load_steering import as_layers
 
 if TYPE_CHECKING:
     from odesteer.backends.base import AnySteering
-    from odesteer.models.hooks.stats import Pass
+    from odesteer.models.hooks.stats import StepStats
     from odesteer.ode import Dose
 
 Write = Callable[[str], None]
@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 
-class Left(Exception):
+class Quit(Exception):
     """Somebody has said goodbye."""
 
 
@@ -76,7 +76,7 @@ class Conversation:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self.model.device)
         one = self.steering if self.on else self.steering.with_strength(0.0)
-        passes: list[Pass] = []
+        passes: list[StepStats] = []
         with one.attach(self.model, positions=self.positions) as handle, torch.no_grad():
             handle.subscribe(passes.append)
             output = self.model.generate(
@@ -101,7 +101,7 @@ class Conversation:
         name, _, value = line[1:].partition(" ")
         value = value.strip()
         if name in ("quit", "exit"):
-            raise Left
+            raise Quit
         if name in ("off", "on"):
             self.on = name == "on"
         elif name == "reset":
@@ -122,9 +122,9 @@ class Conversation:
             path = self.steering.save_pretrained(Path(_given(name, value, "mine")))
             return f"Wrote {path}; use it with --steering {path}"
         else:
-            from odesteer.common.registry import pick
+            from odesteer.common.registry import lookup
 
-            pick({each.split()[0]: None for each in COMMANDS}, f"/{name}", "command")
+            lookup({each.split()[0]: None for each in COMMANDS}, f"/{name}", "command")
         return self.about()
 
     def about(self) -> str:
@@ -154,7 +154,7 @@ class Conversation:
         self.steering = fitted
 
 
-def summary(passes: "list[Pass]", on: bool = True) -> str:
+def summary(passes: "list[StepStats]", on: bool = True) -> str:
     """The barrier of an answer's tokens, before and after they were moved, and how far they were.
 
     Of several layers, the last one: there all of them have acted.

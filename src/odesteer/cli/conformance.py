@@ -49,7 +49,7 @@ def conformance(
 
     from transformers.utils import logging as transformers_logging
 
-    from odesteer.steering.serialization.directory import write_whole
+    from odesteer.common.files import write_whole
     from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
     from odesteer.testing.suite.report import report
 

@@ -7,7 +7,7 @@ import typer
 
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
-from odesteer.cli.load_steering import dosed, read_contrast
+from odesteer.cli.load_steering import read_contrast, with_dose
 
 
 @teaching_errors
@@ -52,12 +52,12 @@ def export(
 
     Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
     """
-    from odesteer.common.registry import pick
+    from odesteer.common.registry import lookup
     from odesteer.integrations.control_vectors import FORMATS, divergence, flattened, write_vectors
     from odesteer.steering.layered import load, parts_of
 
-    pick(FORMATS, output.suffix, "kind of control vector")
-    one = dosed(load(steering), parse_dose(strength, angle, target), spread=False)
+    lookup(FORMATS, output.suffix, "kind of control vector")
+    one = with_dose(load(steering), parse_dose(strength, angle, target), spread=False)
     rows = apart = None
     if model is not None:
         import odesteer as ods

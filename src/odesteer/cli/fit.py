@@ -8,7 +8,13 @@ import typer
 from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
-from odesteer.cli.load_steering import as_layers, check_solver, dosed, read_contrast, solved
+from odesteer.cli.load_steering import (
+    as_layers,
+    check_solver,
+    read_contrast,
+    with_dose,
+    with_solver,
+)
 
 
 @teaching_errors
@@ -79,7 +85,7 @@ def fit(
             max_tokens=max_tokens,
             cache=cache,
         )
-    steering = solved(dosed(fitted, dose, spread), solver, steps)
+    steering = with_solver(with_dose(fitted, dose, spread), solver, steps)
     path = steering.save_pretrained(output)
     parts = parts_of(steering)
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, teaching_errors
-from odesteer.cli.load_steering import obtain
+from odesteer.cli.load_steering import load_or_fit
 
 
 @teaching_errors
@@ -41,7 +41,7 @@ def generate(
     Example: odesteer generate smollm2 "How was the trip?" --method mimic --layer 14
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = obtain(
+    language_model, tokenizer, one = load_or_fit(
         model,
         steering,
         method,

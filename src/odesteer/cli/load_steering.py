@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from odesteer.ode import Dose
 
 
-def obtain(
+def load_or_fit(
     model: str,
     path: Path | None,
     method: str | None,
@@ -76,7 +76,7 @@ def obtain(
         # What is left are differences that steering survives, but may suffer from.
         for difference in one.compatibility(language_model, tokenizer):
             warn(f"this steering was fitted on another {difference}.")
-    return language_model, tokenizer, solved(dosed(one, dose, spread), solver, steps)
+    return language_model, tokenizer, with_solver(with_dose(one, dose, spread), solver, steps)
 
 
 def read_contrast(path: Path | None, template: str = "auto", columns: str | None = None) -> Any:
@@ -144,7 +144,7 @@ def as_layers(layer: str) -> int | str | list[int]:
     return indices[0] if len(indices) == 1 else indices
 
 
-def solved(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySteering":
+def with_solver(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySteering":
     """The steering with its ODE solved otherwise, at every layer."""
     from odesteer.steering.layered import changed
 
@@ -160,7 +160,7 @@ def check_solver(solver: str | None) -> None:
         find_solver(solver)
 
 
-def dosed(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":
+def with_dose(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":
     """The steering at the dose asked for, at every layer or shared out over them."""
     from odesteer.steering.layered import LayeredSteering
 

@@ -33,7 +33,7 @@ def methods(
 
     Example: odesteer methods odesteer
     """
-    from odesteer.common.registry import offered
+    from odesteer.common.registry import plugins
     from odesteer.methods import GROUP, METHODS, find_method
 
     if name is not None:
@@ -44,7 +44,7 @@ def methods(
             _show(method)
         return
     # A method of another package that is broken must not hide the others.
-    others = {name: _of_others(name) for name in offered(GROUP) if name not in METHODS}
+    others = {name: _of_others(name) for name in plugins(GROUP) if name not in METHODS}
     found = [*METHODS.values(), *(one for one in others.values() if not isinstance(one, str))]
     rows = [facts_of(method) for method in found]
     for one in others.values():

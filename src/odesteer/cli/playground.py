@@ -11,7 +11,7 @@ from odesteer.cli.console import progress, say, teaching_errors
 from odesteer.cli.load_steering import pairs
 
 if TYPE_CHECKING:
-    from odesteer.playground.library import Desk, Source
+    from odesteer.playground.library import SharedModel, Source
 
 MOODS = "melancholy"
 
@@ -64,8 +64,8 @@ def playground(
     named = named_paths(steering or [])
     from odesteer.evaluation.benchmarks.sentiment import SYSTEM
     from odesteer.models.loading import load_model
-    from odesteer.playground.controller import Acts, runs_in
-    from odesteer.playground.library import Desk
+    from odesteer.playground.controller import Controller, runs_in
+    from odesteer.playground.library import SharedModel
     from odesteer.playground.server import serve
 
     found = runs_in(runs) if runs is not None else {}
@@ -73,10 +73,10 @@ def playground(
         raise ValueError(
             f"There is no run in '{runs}'; give a directory that `odesteer run` wrote."
         )
-    desk = Desk(*load_model(model, say), name=model)
+    desk = SharedModel(*load_model(model, say), name=model)
     shelf = saved(desk, named) if named else moods(desk, cache)
     page, address = serve(
-        Acts(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened
+        Controller(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened
     )
     say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")
     page.block_thread()
@@ -90,11 +90,11 @@ def named_paths(given: list[str]) -> dict[str, Path]:
     return {check_name(name): Path(path) for name, path in found.items()}
 
 
-def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
+def saved(desk: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
     """Steerings from their directories, if they fit the model."""
     import odesteer as ods
     from odesteer.models.hooks.attach import check_fits
-    from odesteer.playground.library import Saved
+    from odesteer.playground.library import SavedSteering
     from odesteer.steering.layered import parts_of
 
     shelf: dict[str, Source] = {}
@@ -102,11 +102,11 @@ def saved(desk: "Desk", named: dict[str, Path]) -> "dict[str, Source]":
         one = ods.load(path)
         for part in parts_of(one):
             check_fits(part, desk.model)
-        shelf[name] = Saved(one, str(path))
+        shelf[name] = SavedSteering(one, str(path))
     return shelf
 
 
-def moods(desk: "Desk", cache: bool) -> "dict[str, Source]":
+def moods(desk: "SharedModel", cache: bool) -> "dict[str, Source]":
     """The sentences of the demo, read and ranked."""
     from odesteer.evaluation.demo import contrast
     from odesteer.fitting import middle_layers

@@ -110,12 +110,12 @@ def _value(key: str, text: str) -> str | float | None:
 
 
 def _wanted(formats: str) -> list[str]:
-    from odesteer.common.registry import pick
+    from odesteer.common.registry import lookup
 
     known = dict.fromkeys(FORMATS.split(","))
     names = list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
     for name in names:
-        pick(known, name, "format")
+        lookup(known, name, "format")
     if not names:
         raise ValueError(f"--format needs at least one of {', '.join(known)}.")
     return names

@@ -166,7 +166,7 @@ def _rows(scores: "Scores") -> list[dict[str, Any]]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from odesteer.steering.serialization.directory import write_whole
+    from odesteer.common.files import write_whole
 
     if path.suffix == ".csv":
         text = io.StringIO()

@@ -73,13 +73,13 @@ def serve(
     -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
     """
     from odesteer.backends.vllm.registry import configuration
-    from odesteer.backends.vllm.request_validation import named
+    from odesteer.backends.vllm.request_validation import served_model_names
     from odesteer.models.loading import SMOLLM2, local_copy
 
     steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
     config = configuration(steerings, composed, check)
     source = str(local_copy(say)) if model == SMOLLM2 else model
-    served = named(
+    served = served_model_names(
         [name or (Path(model).name if Path(model).is_dir() else model)],
         [*steerings, *composed],
     )

@@ -62,12 +62,12 @@ def tune(
     blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
     import odesteer as ods
-    from odesteer.evaluation.selection.result import Wanted
+    from odesteer.evaluation.selection.result import Goal
     from odesteer.methods import find_method
     from odesteer.models.loading import load_model
 
     find_method(method)
-    Wanted(max_kl, max_perplexity_ratio, target_probability, target_effect)
+    Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
     data = read_contrast(contrast, template, columns)
     language_model, tokenizer = load_model(model, say)
     with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _LONGEST = 200
 
 
-def pick(table: Mapping[str, T], name: str, kind: str) -> T:
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """table[name], or a ValueError that names the nearest entry and all of them.
 
     >>> pick({"caa": 1, "iti": 2}, "cca", "method")
@@ -34,7 +34,7 @@ def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     raise ValueError(f"Unknown {kind} '{shown}'.{hint} Available: {', '.join(table)}.")
 
 
-def find(
+def resolve(
     table: Mapping[str, Any],
     name: str,
     kind: str,
@@ -62,7 +62,7 @@ def find(
     if name in table:
         return table[name]
     points = sorted(entry_points(group=group))
-    point: EntryPoint = pick({**_by_name(points), **table}, name, kind)
+    point: EntryPoint = lookup({**_by_name(points), **table}, name, kind)
     owner = f"The {kind} '{name}' of {_package(point)}"
     same = [one for one in points if one.name == name]
     if len({one.value for one in same}) > 1:
@@ -82,7 +82,7 @@ def find(
     return found
 
 
-def offered(group: str) -> dict[str, EntryPoint]:
+def plugins(group: str) -> dict[str, EntryPoint]:
     """What other packages offer, by name; nothing is imported.
 
     Raises nothing: whether an entry point leads anywhere shows when it is asked for.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from odesteer.common.limits import brief
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.models.chat_template import Messages
 
 REWARDS = ("reward", "positive_reward", "negative_reward")
@@ -65,7 +65,7 @@ def labelled(
         ValueError: as of `examples`.
     """
     for key in columns or ():
-        pick(dict.fromkeys(KEYS), key, "key of a contrast")
+        lookup(dict.fromkeys(KEYS), key, "key of a contrast")
     for place, given in rows:
         row = _renamed(given, columns or {}, place)
         prompt = row.get("prompt")

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from odesteer.common.files import write_whole
 from odesteer.evaluation.demo import FIGURES, Condition, DemoResult
 from odesteer.evaluation.judges import VaderMood
 from odesteer.evaluation.report.plots import LABELS
-from odesteer.steering.serialization.directory import write_whole
 
 _CAPTIONS = {
     FIGURES[0]: "What a dose buys and what it costs. Down is more melancholy; left is more fluent.",

@@ -12,7 +12,7 @@ from odesteer.extraction.prefix_groups import shared_beginnings
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Texts that are computed together, and kept on disk together.
 
     Attributes:
@@ -30,19 +30,19 @@ class Batch:
         return [i for run in self.runs for i in run]
 
 
-def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
+def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBatch]:
     """Batches of one run each, the longest texts first, so that memory peaks early.
 
     Args:
         rows: the texts' token ids.
         batch_tokens: at most so many tokens a run, padding included, unless one text has more.
     """
-    return [Batch((run,)) for run in _runs(range(len(rows)), rows, batch_tokens)]
+    return [TextBatch((run,)) for run in _runs(range(len(rows)), rows, batch_tokens)]
 
 
 def from_shared_beginnings(
     rows: Sequence[Sequence[int]], batch_tokens: int, ends: Sequence[int] | None = None
-) -> list[Batch]:
+) -> list[TextBatch]:
     """Batches in which what several texts begin with is run once; see `shared_beginnings`.
 
     A run's tokens count with those that they go on from, and the beginnings of a batch, whose
@@ -51,7 +51,7 @@ def from_shared_beginnings(
     groups = shared_beginnings(rows, ends)
     # With similar ones, long answers first.
     groups.sort(key=lambda group: (-group.length, -max(len(rows[i]) for i in group.members)))
-    batches: list[Batch] = []
+    batches: list[TextBatch] = []
     alone = set(range(len(rows)))
     members: list[int] = []
     beginnings = 0
@@ -61,10 +61,10 @@ def from_shared_beginnings(
         alone.difference_update(some)
         after = groups[place + 1].length if place + 1 < len(groups) else 0
         if after != length or beginnings + length > batch_tokens // 2:
-            batches.append(Batch(tuple(_runs(members, rows, batch_tokens)), length))
+            batches.append(TextBatch(tuple(_runs(members, rows, batch_tokens)), length))
             members, beginnings = [], 0
     runs = _runs(sorted(alone), rows, batch_tokens)
-    return batches + [Batch((run,)) for run in runs]
+    return batches + [TextBatch((run,)) for run in runs]
 
 
 def _runs(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
-from odesteer.extraction.batching import Batch, from_shared_beginnings, whole_texts
+from odesteer.extraction.batching import TextBatch, from_shared_beginnings, whole_texts
 from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
-from odesteer.extraction.pooling import Reader
-from odesteer.extraction.tokenize import Texts, Tokens, check_tokens, texts
+from odesteer.extraction.pooling import Pooler
+from odesteer.extraction.tokenize import TokenizedTexts, Tokens, check_tokens, texts
 from odesteer.models.capture import Forward, Site, captured
 from odesteer.models.layers import input_device, layer_index
 
@@ -95,7 +95,7 @@ def activations(
 
 def read_texts(
     model: nn.Module,
-    some: Texts,
+    some: TokenizedTexts,
     layers: Sequence[int],
     *,
     site: Site = "residual",
@@ -151,20 +151,20 @@ def extract(
     # A prompt is read by itself, where it ends.
     pooling = "last" if tokens == "prompt" else tokens
     indices = [layer_index(model, layer) for layer in layers]
-    reader = Reader(token_rows, starts, pooling, input_device(model))
+    reader = Pooler(token_rows, starts, pooling, input_device(model))
     size = batch_tokens or default_batch_tokens(reader.device)
     store = ActivationCache.of(cache, model, site, pooling)
     results: dict[int, Tensor] = {}
 
-    def keep(batch: Batch, found: dict[int, Tensor]) -> None:
+    def keep(batch: TextBatch, found: dict[int, Tensor]) -> None:
         for index, rows in found.items():
             if index not in results:
                 results[index] = torch.empty(len(token_rows), rows.shape[-1])
             results[index][batch.rows] = rows
 
-    def look_up(batches: Sequence[Batch]) -> dict[tuple[int, ...], list[Batch]]:
+    def look_up(batches: Sequence[TextBatch]) -> dict[tuple[int, ...], list[TextBatch]]:
         """What is left to compute, by the layers that are missing: often none, or all."""
-        missing: dict[tuple[int, ...], list[Batch]] = {}
+        missing: dict[tuple[int, ...], list[TextBatch]] = {}
         for batch in batches:
             found = {} if store is None else store.get(_content(reader, batch), indices)
             keep(batch, found)
@@ -214,14 +214,14 @@ def default_batch_tokens(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-def _content(reader: Reader, batch: Batch) -> Content:
+def _content(reader: Pooler, batch: TextBatch) -> Content:
     """What decides the activations of a batch."""
     starts = [reader.starts[i] for i in batch.rows] if reader.pooling == "response" else []
     passes = [batch.shared, *map(len, batch.runs)]
     return Content([reader.token_rows[i] for i in batch.rows], starts, passes)
 
 
-def _goes_on(model: nn.Module, reader: Reader, forward: Forward, batch: Batch) -> bool:
+def _goes_on(model: nn.Module, reader: Pooler, forward: Forward, batch: TextBatch) -> bool:
     """Whether two texts of a batch read the same from their shared beginning as from their own.
 
     What a model is made of tells that it keeps keys and values; not whether it continues
@@ -230,9 +230,9 @@ def _goes_on(model: nn.Module, reader: Reader, forward: Forward, batch: Batch) -
     beginning = reader.token_rows[batch.rows[0]][: batch.shared]
     alike = [i for i in batch.rows if reader.token_rows[i][: batch.shared] == beginning]
     pair = (alike[0], alike[-1])  # the longest and the shortest, so that one is padded
-    expected = reader.read(forward, Batch((pair,)))
+    expected = reader.read(forward, TextBatch((pair,)))
     try:
-        found = reader.read(forward, Batch((pair,), batch.shared))
+        found = reader.read(forward, TextBatch((pair,), batch.shared))
     except Exception:  # whatever a model makes of a cache, it has just read texts without one
         return False
     precision = next(p.dtype for p in model.parameters() if p.is_floating_point())

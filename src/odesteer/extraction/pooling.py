@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.extraction.batching import Batch
+from odesteer.extraction.batching import TextBatch
 from odesteer.models.capture import Forward
 
 
 @dataclass(frozen=True)
-class Reader:
+class Pooler:
     """Reads the same tokens of every text.
 
     Attributes:
@@ -41,14 +41,14 @@ class Reader:
         return [min(pair) for pair in zip(self.starts, ends, strict=True)]
 
     @torch.no_grad()
-    def read(self, forward: Forward, batch: Batch) -> dict[int, Tensor]:
+    def read(self, forward: Forward, batch: TextBatch) -> dict[int, Tensor]:
         """[b, d] float32 on the CPU by layer, in the order of `batch.rows`."""
-        begin = _Beginnings(forward, self, batch) if batch.shared else None
+        begin = _SharedPrefix(forward, self, batch) if batch.shared else None
         parts = [self._read_run(forward, run, begin) for run in batch.runs]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
     def _read_run(
-        self, forward: Forward, run: Sequence[int], begin: "_Beginnings | None"
+        self, forward: Forward, run: Sequence[int], begin: "_SharedPrefix | None"
     ) -> dict[int, Tensor]:
         shared = 0 if begin is None else begin.length
         rows = [self.token_rows[i][shared:] for i in run]
@@ -77,14 +77,14 @@ class Reader:
         return found
 
 
-class _Beginnings:
+class _SharedPrefix:
     """What several texts begin with, run once.
 
     Attributes:
         length: their tokens, of each.
     """
 
-    def __init__(self, forward: Forward, reader: Reader, batch: Batch):
+    def __init__(self, forward: Forward, reader: Pooler, batch: TextBatch):
         from odesteer.models.prefix_cache import empty_cache
 
         self.length = batch.shared

@@ -23,7 +23,7 @@ Tokens = Literal["last", "mean", "response", "prompt"]
 TOKENS: tuple[str, ...] = get_args(Tokens)
 
 
-class Texts(NamedTuple):
+class TokenizedTexts(NamedTuple):
     """What is read of a contrast.
 
     Attributes:
@@ -52,7 +52,7 @@ def texts(
     contrast: Contrast,
     tokens: Tokens = "last",
     max_tokens: int | None = None,
-) -> Texts:
+) -> TokenizedTexts:
     """A contrast's texts as token ids; a warning says how many had to be cut.
 
     Args:
@@ -70,7 +70,7 @@ def texts(
         model, tokenizer, some, contrast.template, tokens, max_tokens
     )
     n = len(contrast.positive)
-    return Texts(rows[:n], rows[n:], starts, tokens, truncated)
+    return TokenizedTexts(rows[:n], rows[n:], starts, tokens, truncated)
 
 
 def token_rows(

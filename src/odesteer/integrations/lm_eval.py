@@ -28,7 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from odesteer.backends.base import AnySteering
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Dose
@@ -67,7 +67,7 @@ class SteeredLM(HFLM):
     ):
         if strength is not None and angle is not None:
             raise ValueError("strength and angle both say how far; give one of them.")
-        pick(POSITIONS, positions, "positions")
+        lookup(POSITIONS, positions, "positions")
         self.positions = positions
         if pretrained == SMOLLM2:
             pretrained, arguments["tokenizer"] = load_model(SMOLLM2)

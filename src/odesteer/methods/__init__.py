@@ -6,7 +6,7 @@ Another package adds a method, a `Method` class, under the entry-point group "od
     median = "my_package:MedianDifference"
 """
 
-from odesteer.common.registry import find
+from odesteer.common.registry import resolve
 from odesteer.methods.base import Method
 from odesteer.methods.caa import CAA
 from odesteer.methods.extra.cbf import SafetyFilter
@@ -61,7 +61,7 @@ def find_method(name: str) -> type[Method]:
         ValueError: for an unknown name; says which there are. Also for an entry point of another
             name than its method's.
     """
-    found: type[Method] = find(METHODS, name, "method", GROUP, Method)
+    found: type[Method] = resolve(METHODS, name, "method", GROUP, Method)
     if found.name != name:
         raise ValueError(
             f"The entry point '{name}' leads to {found.__name__}, whose name is '{found.name}': "

@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
@@ -48,7 +48,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    facts: ClassVar[Facts] = Facts("not said", "-", "not said", "not said", "not said")
+    facts: ClassVar[MethodInfo] = MethodInfo("not said", "-", "not said", "not said", "not said")
     default_strength: ClassVar[Dose | float] = 1.0
     # Row i of both classes answers the same prompt, and the method learns from that.
     needs_pairs: ClassVar[bool] = False

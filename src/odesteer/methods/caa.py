@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 
@@ -27,7 +27,7 @@ class CAA(Method):
     """
 
     name: ClassVar[str] = "caa"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="mean(positive) - mean(negative)",
         barrier="log ratio of N(mean+, I) and N(mean-, I), linear",
         exact="straight line, one Euler step",

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Facts(NamedTuple):
+class MethodInfo(NamedTuple):
     """A method's row in the table of all methods (`odesteer methods`).
 
     Attributes:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Network, RotationField, VectorField
@@ -47,7 +47,7 @@ class HPR(Method):
 
     name: ClassVar[str] = "hpr"
     needs_pairs: ClassVar[bool] = True
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="gamma(a) ||a|| times the tangent towards theta, where a probe says negative",
         barrier="theta.a^",
         exact="rotation by the predicted angle, one great-circle step",

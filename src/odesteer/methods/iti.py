@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.linear_probe import linear_probe
 from odesteer.methods.samples import Samples
 from odesteer.ode import ConstantField, VectorField
@@ -33,7 +33,7 @@ class ITI(Method):
     """
 
     name: ClassVar[str] = "iti"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="theta / ||theta||, theta the normal of a linear probe",
         barrier="theta.a + b + log(n-/n+), by logistic regression",
         exact="straight line, one Euler step",

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Groups, Samples
 from odesteer.ode import ConstantField, Dose, LinearBarrier, VectorField
 
@@ -45,7 +45,7 @@ class HeadITI(Method):
     name: ClassVar[str] = "iti-heads"
     default_strength: ClassVar[Dose | float] = 15.0
     site: ClassVar[str] = "heads"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="sigma_h u_h for each of the K best heads, u_h its unit mean difference",
         barrier="v.a",
         exact="straight line, one Euler step",

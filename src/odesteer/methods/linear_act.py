@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import FormBarrier, TransportField, VectorField
 
 
@@ -37,7 +37,7 @@ class LinearAcT(Method):
 
     name: ClassVar[str] = "linear-act"
     incremental: ClassVar[bool] = True
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="w*a + b - a in each coordinate inside the negatives' range",
         barrier="sum_j (w_j - 1) a_j^2 / 2 + b_j a_j",
         exact="straight line a + s (M(a) - a), one Euler step",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from odesteer.methods.base import Method
 from odesteer.methods.covariance import class_covariances
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.linear_probe import linear_probe
 from odesteer.methods.samples import Samples
 from odesteer.ode import FormBarrier, TransportField, VectorField
@@ -42,7 +42,7 @@ class MiMiC(Method):
 
     name: ClassVar[str] = "mimic"
     incremental: ClassVar[bool] = True
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="M(a) - a where a probe says negative, else 0; M Gaussian optimal transport",
         barrier="quadratic potential of the map, grad h = M(a) - a",
         exact="straight line a + s (M(a) - a), one Euler step",

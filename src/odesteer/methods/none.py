@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import VectorField, ZeroField
 
 
@@ -18,7 +18,7 @@ class NoSteering(Method):
     """Moves nothing: the row that every comparison needs."""
 
     name: ClassVar[str] = "none"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="0",
         barrier="-",
         exact="the identity",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import ConstantField, VectorField
 
 
@@ -25,7 +25,7 @@ class RandomDirection(Method):
     """
 
     name: ClassVar[str] = "random"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="u, a random unit vector",
         barrier="-",
         exact="straight line, one Euler step",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, hold_out, learning, train
 from odesteer.ode import Angle, Dose, Network, NetworkBarrier, PlainGradientField, VectorField
@@ -47,7 +47,7 @@ class REControl(Method):
 
     name: ClassVar[str] = "re-control"
     default_strength: ClassVar[Dose | float] = Angle(0.3)
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="grad V(a), V a value network",
         barrier="V(a) - eps",
         exact="none",

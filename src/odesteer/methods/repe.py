@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 
@@ -31,7 +31,7 @@ class RepE(Method):
 
     name: ClassVar[str] = "repe"
     needs_pairs: ClassVar[bool] = True
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="u1, first principal direction of paired differences",
         barrier="u1.a",
         exact="straight line, one Euler step",

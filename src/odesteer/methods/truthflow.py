@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Dose, Hourglass, RectifiedField, VectorField
@@ -56,7 +56,7 @@ class TruthFlow(Method):
     tokens: ClassVar[str] = "response"
     reads_prompts: ClassVar[bool] = True
     default_strength: ClassVar[Dose | float] = 1.5
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="correction predicted from the prompt's last token by a rectified flow",
         barrier="-",
         exact="straight line, one Euler step",

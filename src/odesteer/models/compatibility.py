@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from odesteer.common.limits import brief
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.models.layer_search import text_config
 from odesteer.models.layers import find_layers, hidden_size, unwrap
 
@@ -139,7 +139,7 @@ def check(found: list[Difference], level: str) -> None:
         ValueError: for an unknown level, or naming the differences and the level that would
             accept them.
     """
-    pick(dict.fromkeys(LEVELS), level, "compatibility check")
+    lookup(dict.fromkeys(LEVELS), level, "compatibility check")
     strictness = LEVELS.index(level)
     refused = [
         each

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from odesteer.extraction.cache.index import cache_dir
+from odesteer.common.files import cache_dir
 
 SMOLLM2 = "smollm2"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -10,7 +10,7 @@ from odesteer.ode.barriers.preconditioned import MetricBarrier
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
 from odesteer.ode.barriers.sketch import SketchBarrier
 from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.dose_batch import Columns, PerRow, columns_of
+from odesteer.ode.dose_batch import DoseBatch, PerRow, columns_of
 from odesteer.ode.fields.base import (
     ConstantField,
     GivenField,
@@ -36,10 +36,10 @@ __all__ = [
     "AndBarrier",
     "Angle",
     "Barrier",
-    "Columns",
     "ConstantField",
     "Dense",
     "Dose",
+    "DoseBatch",
     "FormBarrier",
     "FourierBarrier",
     "GaussianBarrier",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesteer.ode.fields.base import VectorField, solved_in
+from odesteer.ode.fields.base import VectorField, compute_dtype
 
 
 class Dose(ABC):
@@ -34,7 +34,7 @@ class Dose(ABC):
 
     @abstractmethod
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        """The signed integration time of each row: [..., d] of any type -> [...], `solved_in`."""
+        """Signed integration time of each row: [..., d] of any type -> [...], `compute_dtype`."""
 
     def common_time(self, field: VectorField) -> float | None:
         """The time of all rows, where it is one number whatever the rows are."""
@@ -119,12 +119,12 @@ class Angle(_Amount):
         return f"angle {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(a, dim=-1, dtype=solved_in(a.dtype))
+        norm = torch.linalg.vector_norm(a, dim=-1, dtype=compute_dtype(a.dtype))
         return at_speed(field, a, self.amount * norm)
 
 
 def _everywhere(a: Tensor, amount: float) -> Tensor:
-    return a.new_full(a.shape[:-1], amount, dtype=solved_in(a.dtype))
+    return a.new_full(a.shape[:-1], amount, dtype=compute_dtype(a.dtype))
 
 
 def at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose, at_speed
-from odesteer.ode.fields.base import VectorField, solved_in
+from odesteer.ode.fields.base import VectorField, compute_dtype
 
 
 class _Table(Dose):
@@ -38,7 +38,7 @@ class _Table(Dose):
         """Whether any dose may be an angle."""
 
 
-class Columns(_Table):
+class DoseBatch(_Table):
     """The table itself, such as a buffer on a device that is filled anew for every batch.
 
     Whatever the numbers are, the same operations run: a CUDA graph may hold them.
@@ -57,7 +57,7 @@ class Columns(_Table):
         return f"a dose of its own for each of {self.numbers.shape[1]} rows"
 
     def _columns(self, a: Tensor) -> Tensor:
-        numbers = self.numbers.to(a.device, solved_in(a.dtype))
+        numbers = self.numbers.to(a.device, compute_dtype(a.dtype))
         return numbers.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
 
     @property
@@ -77,9 +77,9 @@ class Columns(_Table):
         """Only its sign means anything."""
         return -1.0 if self._backwards else 1.0
 
-    def scaled(self, factor: float) -> "Columns":
+    def scaled(self, factor: float) -> "DoseBatch":
         numbers = torch.cat([self.numbers[:3] * factor, self.numbers[3:]])
-        return Columns(numbers, self._backwards != (factor < 0), self._stopping)
+        return DoseBatch(numbers, self._backwards != (factor < 0), self._stopping)
 
 
 class PerRow(_Table):
@@ -129,7 +129,7 @@ class PerRow(_Table):
     def _columns(self, a: Tensor) -> Tensor:
         if a.dim() < 2:
             raise ValueError(f"PerRow needs a batch of activations [b, ..., d]; got {[*a.shape]}.")
-        key = (a.device, solved_in(a.dtype))
+        key = (a.device, compute_dtype(a.dtype))
         if key not in self._placed:
             self._placed[key] = self._numbers.mT.to(*key)
         columns, repeats = self._placed[key], self._repeats(a.shape[0])

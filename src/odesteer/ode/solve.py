@@ -8,9 +8,9 @@ returned as it is: finite activations stay finite.
 import torch
 from torch import Tensor
 
-from odesteer.ode.fields.base import VectorField, solved_in
+from odesteer.ode.fields.base import VectorField, compute_dtype
 from odesteer.ode.reduced import solve as passage
-from odesteer.ode.reduced.integrate import Course, in_type_of, is_finite_and_not_zero
+from odesteer.ode.reduced.integrate import Integration, in_type_of, is_finite_and_not_zero
 from odesteer.ode.solvers.runge_kutta import GreatCircle, Solver
 
 
@@ -31,13 +31,13 @@ def solve(
 
     Args:
         field: v.
-        a: the start, in any type; it is solved in `solved_in` of it, the field's precision.
+        a: the start, in any type; it is solved in `compute_dtype` of it, the field's precision.
         time: signed, one number or one a row [...].
         solver: how.
         steps: for fixed-step solvers.
         level: stop each row where the barrier reaches this value, one for all or one a row.
     """
-    dtype = solved_in(a.dtype)
+    dtype = compute_dtype(a.dtype)
     # Every solver but the one that asks for a sphere is exact along a line.
     plain = level is None and not isinstance(solver, GreatCircle)
     if plain and isinstance(time, float) and time != 0.0:
@@ -52,7 +52,7 @@ def solve(
         level = level.to(a.device, dtype).expand(a.shape[:-1])
     frame = passage.frame_of(field, a)
     if frame is not None:
-        return passage.solve(frame, a, Course(time, solver, steps, level))
+        return passage.solve(frame, a, Integration(time, solver, steps, level))
     start = a.to(dtype)
     reduction = field.reduce(start)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)

@@ -5,13 +5,13 @@ This file, the tabs and `server` alone know Gradio. Every act is in `acts`.
 
 import gradio as gr
 
-from odesteer.playground.controller import Acts
+from odesteer.playground.controller import Controller
 from odesteer.playground.other_tabs import STEER, fit_tab, report_tab
 from odesteer.playground.session import Session
 from odesteer.playground.steer_tab import SteerTab
 
 
-def build(acts: Acts, system: str = "") -> gr.Blocks:
+def build(acts: Controller, system: str = "") -> gr.Blocks:
     """The page, for `gr.Blocks.launch`.
 
     Args:

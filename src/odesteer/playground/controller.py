@@ -18,17 +18,23 @@ from odesteer.fitting import middle_layers
 from odesteer.models.chat_template import Messages
 from odesteer.playground import html as markup
 from odesteer.playground import svg_charts as picture
-from odesteer.playground.generate_pair import Text
-from odesteer.playground.library import Desk, Saved, Shelf, check_name, learnable
+from odesteer.playground.generate_pair import GeneratedText
+from odesteer.playground.library import (
+    SavedSteering,
+    SharedModel,
+    SteeringLibrary,
+    check_name,
+    learnable,
+)
 from odesteer.playground.python_snippet import python
 from odesteer.playground.session import Session
-from odesteer.playground.settings import Setting
+from odesteer.playground.settings import Controls
 from odesteer.playground.token_paths import portrait, ways
 from odesteer.steering.layered import parts_of
 from odesteer.steering.steering import Steering
 
 
-class Shown(NamedTuple):
+class View(NamedTuple):
     """What stands on the first tab; None: what stood there stays."""
 
     error: str = ""
@@ -39,7 +45,7 @@ class Shown(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Acts:
+class Controller:
     """What all people share: the model, what there is to choose from, and where things are kept.
 
     Attributes:
@@ -49,8 +55,8 @@ class Acts:
         runs: directories of runs whose reports can be read, by name.
     """
 
-    desk: Desk
-    shelf: Shelf
+    desk: SharedModel
+    shelf: SteeringLibrary
     keep: Path
     runs: dict[str, Path]
 
@@ -60,50 +66,50 @@ class Acts:
         prompt: str,
         system: str,
         chat: bool,
-        setting: Setting,
+        setting: Controls,
         asked: float | None = None,
-    ) -> Iterator[Shown]:
+    ) -> Iterator[View]:
         """Write both texts for a prompt; `asked`: see `Session.claim`."""
         try:
             session.send(prompt, chat)
         except ValueError as error:
-            yield Shown(markup.error(error))
+            yield View(markup.error(error))
             return
         yield from self.again(session, system, setting, asked)
 
     def again(
-        self, session: Session, system: str, setting: Setting, asked: float | None = None
-    ) -> Iterator[Shown]:
+        self, session: Session, system: str, setting: Controls, asked: float | None = None
+    ) -> Iterator[View]:
         """Write both texts of the current prompt anew, with what the controls say now."""
         if not session.prompt:
             return
         try:
             yield from self._write(session, system, setting, session.claim(asked))
         except (ValueError, OSError, ImportError) as error:
-            yield Shown(markup.error(error))
+            yield View(markup.error(error))
 
     def _write(
-        self, session: Session, system: str, setting: Setting, mine: float
-    ) -> Iterator[Shown]:
+        self, session: Session, system: str, setting: Controls, mine: float
+    ) -> Iterator[View]:
         shelf = session.shelf(self.shelf)
         steering = setting.steering(self.desk, shelf)
         label = f"Steered: {setting.expression}, {steering.dose}"
         pair = session.pair
         for pair in session.write(self.desk, setting, steering, system, mine):
             shown = markup.texts(session.turns, session.prompt, pair, label, writing=True)
-            yield Shown(texts=shown, facts=markup.facts(pair))
+            yield View(texts=shown, facts=markup.facts(pair))
         if session.generation != mine:
             return  # a newer one has begun, and shows its own
         shown = markup.texts(session.turns, session.prompt, pair, label, writing=False)
         prompt = session.messages(self.desk.tokenizer, system, 1)
-        yield Shown(
+        yield View(
             texts=shown,
             facts=markup.facts(pair),
             figures=self._figures(pair[1], parts_of(steering)[-1]),
             python=self._python(setting, shelf, prompt),
         )
 
-    def _figures(self, text: Text, part: Steering) -> str:
+    def _figures(self, text: GeneratedText, part: Steering) -> str:
         if not text.tokens:
             return ""
         found = ways(text, part)
@@ -111,12 +117,12 @@ class Acts:
         drawn = picture.flow(found, words) + picture.portrait(portrait(found, part))
         return f'<div class="pg-figures">{drawn}</div>'
 
-    def _python(self, setting: Setting, shelf: Shelf, prompt: str | Messages) -> str:
+    def _python(self, setting: Controls, shelf: SteeringLibrary, prompt: str | Messages) -> str:
         return python(setting, shelf, self.desk.name, prompt)
 
     # ---- keeping
 
-    def save(self, session: Session, name: str, setting: Setting) -> str:
+    def save(self, session: Session, name: str, setting: Controls) -> str:
         """Write the current steering to a directory of its own, and put it on the shelf."""
         try:
             name = check_name(name)
@@ -127,7 +133,7 @@ class Acts:
             steering.save_pretrained(target)
         except (ValueError, OSError) as error:
             return markup.error(error)
-        session.own[name] = Saved(steering, str(target))
+        session.own[name] = SavedSteering(steering, str(target))
         return markup.note(f"Saved in {target}; it can be chosen as {name}.")
 
     # ---- fitting
@@ -162,14 +168,14 @@ class Acts:
         """The report of a run, in a frame of its own."""
         from html import escape
 
-        from odesteer.common.registry import pick
+        from odesteer.common.registry import lookup
         from odesteer.evaluation.report import build, read_run
         from odesteer.evaluation.report.html import document
 
         try:
             if not name:
                 raise ValueError("Choose a run.")
-            page = document([build(read_run(pick(self.runs, name, "run")))])
+            page = document([build(read_run(lookup(self.runs, name, "run")))])
         except (ValueError, OSError) as error:
             return markup.error(error)
         return (

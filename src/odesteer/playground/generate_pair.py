@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from odesteer.backends.base import AnySteering, Sampling
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import input_device
-from odesteer.playground.library import Desk
+from odesteer.playground.library import SharedModel
 from odesteer.playground.token_stream import Stream
 from odesteer.steering.layered import parts_of
 from odesteer.steering.steering import Steering
 
 
 @dataclass(frozen=True)
-class Token:
+class GeneratedToken:
     """One token of a text.
 
     Attributes:
@@ -43,7 +43,7 @@ class Token:
 
 
 @dataclass
-class Text:
+class GeneratedText:
     """A text as far as it is written.
 
     Attributes:
@@ -55,7 +55,7 @@ class Text:
         perplexity: under the unsteered model; None until the text is complete, or empty.
     """
 
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[GeneratedToken] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
     arrivals: list[Tensor] = field(default_factory=list)
@@ -83,12 +83,12 @@ class Text:
 
 
 def write(
-    desk: Desk,
+    desk: SharedModel,
     prompts: tuple[Sequence[int], Sequence[int]],
     steering: AnySteering,
     positions: Positions = "last+generated",
     sampling: Sampling = Sampling(),
-) -> Iterator[tuple[Text, Text]]:
+) -> Iterator[tuple[GeneratedText, GeneratedText]]:
     """The unsteered and the steered text, again and again as they grow.
 
     Args:
@@ -101,7 +101,7 @@ def write(
     Yields:
         (unsteered, steered), the same two objects each time; with perplexities at the end.
     """
-    texts = (Text(), Text())
+    texts = (GeneratedText(), GeneratedText())
     part = parts_of(steering)[-1]
     if list(prompts[0]) == list(prompts[1]):
         streams = [Stream(desk, prompts[0], [None, steering], positions, part)]
@@ -136,7 +136,7 @@ def write(
     yield texts
 
 
-def perplexity(desk: Desk, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
+def perplexity(desk: SharedModel, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
     """exp of the mean loss of `ids` after `prompt` under the model as it is; None for no ids."""
     if not ids:
         return None
@@ -148,7 +148,7 @@ def perplexity(desk: Desk, prompt: Sequence[int], ids: Sequence[int]) -> float |
 
 
 def _append(
-    text: Text, tokenizer: Any, token: int, before: Tensor, after: Tensor, part: Steering
+    text: GeneratedText, tokenizer: Any, token: int, before: Tensor, after: Tensor, part: Steering
 ) -> None:
     text.ids.append(token)
     whole = tokenizer.decode(text.ids, skip_special_tokens=True)
@@ -157,7 +157,7 @@ def _append(
     has = part.field.barrier is not None
     moved = float((after - before).norm())
     text.tokens.append(
-        Token(
+        GeneratedToken(
             text=new,
             before=float(part.log_odds(before)) if has else None,
             after=float(part.log_odds(after)) if has else None,
@@ -176,7 +176,7 @@ def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
     return int(torch.multinomial(chances, 1, generator=draw))
 
 
-def _end_tokens(desk: Desk) -> set[int]:
+def _end_tokens(desk: SharedModel) -> set[int]:
     config = getattr(desk.model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     several = ends if isinstance(ends, list) else [ends]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from odesteer.playground.generate_pair import Text, Token
+from odesteer.playground.generate_pair import GeneratedText, GeneratedToken
 from odesteer.playground.session import Turn
 from odesteer.playground.svg_charts import FULL
 
@@ -20,7 +20,11 @@ _STRONGEST = 60  # per cent of a colour, at which the ink on it is still read ea
 
 
 def texts(
-    turns: Sequence[Turn], prompt: str, pair: tuple[Text, Text], label: str, writing: bool
+    turns: Sequence[Turn],
+    prompt: str,
+    pair: tuple[GeneratedText, GeneratedText],
+    label: str,
+    writing: bool,
 ) -> str:
     """Both texts beside each other, after what was said before."""
     sides = []
@@ -41,7 +45,7 @@ def texts(
     return f'<div class="pg-two">{"".join(sides)}</div>'
 
 
-def _tokens(tokens: Sequence[Token]) -> str:
+def _tokens(tokens: Sequence[GeneratedToken]) -> str:
     return "".join(
         f'<span class="tok" data-i="{i}" tabindex="{0 if i == 0 else -1}" style="{_style(token)}" '
         f'data-tip="{escape(tip(token))}">{escape(token.text)}</span>'
@@ -49,7 +53,7 @@ def _tokens(tokens: Sequence[Token]) -> str:
     )
 
 
-def _style(token: Token) -> str:
+def _style(token: GeneratedToken) -> str:
     if token.before is None or token.after is None:
         return ""
     return f"--now:{_colour(token.after)};--was:{_colour(token.before)}"
@@ -61,7 +65,7 @@ def _colour(log_odds: float) -> str:
     return f"color-mix(in srgb,var(--pg-{name}) {share:.0f}%,transparent)"
 
 
-def tip(token: Token) -> str:
+def tip(token: GeneratedToken) -> str:
     """What is said of a token that is pointed at."""
     if token.before is None or token.after is None:
         return f"moved by {token.relative:.2f} of its norm; this method has no barrier"
@@ -78,7 +82,7 @@ def probability(log_odds: float) -> str:
     return f"{1.0 / (1.0 + math.exp(-max(min(log_odds, 50.0), -50.0))):.0%}"
 
 
-def facts(pair: tuple[Text, Text]) -> str:
+def facts(pair: tuple[GeneratedText, GeneratedText]) -> str:
     """What was moved, and what it cost, in a row of numbers."""
     plain, steered = pair
     if not steered.tokens:
@@ -100,7 +104,7 @@ def facts(pair: tuple[Text, Text]) -> str:
     return f'<dl class="pg-facts">{items}</dl>'
 
 
-def _mean_odds(tokens: Sequence[Token]) -> tuple[float | None, float | None]:
+def _mean_odds(tokens: Sequence[GeneratedToken]) -> tuple[float | None, float | None]:
     before = [token.before for token in tokens if token.before is not None]
     after = [token.after for token in tokens if token.after is not None]
     if not before or not after:

@@ -12,14 +12,22 @@ from typing import Any
 from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
-from odesteer.fitting import RANKING, Reading, best_layer, fit, fit_readings, rank_layers, read
+from odesteer.fitting import (
+    RANKING_METHOD,
+    ActivationSet,
+    best_layer,
+    fit,
+    fit_readings,
+    rank_layers,
+    read,
+)
 from odesteer.methods import find_method
 from odesteer.steering.expression import NAME
 from odesteer.steering.layered import LayeredSteering
 
 
 @dataclass(frozen=True)
-class Desk:
+class SharedModel:
     """A model that several people share, one forward pass at a time.
 
     Attributes:
@@ -35,7 +43,7 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSteering:
     """A steering that was read from `path`."""
 
     steering: AnySteering
@@ -46,7 +54,7 @@ class Saved:
         """Where it acts; None where that is several places."""
         return None if isinstance(self.steering, LayeredSteering) else self.steering.layer
 
-    def obtain(self, desk: Desk, method: str, layer: int) -> AnySteering:
+    def obtain(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
         """The steering; `method` and `layer` were decided when it was fitted."""
         return self.steering
 
@@ -56,7 +64,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Learnable:
+class FittableContrast:
     """A contrast and its activations at several layers.
 
     Attributes:
@@ -67,7 +75,7 @@ class Learnable:
     """
 
     contrast: Contrast
-    readings: Mapping[int, Reading]
+    readings: Mapping[int, ActivationSet]
     best: int
     imports: tuple[str, ...]
     code: str
@@ -75,7 +83,7 @@ class Learnable:
 
     layer: None = None
 
-    def obtain(self, desk: Desk, method: str, layer: int) -> AnySteering:
+    def obtain(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
         """The steering of a method at a layer, learnt at most once.
 
         Raises:
@@ -86,7 +94,7 @@ class Learnable:
             self._learnt[key] = self._learn(desk, method, layer)
         return self._learnt[key]
 
-    def _learn(self, desk: Desk, method: str, layer: int) -> AnySteering:
+    def _learn(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
         chosen = find_method(method)()
         known = self.readings.get(layer)
         paired = self.contrast.is_paired or not chosen.needs_pairs
@@ -104,12 +112,12 @@ class Learnable:
         return list(self.imports), call
 
 
-Source = Saved | Learnable
-Shelf = Mapping[str, Source]
+Source = SavedSteering | FittableContrast
+SteeringLibrary = Mapping[str, Source]
 
 
 def learnable(
-    desk: Desk,
+    desk: SharedModel,
     contrast: Contrast,
     layers: Sequence[int],
     progress: Progress | None = None,
@@ -117,7 +125,7 @@ def learnable(
     imports: tuple[str, ...] = (),
     code: str | None = None,
     cache: bool = False,
-) -> Learnable:
+) -> FittableContrast:
     """Read a contrast at some layers and rank them.
 
     Args:
@@ -135,11 +143,11 @@ def learnable(
         imports, code = (), spelled(contrast)
     with desk.lock:
         readings = read(
-            desk.model, desk.tokenizer, contrast, layers, RANKING, progress, cache=cache
+            desk.model, desk.tokenizer, contrast, layers, RANKING_METHOD, progress, cache=cache
         )
     data = {index: (each.positive, each.negative) for index, each in readings.items()}
     best = best_layer(rank_layers(data, contrast.groups))
-    return Learnable(contrast, readings, best, imports, code)
+    return FittableContrast(contrast, readings, best, imports, code)
 
 
 def spelled(contrast: Contrast) -> str:

@@ -2,14 +2,14 @@
 
 import gradio as gr
 
-from odesteer.playground.controller import Acts
+from odesteer.playground.controller import Controller
 from odesteer.playground.session import Session
 from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab
 
 STEER = "steer"  # the id of the first tab
 
 
-def fit_tab(acts: Acts, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> None:
+def fit_tab(acts: Controller, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> None:
     gr.HTML(
         '<p class="pg-note">Examples of what you want and of what you do not want, one a line; '
         "line i of both belongs together. Twenty of each is a start. What you fit is yours alone, "
@@ -58,7 +58,7 @@ def fit_tab(acts: Acts, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> No
     ).then(steer.on_send, **steer.sending)
 
 
-def report_tab(acts: Acts) -> None:
+def report_tab(acts: Controller) -> None:
     if not acts.runs:
         gr.HTML(
             '<p class="pg-note">No run was named. Start the page with <code>odesteer playground '

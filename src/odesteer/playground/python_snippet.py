@@ -3,13 +3,13 @@
 import re
 
 from odesteer.models.chat_template import Messages
-from odesteer.playground.library import Saved, Shelf
-from odesteer.playground.settings import AS_LEARNT, STRENGTH, TARGET, Setting
+from odesteer.playground.library import SavedSteering, SteeringLibrary
+from odesteer.playground.settings import AS_LEARNT, STRENGTH, TARGET, Controls
 from odesteer.steering.expression import NAME
 from odesteer.steering.layered import LayeredSteering
 
 
-def python(setting: Setting, shelf: Shelf, model: str, prompt: str | Messages) -> str:
+def python(setting: Controls, shelf: SteeringLibrary, model: str, prompt: str | Messages) -> str:
     """A script from loading the model to printing the steered text.
 
     Args:
@@ -36,7 +36,7 @@ def python(setting: Setting, shelf: Shelf, model: str, prompt: str | Messages) -
     changes = [] if setting.solver == AS_LEARNT else [f"solver={setting.solver!r}"]
     changes += [f"steps={int(setting.steps)}"] if setting.steps else []
     if changes:
-        layered = [isinstance(s, Saved) and isinstance(s.steering, LayeredSteering)
+        layered = [isinstance(s, SavedSteering) and isinstance(s.steering, LayeredSteering)
                    for s in used.values()]  # fmt: skip
         made.append(f"steering = {_replaced(any(layered), ', '.join(changes))}")
     sampling = [f"max_new_tokens={setting.max_new_tokens}"]
@@ -67,7 +67,7 @@ def _variable(name: str, taken: dict[str, str]) -> str:
     return variable
 
 
-def _dose(setting: Setting) -> str:
+def _dose(setting: Controls) -> str:
     if setting.dose == STRENGTH:
         return f"{setting.amount:g}"
     angle = f"ods.Angle({setting.amount:g})"

@@ -15,7 +15,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 
 from odesteer.playground.app import build
-from odesteer.playground.controller import Acts
+from odesteer.playground.controller import Controller
 from odesteer.playground.look import CSS, HEAD
 
 _POLICY = (
@@ -79,7 +79,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def serve(
-    acts: Acts, system: str, host: str, port: int, opened: bool = False
+    acts: Controller, system: str, host: str, port: int, opened: bool = False
 ) -> tuple[gr.Blocks, str]:
     """Serve the page; it answers when this returns.
 

@@ -11,9 +11,9 @@ from typing import Any
 from odesteer.backends.base import AnySteering, Sampling
 from odesteer.models.chat_template import Messages, encode
 from odesteer.models.layers import config_value
-from odesteer.playground.generate_pair import Text, write
-from odesteer.playground.library import Desk, Shelf, Source
-from odesteer.playground.settings import Setting
+from odesteer.playground.generate_pair import GeneratedText, write
+from odesteer.playground.library import SharedModel, Source, SteeringLibrary
+from odesteer.playground.settings import Controls
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,12 @@ class Session:
     own: dict[str, Source] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
-    pair: tuple[Text, Text] = field(default_factory=lambda: (Text(), Text()))
+    pair: tuple[GeneratedText, GeneratedText] = field(
+        default_factory=lambda: (GeneratedText(), GeneratedText())
+    )
     generation: float = 0.0
 
-    def shelf(self, shared: Shelf) -> dict[str, Source]:
+    def shelf(self, shared: SteeringLibrary) -> dict[str, Source]:
         """What this person can choose from."""
         return {**shared, **self.own}
 
@@ -68,11 +70,11 @@ class Session:
             self.turns = []
         elif self.pair[0].tokens or self.pair[1].tokens:
             self.turns.append(Turn(self.prompt, (self.pair[0].text, self.pair[1].text)))
-        self.prompt, self.pair = prompt, (Text(), Text())
+        self.prompt, self.pair = prompt, (GeneratedText(), GeneratedText())
 
     def forget(self) -> None:
         """A new chat; a text that is being written stops."""
-        self.turns, self.prompt, self.pair = [], "", (Text(), Text())
+        self.turns, self.prompt, self.pair = [], "", (GeneratedText(), GeneratedText())
         self.claim()
 
     def messages(self, tokenizer: Any, system: str, side: int) -> str | Messages:
@@ -89,8 +91,8 @@ class Session:
         return [*messages, {"role": "user", "content": self.prompt}]
 
     def write(
-        self, desk: Desk, setting: Setting, steering: AnySteering, system: str, mine: float
-    ) -> Iterator[tuple[Text, Text]]:
+        self, desk: SharedModel, setting: Controls, steering: AnySteering, system: str, mine: float
+    ) -> Iterator[tuple[GeneratedText, GeneratedText]]:
         """Both texts as they grow, until they are complete or there is a newer claim than mine."""
         asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]
         ids = (encode(desk.tokenizer, asked[0]), encode(desk.tokenizer, asked[1]))
@@ -107,7 +109,7 @@ class Session:
             yield pair
 
 
-def _check_context(desk: Desk, prompt: int, new: int) -> None:
+def _check_context(desk: SharedModel, prompt: int, new: int) -> None:
     """ValueError if a prompt and the new tokens, counted, are more than the model reads."""
     limit = config_value(desk.model, "max_position_embeddings")
     if limit is not None and prompt + new > limit:

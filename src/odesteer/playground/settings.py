@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from odesteer.backends.base import AnySteering
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.models.hooks.positions import check_positions
 from odesteer.ode import Angle, Dose, Target, Time
-from odesteer.playground.library import Desk, Shelf, Source
+from odesteer.playground.library import SharedModel, Source, SteeringLibrary
 from odesteer.steering.expression import NAME, build
 from odesteer.steering.layered import changed
 from odesteer.steering.solvers import find_solver
@@ -17,7 +17,7 @@ AS_LEARNT = "as learnt"
 
 
 @dataclass(frozen=True)
-class Setting:
+class Controls:
     """All controls of the page; the defaults are those of a fresh page.
 
     Attributes:
@@ -47,26 +47,26 @@ class Setting:
 
     def strength(self) -> Dose:
         """The dose; ValueError for a target whose budget is not positive."""
-        pick(dict.fromkeys(DOSES), self.dose, "dose")
+        lookup(dict.fromkeys(DOSES), self.dose, "dose")
         if self.dose == STRENGTH:
             return Time(self.amount)
         angle = Angle(self.amount)
         return Target(self.probability, angle) if self.dose == TARGET else angle
 
-    def used(self, shelf: Shelf) -> dict[str, Source]:
+    def used(self, shelf: SteeringLibrary) -> dict[str, Source]:
         """The sources that the expression names, in its order.
 
         Raises:
             ValueError: for a name that is not on the shelf.
         """
-        return {name: pick(shelf, name, "steering") for name in NAME.findall(self.expression)}
+        return {name: lookup(shelf, name, "steering") for name in NAME.findall(self.expression)}
 
-    def place(self, shelf: Shelf) -> int:
+    def place(self, shelf: SteeringLibrary) -> int:
         """The layer at which contrasts are learnt: that of a saved steering they compose with."""
         fixed = [s.layer for s in self.used(shelf).values() if s.layer is not None]
         return fixed[0] if fixed else self.layer
 
-    def steering(self, desk: Desk, shelf: Shelf) -> AnySteering:
+    def steering(self, desk: SharedModel, shelf: SteeringLibrary) -> AnySteering:
         """What is to be attached.
 
         Raises:

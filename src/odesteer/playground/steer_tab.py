@@ -7,24 +7,24 @@ from typing import Any
 import gradio as gr
 
 from odesteer import methods
-from odesteer.common.registry import offered
+from odesteer.common.registry import plugins
 from odesteer.fitting import middle_layers
 from odesteer.methods import METHODS
 from odesteer.models.hooks.positions import POSITIONS
 from odesteer.models.layers import find_layers
 from odesteer.ode import SOLVERS
 from odesteer.playground import html as markup
-from odesteer.playground.controller import Acts, Shown
-from odesteer.playground.library import Learnable
+from odesteer.playground.controller import Controller, View
+from odesteer.playground.library import FittableContrast
 from odesteer.playground.look import KEY
 from odesteer.playground.session import Session
-from odesteer.playground.settings import ANGLE, AS_LEARNT, DOSES, TARGET, Setting
+from odesteer.playground.settings import ANGLE, AS_LEARNT, DOSES, TARGET, Controls
 from odesteer.steering import solvers
 
 # Methods that move heads at all layers have no place of their own in this page's figures.
 METHOD_NAMES = [
     *(n for n, m in METHODS.items() if m.site == "residual" and n != "none"),
-    *offered(methods.GROUP),
+    *plugins(methods.GROUP),
 ]
 PEOPLE = 8  # who may wait for the model at once; it is held for a token at a time
 EXAMPLE = "Describe the street outside your window."
@@ -37,10 +37,10 @@ Outputs = tuple[Any, ...]
 class SteerTab:
     """The first tab: its controls, and what they do."""
 
-    def __init__(self, acts: Acts, session: gr.State, asked: gr.Number, system: str):
+    def __init__(self, acts: Controller, session: gr.State, asked: gr.Number, system: str):
         self._acts = acts
         names = list(acts.shelf)
-        learnables = [s for s in acts.shelf.values() if isinstance(s, Learnable)]
+        learnables = [s for s in acts.shelf.values() if isinstance(s, FittableContrast)]
         layers = middle_layers(acts.desk.model)
         layer = learnables[0].best if learnables else layers[-1]
         with gr.Row():
@@ -89,7 +89,7 @@ class SteerTab:
                 )
                 with gr.Accordion("Solver and sampling", open=False):
                     self.solver = gr.Dropdown(
-                        [AS_LEARNT, *SOLVERS, *offered(solvers.GROUP)],
+                        [AS_LEARNT, *SOLVERS, *plugins(solvers.GROUP)],
                         value=AS_LEARNT,
                         label="Solver",
                     )
@@ -179,14 +179,14 @@ def _setting(
     expression: str | None, method: str, layer: float, dose: str, amount: float,
     probability: float, solver: str, steps: float, positions: str, tokens: float,
     temperature: float, seed: float | None,
-) -> Setting:  # fmt: skip
-    return Setting(
+) -> Controls:  # fmt: skip
+    return Controls(
         expression or "", method, int(layer), dose, float(amount), float(probability), solver,
         int(steps), positions, int(tokens), float(temperature), int(seed or 0),
     )  # fmt: skip
 
 
-def _outputs(shown: Shown) -> Outputs:
+def _outputs(shown: View) -> Outputs:
     return tuple(gr.skip() if value is None else value for value in shown)
 
 

@@ -13,7 +13,7 @@ import contourpy
 import numpy as np
 from matplotlib.image import imsave
 
-from odesteer.playground.token_paths import Portrait, Ways
+from odesteer.playground.token_paths import PhasePortrait, TokenPaths
 
 _WIDE, _HIGH, _LEFT, _BOTTOM = 460.0, 300.0, 44.0, 40.0
 # Blue is wanted and orange is not, as everywhere on the page; readable on white and on black.
@@ -21,7 +21,7 @@ WANTED, UNWANTED = (0, 114, 178), (213, 94, 0)
 FULL = 5.0  # nats at which a colour is at its strongest
 
 
-def flow(found: Ways, words: Sequence[str]) -> str:
+def flow(found: TokenPaths, words: Sequence[str]) -> str:
     """h along the way of every token."""
     if found.h is None:
         return _none("This method has no barrier, so there is no h to draw.")
@@ -67,7 +67,7 @@ def flow(found: Ways, words: Sequence[str]) -> str:
     )
 
 
-def portrait(found: Portrait) -> str:
+def portrait(found: PhasePortrait) -> str:
     """The plane with h, v and every token's way."""
     span = found.high - found.low
     wide, high = _WIDE, _HIGH

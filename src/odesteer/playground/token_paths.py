@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode import Target, as_dose
-from odesteer.playground.generate_pair import Text
+from odesteer.playground.generate_pair import GeneratedText
 from odesteer.steering.steering import Steering
 
 _POINTS = 9  # of a straight way
@@ -15,7 +15,7 @@ GRID, ARROWS = (48, 34), (11, 8)
 
 
 @dataclass(frozen=True)
-class Ways:
+class TokenPaths:
     """The ways of all tokens of a text.
 
     Attributes:
@@ -30,7 +30,7 @@ class Ways:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class PhasePortrait:
     """h and v on a plane through the mean of the places.
 
     Attributes:
@@ -50,7 +50,7 @@ class Portrait:
     share: float
 
 
-def ways(text: Text, part: Steering) -> Ways:
+def ways(text: GeneratedText, part: Steering) -> TokenPaths:
     """The ways of a text's places under the steering that moved them; at least one token."""
     start, end = torch.stack(text.places), torch.stack(text.arrivals)
     points = _points(start, end, part)
@@ -58,7 +58,7 @@ def ways(text: Text, part: Steering) -> Ways:
     steps = points.diff(dim=0).norm(dim=-1) / norm
     length = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(dim=0)])
     h = part.log_odds(points).numpy() if part.field.barrier is not None else None
-    return Ways(points, length.numpy(), h)
+    return TokenPaths(points, length.numpy(), h)
 
 
 def _points(start: Tensor, end: Tensor, part: Steering) -> Tensor:
@@ -78,7 +78,7 @@ def _points(start: Tensor, end: Tensor, part: Steering) -> Tensor:
     return torch.where(stopped[..., None], end, points)
 
 
-def portrait(found: Ways, part: Steering) -> Portrait:
+def portrait(found: TokenPaths, part: Steering) -> PhasePortrait:
     """The plane of the mean displacement and of what else varies most."""
     start, shift = found.points[0], found.points[-1] - found.points[0]
     first, second = _plane(start, shift)
@@ -106,7 +106,7 @@ def portrait(found: Ways, part: Steering) -> Portrait:
         arrows = (part.velocity(points).float() @ plane.mT).numpy()
     total = float(shift.square().sum())
     share = float((shift @ plane.mT).square().sum()) / total if total > 0 else 0.0
-    return Portrait(tracks, low, high, h, places.reshape(-1, 2), arrows.reshape(-1, 2), share)
+    return PhasePortrait(tracks, low, high, h, places.reshape(-1, 2), arrows.reshape(-1, 2), share)
 
 
 def _plane(start: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from odesteer.models.layers import (
     layer_index,
 )
 from odesteer.ode import GivenField
-from odesteer.playground.library import Desk
+from odesteer.playground.library import SharedModel
 from odesteer.steering.steering import Steering
 
 
@@ -31,7 +31,7 @@ class Stream:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: SharedModel,
         prompt: Sequence[int],
         steerings: list[AnySteering | None],
         positions: Positions,

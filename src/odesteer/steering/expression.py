@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TOKEN = re.compile(rf"\s*(?:({NAME.pattern})|([&|~()]))")
@@ -86,4 +86,4 @@ def _one(tokens: list[str], steerings: Mapping[str, Any]) -> Any:
         return found
     if token in "&|)":
         raise ValueError(f"The expression has '{token}' where a steering should be.")
-    return pick(steerings, token, "steering")
+    return lookup(steerings, token, "steering")

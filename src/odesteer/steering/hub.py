@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from odesteer.common.files import replace_files
 from odesteer.common.limits import brief
 from odesteer.steering.download import fetch
-from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS, replace_files
+from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS, CARD)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -8,7 +8,7 @@ Another package adds one as an object, under the entry-point group "odesteer.sol
 
 from functools import lru_cache
 
-from odesteer.common.registry import find
+from odesteer.common.registry import resolve
 from odesteer.ode import SOLVERS, Solver
 
 GROUP = "odesteer.solvers"
@@ -26,5 +26,5 @@ def find_solver(name: str) -> Solver:
 
 @lru_cache
 def _of_others(name: str) -> Solver:
-    found: Solver = find(SOLVERS, name, "solver", GROUP, Solver, instance=True)
+    found: Solver = resolve(SOLVERS, name, "solver", GROUP, Solver, instance=True)
     return found

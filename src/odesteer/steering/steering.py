@@ -20,9 +20,9 @@ from torch import Tensor
 
 from odesteer import ode
 from odesteer.common.limits import brief
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
-from odesteer.ode.fields.base import solved_in
+from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.hub import Pushable, locate
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json, read, write
 from odesteer.steering.serialization.tree import describe, rebuild
@@ -95,7 +95,7 @@ class Steering(Pushable):
 
     def __post_init__(self) -> None:
         find_solver(self.solver)
-        pick(dict.fromkeys(SITES), self.site, "site")
+        lookup(dict.fromkeys(SITES), self.site, "site")
         dose = self.dose  # refuses a strength that is no number
         if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
             warnings.warn(
@@ -159,7 +159,7 @@ class Steering(Pushable):
             )
         with _exact(a):
             field_, dose = self._directed(a, dose)
-            start = a.to(solved_in(a.dtype))
+            start = a.to(compute_dtype(a.dtype))
             time = dose.time(field_, start)
             return ode.trajectory(
                 field_, start, time, solver=find_solver(self.solver), steps=self.steps
@@ -168,7 +168,7 @@ class Steering(Pushable):
     def velocity(self, prompt: Tensor) -> Tensor:
         """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
         with _exact(prompt):
-            return self._placed_for(prompt)(prompt.to(solved_in(prompt.dtype)))
+            return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 
     # ---- what it knows about an activation
 
@@ -187,7 +187,7 @@ class Steering(Pushable):
         """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with _exact(a):
-            value = self._placed_for(a).value(a.to(solved_in(a.dtype)))
+            value = self._placed_for(a).value(a.to(compute_dtype(a.dtype)))
             return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
@@ -346,7 +346,7 @@ class Steering(Pushable):
 
     def _placed_for(self, a: Tensor) -> VectorField:
         """The field on a's device, in the precision that `a` is solved in."""
-        key = (a.device, solved_in(a.dtype))
+        key = (a.device, compute_dtype(a.dtype))
         if key not in self._placed:
             self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
         field_, width = self._placed[key]
@@ -362,7 +362,7 @@ class Steering(Pushable):
         """Field and dose; a one-way field goes back by going forwards reversed."""
         field_ = self._placed_for(a)
         if velocity is not None:
-            field_ = GivenField(velocity.to(a.device, solved_in(a.dtype)), field_.barrier)
+            field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
         if field_.one_way and dose.size < 0:
             return field_.reversed(), dose.scaled(-1.0)
         return field_, dose

@@ -24,7 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from odesteer.testing.method_checks import PROMISES, Trial, check_method
+    from odesteer.testing.method_checks import METHOD_CHECKS, FittedMethod, check_method
     from odesteer.testing.suite.adapter import POSITIONS, Adapter, NotOffered, Steered
     from odesteer.testing.suite.architectures import ARCHITECTURES, Architecture
     from odesteer.testing.suite.check import CHECKS, Check
@@ -41,7 +41,7 @@ _HOMES = {
     "odesteer.testing.suite.odesteer_adapter": ("OdesteerFlow", "OdesteerVector"),
     "odesteer.testing.suite.pytest_plugin": ("conformance",),
     "odesteer.testing.suite.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
-    "odesteer.testing.method_checks": ("PROMISES", "Trial", "check_method"),
+    "odesteer.testing.method_checks": ("METHOD_CHECKS", "FittedMethod", "check_method"),
     "odesteer.testing.suite.report": ("table",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -49,18 +49,18 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "ARCHITECTURES",
     "CHECKS",
+    "METHOD_CHECKS",
     "POSITIONS",
-    "PROMISES",
     "Adapter",
     "Architecture",
     "Case",
     "Check",
+    "FittedMethod",
     "NotOffered",
     "OdesteerFlow",
     "OdesteerVector",
     "Result",
     "Steered",
-    "Trial",
     "cases",
     "check_method",
     "conformance",

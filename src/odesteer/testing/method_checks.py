@@ -30,13 +30,13 @@ from odesteer.steering.steering import Steering
 WIDTH, ROWS = 12, 60
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Promise = Callable[["Trial"], None]
-PROMISES: dict[str, Promise] = {}
+Promise = Callable[["FittedMethod"], None]
+METHOD_CHECKS: dict[str, Promise] = {}
 """By name: each raises AssertionError where it is broken. Its docstring says what is promised."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class FittedMethod:
     """A method, and what it learnt from two Gaussians.
 
     Attributes:
@@ -51,7 +51,7 @@ class Trial:
     negative: Tensor
 
     @classmethod
-    def of(cls, method: Method) -> "Trial":
+    def of(cls, method: Method) -> "FittedMethod":
         """Fit the method once, for all promises."""
         positive, negative = two_gaussians(ROWS, ROWS, seed=1)
         return cls(method, method.fit(positive, negative, layer=1), positive, negative)
@@ -101,13 +101,13 @@ def two_gaussians(n: int, m: int, d: int = WIDTH, seed: int = 0) -> tuple[Tensor
 
 def check_method(method: Method) -> None:
     """Raise AssertionError, with every promise that the method breaks."""
-    trial = Trial.of(method)
-    reasons = {name: _why_broken(promise, trial) for name, promise in PROMISES.items()}
+    trial = FittedMethod.of(method)
+    reasons = {name: _why_broken(promise, trial) for name, promise in METHOD_CHECKS.items()}
     broken = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
     assert not broken, f"{method.name} breaks {len(broken)} promises:\n" + "\n".join(broken)
 
 
-def _why_broken(promise: Promise, trial: Trial) -> str | None:
+def _why_broken(promise: Promise, trial: FittedMethod) -> str | None:
     try:
         promise(trial)
     except AssertionError as error:
@@ -116,12 +116,12 @@ def _why_broken(promise: Promise, trial: Trial) -> str | None:
 
 
 def _promise(promise: Promise) -> Promise:
-    PROMISES[promise.__name__.replace("_", "-")] = promise
+    METHOD_CHECKS[promise.__name__.replace("_", "-")] = promise
     return promise
 
 
 @_promise
-def shape_and_type(trial: Trial) -> None:
+def shape_and_type(trial: FittedMethod) -> None:
     """What comes out has the shape and type of what goes in, and is finite."""
     for dtype in TYPES:
         for shape in ((WIDTH,), (7, WIDTH), (2, 3, WIDTH), (0, WIDTH)):
@@ -134,7 +134,7 @@ def shape_and_type(trial: Trial) -> None:
 
 
 @_promise
-def half_precision(trial: Trial) -> None:
+def half_precision(trial: FittedMethod) -> None:
     """Half precision is the float32 result, rounded once."""
     for dtype in (torch.float16, torch.bfloat16):
         steering, a = trial.steering.with_strength(0.7), trial.rows.to(dtype)
@@ -142,14 +142,14 @@ def half_precision(trial: Trial) -> None:
 
 
 @_promise
-def double_precision(trial: Trial) -> None:
+def double_precision(trial: FittedMethod) -> None:
     """float64 agrees with float32 to rounding."""
     steering, a = trial.steering.with_strength(0.7), trial.rows
     torch.testing.assert_close(steering(a.double()).float(), steering(a), atol=2e-4, rtol=1e-4)
 
 
 @_promise
-def leading_dimensions(trial: Trial) -> None:
+def leading_dimensions(trial: FittedMethod) -> None:
     """[..., d] is steered row by row, whatever stands before d."""
     steering, a = trial.steering.with_strength(0.7), trial.rows[:24]
     flat = steering(a)
@@ -158,7 +158,7 @@ def leading_dimensions(trial: Trial) -> None:
 
 
 @_promise
-def independent_rows(trial: Trial) -> None:
+def independent_rows(trial: FittedMethod) -> None:
     """A row does not depend on the other rows of its batch, to the bit."""
     steering, a = trial.steering.with_strength(0.7), trial.rows[:16]
     others = 100 * torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -167,7 +167,7 @@ def independent_rows(trial: Trial) -> None:
 
 
 @_promise
-def strength_zero(trial: Trial) -> None:
+def strength_zero(trial: FittedMethod) -> None:
     """Strength zero returns the activation bit for bit."""
     for zero in (0, 0.0, -0.0, Angle(0.0), PathLength(0.0)):
         for dtype in TYPES:
@@ -176,7 +176,7 @@ def strength_zero(trial: Trial) -> None:
 
 
 @_promise
-def strengths_differ(trial: Trial) -> None:
+def strengths_differ(trial: FittedMethod) -> None:
     """More strength moves every row further, in both directions."""
     if not trial.moves:
         return
@@ -191,7 +191,7 @@ def strengths_differ(trial: Trial) -> None:
 
 
 @_promise
-def barrier_rises(trial: Trial) -> None:
+def barrier_rises(trial: FittedMethod) -> None:
     """A short way raises the log-odds of every row it moves; without a barrier there are none."""
     if trial.steering.field.barrier is None:
         try:
@@ -206,7 +206,7 @@ def barrier_rises(trial: Trial) -> None:
 
 
 @_promise
-def deterministic(trial: Trial) -> None:
+def deterministic(trial: FittedMethod) -> None:
     """The same data and seed give equal tensors and an equal calibration."""
     again, _ = trial.again
     one, two = trial.steering.field.state_dict(), again.field.state_dict()
@@ -217,7 +217,7 @@ def deterministic(trial: Trial) -> None:
 
 
 @_promise
-def nothing_is_changed(trial: Trial) -> None:
+def nothing_is_changed(trial: FittedMethod) -> None:
     """Fitting leaves its inputs and the method, a frozen dataclass, unchanged."""
     _, changed = trial.again
     assert not changed, f"fitting changed the {', the '.join(changed)}"
@@ -229,7 +229,7 @@ def nothing_is_changed(trial: Trial) -> None:
 
 
 @_promise
-def half_precision_data(trial: Trial) -> None:
+def half_precision_data(trial: FittedMethod) -> None:
     """Rows in half precision, or with gradients, can be learnt from; nothing learnt has any."""
     positive = trial.positive.half().requires_grad_(True)
     steering = trial.method.fit(positive, trial.negative.half())
@@ -244,7 +244,7 @@ def half_precision_data(trial: Trial) -> None:
 
 
 @_promise
-def tiny_classes(trial: Trial) -> None:
+def tiny_classes(trial: FittedMethod) -> None:
     """A few rows, one of each class, and unequal classes (unless pairs are needed) are enough."""
     for n, m in ((40, 9), (1, 1), (6, 5)):
         m = n if trial.method.needs_pairs else m
@@ -253,7 +253,7 @@ def tiny_classes(trial: Trial) -> None:
 
 
 @_promise
-def saved_and_loaded(trial: Trial) -> None:
+def saved_and_loaded(trial: FittedMethod) -> None:
     """What was saved steers, when loaded, to the bit as before; its fields are data, not code."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -269,7 +269,7 @@ def saved_and_loaded(trial: Trial) -> None:
 
 
 @_promise
-def hyperparameters_are_remembered(trial: Trial) -> None:
+def hyperparameters_are_remembered(trial: FittedMethod) -> None:
     """Every hyperparameter is in the repr and, as JSON, in what was learnt."""
     shown, kept = repr(trial.method), trial.steering.hyperparameters
     for field in dataclasses.fields(trial.method):

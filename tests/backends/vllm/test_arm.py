@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.batch import Scheduled
-from odesteer.backends.vllm.install import arm
-from odesteer.backends.vllm.registry import Catalogue, configuration
+from odesteer.backends.vllm.batch import ScheduledRequest
+from odesteer.backends.vllm.install import install
+from odesteer.backends.vllm.registry import SteeringRegistry, configuration
 from odesteer.backends.vllm.request import parse
 from odesteer.backends.vllm.runner_hooks import Served
-from odesteer.backends.vllm.steered_layer import PLACES
+from odesteer.backends.vllm.steered_layer import STEERED_LAYERS
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 
 D = 16
@@ -89,20 +89,22 @@ def steering(layer: int = 1, site: str = "residual", **more: Any) -> Steering:
 
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Iterator[Any]:
-    def of(**steerings: Steering) -> Catalogue:
+    def of(**steerings: Steering) -> SteeringRegistry:
         paths = {name: one.save_pretrained(tmp_path / name) for name, one in steerings.items()}
-        found = Catalogue.of(configuration(paths))
+        found = SteeringRegistry.of(configuration(paths))
         assert found is not None
         return found
 
     yield of
-    PLACES.clear()
+    STEERED_LAYERS.clear()
     gc.collect()
 
 
-def served(model: nn.Module, found: Catalogue, asked: dict | None, rows: int = 4) -> Served:
-    one = Served(arm(model, found, config()))
-    one.begin([Scheduled("r", () if asked is None else parse(asked["odesteer"]), 0, rows, 3, 3)])
+def served(model: nn.Module, found: SteeringRegistry, asked: dict | None, rows: int = 4) -> Served:
+    one = Served(install(model, found, config()))
+    one.begin(
+        [ScheduledRequest("r", () if asked is None else parse(asked["odesteer"]), 0, rows, 3, 3)]
+    )
     return one
 
 
@@ -144,7 +146,7 @@ def test_a_stage_of_a_pipeline_arms_its_own_layers(catalogue) -> None:
 
     model = Model()
     model.layers[2] = PPMissingLayer()
-    places = arm(model, catalogue(a=steering(0), b=steering(2)), config())
+    places = install(model, catalogue(a=steering(0), b=steering(2)), config())
     assert [list(place.parts) for place in places] == [["a"]]
 
 
@@ -160,16 +162,16 @@ def test_what_was_moved_is_told_by_steering_and_layer(catalogue) -> None:
 def test_a_second_model_is_refused_while_the_first_is_there(catalogue) -> None:
     found = catalogue(s=steering())
     first = Model()
-    arm(first, found, config())
+    install(first, found, config())
     with pytest.raises(ValueError, match="one steered engine a process"):
-        arm(Model(), found, config())
+        install(Model(), found, config())
     del first
-    arm(Model(), found, config())
+    install(Model(), found, config())
 
 
 def test_a_layer_of_unknown_form_is_refused_at_its_first_run(catalogue) -> None:
     model = Model(Strange)
-    arm(model, catalogue(s=steering()), config())
+    install(model, catalogue(s=steering()), config())
     with pytest.raises(ValueError, match="neither the residual stream nor its two summands"):
         model.layers[1](torch.zeros(2, D), None)
 
@@ -187,12 +189,12 @@ def test_a_layer_of_unknown_form_is_refused_at_its_first_run(catalogue) -> None:
 )
 def test_settings_that_cannot_be_steered_are_refused(change, word: str, catalogue) -> None:
     with pytest.raises(ValueError, match=word):
-        arm(Model(), catalogue(s=steering()), config(**change))
+        install(Model(), catalogue(s=steering()), config(**change))
 
 
 def test_heads_are_refused_where_they_are_spread_over_devices(catalogue) -> None:
     with pytest.raises(ValueError, match="'s' steers attention heads"):
-        arm(
+        install(
             Model(),
             catalogue(s=steering(site="heads")),
             config(parallel_config__tensor_parallel_size=2),
@@ -209,4 +211,4 @@ def test_heads_are_refused_where_they_are_spread_over_devices(catalogue) -> None
 )
 def test_a_steering_of_another_model_is_refused_by_name(one, word: str, catalogue) -> None:
     with pytest.raises(ValueError, match=word):
-        arm(Model(), catalogue(s=one), config())
+        install(Model(), catalogue(s=one), config())

@@ -12,10 +12,16 @@ from odesteer import LayeredSteering, Steering
 from odesteer.backends.vllm import ask
 from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm.prefix_cache import keys
-from odesteer.backends.vllm.registry import Catalogue, _catalogue, configuration
+from odesteer.backends.vllm.registry import SteeringRegistry, _catalogue, configuration
 from odesteer.backends.vllm.request import KEY, parse
-from odesteer.backends.vllm.request_validation import _names, aliased, check, knows, named
-from odesteer.common.registry import pick
+from odesteer.backends.vllm.request_validation import (
+    _names,
+    check,
+    remember_names,
+    served_model_names,
+    steering_from_model_name,
+)
+from odesteer.common.registry import lookup
 from odesteer.ode import Angle, ConstantField, GradientField, LinearBarrier, Target
 
 D = 8
@@ -44,7 +50,7 @@ def config(folders: dict[str, Path]) -> dict:
 
 
 def test_what_reaches_the_processes_is_plain_json_and_rebuilds_all(config: dict) -> None:
-    catalogue = Catalogue.of(json.loads(json.dumps(config)))
+    catalogue = SteeringRegistry.of(json.loads(json.dumps(config)))
     assert list(catalogue.steerings) == ["kind", "plain", "two", "away", "both"]
     assert {place: list(parts) for place, parts in catalogue.places.items()} == {
         (0, "residual"): ["two"],
@@ -55,27 +61,27 @@ def test_what_reaches_the_processes_is_plain_json_and_rebuilds_all(config: dict)
 
 
 def test_a_configuration_without_steerings_is_none() -> None:
-    assert Catalogue.of({}) is None and Catalogue.of(SimpleNamespace()) is None
+    assert SteeringRegistry.of({}) is None and SteeringRegistry.of(SimpleNamespace()) is None
 
 
 def test_a_file_that_changed_is_refused(config: dict, folders: dict[str, Path]) -> None:
     _catalogue.cache_clear()
     steering(9).save_pretrained(folders["kind"])
     with pytest.raises(ValueError, match=r"'kind' .* is not the one that the server was started"):
-        Catalogue.of(config)
+        SteeringRegistry.of(config)
 
 
 def test_a_machine_without_the_files_says_so(config: dict, folders: dict[str, Path]) -> None:
     _catalogue.cache_clear()
     folders["plain"].rename(folders["plain"].with_name("elsewhere"))
     with pytest.raises(ValueError, match=r"'plain' is at .* which this machine does not have"):
-        Catalogue.of(config)
+        SteeringRegistry.of(config)
 
 
 def test_another_version_is_refused(config: dict) -> None:
     config[KEY]["version"] = "0.0.1"
     with pytest.raises(ValueError, match=r"started with odesteer 0\.0\.1"):
-        Catalogue.of(config)
+        SteeringRegistry.of(config)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_finding_7_a_name_of_any_length_is_neither_compared_nor_echoed_whole() -
     with pytest.raises(
         ValueError, match=r"Unknown steering 'x{199}…'\. Available: kind\."
     ) as caught:
-        pick({"kind": 1}, "x" * 4_000_000, "steering")
+        lookup({"kind": 1}, "x" * 4_000_000, "steering")
     assert len(str(caught.value)) < 300
 
 
@@ -139,16 +145,18 @@ def test_a_server_without_steerings_says_so() -> None:
 
 
 def test_a_model_named_with_a_steering_is_the_model_steered(config: dict) -> None:
-    knows(config)
+    remember_names(config)
     try:
-        assert named(["m", "n"], ["kind", "two"]) == ["m", "n", "m:kind", "m:two"]
-        assert parse(aliased("m:kind", None)[KEY])[0].name == "kind"
-        assert aliased("m:kind", {"other": 1})["other"] == 1
-        assert parse(aliased("m:kind", ask("kind"))[KEY]) == parse(ask("kind")[KEY])
+        assert served_model_names(["m", "n"], ["kind", "two"]) == ["m", "n", "m:kind", "m:two"]
+        assert parse(steering_from_model_name("m:kind", None)[KEY])[0].name == "kind"
+        assert steering_from_model_name("m:kind", {"other": 1})["other"] == 1
+        assert parse(steering_from_model_name("m:kind", ask("kind"))[KEY]) == parse(
+            ask("kind")[KEY]
+        )
         with pytest.raises(ValueError, match="'kind' and vllm_xargs for 'two'"):
-            aliased("m:kind", ask("two"))
+            steering_from_model_name("m:kind", ask("two"))
         for model in (None, "m", "m:other", ":kind"):
-            assert aliased(model, None) is None
+            assert steering_from_model_name(model, None) is None
     finally:
         _names.clear()
 
@@ -160,7 +168,7 @@ class TestPrefixKeys:
         request = SimpleNamespace(
             sampling_params=SimpleNamespace(extra_args=extra), num_prompt_tokens=prompt
         )
-        return keys(request, end, Catalogue.of(config))
+        return keys(request, end, SteeringRegistry.of(config))
 
     def test_unsteered_requests_have_none(self, config: dict) -> None:
         assert self.of(config, None, 32) == ()
@@ -204,10 +212,10 @@ class TestPrefixKeys:
 
 
 def test_composed_digests_change_with_their_parts(folders: dict[str, Path]) -> None:
-    before = Catalogue.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
+    before = SteeringRegistry.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
     other = replace(steering(0), strength=Angle(0.3))
     other.save_pretrained(folders["kind"])
-    after = Catalogue.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
+    after = SteeringRegistry.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
     assert before != after
 
 

@@ -15,9 +15,9 @@ from odesteer import Angle, LayeredSteering, PathLength, Sampling, Steering, Tar
 from odesteer.backends.vllm import Engine, VLLMBackend
 from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm.engine import _generation
-from odesteer.backends.vllm.registered import Known, starts
-from odesteer.backends.vllm.registry import Catalogue
-from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.backends.vllm.registered import RegisteredSteerings, starts
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.models.chat_template import encode
 from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time
 
@@ -41,13 +41,15 @@ STEERINGS = {
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+def known(tmp_path_factory: pytest.TempPathFactory) -> RegisteredSteerings:
     folder = tmp_path_factory.mktemp("steerings")
     paths = {name: one.save_pretrained(folder / name) for name, one in STEERINGS.items()}
-    return Known(Catalogue.of(options(paths)["additional_config"]))
+    return RegisteredSteerings(SteeringRegistry.of(options(paths)["additional_config"]))
 
 
-def asked(known: Known, steering: Any, start: str | int = "last_prompt") -> Ask:
+def asked(
+    known: RegisteredSteerings, steering: Any, start: str | int = "last_prompt"
+) -> SteeringRequest:
     extra = known.ask(steering, start)
     assert extra is not None
     [one] = parse(extra[KEY])
@@ -58,20 +60,24 @@ def asked(known: Known, steering: Any, start: str | int = "last_prompt") -> Ask:
 
 
 @pytest.mark.parametrize("name", STEERINGS)
-def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(known: Known, name: str) -> None:
-    assert asked(known, STEERINGS[name], "all") == Ask(name, start="all")
+def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(
+    known: RegisteredSteerings, name: str
+) -> None:
+    assert asked(known, STEERINGS[name], "all") == SteeringRequest(name, start="all")
 
 
 @pytest.mark.parametrize(
     ("dose", "expected"),
     [
-        (0.5, Ask("kind", Time(0.5))),
-        (Angle(-0.3), Ask("kind", Angle(-0.3))),
-        (Target(0.9, 2.0), Ask("kind", Time(2.0), probability=0.9)),
-        (Target(0.9, Angle(0.5)), Ask("kind", Angle(0.5), probability=0.9)),
+        (0.5, SteeringRequest("kind", Time(0.5))),
+        (Angle(-0.3), SteeringRequest("kind", Angle(-0.3))),
+        (Target(0.9, 2.0), SteeringRequest("kind", Time(2.0), probability=0.9)),
+        (Target(0.9, Angle(0.5)), SteeringRequest("kind", Angle(0.5), probability=0.9)),
     ],
 )
-def test_another_dose_travels_with_the_request(known: Known, dose: Any, expected: Ask) -> None:
+def test_another_dose_travels_with_the_request(
+    known: RegisteredSteerings, dose: Any, expected: SteeringRequest
+) -> None:
     steering = STEERINGS["kind"].with_strength(dose)
     found = asked(known, steering)
     assert found == expected
@@ -79,36 +85,38 @@ def test_another_dose_travels_with_the_request(known: Known, dose: Any, expected
 
 
 def test_the_same_steering_read_from_a_directory_is_recognised(
-    known: Known, tmp_path: Path
+    known: RegisteredSteerings, tmp_path: Path
 ) -> None:
     again = load(STEERINGS["kind"].save_pretrained(tmp_path / "again"))
     assert known.serves(again)
-    assert asked(known, again.with_strength(0.5)) == Ask("kind", Time(0.5))
+    assert asked(known, again.with_strength(0.5)) == SteeringRequest("kind", Time(0.5))
 
 
 @pytest.mark.parametrize("name", ["kind", "two"])
-def test_no_dose_is_no_steering(known: Known, name: str) -> None:
+def test_no_dose_is_no_steering(known: RegisteredSteerings, name: str) -> None:
     assert known.ask(STEERINGS[name].with_strength(0.0), "all") is None
     assert known.ask(None, "all") is None
 
 
-def test_one_dose_at_all_layers_is_one_dose_in_words(known: Known) -> None:
+def test_one_dose_at_all_layers_is_one_dose_in_words(known: RegisteredSteerings) -> None:
     both = STEERINGS["two"]
-    assert asked(known, both.with_strength(Angle(0.1))) == Ask("two", Angle(0.1))
+    assert asked(known, both.with_strength(Angle(0.1))) == SteeringRequest("two", Angle(0.1))
     uneven = replace(both, parts=(both.parts[0].with_strength(0.1), both.parts[1]))
     with pytest.raises(ValueError, match=r"says one dose for all layers; .* strength 0\.1, stren"):
         known.ask(uneven, "all")
 
 
-def test_of_two_names_the_one_with_the_dose_is_asked_for(known: Known) -> None:
-    assert asked(known, made(5).with_strength(PathLength(0.7))) == Ask("twice-b")
+def test_of_two_names_the_one_with_the_dose_is_asked_for(known: RegisteredSteerings) -> None:
+    assert asked(known, made(5).with_strength(PathLength(0.7))) == SteeringRequest("twice-b")
     assert asked(known, made(5).with_strength(0.3)).dose == Time(0.3)
 
 
-def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(known: Known) -> None:
+def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(
+    known: RegisteredSteerings,
+) -> None:
     one = STEERINGS["kind"]
     assert one.field.unit_speed
-    assert asked(known, one.with_strength(PathLength(0.3))) == Ask("kind", Time(0.3))
+    assert asked(known, one.with_strength(PathLength(0.3))) == SteeringRequest("kind", Time(0.3))
     other = STEERINGS["plain"]
     assert not other.field.unit_speed
     with pytest.raises(ValueError, match=r"a strength, an angle or a target; got path length 0\.3"):
@@ -125,7 +133,9 @@ def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(known: Known
         ~STEERINGS["kind"],
     ],
 )
-def test_what_moves_otherwise_is_another_steering(known: Known, stranger: Steering) -> None:
+def test_what_moves_otherwise_is_another_steering(
+    known: RegisteredSteerings, stranger: Steering
+) -> None:
     assert not known.serves(stranger)
     with pytest.raises(ValueError, match=r"does not have the steering .*it has: kind, plain"):
         known.ask(stranger, "all")
@@ -133,10 +143,10 @@ def test_what_moves_otherwise_is_another_steering(known: Known, stranger: Steeri
 
 def test_an_engine_without_steerings_has_none() -> None:
     with pytest.raises(ValueError, match="it has: none"):
-        Known().ask(STEERINGS["kind"], "all")
+        RegisteredSteerings().ask(STEERINGS["kind"], "all")
 
 
-def test_a_target_needs_a_barrier(known: Known) -> None:
+def test_a_target_needs_a_barrier(known: RegisteredSteerings) -> None:
     with pytest.raises(ValueError, match="'plain' has no barrier"):
         known.ask(STEERINGS["plain"].with_strength(Target(0.9, 1.0)), "all")
 
@@ -156,7 +166,7 @@ def test_positions_are_where_steering_starts() -> None:
 class Listening:
     """Stands for `Engine`: keeps what it is asked, and says the same tokens to all."""
 
-    def __init__(self, known: Known):
+    def __init__(self, known: RegisteredSteerings):
         self.known, self.stops, self.longest = known, [6], 100
         self.warpers = {"top_k": 50, "min_p": 0.0}
 
@@ -169,12 +179,12 @@ class Listening:
         return [SimpleNamespace(outputs=[says], prompt_logprobs=one) for one in scores]
 
 
-def backend(known: Known, positions: str = "last+generated") -> VLLMBackend:
+def backend(known: RegisteredSteerings, positions: str = "last+generated") -> VLLMBackend:
     engine: Any = Listening(known)
     return VLLMBackend(engine, tiny.tokenizer(), "plain", positions)
 
 
-def test_each_prompt_has_its_own_steering(known: Known) -> None:
+def test_each_prompt_has_its_own_steering(known: RegisteredSteerings) -> None:
     one = backend(known)
     steerings = [None, STEERINGS["kind"], STEERINGS["plain"].with_strength(0.5)]
     said = one.generate(["the cat", "a dog", "the moon"], steerings)
@@ -185,14 +195,17 @@ def test_each_prompt_has_its_own_steering(known: Known) -> None:
     ]
     extra = [each["extra_args"] for each in heard.asked]
     assert extra[0] is None
-    assert [parse(each[KEY]) for each in extra[1:]] == [(Ask("kind"),), (Ask("plain", Time(0.5)),)]
+    assert [parse(each[KEY]) for each in extra[1:]] == [
+        (SteeringRequest("kind"),),
+        (SteeringRequest("plain", Time(0.5)),),
+    ]
     # <end> is special: it ends the text and is not in it.
     assert said == ["the a"] * 3
     with pytest.raises(ValueError, match="2 steerings for 1 prompts"):
         one.generate(["the cat"], steerings[:2])
 
 
-def test_greedy_is_greedy_and_stops_where_transformers_does(known: Known) -> None:
+def test_greedy_is_greedy_and_stops_where_transformers_does(known: RegisteredSteerings) -> None:
     one = backend(known)
     one.generate(["the cat"], None, Sampling(max_new_tokens=5, repetition_penalty=1.2))
     heard: Any = one.engine
@@ -208,7 +221,7 @@ def test_greedy_is_greedy_and_stops_where_transformers_does(known: Known) -> Non
     ]
 
 
-def test_samples_have_seeds_of_their_own_whatever_steers_them(known: Known) -> None:
+def test_samples_have_seeds_of_their_own_whatever_steers_them(known: RegisteredSteerings) -> None:
     one = backend(known)
     heard: Any = one.engine
 
@@ -226,7 +239,7 @@ def test_samples_have_seeds_of_their_own_whatever_steers_them(known: Known) -> N
 
 @pytest.mark.parametrize("positions", ["last+generated", "generated", "all"])
 def test_an_answer_is_scored_from_the_position_that_its_prompt_gives(
-    known: Known, positions: str
+    known: RegisteredSteerings, positions: str
 ) -> None:
     one = backend(known, positions)
     heard: Any = one.engine
@@ -241,7 +254,7 @@ def test_an_answer_is_scored_from_the_position_that_its_prompt_gives(
     assert full.tolist() == [-float(i) for i in row[len(prompt) :]]
 
 
-def test_what_vllm_cannot_do_is_refused(known: Known) -> None:
+def test_what_vllm_cannot_do_is_refused(known: RegisteredSteerings) -> None:
     one = backend(known)
     with pytest.raises(ValueError, match=r"does not know no_repeat_ngram_size \(got 2\)"):
         one.generate(["the cat"], None, Sampling(no_repeat_ngram_size=2))

@@ -12,7 +12,7 @@ from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
 from odesteer.backends.vllm.middleware import OPEN, WANTED, KeyMiddleware, SteeringMiddleware
 from odesteer.backends.vllm.registry import configuration
-from odesteer.backends.vllm.request import KEY, Ask, parse
+from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.backends.vllm.request_validation import STEERED, admits, check, layers, searches
 from odesteer.ode import GradientField, LinearBarrier
 
@@ -59,7 +59,7 @@ class Application:
         }  # fmt: skip
         return run(SteeringMiddleware(self.route), scope, incoming)
 
-    def asked(self, path: str, body: Any, **scope: Any) -> tuple[Ask, ...]:
+    def asked(self, path: str, body: Any, **scope: Any) -> tuple[SteeringRequest, ...]:
         """What the engine is asked for."""
         self.seen.clear()
         status, text = self.post(path, body, **scope)
@@ -126,9 +126,11 @@ def app(config: dict[str, Any]) -> Application:
 @pytest.mark.parametrize("path", sorted(STEERED))
 def test_finding_2_every_known_route_steers_as_the_name_says(app: Any, path: str) -> None:
     """Whatever the route makes of the request: this one drops the model and all the rest."""
-    assert app.asked(path, {"model": "m:kind", "prompt": "x"}) == (Ask("kind"),)
+    assert app.asked(path, {"model": "m:kind", "prompt": "x"}) == (SteeringRequest("kind"),)
     assert json.loads(app.body) == {"model": "m:kind", "prompt": "x"}  # handed on whole
-    assert app.asked(path, {"vllm_xargs": ask("calm", angle=0.1)}) == (Ask("calm", Angle(0.1)),)
+    assert app.asked(path, {"vllm_xargs": ask("calm", angle=0.1)}) == (
+        SteeringRequest("calm", Angle(0.1)),
+    )
     for model in ("m", "plain:name", "adapter", "another", None, ""):
         assert app.asked(path, {"model": model}) == ()
     assert WANTED.get() is None
@@ -155,23 +157,25 @@ def test_finding_2_what_is_pooled_is_refused_on_any_route(app: Any) -> None:
 
 def test_a_model_in_the_address_is_a_models_name(app: Any) -> None:
     address = {"query_string": b"x=1&model=m%3Akind"}
-    assert app.asked("/v1/completions", {"prompt": "x"}, **address) == (Ask("kind"),)
-    assert app.asked("/v1/completions", b"", method="GET", **address) == (Ask("kind"),)
+    assert app.asked("/v1/completions", {"prompt": "x"}, **address) == (SteeringRequest("kind"),)
+    assert app.asked("/v1/completions", b"", method="GET", **address) == (SteeringRequest("kind"),)
     assert "not steered" in app.refused("/v1/new", b"", method="GET", **address)
     app.refused("/v1/completions", {"model": "m:calm"}, **address)
 
 
 def test_sagemakers_header_is_a_models_name(app: Any) -> None:
     header = (b"x-amzn-sagemaker-adapter-identifier", b"m:kind")
-    assert app.asked("/invocations", {"prompt": "x"}, headers=[header]) == (Ask("kind"),)
+    assert app.asked("/invocations", {"prompt": "x"}, headers=[header]) == (
+        SteeringRequest("kind"),
+    )
     app.refused("/invocations", {"model": "m:calm"}, headers=[header])
     assert app.asked("/v1/completions", {"model": "m"}, headers=[header]) == ()
 
 
 def test_parameters_that_ask_for_something_else_are_refused(app: Any) -> None:
     app.params = Sampling(ask("calm"))
-    assert app.asked("/inference/v1/generate", {"model": "m"}) == (Ask("calm"),)
-    assert app.asked("/inference/v1/generate", {"model": "m:calm"}) == (Ask("calm"),)
+    assert app.asked("/inference/v1/generate", {"model": "m"}) == (SteeringRequest("calm"),)
+    assert app.asked("/inference/v1/generate", {"model": "m:calm"}) == (SteeringRequest("calm"),)
     app.refused("/inference/v1/generate", {"model": "m:kind"})
     assert app.params.extra_args == ask("calm")  # the caller's own stay as they are
 
@@ -218,7 +222,7 @@ def test_half_of_a_name_is_a_model_that_does_not_exist(app: Any, model: str) -> 
 
 def test_a_name_and_the_same_words_agree(app: Any) -> None:
     body = {"model": "m:kind", "vllm_xargs": {"odesteer": '"kind"', "top": 1}}
-    assert app.asked("/v1/completions", body) == (Ask("kind"),)
+    assert app.asked("/v1/completions", body) == (SteeringRequest("kind"),)
 
 
 def test_other_bodies_are_handed_on(app: Any) -> None:
@@ -273,7 +277,7 @@ def test_finding_2_beam_search_is_refused_where_the_route_has_dropped_the_name()
     request = SimpleNamespace(model=None, vllm_xargs=None)
     search = searches(lambda self: "beams", Refused)
     assert search(request) == "beams"
-    token = WANTED.set(SimpleNamespace(asks=(Ask("kind"),)))  # type: ignore[arg-type]
+    token = WANTED.set(SimpleNamespace(asks=(SteeringRequest("kind"),)))  # type: ignore[arg-type]
     try:
         with pytest.raises(Refused, match="beam search is not steered"):
             search(request)

@@ -6,10 +6,10 @@ from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 from odesteer import Steering
-from odesteer.backends.vllm.batch import Scheduled, Step
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.steered_layer import PLACES, Place, steer, steer_one
+from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.ode import ConstantField, Dense, Network, RotationField, Target, Time
 
 D, ROWS = 12, 16
@@ -32,10 +32,12 @@ def gated() -> Steering:
     return Steering(RotationField(theta, Network([layer], "relu")), layer=1)
 
 
-def batch(*asks: dict | None, length: int = 4) -> list[Scheduled]:
+def batch(*asks: dict | None, length: int = 4) -> list[ScheduledRequest]:
     """Requests of `length` rows, all of them generated."""
     return [
-        Scheduled(str(i), () if one is None else parse(one["odesteer"]), i * length, length, 9, 5)
+        ScheduledRequest(
+            str(i), () if one is None else parse(one["odesteer"]), i * length, length, 9, 5
+        )
         for i, one in enumerate(asks)
     ]
 
@@ -54,8 +56,8 @@ def stream() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("make", [curved, vector])
 def test_steered_rows_are_what_the_steering_makes_of_the_sum(make, two, dtype, stream) -> None:
     steering = make()
-    place = Place(2, {"s": steering})
-    place.begin(Step.of(batch(None, ask("s"), ask("s", strength=-0.5), None)))
+    place = SteeredLayer(2, {"s": steering})
+    place.begin(StepBatch.of(batch(None, ask("s"), ask("s", strength=-0.5), None)))
     hidden, residual = (one.to(dtype) for one in stream)
     before, rest = hidden.clone(), residual.clone()
     place.apply(hidden, residual if two else None)
@@ -74,7 +76,7 @@ def test_steered_rows_are_what_the_steering_makes_of_the_sum(make, two, dtype, s
 def test_without_a_step_every_bit_is_kept(stream) -> None:
     hidden, residual = stream
     kept = hidden.clone(), residual.clone()
-    place = Place(2, {"s": curved()}, rows=ROWS)
+    place = SteeredLayer(2, {"s": curved()}, rows=ROWS)
     assert place.idle
     place.apply(hidden, residual)
     place.apply_to_all(hidden, residual)
@@ -93,8 +95,8 @@ ASKS = (
 def test_the_dense_form_is_the_sparse_one(make, stream) -> None:
     steering = make()
     asks = ASKS if steering.field.barrier is not None else (None, *ASKS[1:])
-    place = Place(2, {"s": steering}, rows=ROWS + 5)
-    place.begin(Step.of(batch(*asks)))
+    place = SteeredLayer(2, {"s": steering}, rows=ROWS + 5)
+    place.begin(StepBatch.of(batch(*asks)))
     hidden, residual = stream
     sparse, dense = (hidden.clone(), residual.clone()), (hidden.clone(), residual.clone())
     place.apply_to_some(*sparse)
@@ -106,7 +108,7 @@ def test_the_dense_form_is_the_sparse_one(make, stream) -> None:
         assert torch.equal(other[4:8], unsteered[4:8])
     torch.testing.assert_close(place.moved["s"], moved, rtol=1e-5, atol=1e-5)
     # And buffers are as new for the next step.
-    place.begin(Step.of(batch(None, None, None, None)))
+    place.begin(StepBatch.of(batch(None, None, None, None)))
     again = hidden.clone(), residual.clone()
     place.apply_to_all(*again)
     assert torch.equal(again[0], hidden)
@@ -115,8 +117,8 @@ def test_the_dense_form_is_the_sparse_one(make, stream) -> None:
 @pytest.mark.parametrize("make", [curved, vector, gated])
 def test_the_dense_form_decides_nothing_by_what_it_reads(make) -> None:
     """As a CUDA graph demands: on the device without memory, whatever looks at a value raises."""
-    place = Place(2, {"s": make()}, rows=ROWS, device="meta")
-    place.begin(Step.of(batch(*ASKS)))
+    place = SteeredLayer(2, {"s": make()}, rows=ROWS, device="meta")
+    place.begin(StepBatch.of(batch(*ASKS)))
     hidden = torch.empty(ROWS, D, device="meta")
     place.apply_to_all(hidden, torch.empty_like(hidden))
     with pytest.raises(RuntimeError):
@@ -125,8 +127,8 @@ def test_the_dense_form_decides_nothing_by_what_it_reads(make) -> None:
 
 def test_rows_that_have_reached_their_target_keep_the_sum(stream) -> None:
     steering = curved(Target(0.5, Time(3.0)))
-    place = Place(2, {"s": steering})
-    place.begin(Step.of(batch(*(4 * [ask("s")]))))
+    place = SteeredLayer(2, {"s": steering})
+    place.begin(StepBatch.of(batch(*(4 * [ask("s")]))))
     hidden, residual = stream
     a = hidden + residual
     there = steering.probability(a) >= 0.5
@@ -138,9 +140,9 @@ def test_rows_that_have_reached_their_target_keep_the_sum(stream) -> None:
 
 def test_several_steerings_act_in_the_operators_order(stream) -> None:
     parts = {"b": curved(), "a": vector()}
-    place = Place(2, parts)
+    place = SteeredLayer(2, parts)
     both = {"odesteer": '[{"name": "a"}, {"name": "b"}]'}
-    place.begin(Step.of(batch(both, None, None, None)))
+    place.begin(StepBatch.of(batch(both, None, None, None)))
     hidden, residual = stream
     expected = parts["a"](parts["b"]((hidden + residual)[:4]))
     place.apply(hidden, residual)
@@ -149,9 +151,9 @@ def test_several_steerings_act_in_the_operators_order(stream) -> None:
 
 def test_what_was_moved_is_counted(stream) -> None:
     steering = vector()
-    place = Place(2, {"s": steering})
+    place = SteeredLayer(2, {"s": steering})
     for _ in range(3):
-        place.begin(Step.of(batch(ask("s"), None, ask("s", strength=2.0), None)))
+        place.begin(StepBatch.of(batch(ask("s"), None, ask("s", strength=2.0), None)))
         place.apply(stream[0].clone(), stream[1].clone())
     length = float(torch.linspace(-1, 1, D).norm())
     tokens, displacement = place.moved["s"].tolist()
@@ -170,15 +172,15 @@ class Remembers(ConstantField):
 
 def test_what_a_field_read_in_the_prompt_moves_all_that_follows(stream) -> None:
     steering = Steering(Remembers(torch.zeros(D)), layer=1)
-    place = Place(2, {"s": steering})
+    place = SteeredLayer(2, {"s": steering})
     hidden, residual = stream
     a = hidden + residual
     asks = parse(ask("s", strength=0.5)["odesteer"])
-    place.begin(Step.of([Scheduled("r", asks, 2, 4, 0, 4)]))  # the prompt: rows 2 to 5
+    place.begin(StepBatch.of([ScheduledRequest("r", asks, 2, 4, 0, 4)]))  # the prompt: rows 2 to 5
     place.apply(hidden, residual)
     torch.testing.assert_close((hidden + residual)[5], a[5] + 0.5 * a[5])
     torch.testing.assert_close((hidden + residual)[:5], a[:5])
-    place.begin(Step.of([Scheduled("r", asks, 0, 1, 4, 4)]))  # the next token
+    place.begin(StepBatch.of([ScheduledRequest("r", asks, 0, 1, 4, 4)]))  # the next token
     more = torch.randn(1, D), torch.randn(1, D)
     expected = more[0] + more[1] + 0.5 * a[5]
     place.apply(*more)
@@ -190,11 +192,11 @@ def test_what_a_field_read_in_the_prompt_moves_all_that_follows(stream) -> None:
 
 @pytest.fixture
 def armed(stream):
-    place = Place(7, {"s": curved()}, rows=ROWS)
-    place.begin(Step.of(batch(*ASKS)))
-    PLACES[7] = place
+    place = SteeredLayer(7, {"s": curved()}, rows=ROWS)
+    place.begin(StepBatch.of(batch(*ASKS)))
+    STEERED_LAYERS[7] = place
     yield place
-    del PLACES[7]
+    del STEERED_LAYERS[7]
 
 
 def test_the_operators_keep_torchs_contract(armed, stream) -> None:
@@ -212,6 +214,6 @@ def test_a_whole_graph_is_compiled_with_the_operator_in_it(armed, stream) -> Non
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for asks in (ASKS, (None, None, None, None)):
-        armed.begin(Step.of(batch(*asks)))
+        armed.begin(StepBatch.of(batch(*asks)))
         with torch.no_grad():
             torch.testing.assert_close(compiled(stream[0]), layer(stream[0]))

@@ -7,9 +7,9 @@ from torch import Tensor
 
 import odesteer as ods
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.batch import Scheduled, Step
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.steered_layer import PLACES, Place, steer
+from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,10 +24,12 @@ ASKS = (
 )
 
 
-def step(asks: tuple) -> Step:
-    return Step.of(
+def step(asks: tuple) -> StepBatch:
+    return StepBatch.of(
         [
-            Scheduled(str(i), () if one is None else parse(one["odesteer"]), i * EACH, EACH, 9, 5)
+            ScheduledRequest(
+                str(i), () if one is None else parse(one["odesteer"]), i * EACH, EACH, 9, 5
+            )
             for i, one in enumerate(asks)
         ]
     )
@@ -47,8 +49,8 @@ def stream(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_captured_graph_follows_the_buffers(dtype: torch.dtype, steering) -> None:
-    place = Place(3, {"s": steering}, rows=ROWS, device="cuda")
-    PLACES[3] = place
+    place = SteeredLayer(3, {"s": steering}, rows=ROWS, device="cuda")
+    STEERED_LAYERS[3] = place
     hidden, residual = stream(dtype)
     start = hidden.clone(), residual.clone()
     side = torch.cuda.Stream()
@@ -76,12 +78,12 @@ def test_a_captured_graph_follows_the_buffers(dtype: torch.dtype, steering) -> N
                 rows = slice(i * EACH, (i + 1) * EACH)
                 assert torch.equal(hidden[rows], start[0][rows])
                 assert torch.equal(residual[rows], start[1][rows])
-    del PLACES[3]
+    del STEERED_LAYERS[3]
 
 
 def test_a_layer_that_is_compiled_into_graphs_follows_them_too(steering) -> None:
-    place = Place(3, {"s": steering}, rows=ROWS, device="cuda")
-    PLACES[3] = place
+    place = SteeredLayer(3, {"s": steering}, rows=ROWS, device="cuda")
+    STEERED_LAYERS[3] = place
 
     def layer(x: Tensor) -> Tensor:
         hidden, residual = 2.0 * x, x - 1.0
@@ -98,4 +100,4 @@ def test_a_layer_that_is_compiled_into_graphs_follows_them_too(steering) -> None
         for asks in ASKS:
             place.begin(step(asks))
             torch.testing.assert_close(compiled(x).clone(), layer(x), rtol=1e-4, atol=1e-4)
-    del PLACES[3]
+    del STEERED_LAYERS[3]

@@ -5,13 +5,20 @@ import json
 import pytest
 
 from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.request import KEY, LONGEST_TEXT, Ask, _parsed, misspelt, parse
+from odesteer.backends.vllm.request import (
+    KEY,
+    LONGEST_TEXT,
+    SteeringRequest,
+    _parsed,
+    misspelt,
+    parse,
+)
 from odesteer.ode import Angle, Target, Time
 
 
 def test_a_name_alone_is_the_steering_at_its_own_dose_from_the_last_prompt_token() -> None:
     for value in ('{"name": "truthful"}', {"name": "truthful"}, '"truthful"'):
-        assert parse(value) == (Ask("truthful", None, "last_prompt"),)
+        assert parse(value) == (SteeringRequest("truthful", None, "last_prompt"),)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_steering_begins_at_an_absolute_position(start: str | int, position: int
 def test_what_ask_writes_is_what_parse_reads() -> None:
     extra = ask("truthful", angle=0.2, target=0.9, start="generated")
     (found,) = parse(extra[KEY])
-    assert found == Ask("truthful", Angle(0.2), "generated", 0.9)
+    assert found == SteeringRequest("truthful", Angle(0.2), "generated", 0.9)
     assert parse(found.as_value()) == (found,)
 
 

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from odesteer.backends.vllm.batch import Scheduled, Step, doses
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, doses
 from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import parse
 from odesteer.backends.vllm.runner_hooks import Served, first_runner, second_runner
-from odesteer.ode import Angle, Columns, Time
+from odesteer.ode import Angle, DoseBatch, Time
 
 STARTS = ["all", "last_prompt", "generated", 3, 14]
 
 
-def first(requests: list[dict]) -> list[Scheduled]:
+def first(requests: list[dict]) -> list[ScheduledRequest]:
     """A batch in the form of the first runner."""
     counts = [one["count"] for one in requests]
     states = {
@@ -37,7 +37,7 @@ def first(requests: list[dict]) -> list[Scheduled]:
     return first_runner(runner)
 
 
-def second(requests: list[dict]) -> list[Scheduled]:
+def second(requests: list[dict]) -> list[ScheduledRequest]:
     """A batch in the form of the second runner."""
     served = Served([])
     for one in requests:
@@ -67,7 +67,7 @@ def test_a_mixed_batch_has_the_rows_of_its_tokens(runner) -> None:
         request("guesses", 4, 11, 10, "all"),  # 44-47, all of them
         request("read only", 5, 5, 10, "generated"),  # 48-52: none yet
     ]
-    step = Step.of(runner(batch))
+    step = StepBatch.of(runner(batch))
     rows = {share.of.request: list(share.rows) for share in step.shares["s"]}
     assert rows == {
         "prefill": [9],
@@ -99,7 +99,7 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
         count = rng.randint(1, length - computed)
         before = rng.randint(0, 5)  # rows of another request
         others = [request("other", before, 3, 5, None)] if before else []
-        step = Step.of(runner([*others, request("r", count, computed, prompt, start)]))
+        step = StepBatch.of(runner([*others, request("r", count, computed, prompt, start)]))
         rows = [row for share in step.shares.get("s", []) for row in share.rows]
         positions = [row - before + computed for row in rows]
         assert positions == [p for p in range(computed, computed + count) if p >= begins]
@@ -109,7 +109,7 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
 def test_pooling_requests_and_others_arguments_are_none_of_ours() -> None:
     batch = [request("r", 3, 0, 3, None)]
     batch[0]["extra"] = {"somebody else's": 1}
-    assert Step.of(first(batch)).shares == {}
+    assert StepBatch.of(first(batch)).shares == {}
 
 
 def test_a_request_that_ended_is_forgotten() -> None:
@@ -124,14 +124,14 @@ def shares(*extras: dict) -> list:
     batch = [request(str(i), 2, 5, 5, "all") for i in range(len(extras))]
     for one, extra in zip(batch, extras, strict=True):
         one["extra"] = extra
-    return Step.of(first(batch)).shares["s"]
+    return StepBatch.of(first(batch)).shares["s"]
 
 
 def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
     ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s", angle=0.2)), Time(1.0))
     assert dose == Angle(0.2) and len(some) == 2
     ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), Time(1.0))
-    assert isinstance(dose, Columns) and len(some) == 3
+    assert isinstance(dose, DoseBatch) and len(some) == 3
     assert dose.numbers.tolist() == [
         [0, 0, 1, 1, 1, 1],
         [0, 0, 0, 0, 0, 0],

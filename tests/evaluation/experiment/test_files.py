@@ -11,7 +11,7 @@ from odesteer.evaluation.experiment.cost_estimate import estimate
 from odesteer.evaluation.experiment.parse_toml import parse, read
 from odesteer.evaluation.experiment.plan import KINDS, plan
 from odesteer.evaluation.experiment.run import prepared
-from odesteer.evaluation.experiment.toml_reader import Table, tomllib
+from odesteer.evaluation.experiment.toml_reader import TomlTable, tomllib
 from odesteer.evaluation.report.paper import table
 from odesteer.ode import Angle, PathLength, Target, Time
 
@@ -21,7 +21,7 @@ MINIMAL = {"benchmark": "sentiment", "methods": ["none", "caa"], "layers": [1], 
 
 
 def parsed(**changes: object) -> Experiment:
-    return parse(Table({**MINIMAL, **changes}, "x.toml"))
+    return parse(TomlTable({**MINIMAL, **changes}, "x.toml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

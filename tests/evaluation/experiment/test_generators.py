@@ -11,8 +11,8 @@ from tests.evaluation.experiment.test_run import GENERATIONS
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.vllm.config import options
-from odesteer.backends.vllm.registered import Known
-from odesteer.backends.vllm.registry import Catalogue
+from odesteer.backends.vllm.registered import RegisteredSteerings
+from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.evaluation.experiment import generators as served
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
@@ -31,7 +31,7 @@ class Standing:
             name: one.save_pretrained(folder / f"engine-{len(self.started)}" / name)
             for name, one in steerings.items()
         }
-        self.known = Known(Catalogue.of(options(paths)["additional_config"]))
+        self.known = RegisteredSteerings(SteeringRegistry.of(options(paths)["additional_config"]))
         self.started.append(self)
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ def test_an_engine_that_lacks_a_steering_is_started_again(
     ones = [ods.Steering(_field(seed), ods.Angle(0.2), layer=1) for seed in (0, 1)]
     chosen = SimpleNamespace(model=SimpleNamespace(name=str(model), revision=None))
     lines: list[str] = []
-    held: Any = served.Served(chosen, *load_model(str(model)), lines.append)  # type: ignore[arg-type]
+    held: Any = served.VLLMGenerator(chosen, *load_model(str(model)), lines.append)  # type: ignore[arg-type]
     first = held.engine(ones[0], lambda: [ones[0].with_strength(1.0)])
     assert held.engine(ones[0].with_strength(2.0), list) is first
     assert held.engine(None, list) is first

@@ -11,12 +11,12 @@ import odesteer as ods
 from odesteer.evaluation.benchmarks import Sentiment, TruthfulQA
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import Experiment, Limits
-from odesteer.evaluation.experiment.fits import Learning
+from odesteer.evaluation.experiment.fits import FitCache
 from odesteer.evaluation.experiment.parse_toml import parse
 from odesteer.evaluation.experiment.plan import limited, plan
 from odesteer.evaluation.experiment.prompts import instructed
 from odesteer.evaluation.experiment.run_directory import RunFolder, line
-from odesteer.evaluation.experiment.toml_reader import Table
+from odesteer.evaluation.experiment.toml_reader import TomlTable
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def benchmark_(local: Path) -> TruthfulQA:
 
 def experiment(**changes: Any) -> Experiment:
     given = {"task": "choices", "benchmark": "truthfulqa", "doses": [0.1], "layers": [1]}
-    return parse(Table({**given, **changes}, "x.toml"))
+    return parse(TomlTable({**given, **changes}, "x.toml"))
 
 
 @pytest.mark.parametrize("name", ["caa", "repe", "iti-heads", "truthflow"])
@@ -34,7 +34,7 @@ def test_a_fit_is_that_of_the_library(name: str, benchmark_: TruthfulQA, tmp_pat
     net, tokenizer = tiny.model(), tiny.tokenizer()
     rows = ["caa", {"name": "truthflow", "min_steps": 20}, "repe", "iti-heads"]
     planned = plan(experiment(methods=rows, layers=[0, 1, 2]), benchmark_)
-    learning = Learning(net, tokenizer, benchmark_, planned, RunFolder(tmp_path, 1))
+    learning = FitCache(net, tokenizer, benchmark_, planned, RunFolder(tmp_path, 1))
     condition = next(one for one in planned.conditions if one.method.name == name)
     layer = condition.layers[0]
     fitting = condition.fitting(layer)
@@ -47,7 +47,7 @@ def test_a_fit_is_that_of_the_library(name: str, benchmark_: TruthfulQA, tmp_pat
         assert (one.layer, one.site) == (other.layer, other.site)
         torch.testing.assert_close(one(a), other(a))
     # Read back by whoever goes on, and not learnt again.
-    again = Learning(None, None, benchmark_, planned, RunFolder(tmp_path, 1))
+    again = FitCache(None, None, benchmark_, planned, RunFolder(tmp_path, 1))
     for one, other in zip(parts(again.fit(1, fitting)), parts(found), strict=True):
         assert torch.equal(one(a), other(a))
 

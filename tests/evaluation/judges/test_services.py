@@ -12,7 +12,7 @@ import pytest
 
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges import ChatGrade, Perspective, Score
-from odesteer.evaluation.judges.http import Memory, Service
+from odesteer.evaluation.judges.http import ResponseCache, Service
 
 KEY = "a-secret-that-nobody-should-see"
 CASE = Case("Say something.")
@@ -200,10 +200,10 @@ def test_another_question_is_not_answered_from_memory(perspective):
 
 
 def test_two_writers_share_a_memory(tmp_path):
-    one, other = Memory(tmp_path / "m"), Memory(tmp_path / "m")
+    one, other = ResponseCache(tmp_path / "m"), ResponseCache(tmp_path / "m")
     one.add("a", Score(0.25))
     other.add("b", Score(None, "why"))
-    again = Memory(tmp_path / "m")
+    again = ResponseCache(tmp_path / "m")
     assert again.get("a") == Score(0.25) and again.get("b") == Score(None, "why")
     assert again.get("c") is None
 

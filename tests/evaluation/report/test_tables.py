@@ -222,10 +222,10 @@ def test_two_folds_are_one_row(tmp_path: Path) -> None:
 
 def test_marks_are_corrected_for_the_whole_table() -> None:
     from odesteer.evaluation.statistics.bootstrap import Interval
-    from odesteer.evaluation.statistics.paired_tests import Difference
+    from odesteer.evaluation.statistics.paired_tests import PairedDifference
 
     def cell(p: float) -> Cell:
-        return Cell(difference=Difference(Interval(-1.0, -2.0, -0.5, 9), 9, p))
+        return Cell(difference=PairedDifference(Interval(-1.0, -2.0, -0.5, 9), 9, p))
 
     columns = (Column("a", "A", "lower"), Column("b", "B", "higher"), Column("c", "C", None))
     cells_ = (cell(0.01), cell(0.02), cell(0.04))

@@ -7,9 +7,9 @@ from tests.helpers import models as tiny
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
 from odesteer.evaluation.scoring.divergence import compare
-from odesteer.evaluation.scoring.packing import Asked, batches
-from odesteer.evaluation.scoring.replay import Text
-from odesteer.evaluation.scoring.score_texts import hear, shifted, takes_packed
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
+from odesteer.evaluation.scoring.replay import GivenText
+from odesteer.evaluation.scoring.score_texts import score_texts, shifted, takes_packed
 from odesteer.models.chat_template import encode_parts
 from odesteer.testing import ARCHITECTURES
 
@@ -22,11 +22,11 @@ TOKENIZER = tiny.tokenizer()
 STEERINGS = [tiny.constant(1, 0.5), tiny.quadratic(2), None]
 
 
-def asked() -> list[Asked]:
+def asked() -> list[PromptWithAnswers]:
     made = []
     for question, answers in QUESTIONS.items():
         parts = [encode_parts(TOKENIZER, question, answer, TEMPLATE) for answer in answers]
-        made.append(Asked(parts[0][0], [answer for _, answer in parts]))
+        made.append(PromptWithAnswers(parts[0][0], [answer for _, answer in parts]))
     return made
 
 
@@ -39,7 +39,7 @@ def test_packed_answers_have_the_log_probability_that_the_engine_gives_them(
     net = tiny.model(name)
     packed = takes_packed(net, asked())
     assert packed == (name != "gemma2")  # its window is shorter than these rows
-    found = hear(net, asked(), [steering], packed=packed, positions=positions)[0]
+    found = score_texts(net, asked(), [steering], packed=packed, positions=positions)[0]
     backend = TransformersBackend(net, TOKENIZER, template=TEMPLATE, positions=positions)
     for heard, (question, answers) in zip(found, QUESTIONS.items(), strict=True):
         expected = backend.logprobs([question] * len(answers), answers, steering)
@@ -53,15 +53,15 @@ def test_a_condition_does_not_depend_on_the_others(name):
     net = ARCHITECTURES[name].build(0)
     packed = takes_packed(net, asked())
     assert packed == (name != "mamba")
-    together = hear(net, asked(), STEERINGS, packed=packed)
-    alone = [hear(net, asked(), [one], packed=packed)[0] for one in STEERINGS]
+    together = score_texts(net, asked(), STEERINGS, packed=packed)
+    alone = [score_texts(net, asked(), [one], packed=packed)[0] for one in STEERINGS]
     assert together == alone
 
 
 def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
     net, steering = tiny.model(), tiny.constant(1, 0.5)
-    found = hear(net, asked(), [steering, steering.with_strength(0.0)])
-    texts = [Text(one.prompt, answer) for one in asked() for answer in one.answers]
+    found = score_texts(net, asked(), [steering, steering.with_strength(0.0)])
+    texts = [GivenText(one.prompt, answer) for one in asked() for answer in one.answers]
     shifts = compare(net, texts, [steering])[0]
     steered, still = ([one for ones in some for one in ones] for some in found)
     for one, shift in zip(steered, shifts, strict=True):
@@ -79,10 +79,12 @@ def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
 def test_another_prompt_is_compared_with_the_plain_one():
     net = tiny.model()
     plain = asked()
-    longer = [Asked([*one.prompt[:1], 9, 12, *one.prompt[1:]], one.answers) for one in plain]
+    longer = [
+        PromptWithAnswers([*one.prompt[:1], 9, 12, *one.prompt[1:]], one.answers) for one in plain
+    ]
     found = shifted(net, plain, longer)
     for heard, one, before in zip(
-        found, hear(net, longer, [None])[0], hear(net, plain, [None])[0], strict=True
+        found, score_texts(net, longer, [None])[0], score_texts(net, plain, [None])[0], strict=True
     ):
         assert [x.logprob for x in heard] == pytest.approx([x.logprob for x in one], abs=1e-4)
         assert [x.unsteered for x in heard] == pytest.approx([x.logprob for x in before], abs=1e-4)
@@ -90,7 +92,9 @@ def test_another_prompt_is_compared_with_the_plain_one():
 
 
 def test_batches_hold_every_answer_once_and_no_more_than_they_may():
-    some = [Asked([1] * (3 + i % 5), [[2] * (1 + k) for k in range(4)]) for i in range(400)]
+    some = [
+        PromptWithAnswers([1] * (3 + i % 5), [[2] * (1 + k) for k in range(4)]) for i in range(400)
+    ]
     for packed in (True, False):
         found = list(batches(some, packed, 2**15))
         places = [(place.asked, place.answer) for batch in found for place in batch.places]

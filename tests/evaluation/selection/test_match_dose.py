@@ -5,7 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from odesteer.evaluation.selection.match_dose import find_dose, match, mean_displacement
+from odesteer.evaluation.selection.match_dose import (
+    find_dose,
+    match_displacement,
+    mean_displacement,
+)
 from odesteer.methods import GaussianODESteer, PaperODESteer, SafetyFilter
 from odesteer.ode import ConstantField, FormBarrier, LinearBarrier, Time, TransportField, ZeroField
 from odesteer.steering.steering import Steering
@@ -23,7 +27,7 @@ def halving(gate: LinearBarrier | None = None) -> Steering:
 
 def test_a_constant_field_needs_the_displacement_over_its_length() -> None:
     steering = Steering(ConstantField(torch.tensor([3.0, 4.0])))
-    found = match(steering, normal(20, 2), 2.0)
+    found = match_displacement(steering, normal(20, 2), 2.0)
     assert found.strength == pytest.approx(0.4, rel=2e-3)
     assert found.displacement == pytest.approx(2.0, rel=2e-3)
 
@@ -35,7 +39,7 @@ def test_a_curved_flow_is_matched_by_where_it_ends(
 ) -> None:
     positive, rows = normal(60, 3, seed=1) + 1.5, normal(50, 3, seed=2)
     steering = method.fit(positive, normal(60, 3, seed=3), calibrate=False)
-    found = match(steering, rows, displacement)
+    found = match_displacement(steering, rows, displacement)
     moved = steering.with_strength(Time(found.strength))(rows)
     assert float((moved - rows).norm(dim=-1).mean()) == pytest.approx(displacement, rel=2.1e-3)
 
@@ -44,7 +48,7 @@ def test_rows_that_a_gate_keeps_count_in_the_mean() -> None:
     gate = LinearBarrier(torch.tensor([1.0, 0.0, 0.0]))  # moves rows with a_0 < 0
     rows = normal(200, 3)
     steering = halving(gate)
-    found = match(steering, rows, 0.2)
+    found = match_displacement(steering, rows, 0.2)
     moved = steering.with_strength(Time(found.strength))(rows)
     assert torch.equal(moved[rows[:, 0] >= 0], rows[rows[:, 0] >= 0])
     assert float((moved - rows).norm(dim=-1).mean()) == pytest.approx(0.2, rel=2.1e-3)
@@ -53,7 +57,7 @@ def test_rows_that_a_gate_keeps_count_in_the_mean() -> None:
 def test_a_map_is_at_most_carried_out_whole() -> None:
     rows = normal(50, 3)
     whole = float(rows.norm(dim=-1).mean()) / 2
-    found = match(halving(), rows, 2.0 * whole)
+    found = match_displacement(halving(), rows, 2.0 * whole)
     assert found.strength == 1.0
     assert found.displacement == pytest.approx(whole)
 
@@ -66,17 +70,17 @@ def test_a_flow_that_comes_to_rest_reports_how_far_it_goes() -> None:
     # All that are below h = 0 end there, on the straight way of a linear barrier.
     barrier = steering.barrier
     needed = (-barrier.value(rows)).clamp_min(0.0) / barrier.gradient(rows).norm(dim=-1)
-    found = match(steering, rows, 1.5 * float(needed.mean()))
+    found = match_displacement(steering, rows, 1.5 * float(needed.mean()))
     assert found.displacement == pytest.approx(float(needed.mean()), rel=1e-2)
 
 
 def test_a_field_of_zeros_moves_nothing() -> None:
-    assert match(Steering(ZeroField()), normal(5, 3), 1.0) == (0.0, 0.0)
+    assert match_displacement(Steering(ZeroField()), normal(5, 3), 1.0) == (0.0, 0.0)
 
 
 def test_a_relative_displacement_is_over_each_rows_norm() -> None:
     steering, rows = Steering(ConstantField(torch.tensor([3.0, 4.0]))), normal(20, 2)
-    found = match(steering, rows, 0.5, relative=True)
+    found = match_displacement(steering, rows, 0.5, relative=True)
     assert mean_displacement(steering, rows, found.strength, relative=True) == found.displacement
     assert found.strength * 5.0 * float((1 / rows.norm(dim=-1)).mean()) == pytest.approx(
         0.5, rel=2.1e-3

@@ -29,7 +29,7 @@ from odesteer.evaluation.selection import (
     settings as asked,
 )
 from odesteer.evaluation.selection.choose import choose, judged
-from odesteer.evaluation.selection.result import Wanted, pareto_front
+from odesteer.evaluation.selection.result import Goal, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.methods.samples import Samples
 from odesteer.models.hooks.attach import scoring
@@ -62,11 +62,12 @@ def tuned(net: nn.Module) -> Tuned:
     return ods.tune(net, tiny.tokenizer(), contrast(), "caa", max_kl=0.1)
 
 
-def texts(*lengths: tuple[int, int]) -> list[replay.Text]:
+def texts(*lengths: tuple[int, int]) -> list[replay.GivenText]:
     """Texts of random tokens, by length of prompt and answer."""
     rows = [tiny.prompt(sum(pair), seed=i)[0].tolist() for i, pair in enumerate(lengths)]
     return [
-        replay.Text(row[:start], row[start:]) for row, (start, _) in zip(rows, lengths, strict=True)
+        replay.GivenText(row[:start], row[start:])
+        for row, (start, _) in zip(rows, lengths, strict=True)
     ]
 
 
@@ -103,7 +104,7 @@ def test_damage_is_that_of_a_steered_model_that_says_the_same_words(name: str) -
         assert one.kl > 1e-3
 
 
-def word_by_word(net: nn.Module, text: replay.Text) -> torch.Tensor:
+def word_by_word(net: nn.Module, text: replay.GivenText) -> torch.Tensor:
     """log p of each word of the answer as a generation makes them: one at a time, cached."""
     rows, cache, ids = [], None, torch.tensor([text.prompt])
     with torch.no_grad():
@@ -191,7 +192,7 @@ def test_the_effect_counts_in_standard_deviations_of_the_unsteered_read_out() ->
         Numbers().outcomes(raw * np.nan)
 
 
-class Numbers(readout.ReadOut):
+class Numbers(readout.EffectMeter):
     groups = ("a", "a", "b", "b")
 
     def raw(self, steerings, read):
@@ -278,41 +279,41 @@ TRIALS = [
 
 
 def test_without_a_target_the_largest_effect_within_the_budget_is_taken() -> None:
-    wanted = Wanted(1.0, 2.0)
+    wanted = Goal(1.0, 2.0)
     choice = choose(judged(TRIALS, wanted), wanted)
     assert (choice.trial.kl_95, choice.met) == (0.6, True)
     assert choice.reason.startswith("Layer 2 at angle 0.6 has the largest effect")
 
 
 def test_with_a_target_the_least_damage_that_reaches_it_is_taken() -> None:
-    wanted = Wanted(1.0, 2.0, value=0.4)
+    wanted = Goal(1.0, 2.0, value=0.4)
     assert choose(judged(TRIALS, wanted), wanted).trial.kl_95 == 0.2
-    wanted = Wanted(1.0, 2.0, effect=1.5)
+    wanted = Goal(1.0, 2.0, effect=1.5)
     assert choose(judged(TRIALS, wanted), wanted).trial.kl_95 == 0.6
-    wanted = Wanted(1.0, 2.0, value=0.05)
+    wanted = Goal(1.0, 2.0, value=0.05)
     assert choose(judged(TRIALS, wanted), wanted).trial.layer is None
 
 
 def test_a_target_out_of_reach_gives_the_closest_and_says_what_would_reach_it() -> None:
-    wanted = Wanted(1.0, 2.0, value=0.9)
+    wanted = Goal(1.0, 2.0, value=0.9)
     choice = choose(judged(TRIALS, wanted), wanted)
     assert (choice.trial.kl_95, choice.met) == (0.6, False)
     assert "the closest is layer 2 at angle 0.6" in choice.reason
     assert "layer 1 at angle 1.5 would, at KL p95 1.5" in choice.reason
-    wanted = Wanted(1.0, 2.0, value=0.99)
+    wanted = Goal(1.0, 2.0, value=0.99)
     assert "no trial does at any damage" in choose(judged(TRIALS, wanted), wanted).reason
 
 
 def test_the_budget_is_for_both_damages() -> None:
-    feasible = [t.feasible for t in judged(TRIALS, Wanted(1.0, 1.25))]
+    feasible = [t.feasible for t in judged(TRIALS, Goal(1.0, 1.25))]
     assert feasible == [True, True, False, False, False, False]
     # Numbers that are none are beyond every budget.
     broken = TRIALS[1]._replace(kl_95=math.nan), TRIALS[1]._replace(value=math.nan)
-    assert not any(t.feasible for t in judged(broken, Wanted(math.inf, math.inf)))
+    assert not any(t.feasible for t in judged(broken, Goal(math.inf, math.inf)))
 
 
 def test_the_unsteered_model_is_left_where_nothing_helps() -> None:
-    wanted = Wanted(1.0, 2.0)
+    wanted = Goal(1.0, 2.0)
     harmful = [TRIALS[0], trial(-1.0, 0.2)]
     choice = choose(judged(harmful, wanted), wanted)
     assert (choice.trial.layer, choice.met) == (None, False)
@@ -328,7 +329,7 @@ def test_the_front_holds_what_no_other_trial_beats() -> None:
 def test_a_larger_budget_never_gives_a_smaller_effect(tuned: Tuned) -> None:
     effects = []
     for max_kl in np.linspace(0.0, 0.5, 30):
-        wanted = Wanted(float(max_kl), math.inf)
+        wanted = Goal(float(max_kl), math.inf)
         effects.append(choose(judged(tuned.rows, wanted), wanted).trial.effect.mean)
     assert effects == sorted(effects)
     assert effects[0] == 0.0 < effects[-1]
@@ -462,7 +463,7 @@ def test_the_receipt_comes_back_from_disk_and_tells_everything(tuned: Tuned, tmp
     assert (receipt["seed"], receipt["max_kl"]) == (0, 0.1)
     # The ranking of the layers stands where `fit` writes it, and `inspect` shows it.
     assert set(tuned.steering.receipts["layers"]) == {"0", "1"}
-    infinite = Wanted(math.inf, 2.0).to_json()
+    infinite = Goal(math.inf, 2.0).to_json()
     assert json.loads(json.dumps(infinite, allow_nan=False))["max_kl"] is None
 
 

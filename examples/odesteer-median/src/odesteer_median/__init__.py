@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import ConstantField, RungeKutta, Tableau, VectorField
 
 
@@ -21,7 +21,7 @@ class MedianDifference(Method):
     """Moves every activation along the difference of the class medians."""
 
     name: ClassVar[str] = "median"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="median(positive) - median(negative)",
         barrier="-",
         exact="straight line, one Euler step",

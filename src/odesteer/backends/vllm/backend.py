@@ -16,7 +16,7 @@ from torch import Tensor
 from odesteer.backends.base import AnySteering, Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
 from odesteer.backends.vllm.registered import starts
-from odesteer.backends.vllm.request import Ask
+from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages, encode, encode_parts
@@ -128,7 +128,7 @@ class VLLMBackend(Backend):
 
     def _start(self, prompt_length: int) -> int:
         """The position of the first steered token, after a prompt of so many."""
-        return Ask("", start=starts(self.positions)).begins(prompt_length)
+        return SteeringRequest("", start=starts(self.positions)).begins(prompt_length)
 
     def _drawn(self, sampling: Sampling, row: int) -> dict[str, Any]:
         if sampling.temperature == 0:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.backends.vllm.request import Ask
-from odesteer.ode import Columns, Dose, columns_of
+from odesteer.backends.vllm.request import SteeringRequest
+from odesteer.ode import Dose, DoseBatch, columns_of
 
 
-class Scheduled(NamedTuple):
+class ScheduledRequest(NamedTuple):
     """One request's share of a step.
 
     Attributes:
@@ -30,7 +30,7 @@ class Scheduled(NamedTuple):
     """
 
     request: str
-    asks: tuple[Ask, ...]
+    asks: tuple[SteeringRequest, ...]
     first: int
     length: int
     computed: int
@@ -47,16 +47,16 @@ class Scheduled(NamedTuple):
         return self.first + offset if 0 <= offset < self.length else None
 
 
-class Share(NamedTuple):
+class RowSpan(NamedTuple):
     """The rows of one request that one steering moves."""
 
-    of: Scheduled
-    ask: Ask
+    of: ScheduledRequest
+    ask: SteeringRequest
     rows: range
 
 
 @dataclass(eq=False)
-class Step:
+class StepBatch:
     """The shares of a step by steering, and what all layers use of them.
 
     Attributes:
@@ -64,12 +64,12 @@ class Step:
         prompt_ends: (request, row) of the steered prompts whose last token is read, by steering.
     """
 
-    shares: dict[str, list[Share]] = field(default_factory=dict)
+    shares: dict[str, list[RowSpan]] = field(default_factory=dict)
     prompt_ends: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     _rows: dict[tuple[torch.device, tuple[range, ...]], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scheduled: Sequence[Scheduled]) -> "Step":
+    def of(cls, scheduled: Sequence[ScheduledRequest]) -> "StepBatch":
         step = cls()
         for one in scheduled:
             for ask in one.asks:
@@ -78,24 +78,24 @@ class Step:
                     ends.append((one.request, one.prompt_end))
                 rows = one.rows_from(ask.begins(one.prompt_length))
                 if rows:
-                    step.shares.setdefault(ask.name, []).append(Share(one, ask, rows))
+                    step.shares.setdefault(ask.name, []).append(RowSpan(one, ask, rows))
         return step
 
-    def rows(self, shares: Sequence[Share], device: torch.device) -> Tensor:
+    def rows(self, shares: Sequence[RowSpan], device: torch.device) -> Tensor:
         """The row numbers of shares, [n]; made once for all layers."""
         key = (device, tuple(share.rows for share in shares))
         if key not in self._rows:
             numbers = [row for share in shares for row in share.rows]
-            self._rows[key] = onto(torch.tensor(numbers), device)
+            self._rows[key] = to_device(torch.tensor(numbers), device)
         return self._rows[key]
 
 
-def doses(shares: Sequence[Share], own: Dose) -> list[tuple[Dose, list[Share]]]:
+def doses(shares: Sequence[RowSpan], own: Dose) -> list[tuple[Dose, list[RowSpan]]]:
     """Shares by their dose at a steering whose own is `own`, forwards ones and backwards ones.
 
     Rows of any doses of one sign pass together; fields with a gate do another thing backwards.
     """
-    ways: dict[bool, list[tuple[Share, Dose]]] = {}
+    ways: dict[bool, list[tuple[RowSpan, Dose]]] = {}
     for share in shares:
         dose = share.ask.dose_at(own)
         if not dose.is_zero:
@@ -108,12 +108,12 @@ def doses(shares: Sequence[Share], own: Dose) -> list[tuple[Dose, list[Share]]]:
         else:
             numbers = [columns_of(dose) for share, dose in some for _ in share.rows]
             stopping = any(dose.stop_at is not None for _, dose in some)
-            joint = Columns(torch.tensor(numbers, dtype=torch.float64).mT, backwards, stopping)
+            joint = DoseBatch(torch.tensor(numbers, dtype=torch.float64).mT, backwards, stopping)
         found.append((joint, [share for share, _ in some]))
     return found
 
 
-def onto(numbers: Tensor, device: torch.device) -> Tensor:
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on a device, without waiting for it."""
     if device.type != "cuda":
         return numbers.to(device)

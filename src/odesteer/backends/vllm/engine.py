@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from odesteer.backends.vllm.config import options
-from odesteer.backends.vllm.registered import Known
-from odesteer.backends.vllm.registry import AnySteering, Catalogue
+from odesteer.backends.vllm.registered import RegisteredSteerings
+from odesteer.backends.vllm.registry import AnySteering, SteeringRegistry
 from odesteer.steering.layered import LayeredSteering
 from odesteer.steering.steering import Steering
 
@@ -66,7 +66,7 @@ class Engine:
             asked: dict[str, Any] = {}
             if steerings:
                 asked = options(_written(steerings, Path(self._folder.name)), check=check)
-            self.known = Known(Catalogue.of(asked.get("additional_config")))
+            self.known = RegisteredSteerings(SteeringRegistry.of(asked.get("additional_config")))
             # What the model's own file says of drawing is for each request to say.
             settings = {"generation_config": "vllm", **settings}
             self._llm = vllm.LLM(str(model), **asked, **settings)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.vllm.registry import Catalogue
-from odesteer.backends.vllm.steered_layer import PLACES, Place, steer, steer_one
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.models import compatibility
 from odesteer.models.layers import attention_output, find_layers, layer_index
 from odesteer.steering.steering import Steering
@@ -21,7 +21,7 @@ from odesteer.steering.steering import Steering
 _served: "weakref.ref[nn.Module] | None" = None
 
 
-def arm(model: nn.Module, catalogue: Catalogue, config: Any) -> list[Place]:
+def install(model: nn.Module, catalogue: SteeringRegistry, config: Any) -> list[SteeredLayer]:
     """Put the steerings of a catalogue on the blocks that this process has.
 
     Args:
@@ -44,7 +44,7 @@ def arm(model: nn.Module, catalogue: Catalogue, config: Any) -> list[Place]:
     blocks = find_layers(model)
     device = next(model.parameters()).device
     graphs = _graph_rows(config)
-    PLACES.clear()
+    STEERED_LAYERS.clear()
     places = []
     for (layer, site), parts in catalogue.places.items():
         for name, part in parts.items():
@@ -54,14 +54,14 @@ def arm(model: nn.Module, catalogue: Catalogue, config: Any) -> list[Place]:
         if type(block).__name__ == "PPMissingLayer":
             continue  # another stage of the pipeline has it
         key = 2 * index + (site == "heads")
-        if key in PLACES:
+        if key in STEERED_LAYERS:
             raise ValueError(f"Layer {index} is named in two ways (negative and positive).")
-        place = Place(key, parts, graphs, device)
+        place = SteeredLayer(key, parts, graphs, device)
         for part in parts.values():
             # Onto the device now: a graph that is being captured must not copy.
             width = part.hidden_size or config.model_config.get_hidden_size()
             part(torch.zeros(1, width, device=device, dtype=config.model_config.dtype))
-        PLACES[key] = place
+        STEERED_LAYERS[key] = place
         if site == "heads":
             _on_input(attention_output(block), place)
         else:
@@ -71,7 +71,7 @@ def arm(model: nn.Module, catalogue: Catalogue, config: Any) -> list[Place]:
     return places
 
 
-def refuse(catalogue: Catalogue, config: Any) -> None:
+def refuse(catalogue: SteeringRegistry, config: Any) -> None:
     """What cannot be steered rightly is not served at all.
 
     Raises:
@@ -123,7 +123,7 @@ def _graph_rows(config: Any) -> int:
     return int(config.scheduler_config.max_num_batched_tokens)
 
 
-def _on_output(block: Any, place: Place) -> None:
+def _on_output(block: Any, place: SteeredLayer) -> None:
     original = block.forward
     key, name = place.key, type(block).__name__
 
@@ -156,7 +156,7 @@ def _summands(output: Any, name: str) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def _on_input(module: Any, place: Place) -> None:
+def _on_input(module: Any, place: SteeredLayer) -> None:
     original = module.forward
     key = place.key
 

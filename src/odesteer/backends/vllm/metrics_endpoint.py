@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from odesteer.backends.vllm.registry import Catalogue
+from odesteer.backends.vllm.registry import SteeringRegistry
 
 PATH = "/v1/steerings"
 Message = MutableMapping[str, Any]
@@ -24,7 +24,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self._engine: Any = None
-        self._catalogue: Catalogue | None = None
+        self._catalogue: SteeringRegistry | None = None
         self._counts = Counts()
 
     def attach_router(self, app: Any) -> None:
@@ -37,7 +37,7 @@ class Endpoint:
         if engine_client is None:
             return
         self._engine = engine_client
-        self._catalogue = Catalogue.of(engine_client.vllm_config.additional_config)
+        self._catalogue = SteeringRegistry.of(engine_client.vllm_config.additional_config)
         if self._catalogue is not None:
             from vllm.v1.metrics.prometheus import get_prometheus_registry
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from odesteer.backends.vllm.registry import Catalogue
-from odesteer.backends.vllm.request import KEY, Ask, misspelt, parse
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.request import KEY, SteeringRequest, misspelt, parse
 from odesteer.common.limits import brief
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 
 SEPARATOR = ":"
 XARGS = "vllm_xargs"
@@ -38,7 +38,7 @@ Message = MutableMapping[str, Any]
 class Wanted:
     """The steerings that a request names, and its route."""
 
-    asks: tuple[Ask, ...]
+    asks: tuple[SteeringRequest, ...]
     route: str
 
 
@@ -65,7 +65,9 @@ class SteeringMiddleware:
         else:
             await self._handle(scope, catalogue, receive, send)
 
-    async def _handle(self, scope: Message, catalogue: Catalogue, receive: Any, send: Any) -> None:
+    async def _handle(
+        self, scope: Message, catalogue: SteeringRegistry, receive: Any, send: Any
+    ) -> None:
         messages = [await _body(receive)] if scope["method"] in ("POST", "PUT", "PATCH") else []
         try:
             asks = wanted(messages[0]["body"] if messages else b"", scope, catalogue)
@@ -116,14 +118,14 @@ class KeyMiddleware:
         return self._verify(scope["headers"])
 
 
-def catalogue_of(scope: Message) -> Catalogue | None:
+def catalogue_of(scope: Message) -> SteeringRegistry | None:
     """The steerings of the server that is asked; None before it is ready, or where it has none."""
     state = getattr(scope.get("app"), "state", None)
     config = getattr(state, "vllm_config", None)
-    return Catalogue.of(getattr(config, "additional_config", None))
+    return SteeringRegistry.of(getattr(config, "additional_config", None))
 
 
-def wanted(body: bytes, scope: Message, catalogue: Catalogue) -> tuple[Ask, ...]:
+def wanted(body: bytes, scope: Message, catalogue: SteeringRegistry) -> tuple[SteeringRequest, ...]:
     """Return what a request asks for, in `vllm_xargs` or by its model's name.
 
     Raises:
@@ -146,7 +148,7 @@ def wanted(body: bytes, scope: Message, catalogue: Catalogue) -> tuple[Ask, ...]
     for model in models:
         name = steering_of(model, served, catalogue.steerings)
         if name is not None:
-            given = agreed(given, (Ask(name),))
+            given = agreed(given, (SteeringRequest(name),))
     return given
 
 
@@ -170,13 +172,15 @@ def steering_of(model: Any, served: Collection[str], steerings: Collection[str])
     if not separator or (name not in steerings and (model in served or base not in served)):
         return None  # not ours: vLLM knows it or says that it does not exist
     try:
-        pick(dict.fromkeys(served), model, "model")
+        lookup(dict.fromkeys(served), model, "model")
     except ValueError as error:
         raise NotServed(str(error)) from None
     return name if base in served else None
 
 
-def agreed(given: tuple[Ask, ...], named: tuple[Ask, ...]) -> tuple[Ask, ...]:
+def agreed(
+    given: tuple[SteeringRequest, ...], named: tuple[SteeringRequest, ...]
+) -> tuple[SteeringRequest, ...]:
     """Return what is asked for in two ways, of which either may be empty.
 
     Raises:
@@ -191,7 +195,7 @@ def agreed(given: tuple[Ask, ...], named: tuple[Ask, ...]) -> tuple[Ask, ...]:
     return given or named
 
 
-def _names(asks: Iterable[Ask]) -> str:
+def _names(asks: Iterable[SteeringRequest]) -> str:
     return " and ".join(f"'{brief(ask.name, 60)}'" for ask in asks)
 
 
@@ -230,7 +234,7 @@ def _check_once(pairs: Any, keys: Iterable[str]) -> None:
             raise ValueError(f"'{key}' is given twice.")
 
 
-def _given(fields: Mapping[str, Any]) -> tuple[Ask, ...]:
+def _given(fields: Mapping[str, Any]) -> tuple[SteeringRequest, ...]:
     """Return what `vllm_xargs` asks for; ValueError where a steering is asked for elsewhere."""
     xargs = fields.get(XARGS)
     if xargs is None:
@@ -277,7 +281,7 @@ def _path(scope: Message) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _watched(scope: Message, catalogue: Catalogue, receive: Any, send: Any) -> Any:
+def _watched(scope: Message, catalogue: SteeringRegistry, receive: Any, send: Any) -> Any:
     """The `receive` of a socket, which remembers the steering that a message names."""
 
     async def watched() -> Any:

@@ -21,7 +21,7 @@ from odesteer.backends.vllm import (
 from odesteer.backends.vllm import (
     runner_hooks as runners,
 )
-from odesteer.backends.vllm.registry import Catalogue
+from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.request import KEY
 
 # What was tested; others may work, and are refused where something is missing.
@@ -165,7 +165,7 @@ def _readies(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def _initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
-        catalogue = Catalogue.of(vllm_config.additional_config)
+        catalogue = SteeringRegistry.of(vllm_config.additional_config)
         if catalogue is not None:
             _check_armed(self.model_executor, catalogue)
             _separate(catalogue)
@@ -174,7 +174,7 @@ def _readies(original: Callable[..., Any]) -> Callable[..., Any]:
     return _initialize_kv_caches
 
 
-def _check_armed(executor: Any, catalogue: Catalogue) -> None:
+def _check_armed(executor: Any, catalogue: SteeringRegistry) -> None:
     """Refuse to serve where a steering is on no worker.
 
     Raises:
@@ -194,14 +194,14 @@ def _check_armed(executor: Any, catalogue: Catalogue) -> None:
                 )
 
 
-def _separate(catalogue: Catalogue) -> None:
+def _separate(catalogue: SteeringRegistry) -> None:
     """Keep steered blocks of the prefix cache apart."""
     from vllm.v1.core import kv_cache_utils
 
     _wrap_in_module(kv_cache_utils, "generate_block_hash_extra_keys", catalogue)
 
 
-def _wrap_in_module(module: Any, name: str, catalogue: Catalogue) -> None:
+def _wrap_in_module(module: Any, name: str, catalogue: SteeringRegistry) -> None:
     original = getattr(module, name)
     plain = getattr(original, "__wrapped__", original)  # of an earlier engine in this process
     setattr(module, name, prefix.hashes(plain, catalogue))

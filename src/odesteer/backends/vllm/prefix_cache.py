@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from odesteer.backends.vllm.registry import Catalogue
+from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.runner_hooks import asks_of
 
 
-def keys(request: Any, end: int, catalogue: Catalogue) -> tuple[tuple[str, str], ...]:
+def keys(request: Any, end: int, catalogue: SteeringRegistry) -> tuple[tuple[str, str], ...]:
     """What tells a request's block that ends before position `end` from an unsteered one."""
     return tuple(
         ("odesteer", catalogue.key(ask))
@@ -22,7 +22,7 @@ def keys(request: Any, end: int, catalogue: Catalogue) -> tuple[tuple[str, str],
     )
 
 
-def hashes(original: Callable[..., Any], catalogue: Catalogue) -> Callable[..., Any]:
+def hashes(original: Callable[..., Any], catalogue: SteeringRegistry) -> Callable[..., Any]:
     """`generate_block_hash_extra_keys`, which tells steered blocks apart."""
 
     @wraps(original)

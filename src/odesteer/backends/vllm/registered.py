@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import save
 
 from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.registry import AnySteering, Catalogue
+from odesteer.backends.vllm.registry import AnySteering, SteeringRegistry
 from odesteer.backends.vllm.request import KEY, START_OF, parse
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering.layered import parts_of
@@ -38,14 +38,14 @@ def starts(positions: Any) -> str:
     return found
 
 
-class Known:
+class RegisteredSteerings:
     """The steerings of an engine.
 
     Args:
         catalogue: what it was started with; None for an engine that does not steer.
     """
 
-    def __init__(self, catalogue: Catalogue | None = None):
+    def __init__(self, catalogue: SteeringRegistry | None = None):
         self._catalogue = catalogue
         # A field is never changed, and hashing one is slower than asking for it.
         self._prints: WeakKeyDictionary[VectorField, str] = WeakKeyDictionary()
@@ -110,7 +110,7 @@ class Known:
         return self._prints[field]
 
 
-def sayable(steering: AnySteering) -> bool:
+def dose_fits_request(steering: AnySteering) -> bool:
     """Whether a request can say its dose, so that the engine need not be started with it."""
     try:
         return steering.dose.is_zero or bool(_said(steering))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from odesteer import __version__
-from odesteer.backends.vllm.request import KEY, LONGEST_NAME, Ask
-from odesteer.common.registry import pick
+from odesteer.backends.vllm.request import KEY, LONGEST_NAME, SteeringRequest
+from odesteer.common.registry import lookup
 from odesteer.models.compatibility import LEVELS
 from odesteer.steering.expression import NAME, build
 from odesteer.steering.hub import locate
@@ -46,7 +46,7 @@ def configuration(
         FileNotFoundError: for a directory that is not there.
     """
     compose = dict(compose or {})
-    pick(dict.fromkeys(LEVELS), check, "compatibility check")
+    lookup(dict.fromkeys(LEVELS), check, "compatibility check")
     if not steerings:
         raise ValueError("A server that steers needs at least one steering: name=directory.")
     for name in (*steerings, *compose):
@@ -69,12 +69,12 @@ def configuration(
         "steerings": entries,
         "compose": [{"name": name, "of": text} for name, text in compose.items()],
     }
-    Catalogue.of({KEY: asked})
+    SteeringRegistry.of({KEY: asked})
     return {KEY: asked}
 
 
 @dataclass(frozen=True, eq=False)
-class Catalogue:
+class SteeringRegistry:
     """The steerings of a server, in the order in which they act.
 
     Attributes:
@@ -88,7 +88,7 @@ class Catalogue:
     check: str
 
     @classmethod
-    def of(cls, additional_config: Any) -> "Catalogue | None":
+    def of(cls, additional_config: Any) -> "SteeringRegistry | None":
         """That of an engine's `additional_config`; None where it says nothing of steering.
 
         Raises:
@@ -111,13 +111,13 @@ class Catalogue:
                 found.setdefault((part.layer, part.site), {})[name] = part
         return dict(sorted(found.items()))
 
-    def check_ask(self, ask: Ask) -> None:
+    def check_ask(self, ask: SteeringRequest) -> None:
         """Refuse what none of the processes could do.
 
         Raises:
             ValueError: in one line for the client.
         """
-        steering = pick(self.steerings, ask.name, "steering")
+        steering = lookup(self.steerings, ask.name, "steering")
         for part in parts_of(steering):
             budget = part.dose if ask.dose is None else ask.dose
             if ask.probability is not None and budget.size <= 0:
@@ -137,7 +137,7 @@ class Catalogue:
                     f"last_prompt or generated; got {ask.start!r}."
                 )
 
-    def key(self, ask: Ask) -> str:
+    def key(self, ask: SteeringRequest) -> str:
         """All that decides what an ask does to an activation."""
         return json.dumps([self.digests[ask.name], ask.as_value()], sort_keys=True)
 
@@ -158,7 +158,7 @@ class Catalogue:
 
 
 @lru_cache(maxsize=8)
-def _catalogue(text: str) -> Catalogue:
+def _catalogue(text: str) -> SteeringRegistry:
     asked = json.loads(text)
     if asked.get("version") != __version__:
         raise ValueError(
@@ -186,7 +186,7 @@ def _catalogue(text: str) -> Catalogue:
         steerings[entry["name"]] = build(entry["of"], loaded)
         whole = json.dumps([entry["of"], digests], sort_keys=True)
         digests[entry["name"]] = hashlib.sha256(whole.encode()).hexdigest()
-    return Catalogue(steerings, digests, asked["check"])
+    return SteeringRegistry(steerings, digests, asked["check"])
 
 
 def _digest(folder: Path) -> str:

@@ -31,7 +31,7 @@ _KEPT = 1024
 
 
 @dataclass(frozen=True)
-class Ask:
+class SteeringRequest:
     """One steering of a request.
 
     Attributes:
@@ -71,7 +71,7 @@ class Ask:
         return value
 
 
-def parse(value: Any) -> tuple[Ask, ...]:
+def parse(value: Any) -> tuple[SteeringRequest, ...]:
     """What a request asks for: the JSON string, or the object or list of objects in it.
 
     Raises:
@@ -126,7 +126,7 @@ _NEAR = _one_letter_off(KEY)
 
 
 @lru_cache(maxsize=_KEPT)
-def _parsed(text: str) -> tuple[Ask, ...]:
+def _parsed(text: str) -> tuple[SteeringRequest, ...]:
     try:
         value = parse_json(text.encode())
     except ValueError as error:
@@ -139,7 +139,7 @@ def _parsed(text: str) -> tuple[Ask, ...]:
     return parse(value)
 
 
-def _several(values: Any) -> tuple[Ask, ...]:
+def _several(values: Any) -> tuple[SteeringRequest, ...]:
     if not 1 <= len(values) <= MOST:
         raise ValueError(f"{KEY} takes 1 to {MOST} steerings a request; got {len(values)}.")
     asks = tuple(_ask(value) for value in values)
@@ -149,7 +149,7 @@ def _several(values: Any) -> tuple[Ask, ...]:
     return asks
 
 
-def _ask(value: Any) -> Ask:
+def _ask(value: Any) -> SteeringRequest:
     if not isinstance(value, Mapping):
         raise ValueError(f"{KEY}: a steering is an object with a name; got {_shown(value)}.")
     unknown = [key for key in value if key not in _KNOWN]
@@ -168,7 +168,7 @@ def _ask(value: Any) -> Ask:
             f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
         )
     dose, probability = _dose({key: value[key] for key in _DOSES if value.get(key) is not None})
-    return Ask(name, dose, start, probability)
+    return SteeringRequest(name, dose, start, probability)
 
 
 def _dose(given: dict[str, Any]) -> tuple[Dose | None, float | None]:

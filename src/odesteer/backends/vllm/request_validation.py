@@ -17,8 +17,8 @@ from odesteer.backends.vllm.middleware import (
     SteeringMiddleware,
     agreed,
 )
-from odesteer.backends.vllm.registry import Catalogue
-from odesteer.backends.vllm.request import KEY, Ask, misspelt, parse
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.request import KEY, SteeringRequest, misspelt, parse
 from odesteer.backends.vllm.runner_hooks import asks_of
 
 # Routes on which a steering was seen to do what it says; on any other one it is refused.
@@ -50,21 +50,23 @@ def check(params: Any, additional_config: Any) -> None:
     asks = asks_of(params)
     if not asks:
         return
-    catalogue = Catalogue.of(additional_config)
+    catalogue = SteeringRegistry.of(additional_config)
     if catalogue is None:
         raise ValueError(f"{KEY}: this server was started without steerings.")
     for ask in asks:
         catalogue.check_ask(ask)
 
 
-def knows(additional_config: Any) -> None:
+def remember_names(additional_config: Any) -> None:
     """Remember the names of this process's steerings."""
-    catalogue = Catalogue.of(additional_config)
+    catalogue = SteeringRegistry.of(additional_config)
     if catalogue is not None:
         _names.update(catalogue.steerings)
 
 
-def aliased(model: str | None, extra: dict[str, Any] | None) -> dict[str, Any] | None:
+def steering_from_model_name(
+    model: str | None, extra: dict[str, Any] | None
+) -> dict[str, Any] | None:
     """Return the extra arguments of a request to a model's name, which may name a steering.
 
     Raises:
@@ -74,7 +76,7 @@ def aliased(model: str | None, extra: dict[str, Any] | None) -> dict[str, Any] |
     if not (base and separator and name in _names):
         return extra
     given = parse(extra[KEY]) if extra and KEY in extra else ()
-    return _asking(extra, agreed(given, (Ask(name),)))
+    return _asking(extra, agreed(given, (SteeringRequest(name),)))
 
 
 def admitted(prompt: Any, params: Any) -> Any:
@@ -98,7 +100,7 @@ def admitted(prompt: Any, params: Any) -> Any:
     return params
 
 
-def _asking(extra: dict[str, Any] | None, asks: tuple[Ask, ...]) -> dict[str, Any]:
+def _asking(extra: dict[str, Any] | None, asks: tuple[SteeringRequest, ...]) -> dict[str, Any]:
     return {**(extra or {}), KEY: json.dumps([ask.as_value() for ask in asks])}
 
 
@@ -162,7 +164,7 @@ def starts(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        knows(vllm_config.additional_config)
+        remember_names(vllm_config.additional_config)
         original(self, vllm_config, *args, **kwargs)
 
     return __init__
@@ -175,7 +177,7 @@ def samples(original: Callable[..., Any], error: type[Exception]) -> Callable[..
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = original(self, *args, **kwargs)
         try:
-            params.extra_args = aliased(self.model, params.extra_args)
+            params.extra_args = steering_from_model_name(self.model, params.extra_args)
         except ValueError as reason:
             raise error(str(reason)) from None
         return params
@@ -189,15 +191,19 @@ def searches(original: Callable[..., Any], error: type[Exception]) -> Callable[.
     @wraps(original)
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         wanted = WANTED.get()
-        named = (self.model or "").rpartition(SEPARATOR)[2] in _names
-        if named or KEY in (self.vllm_xargs or {}) or (wanted is not None and wanted.asks):
+        served_model_names = (self.model or "").rpartition(SEPARATOR)[2] in _names
+        if (
+            served_model_names
+            or KEY in (self.vllm_xargs or {})
+            or (wanted is not None and wanted.asks)
+        ):
             raise error(f"{KEY}: beam search is not steered; sample, or be greedy.")
         return original(self, *args, **kwargs)
 
     return to_beam_search_params
 
 
-def named(names: list[str], steerings: list[str]) -> list[str]:
+def served_model_names(names: list[str], steerings: list[str]) -> list[str]:
     """The served model names: each by itself, then the first with each steering."""
     taken = [f"{names[0]}{SEPARATOR}{steering}" for steering in steerings]
     return [*names, *taken]

@@ -9,24 +9,26 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-from odesteer.backends.vllm.batch import Scheduled, Step
-from odesteer.backends.vllm.install import arm
-from odesteer.backends.vllm.registry import Catalogue
-from odesteer.backends.vllm.request import KEY, Ask, parse
-from odesteer.backends.vllm.steered_layer import NOTHING, Place
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
+from odesteer.backends.vllm.install import install
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
+from odesteer.backends.vllm.steered_layer import NOTHING, SteeredLayer
 
 
 class Served:
     """The steerings of one runner: its places, and the requests that it knows."""
 
-    def __init__(self, places: list[Place], dense: bool = False):
+    def __init__(self, places: list[SteeredLayer], dense: bool = False):
         self.places = places
         self._dense = dense
-        self._asks: dict[str, tuple[tuple[Ask, ...], int]] = {}  # of the second runner's requests
+        self._asks: dict[
+            str, tuple[tuple[SteeringRequest, ...], int]
+        ] = {}  # of the second runner's requests
 
-    def begin(self, scheduled: list[Scheduled]) -> None:
+    def begin(self, scheduled: list[ScheduledRequest]) -> None:
         """Before a step."""
-        step = Step.of(scheduled) if scheduled else NOTHING
+        step = StepBatch.of(scheduled) if scheduled else NOTHING
         for place in self.places:
             place.dense = False
             place.begin(step)
@@ -41,7 +43,7 @@ class Served:
         """A request is new."""
         self._asks[request] = asks_of(params), prompt_length
 
-    def kept(self, request: str) -> tuple[tuple[Ask, ...], int]:
+    def kept(self, request: str) -> tuple[tuple[SteeringRequest, ...], int]:
         """What is known of a request."""
         return self._asks.get(request, ((), 0))
 
@@ -71,17 +73,17 @@ class Served:
             place.forget(requests)
 
 
-def asks_of(params: Any) -> tuple[Ask, ...]:
+def asks_of(params: Any) -> tuple[SteeringRequest, ...]:
     """What sampling parameters ask for; nothing for a pooling request."""
     extra = getattr(params, "extra_args", None)
     value = None if extra is None else extra.get(KEY)
     return () if value is None else parse(value)
 
 
-def first_runner(runner: Any) -> list[Scheduled]:
+def first_runner(runner: Any) -> list[ScheduledRequest]:
     """What is steered of the batch that `vllm.v1.worker.gpu_model_runner` has prepared."""
 
-    def known(request: str) -> tuple[tuple[Ask, ...], int]:
+    def known(request: str) -> tuple[tuple[SteeringRequest, ...], int]:
         state = runner.requests[request]
         return asks_of(state.sampling_params), int(state.num_prompt_tokens)
 
@@ -90,7 +92,7 @@ def first_runner(runner: Any) -> list[Scheduled]:
     return _scheduled(batch.req_ids, starts, computed, known)
 
 
-def second_runner(batch: Any, served: Served) -> list[Scheduled]:
+def second_runner(batch: Any, served: Served) -> list[ScheduledRequest]:
     """What is steered of the batch that `vllm.v1.worker.gpu.model_runner` has prepared."""
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
     return _scheduled(batch.req_ids, starts, computed, served.kept)
@@ -100,8 +102,8 @@ def _scheduled(
     requests: Sequence[str],
     starts: Sequence[int],
     computed: Sequence[int],
-    known: Callable[[str], tuple[tuple[Ask, ...], int]],
-) -> list[Scheduled]:
+    known: Callable[[str], tuple[tuple[SteeringRequest, ...], int]],
+) -> list[ScheduledRequest]:
     """The shares of the requests that ask for something; most ask for nothing."""
     found = []
     for i, request in enumerate(requests):
@@ -109,7 +111,7 @@ def _scheduled(
         if asks:
             first, end = int(starts[i]), int(starts[i + 1])
             length, before = end - first, int(computed[i])
-            found.append(Scheduled(request, asks, first, length, before, prompt_length))
+            found.append(ScheduledRequest(request, asks, first, length, before, prompt_length))
     return found
 
 
@@ -124,9 +126,9 @@ def loads(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        catalogue = Catalogue.of(self.vllm_config.additional_config)
+        catalogue = SteeringRegistry.of(self.vllm_config.additional_config)
         if catalogue is not None:
-            places = arm(self.get_model(), catalogue, self.vllm_config)
+            places = install(self.get_model(), catalogue, self.vllm_config)
             graphs = any(place.in_graphs for place in places)
             self._odesteer = Served(places, graphs)
         return result

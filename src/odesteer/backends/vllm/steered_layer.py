@@ -16,18 +16,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from odesteer.backends.vllm.batch import Share, Step, doses, onto
-from odesteer.ode import Columns, columns_of
+from odesteer.backends.vllm.batch import RowSpan, StepBatch, doses, to_device
+from odesteer.ode import DoseBatch, columns_of
 from odesteer.steering.steering import Steering
 
-NOTHING = Step()
+NOTHING = StepBatch()
 
 
-class Place:
+class SteeredLayer:
     """What is steered at one place, now.
 
     Args:
-        key: of the place in `PLACES`.
+        key: of the place in `STEERED_LAYERS`.
         parts: the steerings of this place, by name, in the order in which they act.
         rows: the most rows of a step that a graph may hold; 0 where no graphs are.
         device: where the activations are.
@@ -72,7 +72,7 @@ class Place:
         """Whether a CUDA graph may hold this place."""
         return bool(self._buffers)
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: StepBatch) -> None:
         """What the rows of the coming step are; before it is run."""
         self.step = step
         for (name, backwards), buffer in self._buffers.items():
@@ -85,7 +85,7 @@ class Place:
             for rows, dose in some:
                 numbers[:, rows.start : rows.stop] = torch.tensor(dose)[:, None]
             # Behind what the device still runs, without waiting for it.
-            buffer.copy_(onto(numbers, buffer.device), non_blocking=True)
+            buffer.copy_(to_device(numbers, buffer.device), non_blocking=True)
             self._set[name, backwards] = bool(some)
 
     def forget(self, requests: object) -> None:
@@ -128,7 +128,7 @@ class Place:
             part, numbers = (self._away if backwards else self.parts)[name], buffer[:, :n]
             a = hidden if residual is None else hidden + residual
             stops = part.field.barrier is not None
-            steered = part(a, None, Columns(numbers, stopping=stops))
+            steered = part(a, None, DoseBatch(numbers, stopping=stops))
             active = (numbers[:3] != 0).any(dim=0)[:, None]
             self._count(name, a, torch.where(active, steered, a))
             hidden.copy_(torch.where(active, steered, hidden))
@@ -140,7 +140,7 @@ class Place:
     def _prompts(self, name: str, part: Steering) -> list[tuple[str, int]]:
         return self.step.prompt_ends.get(name, []) if part.field.reads_prompt else []
 
-    def _velocity(self, name: str, part: Steering, shares: list[Share]) -> Tensor | None:
+    def _velocity(self, name: str, part: Steering, shares: list[RowSpan]) -> Tensor | None:
         """For a field that reads the prompt: what it made of each row's, [n, d]."""
         if not part.field.reads_prompt:
             return None
@@ -150,7 +150,7 @@ class Place:
         return torch.cat(kept)
 
     def _columns(
-        self, shares: list[Share], name: str, backwards: bool
+        self, shares: list[RowSpan], name: str, backwards: bool
     ) -> Iterator[tuple[range, tuple[float, float, float, float]]]:
         """The rows of shares that go one way, with their doses; those that go away, as they go."""
         for share in shares:
@@ -165,19 +165,19 @@ class Place:
 
 
 # The places of the model that this process serves: a compiled graph knows them by number.
-PLACES: dict[int, Place] = {}
+STEERED_LAYERS: dict[int, SteeredLayer] = {}
 
 
 @torch.library.custom_op("odesteer::steer", mutates_args=("hidden", "residual"))
 def steer(hidden: Tensor, residual: Tensor, place: int) -> None:
     """Steer a decoder layer's output, given as two summands [n, d], in place."""
-    PLACES[place].apply(hidden, residual)
+    STEERED_LAYERS[place].apply(hidden, residual)
 
 
 @torch.library.custom_op("odesteer::steer_one", mutates_args=("hidden",))
 def steer_one(hidden: Tensor, place: int) -> None:
     """Steer activations that are one tensor [n, d], in place."""
-    PLACES[place].apply(hidden, None)
+    STEERED_LAYERS[place].apply(hidden, None)
 
 
 @steer.register_fake

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from odesteer.common.files import write_whole
 from odesteer.common.jobs.lock import Claim
 from odesteer.common.limits import read_json
-from odesteer.steering.serialization.directory import write_whole
 
 CLAIMS = "claims"
 WAIT = 0.5  # seconds until somebody else's units are looked at again

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from odesteer.common.registry import find
+from odesteer.common.registry import resolve
 from odesteer.evaluation.benchmarks.base import Benchmark, Fold
 from odesteer.evaluation.benchmarks.files import HUB, data_dir
 from odesteer.evaluation.benchmarks.persona import Persona
@@ -27,7 +27,9 @@ def find_benchmark(name: str) -> type[Benchmark]:
     Raises:
         ValueError: for an unknown name.
     """
-    found: type[Benchmark] = find(BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark)
+    found: type[Benchmark] = resolve(
+        BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark
+    )
     return found
 
 

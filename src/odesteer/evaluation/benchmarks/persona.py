@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.data import Contrast, Example
 from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, cross_validation
 from odesteer.evaluation.benchmarks.files import digest, hub_rows, json_lines, locate
@@ -56,7 +56,7 @@ class Persona(Benchmark):
         trait: str = "agreeableness",
     ) -> "Persona":
         """From a file in persona/, one of `TRAITS`."""
-        path, files = locate(f"persona/{pick(TRAITS, trait, 'trait')[0]}", data, verify)
+        path, files = locate(f"persona/{lookup(TRAITS, trait, 'trait')[0]}", data, verify)
         return cls(_cases(json_lines(path)), files=files)
 
     @classmethod
@@ -68,7 +68,7 @@ class Persona(Benchmark):
         revision: str | None = None,
     ) -> "Persona":
         """From the file of the trait in the data set `name`."""
-        file = f"{pick(TRAITS, trait, 'trait')[1]}.jsonl"
+        file = f"{lookup(TRAITS, trait, 'trait')[1]}.jsonl"
         columns = ["question", "answer_matching_behavior", "answer_not_matching_behavior"]
         rows = list(hub_rows(name, None, "train", columns, revision, file=file))
         return cls(_cases(rows), files={f"{name}:{file}": digest(rows)})

@@ -17,14 +17,14 @@ from odesteer.methods import find_method
 from odesteer.ode import Dose, Target, as_dose
 
 
-class Match(NamedTuple):
+class MatchedDose(NamedTuple):
     """Which damage a dose is chosen to have: "kl" or "displacement", and how much."""
 
     measure: str
     value: float
 
 
-class Fitting(NamedTuple):
+class FitSpec(NamedTuple):
     """What is learnt once a fold: a method at a layer (None: at the method's own layers)."""
 
     method: str
@@ -59,7 +59,7 @@ class Condition:
     layers: tuple[Layer | None, ...] = ()
     doses: tuple[Dose, ...] = ()
     open: bool = False
-    match: Match | None = None
+    match: MatchedDose | None = None
     steps: int | None = None
     seed: int = 0
 
@@ -68,12 +68,12 @@ class Condition:
         """False for the unsteered model and for the prompt."""
         return self.method.name not in (NONE, PROMPT)
 
-    def fitting(self, layer: Layer | None) -> Fitting:
+    def fitting(self, layer: Layer | None) -> FitSpec:
         drawn = "seed" in _hyperparameters(self.method)
-        return Fitting(self.method.id, layer, self.seed if drawn else None)
+        return FitSpec(self.method.id, layer, self.seed if drawn else None)
 
     @property
-    def fittings(self) -> tuple[Fitting, ...]:
+    def fittings(self) -> tuple[FitSpec, ...]:
         return tuple(self.fitting(layer) for layer in self.layers) if self.moves else ()
 
 
@@ -117,7 +117,7 @@ def _moving(
             for measure in MEASURES:
                 for value in getattr(experiment.matched, measure):
                     name = f"{method.id}@{measure}-{value:g}{ending}{last}"
-                    match = Match(measure, value)
+                    match = MatchedDose(measure, value)
                     yield Condition(name, method, open=True, match=match, **common)
 
 

@@ -18,10 +18,10 @@ from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.base import Part
-from odesteer.evaluation.experiment.conditions import Condition, Fitting
+from odesteer.evaluation.experiment.conditions import Condition, FitSpec
 from odesteer.evaluation.experiment.plan import Plan
 from odesteer.evaluation.experiment.run_directory import RunFolder
-from odesteer.fitting import Reading, fit, fit_readings, read
+from odesteer.fitting import ActivationSet, fit, fit_readings, read
 from odesteer.methods import Method, find_method
 from odesteer.models.layers import layer_index
 from odesteer.ode import Dose
@@ -32,7 +32,7 @@ from odesteer.steering.serialization.directory import CONFIG
 Kind = tuple[str, str, bool]
 
 
-class Learning:
+class FitCache:
     """Readings and steerings of a run.
 
     Args:
@@ -47,10 +47,10 @@ class Learning:
         self._model, self._tokenizer = model, tokenizer
         self._benchmark, self._plan, self._folder = benchmark, plan, folder
         self._choices = {method.id: method for method in plan.experiment.methods}
-        self._readings: dict[tuple[int, Kind], dict[int, Reading]] = {}
-        self._steerings: dict[tuple[int, Fitting], AnySteering] = {}
+        self._readings: dict[tuple[int, Kind], dict[int, ActivationSet]] = {}
+        self._steerings: dict[tuple[int, FitSpec], AnySteering] = {}
 
-    def method(self, fitting: Fitting) -> Method:
+    def method(self, fitting: FitSpec) -> Method:
         chosen = self._choices[fitting.method]
         drawn = {} if fitting.seed is None else {"seed": fitting.seed}
         return find_method(chosen.name)(**{**chosen.hyperparameters, **drawn})
@@ -60,7 +60,7 @@ class Learning:
         for kind, (method, layers) in self._kinds().items():
             self._reading(fold, kind, method, layers)
 
-    def fit(self, fold: int, fitting: Fitting) -> AnySteering:
+    def fit(self, fold: int, fitting: FitSpec) -> AnySteering:
         """The steering, learnt unless it was learnt before."""
         path = self._folder.steering(fold, fitting.folder)
         if (fold, fitting) not in self._steerings:
@@ -80,7 +80,7 @@ class Learning:
         return steering if dose is None else steering.with_strength(dose)
 
     def held_out(
-        self, fold: int, part: Part, fitting: Fitting
+        self, fold: int, part: Part, fitting: FitSpec
     ) -> tuple[Contrast, Tensor, Tensor] | None:
         """A part's contrast and its activations at a fit's layer; None where there are none."""
         if not isinstance(fitting.layer, int):
@@ -101,7 +101,7 @@ class Learning:
         )[layer_index(self._model, fitting.layer)]
         return contrast, found.positive, found.negative
 
-    def _learn(self, fold: int, fitting: Fitting) -> AnySteering:
+    def _learn(self, fold: int, fitting: FitSpec) -> AnySteering:
         method = self.method(fitting)
         contrast = self._benchmark.contrast(self._plan.folds[fold], "fit")
         model, tokenizer = self._model, self._tokenizer
@@ -119,7 +119,7 @@ class Learning:
 
     def _reading(
         self, fold: int, kind: Kind, method: Method, layers: list[int]
-    ) -> dict[int, Reading]:
+    ) -> dict[int, ActivationSet]:
         if (fold, kind) not in self._readings:
             # Of one fold at a time: folds follow one another.
             self._readings = {key: value for key, value in self._readings.items() if key[0] == fold}
@@ -145,7 +145,7 @@ class Learning:
                     layers.append(index)
         return kinds
 
-    def _fittings(self) -> Iterator[Fitting]:
+    def _fittings(self) -> Iterator[FitSpec]:
         for condition in self._plan.conditions:
             yield from condition.fittings
 
@@ -154,7 +154,7 @@ def _kind(method: Method) -> Kind:
     return method.site, method.tokens, method.reads_prompts
 
 
-def _paired(contrast: Contrast, reading: Reading) -> tuple[Contrast, Reading]:
+def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, ActivationSet]:
     """The pairs of a contrast, and their rows of what was read of all of it."""
     places = [
         {id(example): i for i, example in enumerate(some)}

@@ -19,7 +19,7 @@ from odesteer.evaluation.experiment.judging import scored
 from odesteer.evaluation.experiment.prompts import Prompt, plain, prompt_of, with_answers
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.judges.base import EMPTY
-from odesteer.evaluation.scoring.score_texts import Heard, hear, shifted
+from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
 
 
 def generate(
@@ -122,9 +122,9 @@ def damages(
     steering: AnySteering | None,
     words: bool,
     packed: bool,
-) -> list[Heard | None]:
+) -> list[TextScore | None]:
     """What the condition changes along each of its own generations; None for an empty one."""
-    found: list[Heard | None] = [None] * len(said)
+    found: list[TextScore | None] = [None] * len(said)
     if not experiment.damage:
         return found
     places: list[list[int]] = []
@@ -143,14 +143,16 @@ def damages(
         heard = shifted(model, [asked[i] for i in same], [prompted[i] for i in same], packed=packed)
         places = [places[i] for i in same]
     else:
-        heard = hear(model, asked, [steering], packed=packed, positions=experiment.positions)[0]
+        heard = score_texts(
+            model, asked, [steering], packed=packed, positions=experiment.positions
+        )[0]
     for own, ones in zip(places, heard, strict=True):
         for i, one in zip(own, ones, strict=True):
             found[i] = one
     return found
 
 
-def _damage(heard: Heard, displaced: bool) -> dict[str, float | None]:
+def _damage(heard: TextScore, displaced: bool) -> dict[str, float | None]:
     return {
         "kl": heard.kl / heard.tokens,
         "nll": -heard.unsteered / heard.tokens,
@@ -158,7 +160,7 @@ def _damage(heard: Heard, displaced: bool) -> dict[str, float | None]:
     }
 
 
-def _likelihoods(damage: Sequence[Heard | None]) -> list[tuple[float | None, str]]:
+def _likelihoods(damage: Sequence[TextScore | None]) -> list[tuple[float | None, str]]:
     return [(None, EMPTY) if one is None else (-one.unsteered / one.tokens, "") for one in damage]
 
 

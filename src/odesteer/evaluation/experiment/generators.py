@@ -21,8 +21,8 @@ from odesteer.backends.base import AnySteering
 from odesteer.backends.vllm.backend import VLLMBackend
 from odesteer.backends.vllm.backend import refuse as refuse_sampling
 from odesteer.backends.vllm.engine import Engine, installed
-from odesteer.backends.vllm.registered import sayable, starts
-from odesteer.common.registry import find, version_of
+from odesteer.backends.vllm.registered import dose_fits_request, starts
+from odesteer.common.registry import resolve, version_of
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.models.loading import SMOLLM2, local_copy
 from odesteer.steering.layered import parts_of
@@ -67,15 +67,18 @@ def find_backend(name: str) -> type[Backend]:
     Raises:
         ValueError: for an unknown name; says which there are.
     """
-    found: type[Backend] = find(BACKENDS, name, "backend", GROUP, Backend)
+    found: type[Backend] = resolve(BACKENDS, name, "backend", GROUP, Backend)
     return found
 
 
-class Speaker(Protocol):
+class Generator(Protocol):
     """Who generates for a worker."""
 
     def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
-        """What makes a backend that can generate with `steering`; `ready`: see `Served.engine`."""
+        """Return a factory of backends that generate with `steering`.
+
+        `ready`: see `VLLMGenerator.engine`.
+        """
 
     def close(self) -> None:
         """End what was started."""
@@ -102,15 +105,15 @@ def speaker(
     model: Any,
     tokenizer: Any,
     say: Say | None = None,
-) -> Speaker:
+) -> Generator:
     """Who generates in a run of which `about` says so."""
     name = TRANSFORMERS if about is None else about["name"]
     if name == VLLM:
-        return Served(experiment, model, tokenizer, say)
+        return VLLMGenerator(experiment, model, tokenizer, say)
     return InMemory(find_backend(name), model, tokenizer)
 
 
-class Served:
+class VLLMGenerator:
     """vLLM beside a model, started when it is needed.
 
     Args:
@@ -177,7 +180,7 @@ def _several(steerings: Iterable[AnySteering]) -> dict[str, AnySteering]:
     kept: dict[Any, AnySteering] = {}
     for one in steerings:
         parts = parts_of(one)
-        dose = None if sayable(one) else tuple(part.dose for part in parts)
+        dose = None if dose_fits_request(one) else tuple(part.dose for part in parts)
         places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
         kept.setdefault((places, dose), one)
     return {f"steering-{i}": one for i, one in enumerate(kept.values())}

@@ -8,7 +8,7 @@ from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.multiple_choice import answers, scores
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.prompts import with_choices
-from odesteer.evaluation.scoring.score_texts import Heard, hear, shifted
+from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
 
 
 def lines(
@@ -34,7 +34,9 @@ def lines(
     """
     asked = [with_choices(tokenizer, benchmark, case) for case in cases]
     steerings = [steering for _, steering, words in conditions if not words]
-    found = iter(hear(model, asked, steerings, packed=packed, positions=positions, compare=damage))
+    found = iter(
+        score_texts(model, asked, steerings, packed=packed, positions=positions, compare=damage)
+    )
     made = []
     for name, _, words in conditions:
         if words:
@@ -43,7 +45,7 @@ def lines(
             heard = (
                 shifted(model, asked, prompted, packed=packed)
                 if comparable
-                else hear(model, prompted, [None], packed=packed, compare=False)[0]
+                else score_texts(model, prompted, [None], packed=packed, compare=False)[0]
             )
         else:
             heard = next(found)
@@ -56,20 +58,20 @@ def lines(
     return made
 
 
-def damage_of(heard: Sequence[Heard], displaced: bool = True) -> dict[str, float | None]:
+def damage_of(heard: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
     """Means over all tokens of the answers."""
     tokens = sum(one.tokens for one in heard)
     far = sum(one.displacement for one in heard) / tokens if displaced else None
     return {"kl": sum(one.kl for one in heard) / tokens, "displacement": far}
 
 
-def scores_of(case: Case, heard: Sequence[Heard]) -> dict[str, float]:
+def scores_of(case: Case, heard: Sequence[TextScore]) -> dict[str, float]:
     """MC1, MC2 and MC3."""
     logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
     return scores(case, logprobs)
 
 
-def _line(condition: str, case: Case, heard: Sequence[Heard]) -> dict[str, Any]:
+def _line(condition: str, case: Case, heard: Sequence[TextScore]) -> dict[str, Any]:
     logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
     return {
         "kind": "case",

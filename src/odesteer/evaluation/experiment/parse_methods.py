@@ -3,15 +3,15 @@
 from dataclasses import fields
 from typing import Any
 
-from odesteer.common.registry import find
+from odesteer.common.registry import resolve
 from odesteer.evaluation.experiment.config import CHOOSE, OWN, PROMPT, Layer, MethodChoice, Named
-from odesteer.evaluation.experiment.toml_reader import Table
+from odesteer.evaluation.experiment.toml_reader import TomlTable
 from odesteer.methods import GROUP, METHODS, Method
 from odesteer.ode import Dose
 from odesteer.steering.serialization.directory import dose_from_json
 
 
-def named_of(table: Table, key: str, given: Any) -> Named:
+def named_of(table: TomlTable, key: str, given: Any) -> Named:
     if isinstance(given, str):
         return Named(given)
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
@@ -22,11 +22,11 @@ def named_of(table: Table, key: str, given: Any) -> Named:
     return Named(given["name"], {name: value for name, value in given.items() if name != "name"})
 
 
-def methods_of(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
+def methods_of(table: TomlTable, dose_type: str) -> tuple[MethodChoice, ...]:
     def made(given: Any) -> MethodChoice:
         named = named_of(table, "methods", given)
-        own = Table(named.arguments, table.file, f"methods, {named.name}")
-        kind = find({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
+        own = TomlTable(named.arguments, table.file, f"methods, {named.name}")
+        kind = resolve({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
         special = ("id", "label", "layers", "doses", "within")
         known = [] if kind is None else [each.name for each in fields(kind)]
         own.only([*special, *known])
@@ -56,7 +56,7 @@ def methods_of(table: Table, dose_type: str) -> tuple[MethodChoice, ...]:
     return methods
 
 
-def layers_of(table: Table, otherwise: tuple[Layer | str, ...]) -> tuple[Layer | str, ...]:
+def layers_of(table: TomlTable, otherwise: tuple[Layer | str, ...]) -> tuple[Layer | str, ...]:
     def made(value: Any) -> Layer | str:
         if value == CHOOSE:
             return CHOOSE
@@ -72,7 +72,7 @@ def layers_of(table: Table, otherwise: tuple[Layer | str, ...]) -> tuple[Layer |
 
 
 def doses_of(
-    table: Table, dose_type: str, otherwise: tuple[Dose | str, ...]
+    table: TomlTable, dose_type: str, otherwise: tuple[Dose | str, ...]
 ) -> tuple[Dose | str, ...]:
     def made(value: Any) -> Dose | str:
         if value in (CHOOSE, OWN):
@@ -84,7 +84,7 @@ def doses_of(
     return table.each("doses", made, None, otherwise)
 
 
-def within_of(table: Table, dose_type: str) -> Dose | None:
+def within_of(table: TomlTable, dose_type: str) -> Dose | None:
     amount = table.one("within", float)
     if amount is None:
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.backends.base import Sampling
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, find_benchmark
 from odesteer.evaluation.experiment.config import (
     CHOOSE,
@@ -32,7 +32,7 @@ from odesteer.evaluation.experiment.config import (
     Named,
 )
 from odesteer.evaluation.experiment.parse_methods import doses_of, layers_of, methods_of, named_of
-from odesteer.evaluation.experiment.toml_reader import Table
+from odesteer.evaluation.experiment.toml_reader import TomlTable
 from odesteer.evaluation.judges import JUDGES, find_judge
 from odesteer.models.hooks.positions import POSITIONS
 from odesteer.ode import DOSES
@@ -48,10 +48,10 @@ def read(path: Path, changes: Sequence[str] = ()) -> Experiment:
         FileNotFoundError: if it is not there.
         ValueError: naming the file, the key, the value and what to do.
     """
-    return parse(Table.read(path, changes), path.stem)
+    return parse(TomlTable.read(path, changes), path.stem)
 
 
-def parse(table: Table, stem: str = "experiment") -> Experiment:
+def parse(table: TomlTable, stem: str = "experiment") -> Experiment:
     """See `read`; `stem` names an experiment that has no name."""
     own = Experiment(stem, Named(""), ())
     table.only([each.name for each in fields(Experiment)])
@@ -99,7 +99,7 @@ def parse(table: Table, stem: str = "experiment") -> Experiment:
     return experiment
 
 
-def _model(table: Table) -> ModelChoice:
+def _model(table: TomlTable) -> ModelChoice:
     if isinstance(table.values.get("model"), str):
         return ModelChoice(table.values["model"])
     inner, own = table.within("model"), ModelChoice()
@@ -111,20 +111,20 @@ def _model(table: Table) -> ModelChoice:
     )
 
 
-def _benchmark(table: Table, chosen: Named) -> type[Benchmark]:
+def _benchmark(table: TomlTable, chosen: Named) -> type[Benchmark]:
     """Its class; its arguments are those of `load`, or its sizes."""
     try:
         kind: Any = find_benchmark(chosen.name)
         known = [name for name in inspect.signature(kind.load).parameters if name != "data"]
         known += [each.name for each in fields(kind) if each.type in _SIZES]
         for name in chosen.arguments:
-            pick(dict.fromkeys(known), name, f"argument of {chosen.name}")
+            lookup(dict.fromkeys(known), name, f"argument of {chosen.name}")
     except ValueError as error:
         raise ValueError(f"{table.file}: benchmark: {error}") from None
     return kind
 
 
-def _choosing(table: Table, dose_type: str) -> Choosing:
+def _choosing(table: TomlTable, dose_type: str) -> Choosing:
     own = Choosing()
     table.only([each.name for each in fields(Choosing)])
     layers = [each for each in layers_of(table, ()) if not isinstance(each, str)]
@@ -135,7 +135,7 @@ def _choosing(table: Table, dose_type: str) -> Choosing:
     return Choosing(tuple(layers), tuple(doses), table.one("metric", str), max_kl)
 
 
-def _matched(table: Table) -> Matched:
+def _matched(table: TomlTable) -> Matched:
     table.only(MEASURES)
     found = {measure: table.several(measure, float) for measure in MEASURES}
     for measure, values in found.items():
@@ -144,18 +144,18 @@ def _matched(table: Table) -> Matched:
     return Matched(**found)
 
 
-def _limits(table: Table) -> Limits:
+def _limits(table: TomlTable) -> Limits:
     table.only([each.name for each in fields(Limits)])
     return Limits(*(_count(table, each.name) for each in fields(Limits)))
 
 
-def _sampling(table: Table) -> dict[str, Any]:
+def _sampling(table: TomlTable) -> dict[str, Any]:
     known = [each.name for each in fields(Sampling) if each.name != "seed"]
     table.only(known)
     return dict(table.values)
 
 
-def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
+def _judges(table: TomlTable, kind: Any, task: str) -> tuple[Named, ...]:
     given = table.values.get("judges", OFFLINE)
     if task != "generations":
         return ()
@@ -171,7 +171,7 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
         judge = find_judge(named.name)
         known = dict.fromkeys(each.name for each in fields(judge))
         for name in named.arguments:
-            pick(known, name, f"argument of {named.name}")
+            lookup(known, name, f"argument of {named.name}")
         missing = [
             each.name
             for each in fields(judge)
@@ -190,21 +190,21 @@ def _judges(table: Table, kind: Any, task: str) -> tuple[Named, ...]:
     return table.each("judges", made)
 
 
-def _count(table: Table, key: str, otherwise: int | None = None) -> Any:
+def _count(table: TomlTable, key: str, otherwise: int | None = None) -> Any:
     value = table.one(key, int, otherwise)
     if value is not None and value < 1:
         raise table.wrong(key, "a whole number from 1 on")
     return value
 
 
-def _counts(table: Table, key: str, least: int) -> tuple[int, ...]:
+def _counts(table: TomlTable, key: str, least: int) -> tuple[int, ...]:
     values = table.several(key, int)
     if any(value < least for value in values):
         raise table.wrong(key, f"a list of whole numbers from {least} on")
     return values
 
 
-def _check_whole(table: Table, experiment: Experiment) -> None:
+def _check_whole(table: TomlTable, experiment: Experiment) -> None:
     """What only several keys together can be wrong about."""
     moving = [each for each in experiment.methods if each.name not in (NONE, PROMPT)]
     layers = {each for one in moving for each in (one.layers or experiment.layers)}

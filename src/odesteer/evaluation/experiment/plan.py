@@ -19,7 +19,7 @@ import numpy as np
 
 from odesteer.evaluation.benchmarks import Benchmark, Fold
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment.conditions import Condition, Fitting, conditions
+from odesteer.evaluation.experiment.conditions import Condition, FitSpec, conditions
 from odesteer.evaluation.experiment.config import Experiment, Limits
 
 KINDS = ("check", "read", "fit", "choice", "barrier", "cases")
@@ -47,7 +47,7 @@ class Unit:
     conditions: tuple[int, ...] = ()
     cases: tuple[str, ...] = ()
     needs: tuple[int, ...] = ()
-    fitting: Fitting | None = None
+    fitting: FitSpec | None = None
     weight: int = 1
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.multiple_choice import answers
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.scoring.packing import Asked
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
 from odesteer.models.chat_template import Messages, encode, encode_parts
 
 
@@ -53,12 +53,14 @@ def prompt_of(tokenizer: Any, benchmark: Benchmark, case: Case, words: bool) -> 
     return instructed(tokenizer, benchmark, case) if words else plain(benchmark, case)
 
 
-def with_choices(tokenizer: Any, benchmark: Benchmark, case: Case, words: bool = False) -> Asked:
+def with_choices(
+    tokenizer: Any, benchmark: Benchmark, case: Case, words: bool = False
+) -> PromptWithAnswers:
     """A case's prompt and every answer that its scores need, as tokens."""
     return with_answers(tokenizer, prompt_of(tokenizer, benchmark, case, words), answers(case))
 
 
-def with_answers(tokenizer: Any, asked: Prompt, said: Sequence[str]) -> Asked:
+def with_answers(tokenizer: Any, asked: Prompt, said: Sequence[str]) -> PromptWithAnswers:
     """A prompt and answers as tokens, as the template writes them."""
     parts = [encode_parts(tokenizer, asked.prompt, text, asked.template) for text in said]
-    return Asked(list(parts[0][0]), [list(answer) for _, answer in parts])
+    return PromptWithAnswers(list(parts[0][0]), [list(answer) for _, answer in parts])

@@ -12,7 +12,7 @@ from odesteer.models.compatibility import describe_model
 from odesteer.steering.serialization.directory import dose_to_json
 
 
-class Outcome(NamedTuple):
+class RunSummary(NamedTuple):
     """Where the results are; whether they are complete; how many units this process computed."""
 
     results: Path

@@ -14,12 +14,12 @@ from typing import Any
 from odesteer import __version__
 from odesteer.common.jobs.job import Job
 from odesteer.common.jobs.local import ENGINES
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
 from odesteer.evaluation.experiment import generators as served
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Plan, plan
-from odesteer.evaluation.experiment.results_header import Outcome, header
+from odesteer.evaluation.experiment.results_header import RunSummary, header
 from odesteer.evaluation.experiment.run_directory import KEYS, RunFolder, refuse_another
 from odesteer.evaluation.experiment.worker import Worker
 from odesteer.extraction.extract import Progress
@@ -35,7 +35,7 @@ def run(
     progress: Progress | None = None,
     workers: int | None = None,
     backend: str = "transformers",
-) -> Outcome:
+) -> RunSummary:
     """Run what is left of an experiment.
 
     Args:
@@ -51,7 +51,7 @@ def run(
     Raises:
         ValueError: for another experiment's directory; names what differs.
     """
-    work = pick(ENGINES, engine, "engine")
+    work = lookup(ENGINES, engine, "engine")
     generator = served.about(backend, experiment)
     benchmark, planned = prepared(experiment, data)
     known = {
@@ -63,10 +63,10 @@ def run(
     refuse_another(out, known)
     folder = RunFolder(out, len(planned.units))
     if folder.assemble():
-        return Outcome(folder.results, True, 0)
+        return RunSummary(folder.results, True, 0)
     task = RunTask(planned, benchmark, out.resolve(), known, data)
     job = Job(planned.units, folder, task, folder.assemble, say, progress, workers)
-    return Outcome(folder.results, True, work(job))
+    return RunSummary(folder.results, True, work(job))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from odesteer.common.files import write_whole
 from odesteer.common.jobs.directory import CLAIMS, WorkFolder, line, refuse_other
 from odesteer.common.jobs.lock import Claim, remove_given_up
-from odesteer.steering.serialization.directory import write_whole
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
 KEYS = ("config", "benchmark", "folds", "version", "backend", "model")  # what makes it another run

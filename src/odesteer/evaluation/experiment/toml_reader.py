@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +20,7 @@ T = TypeVar("T")
 _SAID = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
-class Table:
+class TomlTable:
     """One table of a file; `place` is its path in it, such as "benchmark"."""
 
     def __init__(self, values: Mapping[str, Any], file: str, place: str = ""):
@@ -29,7 +29,7 @@ class Table:
         self._place = place
 
     @classmethod
-    def read(cls, path: Path, changes: Sequence[str] = ()) -> "Table":
+    def read(cls, path: Path, changes: Sequence[str] = ()) -> "TomlTable":
         """A file, with `key=value` put in the place of what it says.
 
         Raises:
@@ -60,7 +60,7 @@ class Table:
         """Refuse every key that is none of these."""
         try:
             for key in self.values:
-                pick(dict.fromkeys(known), key, "key")
+                lookup(dict.fromkeys(known), key, "key")
         except ValueError as error:
             where = f"[{self._place}] of {self.file}" if self._place else self.file
             raise ValueError(f"{where}: {error}") from None
@@ -98,19 +98,19 @@ class Table:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.file}: {self.name(key)}: {error}") from None
 
-    def within(self, key: str) -> "Table":
+    def within(self, key: str) -> "TomlTable":
         """A table in this one; empty where it is not there."""
         value = self.values.get(key, {})
         if not isinstance(value, dict):
             raise self.wrong(key, "a table")
-        return Table(value, self.file, self.name(key))
+        return TomlTable(value, self.file, self.name(key))
 
     def choice(self, key: str, known: Mapping[str, Any], what: str, otherwise: Any = None) -> Any:
         """A name in a table of ours."""
         value = self.one(key, str, otherwise)
         if value is not None:
             try:
-                pick(known, value, what)
+                lookup(known, value, what)
             except ValueError as error:
                 raise ValueError(f"{self.file}: {self.name(key)}: {error}") from None
         return value

@@ -19,25 +19,26 @@ import numpy as np
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
+from odesteer.common.files import write_whole
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment import generations, judging
 from odesteer.evaluation.experiment import multiple_choice as choices
 from odesteer.evaluation.experiment.conditions import Condition
 from odesteer.evaluation.experiment.config import Experiment, Layer
-from odesteer.evaluation.experiment.fits import Learning
+from odesteer.evaluation.experiment.fits import FitCache
 from odesteer.evaluation.experiment.plan import Plan
 from odesteer.evaluation.experiment.prompts import plain, with_choices
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.scoring.divergence import continuations
-from odesteer.evaluation.scoring.packing import Asked, batches
-from odesteer.evaluation.scoring.score_texts import Heard, Unsteered
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
+from odesteer.evaluation.scoring.score_texts import Baseline, TextScore
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
 from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.serialization.directory import dose_from_json, dose_to_json, write_whole
+from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 
 START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
 POWERS = {"kl": 2.0, "displacement": 1.0}
@@ -69,7 +70,7 @@ class Validation:
         tokenizer: Any,
         benchmark: Benchmark,
         plan: Plan,
-        learning: Learning,
+        learning: FitCache,
         folder: RunFolder,
         fold: int,
         packed: bool,
@@ -92,12 +93,12 @@ class Validation:
         # The deepest blocks are kept for every layer that any condition may ask for.
         vocabulary = model.config.get_text_config().vocab_size
         self._batches = list(batches(self._asked, packed, vocabulary))
-        self._kept: dict[int | None, list[Unsteered]] = {}
+        self._kept: dict[int | None, list[Baseline]] = {}
 
     def settle(self, condition: Condition) -> dict[str, Any]:
         """The choice: layer, dose, rule and trials, as JSON values."""
         experiment = self._experiment
-        trials: list[tuple[Layer | None, Dose, Damage, list[list[Heard]]]] = []
+        trials: list[tuple[Layer | None, Dose, Damage, list[list[TextScore]]]] = []
         for layer in condition.layers:
             for dose in self._candidates(condition, layer):
                 steering = self._learning.dosed(self._fold, condition, layer, dose)
@@ -153,8 +154,8 @@ class Validation:
         amount, _ = find_dose(damage, match.value, start, power)
         return [dosed(amount)]
 
-    def _heard(self, steering: AnySteering) -> list[list[Heard]]:
-        nothing = Heard(0, 0.0, 0.0, 0.0, 0.0)
+    def _heard(self, steering: AnySteering) -> list[list[TextScore]]:
+        nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
         found = [[nothing] * len(one.answers) for one in self._asked]
         for unsteered in self._unsteered(steering):
             heard = unsteered.under(steering, self._experiment.positions)
@@ -162,13 +163,13 @@ class Validation:
                 found[place.asked][place.answer] = one
         return found
 
-    def _unsteered(self, steering: AnySteering) -> list[Unsteered]:
+    def _unsteered(self, steering: AnySteering) -> list[Baseline]:
         """The unsteered passes for a layer; of one layer at a time, for they are large."""
         layer = steering.layer
         first = layer[0] if isinstance(layer, tuple) else layer
         if first not in self._kept:
             self._kept = {
-                first: [Unsteered(self._model, batch, [steering]) for batch in self._batches]
+                first: [Baseline(self._model, batch, [steering]) for batch in self._batches]
             }
         return self._kept[first]
 
@@ -182,7 +183,7 @@ class Validation:
         self,
         condition: Condition,
         metric: str,
-        trial: tuple[Layer | None, Dose, Damage, list[list[Heard]]],
+        trial: tuple[Layer | None, Dose, Damage, list[list[TextScore]]],
     ) -> float:
         """The mean metric, signed so that more is better; unscored cases do not count."""
         layer, dose, _, heard = trial
@@ -221,7 +222,7 @@ class Validation:
         budget = f"mean KL <= {self._experiment.choose.max_kl:g} {on}"
         return f"{budget}; of these, the best {metric}" if metric else f"the only candidate; {on}"
 
-    def _continued(self, folder: RunFolder) -> list[Asked]:
+    def _continued(self, folder: RunFolder) -> list[PromptWithAnswers]:
         """What the unsteered model says after each prompt: the same for all who share the run."""
         path = folder.shared(f"continuations-{self._fold}.json")
         if not path.is_file():
@@ -234,10 +235,10 @@ class Validation:
             rows = [[prompt, found[tuple(prompt)]] for prompt in prompts]
             write_whole(path, json.dumps(rows).encode())
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [Asked(prompt, [answer]) for prompt, answer in rows]
+        return [PromptWithAnswers(prompt, [answer]) for prompt, answer in rows]
 
 
-def _damage(heard: Sequence[Sequence[Heard]]) -> Damage:
+def _damage(heard: Sequence[Sequence[TextScore]]) -> Damage:
     flat = [one for ones in heard for one in ones]
     tokens = sum(one.tokens for one in flat)
     return Damage(

@@ -15,14 +15,14 @@ from odesteer.evaluation.experiment import multiple_choice as choices
 from odesteer.evaluation.experiment.barrier_trace import along, measured
 from odesteer.evaluation.experiment.conditions import Condition
 from odesteer.evaluation.experiment.config import PROMPT, Layer
-from odesteer.evaluation.experiment.fits import Learning
-from odesteer.evaluation.experiment.generators import Speaker
+from odesteer.evaluation.experiment.fits import FitCache
+from odesteer.evaluation.experiment.generators import Generator
 from odesteer.evaluation.experiment.judging import judges
 from odesteer.evaluation.experiment.plan import Plan, Unit
 from odesteer.evaluation.experiment.prompts import plain, with_choices
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.validation import Validation, first_of, settled
-from odesteer.evaluation.scoring.packing import Asked
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
 from odesteer.evaluation.scoring.score_texts import takes_packed
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose
@@ -51,13 +51,13 @@ class Worker:
         folder: RunFolder,
         model: Any,
         tokenizer: Any,
-        speaker: Speaker,
+        speaker: Generator,
         data: Any = None,
     ):
         self._speaker = speaker
         self._plan, self._benchmark, self._folder = plan, benchmark, folder
         self._model, self._tokenizer = model, tokenizer
-        self._learning = Learning(model, tokenizer, benchmark, plan, folder)
+        self._learning = FitCache(model, tokenizer, benchmark, plan, folder)
         self._judges = judges(plan.experiment.judges, model, tokenizer, benchmark, data)
         self._validation: dict[int, Validation] = {}
         self._choice_of = {
@@ -92,7 +92,9 @@ class Worker:
                 for prompt, template in (plain(self._benchmark, case) for case in cases)
             ]
             # Any tokens will do as answers.
-            asked = [Asked(prompt, [other[-16:] for other in prompts]) for prompt in prompts]
+            asked = [
+                PromptWithAnswers(prompt, [other[-16:] for other in prompts]) for prompt in prompts
+            ]
         if not asked or takes_packed(self._model, asked):
             return []
         kind = type(self._model).__name__

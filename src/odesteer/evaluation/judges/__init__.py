@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from odesteer.common.registry import find
+from odesteer.common.registry import resolve
 from odesteer.evaluation.judges.base import Judge, Score
 from odesteer.evaluation.judges.chat_grade import ChatGrade
 from odesteer.evaluation.judges.classifier import ToxicityClassifier
@@ -43,7 +43,7 @@ def find_judge(name: str) -> type[Judge]:
     Raises:
         ValueError: for an unknown name.
     """
-    return find(JUDGES, name, "judge", "odesteer.judges", Judge)
+    return resolve(JUDGES, name, "judge", "odesteer.judges", Judge)
 
 
 __all__ = [

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from odesteer.common.files import cache_dir
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
-from odesteer.evaluation.judges.http import Memory, Service, key_of
-from odesteer.extraction.cache.index import cache_dir
+from odesteer.evaluation.judges.http import ResponseCache, Service, key_of
 
 HELPFUL = "how helpful, relevant, accurate and detailed the answer is"
 PROMPT = """Grade an answer to a prompt: {criterion}.
@@ -95,13 +95,13 @@ class ChatGrade(Judge):
             clock=self.clock,
             sleep=self.sleep,
         )
-        memory = Memory(self.memory or cache_dir() / "judges" / "llm.jsonl")
+        memory = ResponseCache(self.memory or cache_dir() / "judges" / "llm.jsonl")
         return [
             self._one(service, memory, case, text)
             for case, text in zip(cases, generations, strict=True)
         ]
 
-    def _one(self, service: Service, memory: Memory, case: Case, text: str) -> Score:
+    def _one(self, service: Service, memory: ResponseCache, case: Case, text: str) -> Score:
         if not text.strip():
             return Score(None, EMPTY)
         body = {

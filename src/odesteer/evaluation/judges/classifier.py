@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import Direction, Judge, Score
 from odesteer.evaluation.judges.local_models import (
@@ -48,7 +48,7 @@ class ToxicityClassifier(Judge):
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
         model, tokenizer = classifier(self.model)
         places = {label: place for place, label in model.config.id2label.items()}
-        place = pick(places, self.label, f"label of '{self.model}'")
+        place = lookup(places, self.label, f"label of '{self.model}'")
         several = model.config.problem_type == "multi_label_classification"
 
         def values(rows: Rows) -> list[float]:

@@ -25,7 +25,7 @@ LONGEST_PAUSE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A status and the JSON that came with it (None where it was none)."""
 
     status: int
@@ -54,7 +54,7 @@ class Service:
     sleep: Callable[[float], None] = time.sleep
     _last: float = field(default=float("-inf"), init=False, repr=False)
 
-    def post(self, body: Any) -> Answer:
+    def post(self, body: Any) -> Response:
         """What the service says; also where it refuses, or is still busy after all tries.
 
         Raises:
@@ -87,19 +87,19 @@ class Service:
                 self.sleep(wait)
         self._last = self.clock()
 
-    def _once(self, body: Any) -> tuple[Answer, float | None]:
+    def _once(self, body: Any) -> tuple[Response, float | None]:
         """One answer, and the pause that it asks for."""
         headers = {"content-type": "application/json", **self.headers}
         request = Request(self.url, json.dumps(body).encode(), headers, method="POST")
         try:
             with build_opener(_NoRedirection).open(request, timeout=self.timeout) as response:
-                return Answer(response.status, _json(response.read())), None
+                return Response(response.status, _json(response.read())), None
         except HTTPError as error:
             with error:
                 if error.code in (301, 302, 303, 307, 308):
                     raise ConnectionError(f"{self.url} redirects; give its new address") from None
                 wanted = _seconds(error.headers.get("retry-after"))
-                return Answer(error.code, _json(error.read())), wanted
+                return Response(error.code, _json(error.read())), wanted
 
 
 class _NoRedirection(HTTPRedirectHandler):
@@ -111,7 +111,7 @@ class _NoRedirection(HTTPRedirectHandler):
         return None
 
 
-class Memory:
+class ResponseCache:
     """Scores on disk, a JSON line each; several processes may add to one file.
 
     It holds a hash of what was asked, and the score.

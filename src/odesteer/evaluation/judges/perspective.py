@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from odesteer.common.files import cache_dir
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
-from odesteer.evaluation.judges.http import Answer, Memory, Service, key_of
-from odesteer.extraction.cache.index import cache_dir
+from odesteer.evaluation.judges.http import Response, ResponseCache, Service, key_of
 
 KEY = "PERSPECTIVE_API_KEY"
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -71,10 +71,10 @@ class Perspective(Judge):
             clock=self.clock,
             sleep=self.sleep,
         )
-        memory = Memory(self.memory or cache_dir() / "judges" / "perspective.jsonl")
+        memory = ResponseCache(self.memory or cache_dir() / "judges" / "perspective.jsonl")
         return [self._one(service, memory, text) for text in generations]
 
-    def _one(self, service: Service, memory: Memory, text: str) -> Score:
+    def _one(self, service: Service, memory: ResponseCache, text: str) -> Score:
         if not text.strip():
             return Score(None, EMPTY)
         body: dict[str, Any] = {
@@ -92,7 +92,7 @@ class Perspective(Judge):
                 memory.add(key, known)
         return known
 
-    def _read(self, answer: Answer) -> tuple[Score, bool]:
+    def _read(self, answer: Response) -> tuple[Score, bool]:
         """The score, and whether the same would be said again."""
         if answer.status == 200:
             try:

@@ -12,7 +12,7 @@ from odesteer.evaluation.report.figures.drawing import Drawing
 from odesteer.evaluation.report.main_table import main_table
 from odesteer.evaluation.report.measures import Measure
 from odesteer.evaluation.report.paper import paper_lines
-from odesteer.evaluation.report.provenance import Facts, facts_of
+from odesteer.evaluation.report.provenance import Provenance, facts_of
 from odesteer.evaluation.report.rows import Row, rows_of
 from odesteer.evaluation.report.run import Run
 from odesteer.evaluation.report.side_by_side import Beside, side_by_side
@@ -44,7 +44,7 @@ class Report:
     sentences: tuple[str, ...]
     tables: tuple[Table, ...]
     figures: tuple[Drawing, ...]
-    facts: tuple[Facts, ...]
+    facts: tuple[Provenance, ...]
     texts: tuple[Beside, ...]
     offensive: bool
 

@@ -22,7 +22,7 @@ from odesteer.evaluation.report.rows import (
 from odesteer.evaluation.report.table import Cell, Column, Line, Table, number
 from odesteer.evaluation.statistics import mixture
 from odesteer.evaluation.statistics import paired_tests as estimate
-from odesteer.evaluation.statistics.paired_tests import Difference, Mean, Units
+from odesteer.evaluation.statistics.paired_tests import Mean, PairedDifference, Units
 
 REFERENCE = "odesteer"
 
@@ -111,7 +111,7 @@ class Bracket:
             f"{1 - self.share:.0%} {dose(self.lower)}, {self.share:.0%} {dose(self.upper)}"
         )
 
-    def difference(self, measure: Measure, cost: Measure, base: Row) -> Difference:
+    def difference(self, measure: Measure, cost: Measure, base: Row) -> PairedDifference:
         rows, against = (self.lower, self.upper, self.other), base.beside(self.other)
         units = [measure.units(row.beside(self.other), against) for row in rows]
         return mixture.difference(

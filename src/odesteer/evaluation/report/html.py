@@ -11,7 +11,7 @@ from html import escape
 
 from odesteer.evaluation.report.build import Report
 from odesteer.evaluation.report.html_table import scrolled, table
-from odesteer.evaluation.report.provenance import Facts
+from odesteer.evaluation.report.provenance import Provenance
 from odesteer.evaluation.report.side_by_side import Beside, Pair
 from odesteer.evaluation.report.style import CSS
 from odesteer.evaluation.report.table import number
@@ -142,7 +142,7 @@ def _score(score: float | None) -> str:
     return "unscored" if score is None else number(score, 3)
 
 
-def _facts(facts: Facts) -> str:
+def _facts(facts: Provenance) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in facts.heading)
     mono = facts.title == "Data"
     rows = "".join(

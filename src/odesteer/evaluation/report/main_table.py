@@ -11,7 +11,7 @@ from odesteer.evaluation.report.rows import Row, unsteered
 from odesteer.evaluation.report.table import Cell, Column, Line, Table
 from odesteer.evaluation.statistics import jackknife as diversity
 from odesteer.evaluation.statistics import paired_tests as estimate
-from odesteer.evaluation.statistics.paired_tests import Difference
+from odesteer.evaluation.statistics.paired_tests import PairedDifference
 
 
 def main_table(rows: Sequence[Row], measures: Sequence[Measure]) -> Table:
@@ -61,7 +61,7 @@ def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
     return Cell(own, apart, missing)
 
 
-def versus(measure: Measure, one: Row, other: Row, base: Row | None) -> Difference:
+def versus(measure: Measure, one: Row, other: Row, base: Row | None) -> PairedDifference:
     """one - other on the cases of both; `base` is what wins are counted against."""
     beside = other.beside(one)
     keys = {key for key, _ in beside}

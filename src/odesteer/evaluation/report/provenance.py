@@ -8,7 +8,7 @@ from odesteer.evaluation.report.rows import dose_words, layer_words, name_of
 from odesteer.evaluation.report.run import Run
 
 
-class Facts(NamedTuple):
+class Provenance(NamedTuple):
     """A small table of words."""
 
     title: str
@@ -17,7 +17,7 @@ class Facts(NamedTuple):
     note: str = ""
 
 
-def facts_of(run: Run) -> tuple[Facts, ...]:
+def facts_of(run: Run) -> tuple[Provenance, ...]:
     """Choices, trials, judges, fits and data; those that the run has."""
     made = (_choices(run), _trials(run), _judges(run), _fits(run), _folds(run), _data(run))
     return tuple(facts for facts in made if facts.rows)
@@ -27,7 +27,7 @@ def _label(run: Run, line: Mapping[str, Any]) -> str:
     return name_of(run.conditions[line["condition"]])
 
 
-def _choices(run: Run) -> Facts:
+def _choices(run: Run) -> Provenance:
     rows = tuple(
         (
             _label(run, line),
@@ -40,10 +40,10 @@ def _choices(run: Run) -> Facts:
         for line in run.choices
     )
     heading = ("condition", "fold", "layer", "dose", "rule", "trials")
-    return Facts("What was chosen, on validation data alone", heading, rows)
+    return Provenance("What was chosen, on validation data alone", heading, rows)
 
 
-def _trials(run: Run) -> Facts:
+def _trials(run: Run) -> Provenance:
     rows = tuple(
         (
             _label(run, line),
@@ -58,10 +58,10 @@ def _trials(run: Run) -> Facts:
         for trial in line.get("trials") or ()
     )
     heading = ("condition", "fold", "layer", "dose", "effect", "damage", "")
-    return Facts("What the choices were made among", heading, rows)
+    return Provenance("What the choices were made among", heading, rows)
 
 
-def _judges(run: Run) -> Facts:
+def _judges(run: Run) -> Provenance:
     directions = {"better": "better", "worse": "worse"}
     rows = tuple(
         (
@@ -75,7 +75,7 @@ def _judges(run: Run) -> Facts:
         for name, facts in run.judges.items()
     )
     heading = ("judge", "unit", "higher is", "measured quality", "unscored")
-    return Facts("Judges, and how far to trust them", heading, rows)
+    return Provenance("Judges, and how far to trust them", heading, rows)
 
 
 def _unscored(run: Run, judge: str) -> str:
@@ -99,7 +99,7 @@ def _most(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _fits(run: Run) -> Facts:
+def _fits(run: Run) -> Provenance:
     rows = []
     for line in run.fits:
         quality = line.get("held_out") or {}
@@ -113,20 +113,20 @@ def _fits(run: Run) -> Facts:
             )
         )
     heading = ("condition", "fold", "layer", "dose", "AUC", "log-loss", "calibration error", "n")
-    return Facts("Fits, and the held-out quality of their barriers", heading, tuple(rows))
+    return Provenance("Fits, and the held-out quality of their barriers", heading, tuple(rows))
 
 
-def _folds(run: Run) -> Facts:
+def _folds(run: Run) -> Provenance:
     rows = tuple(
         (str(number), *(str(len(fold.get(part, ()))) for part in ("fit", "validation", "test")))
         for number, fold in enumerate(run.folds)
     )
-    return Facts("Folds", ("fold", "to learn from", "to choose on", "tested"), rows)
+    return Provenance("Folds", ("fold", "to learn from", "to choose on", "tested"), rows)
 
 
-def _data(run: Run) -> Facts:
+def _data(run: Run) -> Provenance:
     rows = tuple((name, str(digest)) for name, digest in run.benchmark.get("files", {}).items())
-    return Facts("Data", ("file", "SHA-256"), rows)
+    return Provenance("Data", ("file", "SHA-256"), rows)
 
 
 def _words(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from odesteer.evaluation.report.measures import Better, Measure
 from odesteer.evaluation.statistics.bootstrap import Interval, holm
-from odesteer.evaluation.statistics.paired_tests import Difference
+from odesteer.evaluation.statistics.paired_tests import PairedDifference
 
 LEVEL = 0.05
 MARK = "*"
@@ -50,7 +50,7 @@ class Cell:
     """
 
     value: Interval | None = None
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
     unscored: int = 0
     adjusted: float | None = None
     deviation: float | None = None

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from odesteer.common.files import write_whole
 from odesteer.evaluation.report import csv, latex, markdown
 from odesteer.evaluation.report import html as page
 from odesteer.evaluation.report.build import Report
-from odesteer.steering.serialization.directory import write_whole
 
 FORMATS = {"md": "report.md", "csv": "results.csv", "latex": "tables.tex", "html": "report.html"}
 _FIGURES = {"md": "png", "latex": "pdf"}  # the page has them inside

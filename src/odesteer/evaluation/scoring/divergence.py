@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.backends.base import AnySteering
-from odesteer.evaluation.scoring.replay import Text, padded, replay
+from odesteer.evaluation.scoring.replay import GivenText, padded, replay
 
 _BATCH = 16
 ROWS = 16  # of the vocabulary's size: few enough to stay in a processor's cache
@@ -42,7 +42,7 @@ class Damage(NamedTuple):
 
 def continuations(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> list[Text]:
+) -> list[GivenText]:
     """What the unsteered model says after each prompt, up to its end-of-sequence token."""
     texts = []
     ends = _end_tokens(model, tokenizer)
@@ -61,13 +61,13 @@ def continuations(
             )
         for prompt, row in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
             last = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-            texts.append(Text(list(prompt), row[: last + 1]))
+            texts.append(GivenText(list(prompt), row[: last + 1]))
     return texts
 
 
 def measure(
     model: nn.Module,
-    texts: Sequence[Text],
+    texts: Sequence[GivenText],
     steerings: Sequence[AnySteering],
     *,
     vocabulary: int = 2**16,
@@ -88,7 +88,7 @@ def measure(
 
 def compare(
     model: nn.Module,
-    texts: Sequence[Text],
+    texts: Sequence[GivenText],
     steerings: Sequence[AnySteering],
     *,
     vocabulary: int = 2**16,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from odesteer.models.layers import Blocks, block_output
 
 
-class Lower:
+class LayerCache:
     """What some blocks of a model gave for one batch.
 
     Args:

@@ -23,7 +23,7 @@ _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**25  # 128 MB in float32, of which three or four live at once
 
 
-class Asked(NamedTuple):
+class PromptWithAnswers(NamedTuple):
     """Token ids of a prompt and of each answer to it; none is empty."""
 
     prompt: list[int]
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 Row = tuple[int, Sequence[int]]  # an asked one's index, and those of its answers
 
 
-class Place(NamedTuple):
+class AnswerSlot(NamedTuple):
     """Where an answer stands: the asked one's index, the answer's, its row, its first token."""
 
     asked: int
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     start: int
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """Rows of a forward pass.
 
     Attributes:
@@ -60,13 +60,15 @@ class Batch(NamedTuple):
     positions: Tensor
     mask: Tensor
     prompts: Tensor
-    places: list[Place]
+    places: list[AnswerSlot]
     read: tuple[Tensor, Tensor]
     targets: Tensor
     lengths: list[int]
 
 
-def batches(asked: Sequence[Asked], packed: bool, vocabulary: int = 1) -> Iterator[Batch]:
+def batches(
+    asked: Sequence[PromptWithAnswers], packed: bool, vocabulary: int = 1
+) -> Iterator[PackedBatch]:
     """All answers to all prompts, rows of similar length together.
 
     Args:
@@ -103,11 +105,11 @@ def batches(asked: Sequence[Asked], packed: bool, vocabulary: int = 1) -> Iterat
         yield _batch(asked, batch, packed)
 
 
-def _batch(asked: Sequence[Asked], rows: Sequence[Row], packed: bool) -> Batch:
+def _batch(asked: Sequence[PromptWithAnswers], rows: Sequence[Row], packed: bool) -> PackedBatch:
     tokens: list[list[int]] = []
     positions: list[list[int]] = []
     segments: list[list[int]] = []  # 0 for the prompt, k for the k-th answer of the row
-    places: list[Place] = []
+    places: list[AnswerSlot] = []
     read: list[tuple[int, int]] = []
     targets: list[int] = []
     for row, (i, some) in enumerate(rows):
@@ -117,7 +119,7 @@ def _batch(asked: Sequence[Asked], rows: Sequence[Row], packed: bool) -> Batch:
         segments.append([0] * len(prompt))
         for k in some:
             answer, start = asked[i].answers[k], len(tokens[row])
-            places.append(Place(i, k, row, start))
+            places.append(AnswerSlot(i, k, row, start))
             columns = [len(prompt) - 1, *range(start, start + len(answer) - 1)]
             read += [(row, column) for column in columns]
             targets += answer
@@ -132,7 +134,7 @@ def _batch(asked: Sequence[Asked], rows: Sequence[Row], packed: bool) -> Batch:
         mask = (shared & torch.ones(t, t, dtype=torch.bool).tril())[:, None]
     else:
         mask = real.long()
-    return Batch(
+    return PackedBatch(
         _padded(tokens, 0),
         _padded(positions, 0),
         mask,

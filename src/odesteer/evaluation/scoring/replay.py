@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odesteer.backends.base import AnySteering
 from odesteer.data import Example
-from odesteer.evaluation.scoring.layer_cache import Lower
+from odesteer.evaluation.scoring.layer_cache import LayerCache
 from odesteer.models.chat_template import encode
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import block_output, find_layers, input_device
@@ -24,14 +24,14 @@ _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**23  # 32 MB in float32, of which three or four live at once
 
 
-class Text(NamedTuple):
+class GivenText(NamedTuple):
     """Token ids of a prompt and of what follows; neither is empty."""
 
     prompt: list[int]
     answer: list[int]
 
 
-class Pass(NamedTuple):
+class ReplayPass(NamedTuple):
     """One forward pass over a batch, whose rows are padded on the left.
 
     `logits`: [b, keep, vocabulary] at the last `keep` positions. `hidden`: [b, d] in float32,
@@ -42,16 +42,16 @@ class Pass(NamedTuple):
     hidden: Tensor | None
 
 
-class Measured(NamedTuple):
+class ReplayStats(NamedTuple):
     """A batch of texts (their indices), unsteered and under one of the steerings (its index)."""
 
     texts: list[int]
     steering: int
-    unsteered: Pass
-    steered: Pass
+    unsteered: ReplayPass
+    steered: ReplayPass
 
 
-def as_text(tokenizer: Any, example: Example, template: str) -> Text | None:
+def as_text(tokenizer: Any, example: Example, template: str) -> GivenText | None:
     """An example as a prompt and what follows; a bare text's first half counts as its prompt.
 
     None for a text of less than two tokens, which has no such halves.
@@ -65,12 +65,12 @@ def as_text(tokenizer: Any, example: Example, template: str) -> Text | None:
         start = len(encode(tokenizer, example.prompt, None, template))
     # The last token is the response's own, should it have melted into its prompt's tokens.
     start = min(max(start, 1), len(ids) - 1)
-    return Text(ids[:start], ids[start:])
+    return GivenText(ids[:start], ids[start:])
 
 
 def as_texts(
     tokenizer: Any, examples: Sequence[Example], template: str
-) -> list[tuple[Text, Example]]:
+) -> list[tuple[GivenText, Example]]:
     """Those of the examples that have two tokens or more."""
     texts = [(as_text(tokenizer, example, template), example) for example in examples]
     return [(text, example) for text, example in texts if text is not None]
@@ -78,13 +78,13 @@ def as_texts(
 
 def replay(
     model: nn.Module,
-    texts: Sequence[Text],
+    texts: Sequence[GivenText],
     steerings: Sequence[AnySteering],
     *,
     block: int | None = None,
     keep: int | None = None,
     vocabulary: int = 1,
-) -> Iterator[Measured]:
+) -> Iterator[ReplayStats]:
     """Every batch of texts under every steering, batch by batch: nothing large is kept.
 
     Args:
@@ -103,7 +103,7 @@ def replay(
         run = _runner(model, rows, block, wanted, below)
         unsteered = run(None)
         for number, steering in enumerate(steerings):
-            yield Measured(batch, number, unsteered, run(steering))
+            yield ReplayStats(batch, number, unsteered, run(steering))
 
 
 def first_layer(steering: AnySteering) -> int:
@@ -126,16 +126,16 @@ def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
 
 
 def _runner(
-    model: Any, rows: Sequence[Text], block: int | None, wanted: int, below: set[int]
-) -> Callable[[AnySteering | None], Pass]:
+    model: Any, rows: Sequence[GivenText], block: int | None, wanted: int, below: set[int]
+) -> Callable[[AnySteering | None], ReplayPass]:
     """A pass over the rows; the first one, unsteered, records the blocks right below."""
     blocks = find_layers(model)
-    lower = Lower(blocks, below)
+    lower = LayerCache(blocks, below)
     ids, mask = padded(model, [row.prompt + row.answer for row in rows])
     prompts = torch.tensor([ids.shape[1] - len(row.answer) for row in rows], device=ids.device)
     seen: dict[str, Tensor] = {}
 
-    def forward() -> Pass:
+    def forward() -> ReplayPass:
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -143,13 +143,13 @@ def _runner(
             logits_to_keep=wanted,
             use_cache=False,
         ).logits
-        return Pass(logits, seen.get("hidden"))
+        return ReplayPass(logits, seen.get("hidden"))
 
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
         hidden = block_output(output)
         seen["hidden"] = hidden[:, -1].float()
 
-    def run(steering: AnySteering | None) -> Pass:
+    def run(steering: AnySteering | None) -> ReplayPass:
         with ExitStack() as undo, torch.no_grad():
             undo.enter_context(scoring(model, prompts))
             if steering is None:
@@ -164,7 +164,7 @@ def _runner(
     return run
 
 
-def _batches(texts: Sequence[Text], vocabulary: int) -> Iterator[list[int]]:
+def _batches(texts: Sequence[GivenText], vocabulary: int) -> Iterator[list[int]]:
     """Indices of texts of similar length, so many that neither tokens nor logits are too many."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].prompt) - len(texts[i].answer))
     batch: list[int] = []

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from odesteer.backends.base import AnySteering
 from odesteer.evaluation.scoring.divergence import ROWS, kl
-from odesteer.evaluation.scoring.layer_cache import Lower
-from odesteer.evaluation.scoring.packing import Asked, Batch, batches
+from odesteer.evaluation.scoring.layer_cache import LayerCache
+from odesteer.evaluation.scoring.packing import PackedBatch, PromptWithAnswers, batches
 from odesteer.evaluation.scoring.replay import first_layer
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import block_output, find_layers, input_device, unwrap
@@ -31,7 +31,7 @@ from odesteer.models.layers import block_output, find_layers, input_device, unwr
 TOLERANCE = 1e-3
 
 
-class Heard(NamedTuple):
+class TextScore(NamedTuple):
     """Of one answer: how many tokens, and the sums of the equations above."""
 
     tokens: int
@@ -41,16 +41,16 @@ class Heard(NamedTuple):
     displacement: float
 
 
-def hear(
+def score_texts(
     model: Any,
-    asked: Sequence[Asked],
+    asked: Sequence[PromptWithAnswers],
     steerings: Sequence[AnySteering | None],
     *,
     packed: bool = True,
     positions: str = "last+generated",
     compare: bool = True,
     progress: Callable[[int], None] | None = None,
-) -> list[list[list[Heard]]]:
+) -> list[list[list[TextScore]]]:
     """By steering, by asked one, by answer.
 
     Args:
@@ -62,11 +62,11 @@ def hear(
         compare: also KL and displacement, which are 0 without it.
         progress: called with the number of answers under one condition since the last call.
     """
-    nothing = Heard(0, 0.0, 0.0, 0.0, 0.0)
+    nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
     found = [[[nothing] * len(one.answers) for one in asked] for _ in steerings]
     vocabulary = model.config.get_text_config().vocab_size
     for batch in batches(asked, packed, vocabulary):
-        unsteered = Unsteered(model, batch, steerings)
+        unsteered = Baseline(model, batch, steerings)
         for own, steering in zip(found, steerings, strict=True):
             heard = unsteered.under(steering, positions, compare)
             for place, one in zip(batch.places, heard, strict=True):
@@ -77,8 +77,12 @@ def hear(
 
 
 def shifted(
-    model: Any, plain: Sequence[Asked], prompted: Sequence[Asked], *, packed: bool = True
-) -> list[list[Heard]]:
+    model: Any,
+    plain: Sequence[PromptWithAnswers],
+    prompted: Sequence[PromptWithAnswers],
+    *,
+    packed: bool = True,
+) -> list[list[TextScore]]:
     """The unsteered model after other prompts: q is said after `prompted`, p after `plain`.
 
     Raises:
@@ -86,7 +90,7 @@ def shifted(
     """
     if [one.answers for one in plain] != [one.answers for one in prompted]:
         raise ValueError("Answers can be compared only where they are the same tokens.")
-    found: list[list[Heard]] = []
+    found: list[list[TextScore]] = []
     vocabulary = model.config.get_text_config().vocab_size
     for before, after in zip(plain, prompted, strict=True):
         # One at a time: rows of both are then in the same order, whatever their lengths.
@@ -96,14 +100,14 @@ def shifted(
     return found
 
 
-def takes_packed(model: Any, asked: Sequence[Asked]) -> bool:
+def takes_packed(model: Any, asked: Sequence[PromptWithAnswers]) -> bool:
     """Whether the model gives packed answers what it gives each in a row of its own."""
     try:
-        together = hear(model, asked, [None], packed=True, compare=False)[0]
+        together = score_texts(model, asked, [None], packed=True, compare=False)[0]
     except Exception:
         # Whatever a model says to a mask that it does not know, it does not take it.
         return False
-    apart = hear(model, asked, [None], packed=False, compare=False)[0]
+    apart = score_texts(model, asked, [None], packed=False, compare=False)[0]
     tolerance = max(TOLERANCE, 4 * torch.finfo(model.dtype).eps)
     return all(
         abs(one.logprob - other.logprob) <= tolerance * max(1.0, abs(other.logprob))
@@ -112,26 +116,26 @@ def takes_packed(model: Any, asked: Sequence[Asked]) -> bool:
     )
 
 
-class Unsteered:
+class Baseline:
     """What the unsteered model computes for one batch, kept to hear steerings against it.
 
     Args:
-        model, batch: see `hear`.
+        model, batch: see `score_texts`.
         steerings: every one that will be asked for, at whatever dose.
     """
 
-    def __init__(self, model: Any, batch: Batch, steerings: Sequence[AnySteering | None]):
+    def __init__(self, model: Any, batch: PackedBatch, steerings: Sequence[AnySteering | None]):
         self.batch = batch
         self._model, self._blocks = model, find_layers(model)
         firsts = {first_layer(one) for one in steerings if one is not None}
         # With the steered block itself, whose unsteered output displacement is measured from.
-        self._lower = Lower(self._blocks, {i for first in firsts for i in (first - 1, first)})
+        self._lower = LayerCache(self._blocks, {i for first in firsts for i in (first - 1, first)})
         with self._lower.recorded():
             self._log_p = _log_probabilities(model, batch)
 
     def under(
         self, steering: AnySteering | None, positions: str = "last+generated", compare: bool = True
-    ) -> list[Heard]:
+    ) -> list[TextScore]:
         """By place of the batch."""
         batch, still = self.batch, torch.zeros(len(self.batch.targets))
         if steering is None:
@@ -152,7 +156,7 @@ class Unsteered:
         )
 
 
-def _log_probabilities(model: Any, batch: Batch) -> Tensor:
+def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
     """log-softmax at the positions that are read: [n, vocabulary] in float32."""
     device = input_device(model)
     mask = batch.mask.to(device)
@@ -196,7 +200,7 @@ def _only(head: nn.Module, read: tuple[Tensor, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(block: nn.Module, batch: Batch, seen: list[Tensor]) -> Iterator[None]:
+def _watched(block: nn.Module, batch: PackedBatch, seen: list[Tensor]) -> Iterator[None]:
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.append(_at(block_output(output), batch.read))
 
@@ -212,15 +216,15 @@ def _at(hidden: Tensor, read: tuple[Tensor, Tensor]) -> Tensor:
     return hidden[rows, columns]
 
 
-def _displacement(before: Tensor, seen: Sequence[Tensor], batch: Batch) -> Tensor:
+def _displacement(before: Tensor, seen: Sequence[Tensor], batch: PackedBatch) -> Tensor:
     a = _at(before, batch.read).float()
     length = (seen[-1].float() - a).norm(dim=-1)
     return (length / a.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)).cpu()
 
 
 def _sums(
-    batch: Batch, log_p: Tensor, log_q: Tensor, moved: Tensor, compare: bool = True
-) -> list[Heard]:
+    batch: PackedBatch, log_p: Tensor, log_q: Tensor, moved: Tensor, compare: bool = True
+) -> list[TextScore]:
     targets = batch.targets.to(log_p.device)[:, None]
     one = log_q.gather(-1, targets).flatten().cpu().double()
     other = log_p.gather(-1, targets).flatten().cpu().double()
@@ -230,6 +234,6 @@ def _sums(
     columns = (one, other, far, moved.double())
     parts = zip(*(column.split(batch.lengths) for column in columns), strict=True)
     return [
-        Heard(tokens, *(float(part.sum()) for part in row))
+        TextScore(tokens, *(float(part.sum()) for part in row))
         for tokens, row in zip(batch.lengths, parts, strict=True)
     ]

@@ -10,7 +10,7 @@ always feasible.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from odesteer.evaluation.selection.result import Trial, Wanted, name_of, pareto_front, worth
+from odesteer.evaluation.selection.result import Goal, Trial, name_of, pareto_front, worth
 
 
 class Choice(NamedTuple):
@@ -21,13 +21,13 @@ class Choice(NamedTuple):
     reason: str
 
 
-def judged(trials: Sequence[Trial], wanted: Wanted) -> list[Trial]:
+def judged(trials: Sequence[Trial], wanted: Goal) -> list[Trial]:
     """The trials with `feasible` and `pareto` filled in."""
     front = {id(trial) for trial in pareto_front(trials)}
     return [t._replace(feasible=wanted.affords(t), pareto=id(t) in front) for t in trials]
 
 
-def choose(trials: Sequence[Trial], wanted: Wanted) -> Choice:
+def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     """The feasible trial that reaches the target cheapest, or has the largest effect.
 
     Args:
@@ -38,7 +38,7 @@ def choose(trials: Sequence[Trial], wanted: Wanted) -> Choice:
     return choice._replace(reason=choice.reason[0].upper() + choice.reason[1:])
 
 
-def _choose(trials: Sequence[Trial], wanted: Wanted) -> Choice:
+def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     feasible = [t for t in trials if t.feasible]
     reached = [t for t in feasible if wanted.excess(t) >= 0]
     if wanted.target is None:

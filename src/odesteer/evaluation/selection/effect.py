@@ -1,9 +1,9 @@
 """Effect measures: a probe on late-block activations, or a judge of generations.
 
-`ProbeReadOut`: a probe (logistic regression on a late block) learnt from unsteered texts, applied
+`ProbeEffect`: a probe (logistic regression on a late block) learnt from unsteered texts, applied
 to unwanted texts while they are read steered. It is a proxy: what it sees went through the
 model's later blocks, which had every chance to undo the change, but it is still the model's
-reading and not its writing. `JudgeReadOut`: a judge of generations, which is better and slower.
+reading and not its writing. `JudgeEffect`: a judge of generations, which is better and slower.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from odesteer.backends import Sampling, TransformersBackend
 from odesteer.backends.base import AnySteering
 from odesteer.data import Example
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.scoring.replay import Text, replay
+from odesteer.evaluation.scoring.replay import GivenText, replay
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.extract import extract
 from odesteer.methods.samples import Samples
@@ -39,14 +39,14 @@ _WEAK = 0.6  # an AUC below which a read-out says little
 Read = Callable[[int], None]  # told how many texts were read (or answered) since the last call
 
 
-class Outcome(NamedTuple):
+class EffectOutcome(NamedTuple):
     """What a read-out says under one steering: see `Trial.value` and `Trial.effect`."""
 
     value: float
     effect: Interval
 
 
-class ReadOut(ABC):
+class EffectMeter(ABC):
     """Reads texts, or has prompts answered, under steerings; the first is the unsteered model."""
 
     sign: int = 1  # 1 where more is wanted, -1 where less is
@@ -69,7 +69,7 @@ class ReadOut(ABC):
     def facts(self, raw: np.ndarray) -> dict[str, Any]:
         """What it is and how good, as JSON values; warns where it is of little use."""
 
-    def outcomes(self, raw: np.ndarray, seed: int = 0) -> list[Outcome]:
+    def outcomes(self, raw: np.ndarray, seed: int = 0) -> list[EffectOutcome]:
         """Mean value and standardised difference to the first row, one a row of `raw`.
 
             effect = sign * mean_i (raw_i - unsteered_i) / sd(unsteered)
@@ -98,7 +98,7 @@ class ReadOut(ABC):
             groups = np.asarray(self.groups)[both]
             seen = self.value(row[np.isfinite(row)])
             mean = float(seen.mean()) if len(seen) else float("nan")
-            result.append(Outcome(mean, interval(change, seed, groups=groups)))
+            result.append(EffectOutcome(mean, interval(change, seed, groups=groups)))
         return result
 
 
@@ -146,7 +146,7 @@ def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
 
 
 @dataclass(frozen=True)
-class ProbeReadOut(ReadOut):
+class ProbeEffect(EffectMeter):
     """A probe's log-odds at the last token of held-out negatives that are read steered.
 
     Args:
@@ -159,8 +159,8 @@ class ProbeReadOut(ReadOut):
 
     model: nn.Module
     probe: Probe
-    negatives: Sequence[Text]
-    positives: Sequence[Text]
+    negatives: Sequence[GivenText]
+    positives: Sequence[GivenText]
     groups: Sequence[str]
 
     def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
@@ -191,7 +191,7 @@ class ProbeReadOut(ReadOut):
         }
 
 
-class JudgeReadOut(ReadOut):
+class JudgeEffect(EffectMeter):
     """A judge's scores of greedy generations.
 
     Whether high or low scores are wanted comes from the contrast: from how the judge scores

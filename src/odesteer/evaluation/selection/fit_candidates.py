@@ -9,11 +9,19 @@ from odesteer.backends import TransformersBackend
 from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.scoring.replay import as_texts
-from odesteer.evaluation.selection.effect import JudgeReadOut, Probe, ProbeReadOut, fit_probe
-from odesteer.evaluation.selection.progress import Stages
+from odesteer.evaluation.selection.effect import JudgeEffect, Probe, ProbeEffect, fit_probe
+from odesteer.evaluation.selection.progress import StagedProgress
 from odesteer.evaluation.selection.settings import TEXTS, Layer, Prompt, some
 from odesteer.extraction.cache.store import CacheChoice
-from odesteer.fitting import RANKING, Reading, fit, fit_readings, middle_layers, rank_layers, read
+from odesteer.fitting import (
+    RANKING_METHOD,
+    ActivationSet,
+    fit,
+    fit_readings,
+    middle_layers,
+    rank_layers,
+    read,
+)
 from odesteer.methods import CAA, Method
 from odesteer.steering.calibration import BinaryQuality
 
@@ -31,16 +39,16 @@ def learn(
     candidates: list[Layer],
     block: int | None,
     seed: int,
-    stages: "Stages",
+    stages: "StagedProgress",
     cache: CacheChoice,
 ) -> tuple[list[AnySteering], Probe | None]:
     """The method fitted at each candidate, and the probe of `block`, from one reading."""
     to_rank = [] if candidates else middle_layers(model)
     to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
-    data: dict[int, Reading] = {}
+    data: dict[int, ActivationSet] = {}
     if to_read:
         # The last token, whatever the method reads: that is what the probe reads later.
-        data = read(model, tokenizer, part, to_read, RANKING, stages.of("read"), cache=cache)
+        data = read(model, tokenizer, part, to_read, RANKING_METHOD, stages.of("read"), cache=cache)
     quality: dict[int, BinaryQuality] = {}
     if to_rank:
         rows = {index: (data[index].positive, data[index].negative) for index in to_rank}
@@ -62,10 +70,10 @@ def _fit_each(
     part: Contrast,
     method: Method,
     candidates: Sequence[Layer],
-    data: dict[int, Reading],
+    data: dict[int, ActivationSet],
     quality: dict[int, BinaryQuality],
     seed: int,
-    stages: "Stages",
+    stages: "StagedProgress",
     cache: CacheChoice,
 ) -> list[AnySteering]:
     """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
@@ -95,12 +103,12 @@ def _fit_each(
 
 def by_probe(
     model: nn.Module, tokenizer: Any, probe: Probe, held_out: Contrast, seed: int
-) -> ProbeReadOut:
+) -> ProbeEffect:
     negatives, positives = (
         some(as_texts(tokenizer, examples, held_out.template), TEXTS, seed)
         for examples in (held_out.negative, held_out.positive)
     )
-    return ProbeReadOut(
+    return ProbeEffect(
         model,
         probe,
         [text for text, _ in negatives],
@@ -116,8 +124,8 @@ def by_judge(
     asked: Sequence[tuple[list[int], Prompt | None]],
     held_out: Contrast,
     seed: int,
-) -> JudgeReadOut:
-    return JudgeReadOut(
+) -> JudgeEffect:
+    return JudgeEffect(
         TransformersBackend(model, tokenizer, template=held_out.template),
         judge,
         [prompt for _, prompt in asked if prompt is not None],

@@ -43,7 +43,7 @@ def _mean_length(steps: Tensor, rows: Tensor, relative: bool) -> float:
     return float((length / rows.norm(dim=-1) if relative else length).mean())
 
 
-def match(
+def match_displacement(
     steering: Steering,
     rows: Tensor,
     displacement: float,

@@ -8,7 +8,7 @@ from odesteer.extraction.extract import Progress
 _STAGES = {"read": 20, "rank": 10, "fit": 10, "effect": 35, "damage": 25}
 
 
-class Stages:
+class StagedProgress:
     """One progress of (done, 1000) out of stages that count in units of their own."""
 
     def __init__(self, progress: Progress | None):

@@ -57,7 +57,7 @@ _NUMBERS = ("value", "kl", "kl_95", "perplexity_ratio")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Goal:
     """What was asked for.
 
     Attributes:
@@ -165,7 +165,7 @@ class Tuned:
     chosen: Trial
     met: bool
     reason: str
-    wanted: Wanted
+    wanted: Goal
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -221,7 +221,7 @@ def name_of(trial: Trial) -> str:
     return f"layer{plural} {layer_name(trial.layer)} at {trial.dose}"
 
 
-def worth(trial: Trial, wanted: Wanted) -> str:
+def worth(trial: Trial, wanted: Goal) -> str:
     return f"effect {trial.effect.mean:+.2f}, {wanted.label} {trial.value:.3f}"
 
 

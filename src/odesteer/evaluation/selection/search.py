@@ -18,10 +18,10 @@ from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.scoring.divergence import continuations, measure
 from odesteer.evaluation.selection.choose import choose, judged
-from odesteer.evaluation.selection.effect import ReadOut
+from odesteer.evaluation.selection.effect import EffectMeter
 from odesteer.evaluation.selection.fit_candidates import by_judge, by_probe, learn
-from odesteer.evaluation.selection.progress import Stages
-from odesteer.evaluation.selection.result import Trial, Tuned, Wanted
+from odesteer.evaluation.selection.progress import StagedProgress
+from odesteer.evaluation.selection.result import Goal, Trial, Tuned
 from odesteer.evaluation.selection.settings import (
     NEW_TOKENS,
     Prompt,
@@ -109,7 +109,7 @@ def tune(
     """
     one = find_method(method)() if isinstance(method, str) else method
     name = None if judge is None else judge.name
-    wanted = Wanted(max_kl, max_perplexity_ratio, target, target_effect, name)
+    wanted = Goal(max_kl, max_perplexity_ratio, target, target_effect, name)
     amounts = amounts_of(doses)
     candidates = candidates_of(model, one, layers)
     block = None if judge is not None else late_block(model, candidates)
@@ -118,12 +118,12 @@ def tune(
         fit_part = fit_part.paired()
     started = time.perf_counter()
     asked = prompts_of(tokenizer, held_out, prompts, judge, seed)
-    stages = Stages(progress)
+    stages = StagedProgress(progress)
     with evaluating(model):
         fitted, probe = learn(
             model, tokenizer, fit_part, one, candidates, block, seed, stages, cache
         )
-        readout: ReadOut
+        readout: EffectMeter
         if judge is not None:
             readout = by_judge(model, tokenizer, judge, asked, held_out, seed)
         else:
@@ -158,10 +158,10 @@ def _measure(
     model: nn.Module,
     tokenizer: Any,
     steerings: list[AnySteering],
-    readout: ReadOut,
+    readout: EffectMeter,
     prompts: list[list[int]],
     seed: int,
-    stages: "Stages",
+    stages: "StagedProgress",
 ) -> tuple[list[Trial], dict[str, Any]]:
     """A trial of each steering (the first moves nothing), and what the receipt says of it."""
     raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))

@@ -19,7 +19,7 @@ import numpy as np
 
 from odesteer.evaluation.metrics import distinct, grams
 from odesteer.evaluation.statistics.bootstrap import Interval
-from odesteer.evaluation.statistics.paired_tests import NAN, Difference
+from odesteer.evaluation.statistics.paired_tests import NAN, PairedDifference
 
 Texts = Sequence[tuple[str, str]]  # (group, text)
 
@@ -31,7 +31,7 @@ def value(texts: Texts, n: int) -> Interval:
     return _interval(seen, left_out, len(texts))
 
 
-def difference(one: Texts, other: Texts, n: int) -> Difference:
+def difference(one: Texts, other: Texts, n: int) -> PairedDifference:
     """Dist-n of one minus that of the other; texts are those of the same cases."""
     groups = sorted({group for group, _ in one} | {group for group, _ in other})
     seen = distinct([t for _, t in one], n) - distinct([t for _, t in other], n)
@@ -44,7 +44,7 @@ def difference(one: Texts, other: Texts, n: int) -> Difference:
         p = 1.0 if seen == 0.0 else 0.0
     else:
         p = math.erfc(abs(seen) / error / math.sqrt(2))
-    return Difference(found, len(groups), p)
+    return PairedDifference(found, len(groups), p)
 
 
 def _without_each(texts: Texts, n: int, groups: Sequence[str]) -> np.ndarray:

@@ -17,8 +17,8 @@ import numpy as np
 from odesteer.evaluation.statistics.bootstrap import Interval, randomisation_p
 from odesteer.evaluation.statistics.paired_tests import (
     NAN,
-    Difference,
     Mean,
+    PairedDifference,
     Statistic,
     Units,
     bounds,
@@ -42,7 +42,9 @@ def share(costs: Sequence[np.ndarray]) -> np.ndarray:
     return np.clip((other - lower) / apart, 0.0, 1.0)
 
 
-def difference(statistic: Statistic, units: Sequence[Units], paid: Sequence[Units]) -> Difference:
+def difference(
+    statistic: Statistic, units: Sequence[Units], paid: Sequence[Units]
+) -> PairedDifference:
     """The mixture of units (lower, upper) minus the other's.
 
     Args:
@@ -54,7 +56,7 @@ def difference(statistic: Statistic, units: Sequence[Units], paid: Sequence[Unit
     both = set(units[-1].groups) & set(paid[-1].groups)
     units, paid = ([_within(u, both) for u in some] for some in (units, paid))
     if not both:
-        return Difference(Interval(NAN, NAN, NAN, 0), 0, NAN)
+        return PairedDifference(Interval(NAN, NAN, NAN, 0), 0, NAN)
     pool = np.concatenate([u.values for u in units])
     sums = [grouped(statistic.parts(u.values, pool), u.groups) for u in units]
     costs = [grouped(Mean().parts(u.values, pool), u.groups) for u in paid]
@@ -80,7 +82,7 @@ def difference(statistic: Statistic, units: Sequence[Units], paid: Sequence[Unit
     changed = swapped(sums[2] - mixture)
     null = number(mixture.sum(axis=0) + changed) - number(sums[2].sum(axis=0) - changed)
     p = randomisation_p(seen, null, exact=len(null) == 2 ** len(both))
-    return Difference(Interval(seen, low, high, len(units[-1].keys)), len(both), p)
+    return PairedDifference(Interval(seen, low, high, len(units[-1].keys)), len(both), p)
 
 
 def _within(units: Units, groups: set[str]) -> Units:

@@ -118,7 +118,7 @@ def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(one, other, out=np.full(np.shape(one), NAN), where=other > 0)
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """Of one condition to another, over the units that both have.
 
     `interval` is in the metric's unit, `groups` how many independent ones there are, `p` the
@@ -148,11 +148,11 @@ def value(statistic: Statistic, units: Units) -> Interval:
     return Interval(mean, low, high, len(values))
 
 
-def difference(statistic: Statistic, one: Units, other: Units) -> Difference:
+def difference(statistic: Statistic, one: Units, other: Units) -> PairedDifference:
     """one - other, paired: 95 % bootstrap interval and randomisation test over groups."""
     one, other = paired(one, other)
     if not len(one.keys):
-        return Difference(Interval(NAN, NAN, NAN, 0), 0, NAN)
+        return PairedDifference(Interval(NAN, NAN, NAN, 0), 0, NAN)
     pool = np.concatenate([one.values, other.values])
     first, second = (grouped(statistic.parts(u.values, pool), one.groups) for u in (one, other))
 
@@ -164,7 +164,7 @@ def difference(statistic: Statistic, one: Units, other: Units) -> Difference:
     changed = swapped(second - first)
     null = apart(first.sum(axis=0) + changed, second.sum(axis=0) - changed)
     p = randomisation_p(seen, null, exact=len(null) == 2 ** len(first))
-    return Difference(Interval(seen, low, high, len(one.keys)), len(first), p)
+    return PairedDifference(Interval(seen, low, high, len(one.keys)), len(first), p)
 
 
 def paired(one: Units, other: Units) -> tuple[Units, Units]:

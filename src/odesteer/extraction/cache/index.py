@@ -15,28 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odesteer.common.files import cache_dir
 from odesteer.common.limits import MAX_JSON_BYTES, parse_json, read_json
 
 MODEL, SUFFIX, SCHEMA = "model.json", ".safetensors", "2"
 DAY = 86400.0
 _LAYER = re.compile(r"[0-9]{1,4}")
-
-
-def cache_dir() -> Path:
-    """What is computed once: ODESTEER_CACHE, or ~/.cache/odesteer.
-
-    Raises:
-        OSError: if there is no home directory, as for the user of some containers.
-    """
-    given = os.environ.get("ODESTEER_CACHE")
-    if given:
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "odesteer"
-    except RuntimeError:
-        raise OSError(
-            "This user has no home directory to keep a cache in: set ODESTEER_CACHE to a folder."
-        ) from None
 
 
 def activations_dir() -> Path:

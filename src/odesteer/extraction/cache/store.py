@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from odesteer.common.files import is_temporary, remove_if_abandoned, write_whole
 from odesteer.extraction.cache.index import MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
 from odesteer.models.compatibility import model_name
 from odesteer.models.fingerprint import fingerprint, obstacle
-from odesteer.steering.serialization.directory import is_temporary, remove_if_abandoned, write_whole
 
 # False: none; True: the user's own, see `cache_files`; or a folder.
 CacheChoice = bool | str | os.PathLike[str]

@@ -13,7 +13,7 @@ from torch import Tensor
 from odesteer.common.limits import brief
 from odesteer.extraction.cache.store import digest
 from odesteer.extraction.shards.directory import ShardFolder, header, read_about
-from odesteer.extraction.shards.plan import Part, parts
+from odesteer.extraction.shards.plan import ShardPlan, parts
 
 
 class Shard(NamedTuple):
@@ -65,7 +65,7 @@ class Shards:
         return found
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ShardPlan, ...]:
         """What is in which shard."""
         n, m = self.sizes
         return parts(n, m, self.about["rows_per_shard"])
@@ -136,7 +136,7 @@ class Shards:
                 whole[index][1][shard.negative.start : shard.negative.stop] = negative
         return whole[layer] if isinstance(layer, int) else whole
 
-    def _read(self, part: Part, layers: Sequence[int]) -> Shard:
+    def _read(self, part: ShardPlan, layers: Sequence[int]) -> Shard:
         path = ShardFolder(self.path).part(part.number)
         k = len(part.positive)
         try:

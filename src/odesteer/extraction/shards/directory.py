@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from odesteer.common.files import write_whole
 from odesteer.common.jobs.directory import WorkFolder, refuse_other
 from odesteer.common.limits import MAX_LAYERS, parse_json, read_json
 from odesteer.extraction.cache.store import digest
-from odesteer.extraction.shards.plan import Part
-from odesteer.steering.serialization.directory import write_whole
+from odesteer.extraction.shards.plan import ShardPlan
 
 ABOUT, SCHEMA = "extraction.json", 1
 # Texts of a class, and shards: far beyond what anybody has, and soon counted.
@@ -67,7 +67,7 @@ class ShardFolder(WorkFolder):
         path = self.part(number)
         return path.is_file() and header(path).get("key", "") == self.key(number)
 
-    def write(self, part: Part, layers: Mapping[int, Tensor], truncated: int) -> None:
+    def write(self, part: ShardPlan, layers: Mapping[int, Tensor], truncated: int) -> None:
         """Write a shard: [k + l, d] float32 by layer, for k positive and l negative texts."""
         key = self.key(part.number)
         assert key is not None, "it is said first what is extracted"

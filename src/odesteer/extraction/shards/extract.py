@@ -17,7 +17,7 @@ from torch import nn
 
 from odesteer.common.jobs.job import Job
 from odesteer.common.jobs.local import ENGINES
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.extraction.shards.dataset import Shards
@@ -68,7 +68,7 @@ def extract_shards(
         ValueError: for another extraction's directory (names what differs), a layer the model
             does not have, or a model that something hooks into.
     """
-    work = pick(ENGINES, engine, "engine")
+    work = lookup(ENGINES, engine, "engine")
     layers = (layer,) if isinstance(layer, int) else tuple(layer)
     if not layers:
         raise ValueError("layer is an empty list; name at least one block.")

@@ -13,7 +13,7 @@ ROWS = 2048  # texts a shard: 19 MB a layer of 2304 numbers, minutes of work on 
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardPlan:
     """What is in a shard.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
         return False
 
 
-def parts(n: int, m: int, rows_per_shard: int) -> tuple[Part, ...]:
+def parts(n: int, m: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
     """The shards of n positive and m negative texts.
 
     Args:
@@ -65,4 +65,4 @@ def parts(n: int, m: int, rows_per_shard: int) -> tuple[Part, ...]:
     def cut(size: int, k: int) -> range:
         return range(size * k // count, size * (k + 1) // count)
 
-    return tuple(Part(k, cut(n, k), cut(m, k)) for k in range(count))
+    return tuple(ShardPlan(k, cut(n, k), cut(m, k)) for k in range(count))

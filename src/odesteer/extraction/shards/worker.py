@@ -20,7 +20,7 @@ from torch import nn
 from odesteer.data import Contrast
 from odesteer.extraction.extract import default_batch_tokens, extract
 from odesteer.extraction.shards.directory import KEYS, SCHEMA, ShardFolder, read_about
-from odesteer.extraction.shards.plan import Part, parts
+from odesteer.extraction.shards.plan import ShardPlan, parts
 from odesteer.extraction.tokenize import Tokens, texts
 from odesteer.models.capture import Site
 from odesteer.models.compatibility import model_name
@@ -58,7 +58,7 @@ class Extraction:
     revision: str | None = None
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ShardPlan, ...]:
         n, m = len(self.contrast.positive), len(self.contrast.negative)
         return parts(n, m, self.rows_per_shard)
 

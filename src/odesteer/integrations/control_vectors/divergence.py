@@ -13,7 +13,7 @@ import torch
 
 from odesteer.data import Example
 from odesteer.evaluation.scoring.divergence import kl
-from odesteer.evaluation.scoring.replay import Text, as_texts, replay
+from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
 from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.steering.layered import LayeredSteering
 from odesteer.steering.steering import Steering
@@ -65,7 +65,7 @@ def divergence(
     Raises:
         ValueError: if no text has two tokens.
     """
-    texts: list[Text] = [text for text, _ in as_texts(tokenizer, examples, template)]
+    texts: list[GivenText] = [text for text, _ in as_texts(tokenizer, examples, template)]
     if not texts:
         raise ValueError(f"No next token can be compared: of {len(examples)} texts, none has two.")
     vocabulary = model.config.get_text_config().vocab_size

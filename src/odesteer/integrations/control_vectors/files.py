@@ -27,7 +27,7 @@ from odesteer.common.limits import (
     open_bounded,
     parse_json,
 )
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.integrations.control_vectors import gguf
 from odesteer.integrations.control_vectors.vectors import Vectors, by_layer
 
@@ -52,7 +52,7 @@ def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Ve
             f"'{path}' is a pickle, which can run code when it is read: convert it to "
             f".safetensors with the library that wrote it."
         )
-    read = pick(_READERS, path.suffix, "kind of control vector")
+    read = lookup(_READERS, path.suffix, "kind of control vector")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file '{path}'.")
     if as_extracted and path.suffix != ".gguf":
@@ -74,7 +74,7 @@ def write_vectors(vectors: Vectors, path: str | os.PathLike[str]) -> Path:
         ValueError: for another suffix, or what the form has no place for.
     """
     path = Path(path)
-    write = pick(FORMATS, path.suffix, "kind of control vector")
+    write = lookup(FORMATS, path.suffix, "kind of control vector")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
         half = Path(aside) / path.name

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import SafetyField, VectorField
@@ -41,7 +41,7 @@ class SafetyFilter(Method):
     """
 
     name: ClassVar[str] = "safety-filter"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="max(0, -alpha (h - margin)) G grad h / (grad h . G grad h)",
         barrier="as odesteer",
         exact="h - margin decays as e^(-alpha t) from below; rows above stay",

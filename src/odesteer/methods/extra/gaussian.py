@@ -19,7 +19,7 @@ from torch import Tensor
 
 from odesteer.methods.base import Method
 from odesteer.methods.covariance import class_covariances, pooled_covariance, pooled_whitening
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.ode import Angle, Dose, GaussianBarrier, GradientField, MetricBarrier, VectorField
 
 
@@ -42,7 +42,7 @@ class GaussianODESteer(Method):
 
     name: ClassVar[str] = "odesteer-gaussian"
     default_strength: ClassVar[Dose | float] = Angle(0.3)
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="G grad h / ||G grad h||, G = Sigma^2p",
         barrier="log ratio of two Gaussians: linear (LDA), or quadratic (QDA) unless shared",
         exact="LDA: a straight line; QDA: none",

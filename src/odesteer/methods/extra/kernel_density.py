@@ -23,7 +23,7 @@ from torch import Tensor
 
 from odesteer.methods.base import Method
 from odesteer.methods.covariance import pooled_whitening
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.odesteer.paper import median_distance
 from odesteer.methods.samples import Samples
 from odesteer.ode import Angle, Dose, GradientField, MixtureBarrier, VectorField, Whitening
@@ -46,7 +46,7 @@ class MixtureODESteer(Method):
 
     name: ClassVar[str] = "odesteer-mixture"
     default_strength: ClassVar[Dose | float] = Angle(0.3)
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="G grad h / ||G grad h||",
         barrier="log ratio of two Gaussian kernel density estimates, in whitened coordinates",
         exact="none",

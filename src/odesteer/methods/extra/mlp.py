@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.temperature import best_sharpness
 from odesteer.methods.training import Recipe, hold_out, learning, train
@@ -50,7 +50,7 @@ class NetworkODESteer(Method):
 
     name: ClassVar[str] = "odesteer-network"
     default_strength: ClassVar[Dose | float] = Angle(0.3)
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="G grad h / ||G grad h||",
         barrier="log density ratio of a small MLP classifier, on standardised coordinates",
         exact="none",

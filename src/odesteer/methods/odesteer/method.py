@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from odesteer.methods.base import Learnt, Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.odesteer.kernel_machine import KernelMachine, fit_folds, held_out_log_odds
 from odesteer.methods.odesteer.rank import sufficient_rank
-from odesteer.methods.odesteer.whitened_sphere import View, view
+from odesteer.methods.odesteer.whitened_sphere import WhitenedSphere, view
 from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField
 
@@ -56,7 +56,7 @@ class ODESteer(Method):
     """
 
     name: ClassVar[str] = "odesteer"
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="G grad h / ||G grad h||, G = Sigma^2p",
         barrier="log density ratio, an exact quadratic on the sphere of y = Sigma^-p (a - m)",
         exact="keeps ||y|| (not ||a||); closes in k + 1 dimensions, where it is solved",
@@ -136,11 +136,11 @@ class ODESteer(Method):
         """
         return self.gamma or 1.0, (self.C or 1.0,)
 
-    def _view(self, samples: Samples) -> View:
+    def _view(self, samples: Samples) -> WhitenedSphere:
         return view(samples, self.p, self.covariance_rank, self.landmarks, self.seed)
 
     def _tuned(
-        self, view: View, samples: Samples, seed: int | None
+        self, view: WhitenedSphere, samples: Samples, seed: int | None
     ) -> "tuple[ODESteer, KernelMachine, np.ndarray | None]":
         """What is chosen, its machine on all rows, and held-out log-odds by folds of `seed`."""
         folds, labels = samples.folds(self.folds, self.seed), samples.labels
@@ -182,7 +182,7 @@ class ODESteer(Method):
             log_odds = held_out_log_odds(fits, others, 0)
         return method, best.whole, log_odds
 
-    def _field(self, view: View, machine: KernelMachine, samples: Samples) -> VectorField:
+    def _field(self, view: WhitenedSphere, machine: KernelMachine, samples: Samples) -> VectorField:
         barrier = QuadraticBarrier.from_kernel(
             machine.support,
             machine.weights,

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from odesteer.methods.base import Method
-from odesteer.methods.facts import Facts
+from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Samples
 from odesteer.ode import Dose, FourierBarrier, GradientField, SketchBarrier, VectorField
 
@@ -38,7 +38,7 @@ class PaperODESteer(Method):
 
     name: ClassVar[str] = "odesteer-paper"
     default_strength: ClassVar[Dose | float] = 5.0
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="grad h / ||grad h||",
         barrier="log density ratio by a count sketch of a / ||a||, degree 2",
         exact="stays on the sphere about 0, which Euler's steps leave; no closed form",
@@ -93,7 +93,7 @@ class FourierODESteer(Method):
 
     name: ClassVar[str] = "odesteer-fourier"
     default_strength: ClassVar[Dose | float] = 5.0
-    facts: ClassVar[Facts] = Facts(
+    facts: ClassVar[MethodInfo] = MethodInfo(
         field="grad h / ||grad h||",
         barrier="log density ratio by random Fourier features",
         exact="none",

@@ -19,14 +19,16 @@ from odesteer.ode import Whitening
 CHUNK = 1024
 
 
-class View(NamedTuple):
+class WhitenedSphere(NamedTuple):
     """The coordinates y, and the rows in them."""
 
     whitening: Whitening
     expansion: Expansion
 
 
-def view(samples: Samples, p: float, covariance_rank: int, landmarks: int, seed: int) -> View:
+def view(
+    samples: Samples, p: float, covariance_rank: int, landmarks: int, seed: int
+) -> WhitenedSphere:
     """Of all rows, both classes pooled: it carries nothing of the labels.
 
     More rows than landmarks are worked on in float32, in which the products with them take half
@@ -36,7 +38,7 @@ def view(samples: Samples, p: float, covariance_rank: int, landmarks: int, seed:
     centre, rows = _centred(samples, torch.float64 if few else torch.float32)
     whitening = whitening_about(centre, rows, p, covariance_rank)
     _to_unit_rows(whitening, rows)
-    return View(whitening, expand(rows, landmarks, seed))
+    return WhitenedSphere(whitening, expand(rows, landmarks, seed))
 
 
 def _centred(samples: Samples, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

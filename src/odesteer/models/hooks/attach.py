@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from odesteer.models import compatibility
 from odesteer.models.hooks.handle import Handle
 from odesteer.models.hooks.positions import Positions, check_positions
-from odesteer.models.hooks.token_tracker import Tracker
+from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.layers import (
     attention_output,
     find_layers,
@@ -67,7 +67,7 @@ def attach(
 
 def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
     """While open, a row's first `lengths` [b] tokens (padding included) are its prompt."""
-    return Tracker.of(model).scoring(lengths)
+    return TokenTracker.of(model).scoring(lengths)
 
 
 def check_fits(steering: Steering, model: nn.Module, check: str = "architecture") -> int:

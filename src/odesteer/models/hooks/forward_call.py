@@ -26,7 +26,7 @@ GUIDED = "Classifier-free guidance runs the model on a second prompt"
 
 
 @dataclass
-class Call:
+class ForwardCall:
     """What the tokens of the running forward pass are.
 
     Positions count from the first token of the padded prompt. Virtual tokens (PEFT's soft
@@ -130,7 +130,7 @@ def is_packed(arguments: dict[str, Any], mask: Tensor | None, real: Tensor | Non
     return not bool((follows | (places[:, 1:] < 0)).all())
 
 
-def last_real(mask: Tensor) -> Tensor:
+def last_real_position(mask: Tensor) -> Tensor:
     """The position of the last real token of each row, [b]; -1 where there is none."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask != 0, columns, -1).amax(dim=1)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.models.hooks.forward_call import Call
-from odesteer.models.hooks.positions import Positions, check_packed, chosen
+from odesteer.models.hooks.forward_call import ForwardCall
+from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
 from odesteer.models.hooks.prometheus import Counts, exposition
-from odesteer.models.hooks.stats import Callback, Record, measured
-from odesteer.models.hooks.token_tracker import Tracker
-from odesteer.models.hooks.torch_compile import mark
+from odesteer.models.hooks.stats import Callback, RunningStats, measure
+from odesteer.models.hooks.token_tracker import TokenTracker
+from odesteer.models.hooks.torch_compile import force_recompile
 from odesteer.models.hooks.weak_hook import WeakHook
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose, PerRow
@@ -46,11 +46,11 @@ class Handle:
         self._positions = positions
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
-        self._record = Record()
+        self._record = RunningStats()
         # Replaced, never changed: a pass in another thread goes on with those it began with.
         self._callbacks: tuple[Callback, ...] = ()
         self._width = hidden_size(model)
-        self._tracker = Tracker.of(model)
+        self._tracker = TokenTracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
         # Before the hooks: another thread may run them as soon as they are there.
@@ -64,7 +64,7 @@ class Handle:
             else:
                 hook = block.register_forward_hook(WeakHook(self._on_output))
             self._undo.append(hook.remove)
-            self._undo.append(mark(block))
+            self._undo.append(force_recompile(block))
             inside = steering.site == "heads"
             self._tracker.acquire(inside)
             tracker = self._tracker
@@ -161,7 +161,7 @@ class Handle:
             reads_prompt = self.steering.field.reads_prompt
             check_packed(call.obstacle, self._positions, rows, reads_prompt)
         velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
-        mask = chosen(self._positions, call, hidden)
+        mask = select_tokens(self._positions, call, hidden)
         if self._rows is not None:
             mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)
             every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -189,7 +189,7 @@ class Handle:
             return _Displaced.apply(hidden, result)
         return result
 
-    def _velocity(self, hidden: Tensor, call: Call) -> Tensor:
+    def _velocity(self, hidden: Tensor, call: ForwardCall) -> Tensor:
         """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
         batch, t, d = hidden.shape
         kept: Tensor | None = getattr(self._local, "velocity", None)
@@ -214,7 +214,7 @@ class Handle:
         if rows is None:
             rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
         flat = before.flatten(0, -2), after.flatten(0, -2)
-        one = measured(self.steering, seen, rows, *flat)
+        one = measure(self.steering, seen, rows, *flat)
         self._record.add(one)
         for callback in callbacks:
             callback(one)

@@ -15,8 +15,8 @@ What a token is, `odesteer.models.hooks.token_tracker` knows.
 import torch
 from torch import Tensor
 
-from odesteer.common.registry import pick
-from odesteer.models.hooks.forward_call import Call
+from odesteer.common.registry import lookup
+from odesteer.models.hooks.forward_call import ForwardCall
 
 Positions = str | Tensor
 POSITIONS = ("last+generated", "generated", "prompt", "all")
@@ -24,7 +24,7 @@ POSITIONS = ("last+generated", "generated", "prompt", "all")
 
 def check_positions(positions: str) -> None:
     """ValueError for a name that is none of `POSITIONS`."""
-    pick(dict.fromkeys(POSITIONS), positions, "positions")
+    lookup(dict.fromkeys(POSITIONS), positions, "positions")
 
 
 def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) -> None:
@@ -56,7 +56,7 @@ def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) 
         )
 
 
-def chosen(positions: Positions, call: Call, hidden: Tensor) -> Tensor | None:
+def select_tokens(positions: Positions, call: ForwardCall, hidden: Tensor) -> Tensor | None:
     """A mask [b, t] of the tokens of `hidden` [b, t, d] to steer; None for all of them.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Counts(NamedTuple):
-    """Totals of a steering at one layer; `sums` as in `odesteer.models.hooks.stats.Record`."""
+    """Totals of a steering at one layer; `sums` as in `RunningStats`."""
 
     steering: str
     layer: int | None

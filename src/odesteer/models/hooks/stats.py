@@ -10,7 +10,7 @@ from torch import Tensor
 from odesteer.steering.steering import Steering
 
 
-class Pass(NamedTuple):
+class StepStats(NamedTuple):
     """What a steering did in one forward pass; one entry a token that it acted on, on the CPU.
 
     Attributes:
@@ -32,17 +32,19 @@ class Pass(NamedTuple):
     log_odds_after: Tensor | None
 
 
-Callback = Callable[[Pass], None]
+Callback = Callable[[StepStats], None]
 
 
-def measured(steering: Steering, tokens: int, rows: Tensor, before: Tensor, after: Tensor) -> Pass:
+def measure(
+    steering: Steering, tokens: int, rows: Tensor, before: Tensor, after: Tensor
+) -> StepStats:
     """What happened to tokens `before` [n, d] that are `after` [n, d] now."""
     displacement = (after.float() - before.float()).norm(dim=-1)
     norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     odds = None
     if steering.field.barrier is not None:
         odds = (steering.log_odds(before).cpu(), steering.log_odds(after).cpu())
-    return Pass(
+    return StepStats(
         steering.layer,
         tokens,
         rows.cpu(),
@@ -52,7 +54,7 @@ def measured(steering: Steering, tokens: int, rows: Tensor, before: Tensor, afte
     )
 
 
-class Record:
+class RunningStats:
     """Sums over all passes. Threads may add to it at once."""
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ class Record:
             self._seen += seen
             self._steered += steered
 
-    def add(self, one: Pass) -> None:
+    def add(self, one: StepStats) -> None:
         """What was measured of a pass."""
         sums = {
             "moved": float((one.displacement > 0).sum()),

@@ -1,6 +1,6 @@
 """Token tracker: prompt, generated or padding, for the running forward pass.
 
-Prompt or generated, real or padding: one `Tracker` a model finds out, for all its handles. It
+Prompt or generated, real or padding: one `TokenTracker` a model finds out, for all its handles. It
 watches the calls of the decoder (mask, cache) and, through a wrapper in the instance, how
 long the prompt of `generate` is. It goes away with the last handle.
 """
@@ -20,13 +20,13 @@ from torch._C._autograd import _get_sequence_nr
 from odesteer.models.hooks.forward_call import (
     GUIDED,
     PACKED,
-    Call,
+    ForwardCall,
     cache_among,
     calling_generate,
     calling_wrapper,
     has_boundaries,
     is_packed,
-    last_real,
+    last_real_position,
     own_length,
     plain_mask,
     read_square,
@@ -35,7 +35,7 @@ from odesteer.models.hooks.forward_call import (
     tokens_of,
     virtual_tokens,
 )
-from odesteer.models.hooks.torch_compile import mark
+from odesteer.models.hooks.torch_compile import force_recompile
 from odesteer.models.hooks.weak_hook import Hook
 from odesteer.models.layers import find_decoder, unwrap
 
@@ -60,13 +60,13 @@ class _Rerun(NamedTuple):
 
     first: int
     end: int  # exclusive
-    call: Call
+    call: ForwardCall
 
 
 class _State(threading.local):
     """What a thread knows of the call it is in; these are the values outside of any."""
 
-    call: Call | None = None
+    call: ForwardCall | None = None
     tokens: tuple[int, ...] | None = None  # (b, t)
     end: int = 0  # position after the last token, in the cache
     first: int = 0  # number of the first autograd node of the call
@@ -76,13 +76,15 @@ class _State(threading.local):
     lengths: Tensor | None = None  # of `scoring`
 
 
-class Tracker:
+class TokenTracker:
     """Knows what the tokens of the running forward pass are; shared by a model's handles.
 
     Each thread has a state of its own, so that threads that share a model do not mix.
     """
 
-    _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, Tracker]"] = weakref.WeakKeyDictionary()
+    _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, TokenTracker]"] = (
+        weakref.WeakKeyDictionary()
+    )
     # Re-entrant: a forgotten handle may be collected, and release, while another is acquiring.
     _lock: ClassVar = threading.RLock()
 
@@ -99,7 +101,7 @@ class Tracker:
         self._again: deque[_Rerun] = deque(maxlen=256)
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Tracker":
+    def of(cls, model: nn.Module) -> "TokenTracker":
         """The tracker of a model, or of the model in a wrapper (PEFT, torch.compile)."""
         inner = unwrap(model)
         with cls._lock:
@@ -112,7 +114,7 @@ class Tracker:
         """(b, t) of the running forward pass."""
         return self._local.tokens
 
-    def call_of(self, hidden: Tensor) -> tuple[Call, bool]:
+    def call_of(self, hidden: Tensor) -> tuple[ForwardCall, bool]:
         """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
 
         Gradient checkpointing runs parts of a block again in the backward pass, when the
@@ -122,12 +124,12 @@ class Tracker:
         Raises:
             RuntimeError: if a backward pass runs again what this tracker has not seen.
         """
-        call: Call | None = self._local.call
+        call: ForwardCall | None = self._local.call
         if call is not None:
             return call, False
         node = torch._C._current_autograd_node()
         if node is None:
-            return Call(0, hidden.shape[1], None, None), False
+            return ForwardCall(0, hidden.shape[1], None, None), False
         calls = [each.call for each in self._again if each.first <= node._sequence_nr() < each.end]
         if len(calls) != 1:
             # None: a call from before the steering was attached. Two: of different threads.
@@ -168,7 +170,7 @@ class Tracker:
         model = self._model()
         assert model is not None  # a handle that holds its block is being made
         decoder = find_decoder(model)
-        self._undo.append(mark(decoder))
+        self._undo.append(force_recompile(decoder))
         self._watch(decoder, self._enter, self._leave)
         for part in _inner_generators(model, decoder):
             self._undo.append(self._watch_generate(part))
@@ -309,7 +311,7 @@ class Tracker:
 
     def _describe(
         self, state: _State, arguments: dict[str, Any], prompt: _Prompt | None, virtual: int
-    ) -> Call:
+    ) -> ForwardCall:
         tokens = tokens_of(arguments)
         batch, t = tokens.shape[:2]
         mask = plain_mask(arguments.get("attention_mask"), state.mask)
@@ -317,7 +319,7 @@ class Tracker:
         if prompt is not None and offset >= prompt.length:
             # Decoding: nothing but generated tokens, and no look at the mask, which would
             # make a GPU wait once a token.
-            return Call(offset, prompt.length, None, None, GUIDED if prompt.guided else "")
+            return ForwardCall(offset, prompt.length, None, None, GUIDED if prompt.guided else "")
         if prompt is not None and prompt.mask is not None and not prompt.guided:
             # It covers the whole prompt; the one of this call ends with its chunk when the prompt
             # is read in chunks.
@@ -329,17 +331,17 @@ class Tracker:
         real = real_tokens(mask, offset, tokens)
         lengths = state.lengths
         if lengths is not None:
-            return Call(offset, lengths, real, lengths - 1)
+            return ForwardCall(offset, lengths, real, lengths - 1)
         if prompt is None:
             length = offset if offset > 0 else t + offset
         else:
             length = prompt.length
         whole = mask is not None and (prompt is None or mask.shape[1] >= length)
-        last = last_real(mask[:, :length]) if mask is not None and whole else None
+        last = last_real_position(mask[:, :length]) if mask is not None and whole else None
         obstacle = GUIDED if prompt is not None and prompt.guided else ""
         if not one_text or is_packed(arguments, mask, real):
             obstacle = PACKED
-        return Call(offset, length, real, last, obstacle)
+        return ForwardCall(offset, length, real, last, obstacle)
 
     def _read_square(
         self, arguments: dict[str, Any], offset: int, virtual: int

@@ -19,7 +19,7 @@ _marks: "weakref.WeakKeyDictionary[nn.Module, tuple[int, Any]]" = weakref.WeakKe
 _lock = threading.RLock()
 
 
-def mark(module: nn.Module) -> Callable[[], None]:
+def force_recompile(module: nn.Module) -> Callable[[], None]:
     """Have graphs with this module compiled anew; the undo does so again.
 
     When the last mark is gone the module has its own forward back, and graphs compiled

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from odesteer.ode.barriers.base import Barrier, Sphere
 from odesteer.ode.eigen import largest_eigenpairs
-from odesteer.ode.reduced.basis import Frame
+from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.whitening import Whitening
 
 # Fewer eigenpairs than this part of all are looked for one block at a time.
@@ -73,13 +73,13 @@ class QuadraticBarrier(Barrier):
         self.register_buffer("curvature", curvature)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
-        self._frame: Frame | None = None
+        self._frame: ReducedBasis | None = None
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> ReducedBasis:
         """The coordinates in which its flow is solved; derived when first asked for."""
         if self._frame is None:
-            self._frame = Frame.of(
+            self._frame = ReducedBasis.of(
                 self.whitening, self.basis, self.curvature, self.slope, self.constant
             )
         return self._frame

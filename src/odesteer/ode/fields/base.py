@@ -16,7 +16,7 @@ from odesteer.ode.barriers.quadratic import QuadraticBarrier, unit_or_zero
 from odesteer.ode.reduced.flow import enter, leave
 
 
-def solved_in(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision in which activations of a type are solved: float64 stays, others float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -16,7 +16,7 @@ from odesteer.ode.whitening import Whitening
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class ReducedBasis:
     """What leads into the flow, governs it, and leads out.
 
     Attributes:
@@ -44,7 +44,7 @@ class Frame:
     @staticmethod
     def of(
         whitening: Whitening, basis: Tensor, curvature: Tensor, slope: Tensor, constant: Tensor
-    ) -> "Frame":
+    ) -> "ReducedBasis":
         """From V [d, k], the diagonal of Lambda [k] and beta [k]; computed in double precision."""
         dtype = basis.dtype
         wide, U = basis.double(), whitening.directions.double()
@@ -59,7 +59,7 @@ class Frame:
             ways = [torch.cat([shared * s[:, None], own]) for s in (1.0 / stretch, stretch)]
             mix = torch.cat(ways, dim=1).to(dtype)
         padded = _padded(curvature, slope)
-        return Frame(
+        return ReducedBasis(
             whitening.centre,
             entrance.to(dtype).contiguous(),
             mix,
@@ -70,7 +70,7 @@ class Frame:
             constant,
         )
 
-    def with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "Frame":
+    def with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "ReducedBasis":
         """That of another Lambda, beta and constant on the same V."""
         twice, beta = _padded(curvature, slope)
         return replace(self, curvature=twice, slope=beta, constant=constant)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.barriers.quadratic import is_above_noise, unit_or_zero
-from odesteer.ode.reduced.basis import Frame
+from odesteer.ode.reduced.basis import ReducedBasis
 
 
 class ReducedFlow(NamedTuple):
@@ -32,7 +32,7 @@ class ReducedFlow(NamedTuple):
     the same step in d dimensions.
     """
 
-    frame: Frame
+    frame: ReducedBasis
     cross: Tensor | None  # w, [..., k]; None when S = I
     stretched: Tensor | None  # P^2, [..., 1]; None when S = I
 
@@ -74,7 +74,7 @@ class ReducedFlow(NamedTuple):
         return angle.cos() * x + angle.sin() * radius * unit_or_zero(tangent, in_y)
 
 
-class Entered(NamedTuple):
+class ReducedState(NamedTuple):
     """Where activations are in the coordinates of the flow.
 
     Attributes:
@@ -86,7 +86,7 @@ class Entered(NamedTuple):
     start: Tensor
 
 
-def enter(frame: Frame, coordinates: Tensor, length: Tensor) -> Entered:
+def enter(frame: ReducedBasis, coordinates: Tensor, length: Tensor) -> ReducedState:
     """The start of x = a - m, from what is left of it after the one product with d.
 
     Args:
@@ -108,7 +108,7 @@ def enter(frame: Frame, coordinates: Tensor, length: Tensor) -> Entered:
         left = squared + (z * (mixed - 2.0 * projected)).sum(dim=-1, keepdim=True)
         cross = unit_or_zero(projected - mixed, p)
         stretched = unit_or_zero(left.clamp_min(0.0), p.square())
-    return Entered(ReducedFlow(frame, cross, stretched), torch.cat([z, p], dim=-1))
+    return ReducedState(ReducedFlow(frame, cross, stretched), torch.cat([z, p], dim=-1))
 
 
 def leave(start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

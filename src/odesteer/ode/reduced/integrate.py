@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import Frame
+from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.flow import enter, leave
 from odesteer.ode.solvers.runge_kutta import Solver
 
 
-class Course(NamedTuple):
+class Integration(NamedTuple):
     """How rows are integrated.
 
     Attributes:
@@ -25,18 +25,18 @@ class Course(NamedTuple):
     steps: int
     level: Tensor | float | None = None
 
-    def flat(self) -> "Course":
+    def flat(self) -> "Integration":
         """That of rows in one list: [...] -> [n]."""
         level = self.level.reshape(-1) if isinstance(self.level, Tensor) else self.level
-        return Course(self.time.reshape(-1), self.solver, self.steps, level)
+        return Integration(self.time.reshape(-1), self.solver, self.steps, level)
 
-    def part(self, rows: slice) -> "Course":
+    def part(self, rows: slice) -> "Integration":
         """That of some of the rows."""
         level = self.level[rows] if isinstance(self.level, Tensor) else self.level
-        return Course(self.time[rows], self.solver, self.steps, level)
+        return Integration(self.time[rows], self.solver, self.steps, level)
 
 
-class Outcome(NamedTuple):
+class ReducedResult(NamedTuple):
     """What the flow does to rows: a(T) = a + shift x + change (S V)^T.
 
     Attributes:
@@ -63,10 +63,12 @@ def in_type_of(a: Tensor, moved: Tensor) -> Tensor:
     return torch.where(result.isinf(), a, result)
 
 
-Inner = Callable[[Frame, Tensor, Tensor, Course], Outcome]
+Inner = Callable[[ReducedBasis, Tensor, Tensor, Integration], ReducedResult]
 
 
-def through(frame: Frame, coordinates: Tensor, length: Tensor, course: Course) -> Outcome:
+def integrate_reduced(
+    frame: ReducedBasis, coordinates: Tensor, length: Tensor, course: Integration
+) -> ReducedResult:
     """The flow in k + 1 dimensions, by any solver, in plain torch.
 
     Args:
@@ -81,4 +83,4 @@ def through(frame: Frame, coordinates: Tensor, length: Tensor, course: Course) -
     stays = ~is_finite_and_not_zero(course.time, change.sum(dim=-1) + shift.squeeze(-1))
     if course.level is not None:
         stays = stays | (flow.value(start) >= course.level)
-    return Outcome(shift, change, stays)
+    return ReducedResult(shift, change, stays)

@@ -16,8 +16,8 @@ from torch import Tensor
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
 from odesteer.ode.fields.base import GradientField, VectorField
 from odesteer.ode.reduced import kernels as fused
-from odesteer.ode.reduced.basis import Frame
-from odesteer.ode.reduced.integrate import Course, Inner, in_type_of, through
+from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.reduced.integrate import Inner, Integration, in_type_of, integrate_reduced
 
 # Values of x in a workspace, 4 MB: with fewer, products are cut small; with more, x is written to
 # memory and read again.
@@ -35,7 +35,7 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def frame_of(field: VectorField, a: Tensor) -> Frame | None:
+def frame_of(field: VectorField, a: Tensor) -> ReducedBasis | None:
     """The frame in which `solve` solves this field from `a`, if it does; it keeps no gradients."""
     barrier = field.barrier
     if type(field) is not GradientField or not isinstance(barrier, QuadraticBarrier):
@@ -43,7 +43,7 @@ def frame_of(field: VectorField, a: Tensor) -> Frame | None:
     return None if torch.is_grad_enabled() and a.requires_grad else barrier.frame
 
 
-def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
+def solve(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor:
     """a(time) along the unit-speed flow of a quadratic barrier: [..., d] -> [..., d].
 
     Args:
@@ -57,7 +57,7 @@ def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
     if moved is not None:
         return moved.view(a.shape)
     rows = rows.to(frame.centre.dtype)
-    inner = fused.inner(rows, course.solver) or through
+    inner = fused.inner(rows, course.solver) or integrate_reduced
     result = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if a.device.type != "cpu" or rows.numel() <= WORKSPACE:
         _pass(frame, rows, result, course, inner)
@@ -69,7 +69,9 @@ def solve(frame: Frame, a: Tensor, course: Course) -> Tensor:
     return in_type_of(a, result.view(a.shape))
 
 
-def _pass(frame: Frame, a: Tensor, result: Tensor, course: Course, inner: Inner) -> None:
+def _pass(
+    frame: ReducedBasis, a: Tensor, result: Tensor, course: Integration, inner: Inner
+) -> None:
     x = torch.sub(a, frame.centre, out=_workspace(a))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     shift, change, stays = inner(frame, x @ frame.entrance, length, course)

@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin
 from torch import Tensor, nn
 
 from odesteer import ode
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.steering.serialization import shapes
 
 # Whole numbers count repetitions (of a flow's steps): more is a mistake, or meant to hang.
@@ -96,7 +96,7 @@ def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
         raise ValueError(f"a part of a steering is an object with its type; got {tree!r:.80}")
     name = tree["type"]
     # No class has a long name, and looking for the nearest one takes time with the length.
-    cls = pick(CLASSES, name[:100], "part of a steering")
+    cls = lookup(CLASSES, name[:100], "part of a steering")
     known = _arguments(name)
     arguments = {key: _value(value, tensors) for key, value in tree.items() if key != "type"}
     if set(arguments) != set(known):

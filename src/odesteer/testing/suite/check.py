@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odesteer.testing.suite.testbed import Bench
+from odesteer.testing.suite.testbed import Testbed
 
 CHECKS: "dict[str, Check]" = {}
 """By name, in the order of the table."""
@@ -25,14 +25,14 @@ class Check:
 
     name: str
     question: str
-    run: Callable[[Bench], None]
+    run: Callable[[Testbed], None]
     only: tuple[str, ...] = ()
 
 
-def check(name: str, only: tuple[str, ...] = ()) -> Callable[[Callable[[Bench], None]], Check]:
+def check(name: str, only: tuple[str, ...] = ()) -> Callable[[Callable[[Testbed], None]], Check]:
     """Register a function as a check; its docstring is the question."""
 
-    def register(run: Callable[[Bench], None]) -> Check:
+    def register(run: Callable[[Testbed], None]) -> Check:
         CHECKS[name] = Check(name, (run.__doc__ or "").strip(), run, only)
         return CHECKS[name]
 

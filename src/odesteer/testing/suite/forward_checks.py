@@ -7,11 +7,11 @@ import torch
 from odesteer.testing.suite.adapter import NotOffered
 from odesteer.testing.suite.architectures import DEPTH
 from odesteer.testing.suite.check import check, close, same
-from odesteer.testing.suite.testbed import LAYER, Bench
+from odesteer.testing.suite.testbed import LAYER, Testbed
 
 
 @check("below")
-def below(bench: Bench) -> None:
+def below(bench: Testbed) -> None:
     """Below the layer nothing changes, bit for bit."""
     plain, _ = bench.read(bench.model, bench.prompts[1])
     with bench.attach() as steered:
@@ -21,7 +21,7 @@ def below(bench: Bench) -> None:
 
 
 @check("moved")
-def moved(bench: Bench) -> None:
+def moved(bench: Testbed) -> None:
     """At the layer every activation is moved exactly, and the model's output changes."""
     plain, before = bench.read(bench.model, bench.prompts[1])
     with bench.attach("all") as steered:
@@ -31,7 +31,7 @@ def moved(bench: Bench) -> None:
 
 
 @check("layers")
-def layers(bench: Bench) -> None:
+def layers(bench: Testbed) -> None:
     """Every block can be steered."""
     plain, before = bench.read(bench.model, bench.prompts[1])
     for layer in range(DEPTH):
@@ -42,7 +42,7 @@ def layers(bench: Bench) -> None:
 
 
 @check("positions")
-def positions(bench: Bench) -> None:
+def positions(bench: Testbed) -> None:
     """In a forward pass, the chosen tokens are moved and no others."""
     ids = torch.cat([bench.prompts[1], bench.prompts[1].flip(1)])
     plain, _ = bench.read(bench.model, ids)
@@ -58,7 +58,7 @@ def positions(bench: Bench) -> None:
 
 
 @check("mask")
-def mask(bench: Bench) -> None:
+def mask(bench: Testbed) -> None:
     """A mask says which positions are moved."""
     if not bench.adapter.masks:
         raise NotOffered("masks of positions")
@@ -72,7 +72,7 @@ def mask(bench: Bench) -> None:
 
 
 @check("padding")
-def padding(bench: Bench) -> None:
+def padding(bench: Testbed) -> None:
     """Padding on the left, on the right and none give the same logits."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -87,7 +87,7 @@ def padding(bench: Bench) -> None:
 
 
 @check("half")
-def half(bench: Bench) -> None:
+def half(bench: Testbed) -> None:
     """In bfloat16 and float16 the type is kept, and a(T) is right to a rounding."""
     for dtype in (torch.bfloat16, torch.float16):
         bench.model = bench.fresh().to(dtype)
@@ -103,7 +103,7 @@ def half(bench: Bench) -> None:
 
 
 @check("form")
-def form(bench: Bench) -> None:
+def form(bench: Testbed) -> None:
     """Whoever asks for tuples, hidden states or losses gets them."""
     ids = bench.prompts[1]
     with bench.attach("all") as steered, torch.no_grad():
@@ -116,7 +116,7 @@ def form(bench: Bench) -> None:
 
 
 @check("gradients")
-def gradients(bench: Bench) -> None:
+def gradients(bench: Testbed) -> None:
     """Gradients reach what is below the layer, as through a constant displacement."""
     ids = bench.prompts[1]
 
@@ -146,7 +146,7 @@ def gradients(bench: Bench) -> None:
 
 
 @check("checkpointing")
-def checkpointing(bench: Bench) -> None:
+def checkpointing(bench: Testbed) -> None:
     """Gradient checkpointing changes neither loss nor gradients."""
     results = []
     ids, mask = bench.ids, bench.mask

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from odesteer.testing.suite.check import check, close, same
-from odesteer.testing.suite.testbed import NEW, Bench
+from odesteer.testing.suite.testbed import NEW, Testbed
 
 
 @check("text")
-def text(bench: Bench) -> None:
+def text(bench: Testbed) -> None:
     """Steering changes what is said, and only while it is on."""
     plain = bench.said(bench.model)
     with bench.attach() as steered:
@@ -19,7 +19,7 @@ def text(bench: Bench) -> None:
 
 
 @check("cache")
-def cache(bench: Bench) -> None:
+def cache(bench: Testbed) -> None:
     """Generation with and without a cache says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -28,7 +28,7 @@ def cache(bench: Bench) -> None:
 
 
 @check("meaning")
-def meaning(bench: Bench) -> None:
+def meaning(bench: Testbed) -> None:
     """Every kind of positions means in generation what it says, from the first new token on."""
     for name in bench.adapter.positions:
         want = bench.slowly(name)
@@ -37,7 +37,7 @@ def meaning(bench: Bench) -> None:
 
 
 @check("batch")
-def batch(bench: Bench) -> None:
+def batch(bench: Testbed) -> None:
     """A padded batch says what each prompt says alone."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -47,7 +47,7 @@ def batch(bench: Bench) -> None:
 
 
 @check("beams")
-def beams(bench: Bench) -> None:
+def beams(bench: Testbed) -> None:
     """Beam search with and without a cache says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -57,7 +57,7 @@ def beams(bench: Bench) -> None:
 
 
 @check("sampling")
-def sampling(bench: Bench) -> None:
+def sampling(bench: Testbed) -> None:
     """Sampling follows its seed, with and without a cache."""
 
     def sample(model: Any, seed: int, **how: Any) -> torch.Tensor:
@@ -72,7 +72,7 @@ def sampling(bench: Bench) -> None:
 
 
 @check("assisted")
-def assisted(bench: Bench) -> None:
+def assisted(bench: Testbed) -> None:
     """Assisted generation (a draft model, or tokens looked up in the prompt) says the same."""
     ids, draft = bench.prompts[1], bench.fresh(seed=1)
     for name in bench.adapter.positions:
@@ -84,7 +84,7 @@ def assisted(bench: Bench) -> None:
 
 
 @check("static")
-def static(bench: Bench) -> None:
+def static(bench: Testbed) -> None:
     """A static cache says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -93,7 +93,7 @@ def static(bench: Bench) -> None:
 
 
 @check("chunks")
-def chunks(bench: Bench) -> None:
+def chunks(bench: Testbed) -> None:
     """A prompt that is read in chunks says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
@@ -102,7 +102,7 @@ def chunks(bench: Bench) -> None:
 
 
 @check("embeddings")
-def embeddings(bench: Bench) -> None:
+def embeddings(bench: Testbed) -> None:
     """A prompt given as embeddings says the same."""
     ids = bench.prompts[1]
     embedded = bench.model.get_input_embeddings()(ids).detach()
@@ -113,7 +113,7 @@ def embeddings(bench: Bench) -> None:
 
 
 @check("loop")
-def loop(bench: Bench) -> None:
+def loop(bench: Testbed) -> None:
     """A decoding loop written by hand says what `generate` says."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered, torch.no_grad():
@@ -129,7 +129,7 @@ def loop(bench: Bench) -> None:
 
 
 @check("threads")
-def threads(bench: Bench) -> None:
+def threads(bench: Testbed) -> None:
     """Two threads on one steered model say what each says alone."""
     results: dict[int, list[torch.Tensor]] = {}
     with bench.attach() as steered:

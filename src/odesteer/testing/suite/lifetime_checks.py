@@ -12,7 +12,7 @@ import torch
 
 from odesteer.testing.suite.adapter import NotOffered
 from odesteer.testing.suite.check import check, close, same
-from odesteer.testing.suite.testbed import LAYER, Bench
+from odesteer.testing.suite.testbed import LAYER, Testbed
 
 
 def _hooks(model: torch.nn.Module) -> int:
@@ -28,7 +28,7 @@ def _shape(model: torch.nn.Module) -> list[tuple[str, type, tuple[str, ...]]]:
 
 
 @check("removed")
-def removed(bench: Bench) -> None:
+def removed(bench: Testbed) -> None:
     """Removed, nothing is left: no hook, no attribute, no changed weight, the same logits."""
     ids = bench.prompts[1]
     before, shape = bench.logits(bench.model, ids), _shape(bench.model)
@@ -43,7 +43,7 @@ def removed(bench: Bench) -> None:
 
 
 @check("exception")
-def exception(bench: Bench) -> None:
+def exception(bench: Testbed) -> None:
     """After an exception in the model and in the block, it is off."""
     ids = bench.prompts[1]
     before, shape = bench.logits(bench.model, ids), _shape(bench.model)
@@ -58,7 +58,7 @@ def exception(bench: Bench) -> None:
 
 
 @check("twice")
-def twice(bench: Bench) -> None:
+def twice(bench: Testbed) -> None:
     """Removing twice is harmless, and takes nothing else off."""
     ids = bench.prompts[1]
     before = bench.logits(bench.model, ids)
@@ -82,7 +82,7 @@ def _collecting() -> Iterator[None]:
 
 
 @check("forgotten")
-def forgotten(bench: Bench) -> None:
+def forgotten(bench: Testbed) -> None:
     """A steering that nothing refers to any more is off."""
     ids = bench.prompts[1]
     before = bench.logits(bench.model, ids)
@@ -96,7 +96,7 @@ def forgotten(bench: Bench) -> None:
 
 
 @check("freed")
-def freed(bench: Bench) -> None:
+def freed(bench: Testbed) -> None:
     """A model that is dropped while steered is freed."""
     bench.model = None
     with _collecting(), warnings.catch_warnings():
@@ -112,7 +112,7 @@ def freed(bench: Bench) -> None:
 
 
 @check("itself")
-def itself(bench: Bench) -> None:
+def itself(bench: Testbed) -> None:
     """While steered the model keeps its class, its modules and the names of its weights."""
     kind = type(bench.model)
     modules = {name: type(module) for name, module in bench.model.named_modules()}
@@ -124,7 +124,7 @@ def itself(bench: Bench) -> None:
 
 
 @check("two layers")
-def two_layers(bench: Bench) -> None:
+def two_layers(bench: Testbed) -> None:
     """Two steerings at two layers act at once, and come off in any order."""
     ids, second = bench.prompts[1], bench.direction(1)
     before = bench.logits(bench.model, ids)
@@ -142,7 +142,7 @@ def two_layers(bench: Bench) -> None:
 
 
 @check("nested")
-def nested(bench: Bench) -> None:
+def nested(bench: Testbed) -> None:
     """Two steerings at one layer act one after the other."""
     ids, second = bench.prompts[1], bench.direction(1)
     plain, before = bench.read(bench.model, ids)
@@ -157,7 +157,7 @@ def nested(bench: Bench) -> None:
 
 
 @check("peft")
-def peft(bench: Bench) -> None:
+def peft(bench: Testbed) -> None:
     """A model with a PEFT adapter is steered through its wrapper, and generates."""
     try:
         from peft import LoraConfig, get_peft_model
@@ -180,7 +180,7 @@ def peft(bench: Bench) -> None:
 
 # Compiling takes seconds: one architecture of each kind of block.
 @check("compile", only=("llama", "gpt2", "gemma2", "mixtral", "mamba"))
-def compiled(bench: Bench) -> None:
+def compiled(bench: Testbed) -> None:
     """torch.compile before or after attaching changes nothing, nor does it miss a removal."""
     ids = bench.prompts[1]
     before = bench.logits(bench.model, ids)

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import torch
 
-from odesteer.common.registry import pick
+from odesteer.common.registry import lookup
 from odesteer.testing.suite import forward_checks, generate_checks  # noqa: F401
 from odesteer.testing.suite.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES
 from odesteer.testing.suite.check import CHECKS as CHECKS
-from odesteer.testing.suite.testbed import Bench
+from odesteer.testing.suite.testbed import Testbed
 
 Outcome = Literal["pass", "fail", "not offered", "not possible"]
 
@@ -82,7 +82,7 @@ class Case:
         if self.question in self.adapter.unclaimed:
             return self._result("not offered", self.adapter.unclaimed[self.question])
         try:
-            CHECKS[self.question].run(Bench(ARCHITECTURES[self.architecture], self.adapter))
+            CHECKS[self.question].run(Testbed(ARCHITECTURES[self.architecture], self.adapter))
         except NotOffered as reason:
             return self._result("not offered", str(reason))
         except Exception as error:
@@ -106,9 +106,9 @@ def cases(
     models = [*ARCHITECTURES] if architectures is None else list(architectures)
     names = [*CHECKS] if checks is None else list(checks)
     for model in models:
-        pick(ARCHITECTURES, model, "architecture")
+        lookup(ARCHITECTURES, model, "architecture")
     for name in names:
-        pick(CHECKS, name, "check")
+        lookup(CHECKS, name, "check")
     return [
         Case(adapter, model, name)
         for model in models
@@ -165,7 +165,7 @@ def _control(architecture: str, check: str) -> str:
     if excuse is not None:
         return excuse
     try:
-        CHECKS[check].run(Bench(ARCHITECTURES[architecture], Unsteered()))
+        CHECKS[check].run(Testbed(ARCHITECTURES[architecture], Unsteered()))
     except Exception as error:
         return _said(error)
     return ""

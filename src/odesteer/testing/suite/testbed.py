@@ -27,7 +27,7 @@ def _built(architecture: str, seed: int) -> nn.Module:
     return ARCHITECTURES[architecture].build(seed)
 
 
-class Bench:
+class Testbed:
     """One architecture and one library.
 
     Attributes:

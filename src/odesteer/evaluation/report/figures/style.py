@@ -56,23 +56,23 @@ STYLE_HERE: dict[Any, Any] = {
 }
 
 
-class Look(NamedTuple):
+class MethodStyle(NamedTuple):
     colour: str
     marker: str
     line: str
 
 
-def look(method: str) -> Look:
+def look(method: str) -> MethodStyle:
     """Colour, marker and line of a method."""
     if method == UNSTEERED:
-        return Look(FAINT, "o", "-")
+        return MethodStyle(FAINT, "o", "-")
     if method == PROMPT:
-        return Look(FAINT, "X", ":")
+        return MethodStyle(FAINT, "X", ":")
     if method == RANDOM:
-        return Look(FAINT, "s", "--")
+        return MethodStyle(FAINT, "s", "--")
     rank = method_rank(method)
     colour = {**_MORE, **COLOURS}.get(method, _OTHER[rank % len(_OTHER)])
-    return Look(colour, _MARKERS[rank % len(_MARKERS)], "-")
+    return MethodStyle(colour, _MARKERS[rank % len(_MARKERS)], "-")
 
 
 def canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

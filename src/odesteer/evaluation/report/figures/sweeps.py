@@ -17,7 +17,7 @@ from odesteer.evaluation.report.figures.drawing import Drawing
 from odesteer.evaluation.report.figures.style import STYLE_HERE, canvas, label_ends, look, zero_line
 from odesteer.evaluation.report.rows import Row, amount, dose_words, steered
 from odesteer.evaluation.report.table import Column, Table, number
-from odesteer.evaluation.statistics.paired_tests import Difference
+from odesteer.evaluation.statistics.paired_tests import PairedDifference
 
 LEAST = 3  # points that make a curve
 
@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 class Point(NamedTuple):
     x: float
-    change: Difference
+    change: PairedDifference
 
 
 def _layer(row: Row) -> float | None:
@@ -83,7 +83,7 @@ def sweep_drawings(rows: Sequence[Row], table: Table, column: int) -> list[Drawi
 
 
 def _curves(
-    axis: Axis, rows: Sequence[Row], changes: Mapping[str, Difference]
+    axis: Axis, rows: Sequence[Row], changes: Mapping[str, PairedDifference]
 ) -> dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]]:
     """By what is fixed, by (method, label): points from left to right."""
     found: dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]] = {}

@@ -3,15 +3,15 @@
 The loop over steps is small: in plain torch most of its time goes into starting operations.
 `cpu` compiles it with numba (the extra "fast"), `gpu` the passage around it too with triton,
 which comes with torch's CUDA builds. Both do what `odesteer.ode.reduced.solve` and
-`odesteer.ode.reduced.integrate.through` do in torch, and the tests compare them with it; where
-neither is there, that is what runs.
+`odesteer.ode.reduced.integrate.integrate_reduced` do in torch, and the tests compare them with it;
+where neither is there, that is what runs.
 """
 
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import Frame
-from odesteer.ode.reduced.integrate import Course, Inner
+from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.reduced.integrate import Inner, Integration
 from odesteer.ode.reduced.kernels import numba_loop as cpu
 from odesteer.ode.reduced.kernels import triton_launch as gpu
 from odesteer.ode.solvers.runge_kutta import Solver
@@ -22,7 +22,7 @@ __all__ = ["inner", "passage"]
 _FEW = 2
 
 
-def passage(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+def passage(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
     """All the way from a [n, d] to a(time), in a's own type; None where nothing compiled does."""
     if gpu.runs_on(a.device):
         return gpu.passage(frame, a, course)
@@ -36,7 +36,7 @@ def inner(a: Tensor, solver: Solver) -> Inner | None:
     return None
 
 
-def _few_rows(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+def _few_rows(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
     single = a.dtype == frame.centre.dtype == torch.float32
     if not single or len(a) > _FEW:
         return None

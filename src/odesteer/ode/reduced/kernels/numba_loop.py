@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import Frame
-from odesteer.ode.reduced.integrate import Course, Inner, Outcome
+from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.reduced.integrate import Inner, Integration, ReducedResult
 from odesteer.ode.solvers.runge_kutta import SOLVERS, Solver
 
 # A tangent shorter than this share of q is rounding; see
@@ -214,7 +214,7 @@ class Fixed(NamedTuple):
     constant: float
 
     @staticmethod
-    def of(frame: Frame) -> "Fixed":
+    def of(frame: ReducedBasis) -> "Fixed":
         return Fixed(
             frame.shrinkage.numpy(),
             frame.curvature.numpy(),
@@ -224,10 +224,10 @@ class Fixed(NamedTuple):
         )
 
 
-_fixed: "weakref.WeakKeyDictionary[Frame, Fixed]" = weakref.WeakKeyDictionary()
+_fixed: "weakref.WeakKeyDictionary[ReducedBasis, Fixed]" = weakref.WeakKeyDictionary()
 
 
-def fixed(frame: Frame) -> Fixed:
+def fixed(frame: ReducedBasis) -> Fixed:
     """The arrays of a frame, made once."""
     found = _fixed.get(frame)
     if found is None:
@@ -235,7 +235,7 @@ def fixed(frame: Frame) -> Fixed:
     return found
 
 
-def levels(course: Course) -> tuple[float, Any]:
+def levels(course: Integration) -> tuple[float, Any]:
     """`level` and `levels` of `loop`."""
     if isinstance(course.level, Tensor):
         return math.inf, course.level.contiguous().numpy()
@@ -282,11 +282,11 @@ def straight_or_not(solver: Solver) -> bool | None:
 def run_loop(
     run: Callable[..., None],
     straight: bool,
-    frame: Frame,
+    frame: ReducedBasis,
     coordinates: Tensor,
     length: Tensor,
-    course: Course,
-) -> Outcome:
+    course: Integration,
+) -> ReducedResult:
     """`run`, which is `loop` or what was made of it, on tensors; see `course.through`."""
     mixed = coordinates if frame.mix is None else coordinates @ frame.mix
     constants = fixed(frame)
@@ -307,4 +307,4 @@ def run_loop(
         change.numpy(),
         stays.numpy(),
     )
-    return Outcome(shift, change, stays)
+    return ReducedResult(shift, change, stays)

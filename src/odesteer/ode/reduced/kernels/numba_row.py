@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import Frame
-from odesteer.ode.reduced.integrate import Course
+from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.reduced.integrate import Integration
 from odesteer.ode.reduced.kernels import numba_loop as cpu
 
 # Compiled into `passage`, which numba keeps until *this* file changes: touch it with the loop.
 _LOOP: Any = cpu.compiled()
 _BLOCK = 64  # products are summed in parts of so many, which keeps rounding small
 
-_fixed: "weakref.WeakKeyDictionary[Frame, Any]" = weakref.WeakKeyDictionary()
+_fixed: "weakref.WeakKeyDictionary[ReducedBasis, Any]" = weakref.WeakKeyDictionary()
 _NO_MIX = np.empty((0, 0), dtype=np.float32)
 _SIGNATURE = (
     "void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[::1], f4[::1], f4[::1], "
@@ -47,7 +47,7 @@ def passage(
     straight: bool,
     result: Any,
 ) -> None:
-    """a [n, d] to result [n, d]; the other arguments as of `cpu.loop` and `Frame`."""
+    """a [n, d] to result [n, d]; the other arguments as of `cpu.loop` and `ReducedBasis`."""
     n, d = a.shape
     m, k = entrance.shape[1], leaving.shape[0]
     x = np.empty((n, d), dtype=np.float32)
@@ -118,7 +118,7 @@ def passage(
 _PASSAGE = cpu.machine_code(_SIGNATURE, passage)
 
 
-def solve(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
+def solve(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) -> Tensor:
     """a(time) for a [n, d]; see `odesteer.ode.reduced.solve.solve`."""
     result = torch.empty_like(a, memory_format=torch.contiguous_format)
     fixed = _fixed.get(frame)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import Frame
-from odesteer.ode.reduced.integrate import Course
+from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.reduced.integrate import Integration
 from odesteer.ode.solvers.runge_kutta import SOLVERS
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +38,7 @@ def runs_on(device: torch.device) -> bool:
     )
 
 
-def passage(frame: Frame, a: Tensor, course: Course) -> Tensor | None:
+def passage(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
     """a(time), [n, d] -> [n, d] in a's own type, by Euler's or great-circle steps.
 
     None for other solvers and types, and where the kernels do not run.
@@ -58,7 +58,7 @@ class _Fixed(NamedTuple):
     slope: Tensor
 
     @staticmethod
-    def of(frame: Frame) -> "_Fixed":
+    def of(frame: ReducedBasis) -> "_Fixed":
         k = len(frame.gram)
         filled = _power(k)
         curvature, slope = frame.slope.new_zeros(2, filled)
@@ -76,10 +76,10 @@ class _Fixed(NamedTuple):
         return _Fixed(mix, factor, curvature, slope)
 
 
-_fixed: "weakref.WeakKeyDictionary[Frame, _Fixed]" = weakref.WeakKeyDictionary()
+_fixed: "weakref.WeakKeyDictionary[ReducedBasis, _Fixed]" = weakref.WeakKeyDictionary()
 
 
-def _run(frame: Frame, a: Tensor, course: Course, straight: bool) -> Tensor:
+def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) -> Tensor:
     """The three launches. The sizes of blocks follow from n, d, m and k alone."""
     from odesteer.ode.reduced.kernels import triton_kernels as kernels
 
