@@ -51,7 +51,7 @@ from odesteer.extraction.extract import activations
 from odesteer.methods import METHODS, GaussianODESteer, Method
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Target, Time
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 LAYERS = (10, 16)
 DOSES = (0.05, 0.1, 0.2)

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 PROMPT, RANK = 16, 64
 SIZES: dict[str, int] = {

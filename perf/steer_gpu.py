@@ -32,7 +32,7 @@ from torch import Tensor
 
 from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, SketchBarrier, Whitening, solve
 from odesteer.ode.reduced.kernels import triton_launch as gpu
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 WIDTHS, BATCHES = (576, 2048, 4096, 8192), (1, 16, 64, 256, 1024)
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -7,7 +7,6 @@ import copy
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,7 +74,7 @@ def test_a_vector_adds_a_handful_of_operations_to_a_token():
 def test_an_ode_adds_as_many_operations_to_a_token_whatever_its_steps():
     if cpu.compiled() is None:
         pytest.skip("numba is not installed")
-    few, many = (_added(replace(quadratic(), steps=steps)) for steps in (1, 50))
+    few, many = (_added(quadratic().replace(steps=steps)) for steps in (1, 50))
     assert few == many <= 20
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def test_the_steering_of_another_width_is_refused(
     smollm2: tuple[Any, Any], fitted: ods.Steering
 ) -> None:
     rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    narrow = replace(ods.CAA().fit(rows + 1, rows), layer=3)
+    narrow = ods.CAA().fit(rows + 1, rows).replace(layer=3)
     with pytest.raises(ValueError, match="width 6"):
         narrow.attach(smollm2[0])
 

@@ -21,7 +21,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection, find_method
 from odesteer.methods.base import platt
 from odesteer.ode import Time
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 LEAST_POINTS = 40
 GRID, ARROWS = (145, 121), (11, 9)  # columns and rows of points where h and v are drawn
@@ -159,7 +159,7 @@ def fit(method: Method, scene: Scene) -> Steering:
             return steering
         values = torch.cat([steering.log_odds(rows) for rows in scene.check]).double().numpy()
         labels = np.repeat([1, 0], [len(rows) for rows in scene.check])
-        return replace(steering, calibration=platt(values, labels, method.name)[0])
+        return steering.replace(calibration=platt(values, labels, method.name)[0])
 
 
 def _perfect(plane: str, dose: float, scene: Scene) -> Outcome:

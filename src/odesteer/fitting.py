@@ -17,9 +17,8 @@ from odesteer.methods.base import held_out_quality
 from odesteer.models.compatibility import describe_model
 from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose
+from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
@@ -57,7 +56,7 @@ def fit(
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
     cache: CacheChoice = False,
-) -> Steering | LayeredSteering:
+) -> Steering:
     """Learn a steering for a model from a contrast.
 
     Args:
@@ -68,7 +67,7 @@ def fit(
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layer: a 0-based block index, negative from the end, or "auto": the middle block
             with the smallest held-out log-loss (for methods that steer attention heads, all
-            blocks). Several indices give a `LayeredSteering`.
+            blocks). Several indices give a `Steering`.
         strength: the dose, at each layer; the method's own default where it is None.
         seed: of the folds.
         incremental: of several layers, let the later ones learn from negatives that the
@@ -128,11 +127,11 @@ def fit(
     for index, one in methods.items():
         reading = readings[index]
         if parts and (chosen.incremental if incremental is None else incremental):
-            with LayeredSteering(tuple(parts)).attach(model, positions="all"):
+            with Steering.of(parts).attach(model, positions="all"):
                 moved = learnt_from([index], chosen)[index]
             reading = reading._replace(negative=moved.negative)
         parts.append(learn(one, reading, index))
-    return LayeredSteering(tuple(parts))
+    return Steering.of(parts)
 
 
 def read(
@@ -232,7 +231,7 @@ def _fit_one(
     }
     if qualities:
         receipts["layers"] = {str(i): quality._asdict() for i, quality in qualities.items()}
-    return replace(steering, model=model, receipts=receipts)
+    return steering.replace(model=model, receipts=receipts)
 
 
 def middle_layers(model: nn.Module) -> list[int]:

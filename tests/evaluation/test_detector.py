@@ -1,6 +1,5 @@
 """Scores are the steering's own probabilities at its own tokens, and tell what they rest on."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,7 @@ def test_what_is_steered_away_from_is_scored_by_the_opposite() -> None:
 
 
 def test_several_layers_have_to_be_chosen_from() -> None:
-    both = ods.LayeredSteering((quadratic(0), quadratic(1)))
+    both = ods.Steering.of((quadratic(0), quadratic(1)))
     with pytest.raises(ValueError, match=r"layers 0, 1.*layer=0"):
         ods.score(model(), tokenizer(), both, POSITIVE)
     chosen = ods.score(model(), tokenizer(), both, POSITIVE, layer=1)
@@ -87,7 +86,7 @@ def test_several_layers_have_to_be_chosen_from() -> None:
     ("steering", "texts", "more", "said"),
     [
         (constant(), POSITIVE, {}, "no barrier"),
-        (replace(quadratic(), layer=None), POSITIVE, {}, "does not know its layer"),
+        (quadratic().replace(layer=None), POSITIVE, {}, "does not know its layer"),
         (quadratic(), [], {}, "no text"),
         (quadratic(), POSITIVE, {"labels": [1]}, "one entry a text, 8; got 1"),
         (quadratic(), POSITIVE, {"labels": [2] * 8}, "1, 0 or None; got 2"),

@@ -1,7 +1,5 @@
 """MiMiC and Linear-AcT: does the map carry one distribution onto the other?"""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tests.helpers.models import two_gaussians
@@ -62,7 +60,7 @@ def test_every_strength_is_on_the_line_to_the_image_in_any_number_of_steps(metho
     a = randn(20, 4, seed=5)
     line = steering.field.double()(a)
     for strength in (0.3, 1.0, 2.0):
-        many = replace(steering, solver=solver, steps=7, strength=strength)
+        many = steering.replace(solver=solver, steps=7, strength=strength)
         torch.testing.assert_close(many(a), a + strength * line, atol=1e-5, rtol=1e-5)
     path = steering.with_strength(1.0).trajectory(a)
     torch.testing.assert_close(path[-1], a + line, atol=1e-5, rtol=1e-5)

@@ -1,13 +1,11 @@
 """A steering meets the model it was fitted on, one like it, or another one, and says which."""
 
-import dataclasses
-
 import pytest
 import torch
 from tests.helpers import models as tiny
 from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
-from odesteer import CAA, LayeredSteering, load
+from odesteer import CAA, Steering, load
 from odesteer.models.compatibility import LEVELS, describe_model
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
@@ -27,7 +25,7 @@ def fitted(model, tokenizer=None, layer=1, **forget):
     """A constant steering that remembers the model, less what it is told to forget."""
     facts = describe_model(model, tokenizer) | forget
     facts = {key: value for key, value in facts.items() if value != "forget"}
-    return dataclasses.replace(tiny.constant(layer), model=facts)
+    return tiny.constant(layer).replace(model=facts)
 
 
 def found(steering, model, tokenizer=None):
@@ -142,14 +140,14 @@ def test_a_model_that_also_sees_takes_a_steering_of_its_language_model():
 
 
 def test_a_steering_of_heads_is_not_held_to_the_width_of_the_stream():
-    steering = dataclasses.replace(fitted(llama()), site="heads")
+    steering = fitted(llama()).replace(site="heads")
     wide = llama(head_dim=16)
     assert "width" not in found(steering, wide)
 
 
 def test_several_layers_are_compared_once_and_attach_at_the_level_asked():
     model = llama()
-    steering = LayeredSteering((fitted(model, layer=0), fitted(model, layer=2)))
+    steering = Steering.of((fitted(model, layer=0), fitted(model, layer=2)))
     other = llama(revision=OTHER_COMMIT)
     assert [each.what for each in steering.compatibility(other)] == ["revision"]
     steering.attach(other).remove()
@@ -170,8 +168,8 @@ def test_what_is_remembered_is_saved_and_compared_after_loading(tmp_path):
 def test_nonsense_in_what_is_remembered_is_a_difference_and_no_crash(value):
     keys = ("name", "type", "text_type", "revision", "layers", "chat_template_sha256")
     for key in keys:
-        steering = dataclasses.replace(tiny.constant(), model={key: value})
-        both = LayeredSteering((steering, dataclasses.replace(steering, layer=2)))
+        steering = tiny.constant().replace(model={key: value})
+        both = Steering.of((steering, steering.replace(layer=2)))
         both.compatibility(llama(), tiny.tokenizer(chat=True))
         accepts(steering, llama())
 

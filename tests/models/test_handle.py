@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
@@ -72,7 +71,7 @@ def test_a_handle_that_was_removed_is_not_entered_again_unsteered():
 
 def test_a_copy_of_its_hook_does_nothing_once_it_is_removed():
     net = model()
-    with replace(constant(), site="heads").attach(net) as handle:
+    with constant().replace(site="heads").attach(net) as handle:
         module = find_layers(net)[1].self_attn.o_proj
         (hook,) = module._forward_pre_hooks.values()
     # Quantising in place swaps modules, and takes hooks over to the new ones.
@@ -174,9 +173,9 @@ def test_stats_of_a_target_tell_the_share_that_moved():
 @pytest.mark.parametrize(
     ("steering", "positions", "words"),
     [
-        (replace(constant(), layer=None), "all", "does not know its layer"),
-        (replace(constant(), layer=DEPTH), "all", "Layer 4 is out of range.*4 decoder blocks"),
-        (replace(constant(), layer=-5), "all", "Layer -5 is out of range"),
+        (constant().replace(layer=None), "all", "does not know its layer"),
+        (constant().replace(layer=DEPTH), "all", "Layer 4 is out of range.*4 decoder blocks"),
+        (constant().replace(layer=-5), "all", "Layer -5 is out of range"),
         (Steering(ConstantField(torch.ones(7)), layer=0), "all", r"width 7.*LlamaFor.*width 32"),
         (constant(), "last", r"Unknown positions 'last'.*last\+generated"),
     ],

@@ -126,7 +126,7 @@ def test_the_names_are_those_of_the_server() -> None:
 
 def test_several_layers_tell_each_and_are_one_text() -> None:
     net, told = model(), list[StepStats]()
-    both = ods.LayeredSteering((quadratic(0), quadratic(1)))
+    both = ods.Steering.of((quadratic(0), quadratic(1)))
     with both.attach(net, measure=True) as handles:
         end = handles.subscribe(told.append)
         net(input_ids=IDS)

@@ -4,7 +4,6 @@ import gc
 import sys
 import threading
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from tests.helpers.models import (
     quadratic,
 )
 
-from odesteer import LayeredSteering, Steering
+from odesteer import Steering
 from odesteer.models.hooks.torch_compile import force_recompile
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField
@@ -32,7 +31,7 @@ def logits(net, ids=IDS, mask=None):
 
 
 def heads(seed=0):
-    return replace(constant(layer=1, seed=seed), site="heads")
+    return constant(layer=1, seed=seed).replace(site="heads")
 
 
 # ---- forgotten
@@ -61,7 +60,7 @@ def test_a_forgotten_one_leaves_the_others_on():
 def test_handles_of_several_layers_come_off_together():
     net = model()
     with pytest.warns(RuntimeWarning):
-        LayeredSteering((constant(0), constant(2))).attach(net)
+        Steering.of((constant(0), constant(2))).attach(net)
     assert not hooked(net)
 
 
@@ -228,7 +227,7 @@ def test_a_call_on_its_way_survives_that_the_last_steering_comes_off_under_it():
 
 
 def test_a_field_of_another_width_is_refused_for_heads_too():
-    narrow = replace(Steering(ConstantField(torch.ones(WIDTH + 1)), layer=0), site="heads")
+    narrow = Steering(ConstantField(torch.ones(WIDTH + 1)), layer=0).replace(site="heads")
     with pytest.raises(ValueError, match="width"):
         narrow.attach(model())
 

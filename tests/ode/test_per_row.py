@@ -18,7 +18,7 @@ from odesteer.ode import (
     Time,
     VectorField,
 )
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 Make = Callable[..., Tensor]
 DOSES = [Time(0.7), -0.4, Angle(0.2), PathLength(0.5), Target(0.9, Angle(0.4)), 0.0, Target(0.7, 3)]

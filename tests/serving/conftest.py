@@ -3,7 +3,6 @@
 They run in an environment of their own, with vLLM in it: `make test-serving`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import odesteer as ods
 from odesteer.evaluation.demo import contrast
 from odesteer.models.loading import local_copy
 from odesteer.ode import Hourglass, Network, RectifiedField, RotationField
-from odesteer.steering.layered import load
+from odesteer.steering import load
 
 LAYER = 14
 
@@ -70,7 +69,7 @@ def turning(vector: ods.Steering) -> ods.Steering:
     direction = torch.nn.functional.normalize(vector.field(torch.zeros(576)), dim=0)
     generator = torch.Generator().manual_seed(0)
     field = RotationField(direction, Network.draw([576, 8, 1], "relu", generator))
-    return dataclasses.replace(vector, field=field, method="turn")
+    return vector.replace(field=field, method="turn")
 
 
 def remembering(vector: ods.Steering) -> ods.Steering:
@@ -81,7 +80,7 @@ def remembering(vector: ods.Steering) -> ods.Steering:
     field = RectifiedField(
         Hourglass.draw(576, 1, generator), torch.zeros(576), 10.0, direction, 5.0, basis, 2, True
     )
-    return dataclasses.replace(vector, field=field, method="prompted")
+    return vector.replace(field=field, method="prompted")
 
 
 Reference = Callable[[list[int], Any, int], list[int]]

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from odesteer import Steering
 from odesteer.ode import GradientField, LinearBarrier
+from odesteer.steering import Steering
 from odesteer.steering.expression import build
-from odesteer.steering.layered import LayeredSteering
 
 
 def steering(seed: int, layer: int = 1) -> Steering:
@@ -49,10 +48,10 @@ def test_an_expression_is_what_python_makes_of_it(text: str, meant, named) -> No
         ("unknown", "Unknown steering"),
         ("__import__('os')", "no expression"),
         ("a" * 2000, "at most"),
-        ("a & two", "several layers"),
+        ("a & two", "compose at the same layers"),
     ],
 )
 def test_what_is_no_expression_is_refused(text: str, word: str, named) -> None:
-    two = LayeredSteering((steering(0, 0), steering(1, 2)))
+    two = Steering.of((steering(0, 0), steering(1, 2)))
     with pytest.raises(ValueError, match=word):
         build(text, {**named, "two": two})

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from tests.helpers.steerings import FIELDS, D
 
-from odesteer import Calibration, LayeredSteering, Steering, Target, load
+from odesteer import Calibration, Steering, Target, load
 
 MUTATIONS = 38  # of each steering: more than 1,000 in all
 SECONDS, MEGABYTES = 3.0, 400
@@ -31,7 +31,7 @@ def _layered():
     parts = [
         Steering(FIELDS[name](), 0.3, layer=i) for i, name in enumerate(("constant", "metric"))
     ]
-    return LayeredSteering(tuple(parts))
+    return Steering.of(tuple(parts))
 
 
 def _target():
@@ -249,7 +249,7 @@ def watch():
 
 def works(steering):
     """The steering moves activations to finite places, and knows their probability."""
-    parts = steering.parts if isinstance(steering, LayeredSteering) else [steering]
+    parts = steering.parts if len(steering.parts) > 1 else [steering]
     for part in parts:
         generator = torch.Generator().manual_seed(1)
         rows = torch.randn(6, part.hidden_size or D, generator=generator)

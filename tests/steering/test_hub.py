@@ -8,7 +8,7 @@ from tests.helpers import fake_hub as fake
 from tests.helpers.models import constant, two_gaussians
 from typer.testing import CliRunner
 
-from odesteer import LayeredSteering, ODESteer, Steering, load
+from odesteer import ODESteer, Steering, load
 from odesteer.cli.app import app
 from odesteer.steering.hub import FILES
 from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
@@ -66,9 +66,9 @@ def test_the_pushed_files_are_those_that_are_saved(hub, steering, tmp_path):
 
 
 def test_several_layers_go_and_come_back(hub):
-    layered = LayeredSteering((constant(0), constant(2, seed=1)))
+    layered = Steering.of((constant(0), constant(2, seed=1)))
     layered.push_to_hub("me/layers", token=fake.TOKEN)
-    for loaded in (load("me/layers"), LayeredSteering.from_pretrained("me/layers")):
+    for loaded in (load("me/layers"), Steering.from_pretrained("me/layers")):
         assert loaded.layer == (0, 2)
         rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
         assert torch.equal(loaded.parts[1](rows), layered.parts[1](rows))

@@ -18,7 +18,7 @@ from tests.helpers.models import (
 )
 
 import odesteer as ods
-from odesteer import CAA, Angle, LayeredSteering, MiMiC, Steering, Target
+from odesteer import CAA, Angle, MiMiC, Steering, Target
 from odesteer.extraction.extract import extract
 from odesteer.fitting import read
 from odesteer.models.chat_template import encode
@@ -54,7 +54,7 @@ def generate(net, **how):
 
 def test_parts_are_kept_in_depth_order_and_act_as_if_attached_one_by_one():
     net = model()
-    both = LayeredSteering((quadratic(layer=2, seed=1), constant(layer=1)))
+    both = Steering.of((quadratic(layer=2, seed=1), constant(layer=1)))
     assert both.layer == (1, 2)
     with both.attach(net, positions="all"):
         together = block_outputs(net, IDS, MASK)[0]
@@ -73,7 +73,7 @@ def test_parts_are_kept_in_depth_order_and_act_as_if_attached_one_by_one():
 def test_a_part_that_does_not_fit_leaves_nothing_on_the_model():
     net = model()
     with pytest.raises(ValueError, match="Layer 9 is out of range"):
-        LayeredSteering((constant(layer=1), constant(layer=9))).attach(net)
+        Steering.of((constant(layer=1), constant(layer=9))).attach(net)
     assert not hooked(net)
     assert "generate" not in vars(net)
 
@@ -82,17 +82,17 @@ def test_a_part_that_does_not_fit_leaves_nothing_on_the_model():
     ("parts", "words"),
     [
         ((), "at least one part"),
-        ((constant(layer=None),), "needs a layer"),
+        ((constant(layer=None), constant(layer=1)), "needs a layer"),
         ((constant(layer=1), quadratic(layer=1)), r"at one place.*\[1, 1\].*join them"),
     ],
 )
 def test_parts_that_cannot_be_together_are_refused(parts, words):
     with pytest.raises(ValueError, match=words):
-        LayeredSteering(parts)
+        Steering.of(parts)
 
 
 def test_one_dose_is_spread_over_the_layers():
-    both = LayeredSteering((quadratic(layer=1), quadratic(layer=2)))
+    both = Steering.of((quadratic(layer=1), quadratic(layer=2)))
     assert [part.dose for part in both.spread(Angle(0.4)).parts] == [Angle(0.2)] * 2
     assert [part.dose for part in both.with_strength(Angle(0.4)).parts] == [Angle(0.4)] * 2
     spread = both.spread(Target(0.9, budget=3.0))
@@ -101,7 +101,7 @@ def test_one_dose_is_spread_over_the_layers():
 
 def test_negation_and_the_handle_reach_every_layer():
     net = model()
-    both = LayeredSteering((constant(layer=1), constant(layer=2)))
+    both = Steering.of((constant(layer=1), constant(layer=2)))
     with (~both).attach(net, positions="all") as handle:
         away = block_outputs(net, IDS, MASK)[0]
         assert handle.stats()["steered"] > 0
@@ -114,23 +114,21 @@ def test_negation_and_the_handle_reach_every_layer():
 
 
 def test_it_is_saved_and_loaded_whole(tmp_path):
-    both = LayeredSteering((quadratic(layer=1), constant(layer=2)))
+    both = Steering.of((quadratic(layer=1), constant(layer=2)))
     path = both.save_pretrained(tmp_path / "both")
     loaded = ods.load(path)
-    assert isinstance(loaded, LayeredSteering)
+    assert isinstance(loaded, Steering)
     a = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))
     for one, two in zip(both.parts, loaded.parts, strict=True):
         assert torch.equal(one(a), two(a))
         assert (one.layer, one.dose, one.solver) == (two.layer, two.dose, two.solver)
-    with pytest.raises(ValueError, match=r"several layers: read it with odesteer\.load"):
-        Steering.from_pretrained(path)
     single = quadratic().save_pretrained(tmp_path / "one")
     assert torch.equal(ods.load(single)(a), quadratic()(a))
 
 
 def test_the_backend_takes_it_for_all_prompts_or_for_some():
     backend = ods.TransformersBackend(model(), tokenizer())
-    both = LayeredSteering((constant(layer=1, strength=3.0), constant(layer=2, strength=3.0)))
+    both = Steering.of((constant(layer=1, strength=3.0), constant(layer=2, strength=3.0)))
     prompts = ["the cat sat on", "a dog is"]
     sampling = ods.Sampling(max_new_tokens=5)
     steered = backend.generate(prompts, both, sampling)
@@ -156,7 +154,7 @@ def test_later_layers_learn_from_negatives_that_the_earlier_ones_moved(method):
     net, words = model(), tokenizer()
     both = ods.fit(net, words, CONTRAST, method=method, layer=[1, 2])
     positive, plain = ods.activations(net, words, CONTRAST, 2)
-    with both.parts[0].attach(net, positions="all"):
+    with Steering.of(both.parts[:1]).attach(net, positions="all"):
         moved = ods.activations(net, words, CONTRAST, 2)[1]
     assert not torch.allclose(plain, moved)
     expected = ods.METHODS[method]().fit(positive, moved, groups=CONTRAST.groups)
@@ -172,7 +170,7 @@ def test_any_method_can_be_fitted_incrementally():
     net, words = model(), tokenizer()
     both = ods.fit(net, words, CONTRAST, method="caa", layer=[1, 2], incremental=True)
     positive, _ = ods.activations(net, words, CONTRAST, 2)
-    with both.parts[0].attach(net, positions="all"):
+    with Steering.of(both.parts[:1]).attach(net, positions="all"):
         moved = ods.activations(net, words, CONTRAST, 2)[1]
     torch.testing.assert_close(
         both.parts[1].field.direction, positive.mean(dim=0) - moved.mean(dim=0)

@@ -13,7 +13,7 @@ from safetensors.torch import save as dump_tensors
 from tests.helpers.steerings import FIELDS, D
 from torch import Tensor
 
-from odesteer import LayeredSteering, Steering, load, ode
+from odesteer import Steering, load, ode
 from odesteer.common import limits as strict
 from odesteer.steering.serialization.shapes import SHAPES
 from odesteer.steering.serialization.tree import CLASSES
@@ -252,7 +252,7 @@ def test_what_is_no_json_is_not_saved(tmp_path):
 
 def test_several_layers_are_checked_like_one(tmp_path):
     parts = tuple(Steering(FIELDS["constant"](), layer=i) for i in range(2))
-    folder = LayeredSteering(parts).save_pretrained(tmp_path / "it")
+    folder = Steering.of(parts).save_pretrained(tmp_path / "it")
     config = json.loads((folder / CONFIG).read_text())
     for parts, words in (
         (None, "no list of objects"),
@@ -260,7 +260,7 @@ def test_several_layers_are_checked_like_one(tmp_path):
         ([config["parts"][0]] * 2, "Two parts are at one place"),
         ([{}], "has no 'field'"),
         ([[]], "no list of objects"),
-        ([config["parts"][0] | {"layer": None}], "needs a layer"),
+        ([config["parts"][0] | {"layer": None}, config["parts"][1]], "needs a layer"),
     ):
         edit(folder, parts=parts)
         refused(folder, words)
@@ -270,6 +270,6 @@ def test_the_limits_leave_room_for_eighty_layers():
     """A part's configuration with receipts of every kind, eighty times."""
     receipts = {"layers": {str(i): {"auc": 0.5, "log_loss": 0.6, "ece": 0.1} for i in range(40)}}
     receipts["reliability"] = [{"probability": 0.1, "frequency": 0.1, "n": 5}] * 10
-    part, _ = Steering(FIELDS["or"](), receipts=receipts).describe()
+    part, _ = Steering(FIELDS["or"](), receipts=receipts).only.describe()
     text = json.dumps({"parts": [part] * 80}, indent=2).encode()
     assert len(strict.parse_json(text)["parts"]) == 80

@@ -1,13 +1,12 @@
 """The README.md of a steering says what is so, in Markdown and front matter that tools read."""
 
-import dataclasses
 import re
 
 import pytest
 import yaml
 from tests.helpers import models as tiny
 
-from odesteer import CAA, Contrast, LayeredSteering, ODESteer, Steering, Target, fit
+from odesteer import CAA, Contrast, ODESteer, Steering, Target, fit
 from odesteer.models.compatibility import describe_model
 from odesteer.ode import ZeroField
 
@@ -77,7 +76,7 @@ def test_the_front_matter_is_what_the_hub_reads(fitted, tmp_path):
     ],
 )
 def test_only_a_model_of_the_hub_is_a_base_model(facts, base, tmp_path):
-    card = card_of(dataclasses.replace(tiny.constant(), model=facts), tmp_path)
+    card = card_of(tiny.constant().replace(model=facts), tmp_path)
     assert front_matter(card).get("base_model") == base
 
 
@@ -124,7 +123,7 @@ def test_several_layers_are_a_table_of_their_own(model, tmp_path):
     card = card_of(steering, tmp_path)
     rows = table(card, "layer | dose | held-out AUC | log-loss | calibration error")
     assert [row[:2] for row in rows] == [["0", "time 0.5"], ["2", "time 0.5"]]
-    assert "ods.LayeredSteering.from_pretrained" in card
+    assert "ods.Steering.from_pretrained" in card
     assert "at layer 0, 2" in card
 
 
@@ -134,7 +133,7 @@ def test_the_trials_of_tune_are_shown(tmp_path):
     trial |= {"perplexity_ratio": 1.1, "feasible": True, "pareto": True}
     other = trial | {"pareto": False, "value": 0.77}
     receipt = {"trials": [trial, other], "chosen": trial, "reason": "Layer 1 it is."}
-    steering = dataclasses.replace(tiny.constant(), receipts={"tune": receipt})
+    steering = tiny.constant().replace(receipts={"tune": receipt})
     card = card_of(steering, tmp_path)
     assert "held-out texts: Layer 1 it is. Effects" in card
     assert "| 1 | angle 0.3 | 2.25 | 2 | 2.5 | 0.6 | 0.08 | 1.1 | chosen |" in card
@@ -182,10 +181,10 @@ NASTY = "x | y\n## Heading <script>alert(1)</script> ---\n```"
 )
 def test_receipts_of_any_form_make_a_card_that_is_still_one(key, value, tmp_path):
     receipts = {"held_out": {"auc": 0.5}, "data": {"positive": 3}} | {key: value}
-    steering = dataclasses.replace(
-        tiny.constant(), receipts=receipts, method=NASTY, hyperparameters={NASTY: NASTY}
+    steering = tiny.constant().replace(
+        receipts=receipts, method=NASTY, hyperparameters={NASTY: NASTY}
     )
-    both = LayeredSteering((steering, dataclasses.replace(steering, layer=2)))
+    both = Steering.of((steering, steering.replace(layer=2)))
     for one in (steering, both):
         card = card_of(one, tmp_path)
         assert front_matter(card)["library_name"] == "odesteer"
@@ -202,14 +201,14 @@ def test_a_fingerprint_changes_with_everything_that_is_learnt_from():
     assert base.sha256 == contrast().sha256 and len(base.sha256) == 64
     first, *others = base.positive
     changed = [
-        dataclasses.replace(base, template="plain"),
-        dataclasses.replace(base, positive=base.negative, negative=base.positive),
-        dataclasses.replace(base, positive=tuple(others)),
-        dataclasses.replace(base, positive=(*others, first)),
+        base.replace(template="plain"),
+        base.replace(positive=base.negative, negative=base.positive),
+        base.replace(positive=tuple(others)),
+        base.replace(positive=(*others, first)),
     ]
     for key, value in {"response": "x", "prompt": "x", "group": "x", "reward": 1.0}.items():
-        example = dataclasses.replace(first, **{key: value})
-        changed.append(dataclasses.replace(base, positive=(example, *others)))
+        example = first.replace(**{key: value})
+        changed.append(base.replace(positive=(example, *others)))
     assert len({base.sha256, *(each.sha256 for each in changed)}) == len(changed) + 1
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     assert len(Contrast.from_pairs([chat], [chat]).sha256) == 64

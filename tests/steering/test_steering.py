@@ -1,7 +1,6 @@
 """What a steering knows, how steerings combine, and what a target promises."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -139,9 +138,9 @@ def test_and_reaches_both_aims():
 
 def test_steerings_of_two_layers_do_not_compose():
     with pytest.raises(ValueError, match=r"layers 2 and 5.*same layer"):
-        A & replace(C, layer=5)
+        A & C.replace(layer=5)
     with pytest.raises(ValueError, match=r"layers 2 and 5"):
-        A | replace(C, layer=5)
+        A | C.replace(layer=5)
 
 
 def test_a_steering_without_a_barrier_does_not_compose():
@@ -252,12 +251,12 @@ def test_a_guarded_steering_never_leaves_the_other_ones_region():
     free = kept.log_odds(away(start))
     held = ods.guarded(away, by=kept, alpha=2.0)
 
-    exactly = replace(held, solver="dopri5")
+    exactly = held.replace(solver="dopri5")
     assert float(free.min()) < -0.5
     assert float(kept.log_odds(exactly(start)).min()) > -1e-3
     assert float(kept.log_odds(held(start)).min()) > -0.05
     # Backwards it goes the other way, and is guarded all the same.
-    back = replace(exactly, strength=-6.0)
+    back = exactly.replace(strength=-6.0)
     assert float(kept.log_odds(back(start)).min()) > -1e-3
     assert bool((kept.log_odds(back(start)) > kept.log_odds(start)).float().mean() > 0.9)
 
@@ -275,10 +274,10 @@ def test_a_guard_that_has_nothing_to_object_to_changes_nothing():
 @pytest.mark.parametrize("steering", [A, B, C, A & C], ids=["odesteer", "caa", "iti", "both"])
 def test_finding_6_autocast_changes_nothing(steering, rows):
     a = ROWS[:rows].float()
-    steerings = [steering, replace(steering, strength=Target(0.9, Angle(1.0)))]
-    expected = [(s(a), s.velocity(a), s.probability(a)) for s in steerings]
+    steerings = [steering, steering.with_strength(Target(0.9, Angle(1.0)))]
+    expected = [(s(a), s.only.velocity(a), s.probability(a)) for s in steerings]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        lowered = [(s(a), s.velocity(a), s.probability(a)) for s in steerings]
+        lowered = [(s(a), s.only.velocity(a), s.probability(a)) for s in steerings]
         paths = steering.trajectory(a)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(paths, steering.trajectory(a))

@@ -10,8 +10,7 @@ from torch import Tensor
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Sampling:
     seed: int = 0
 
 
-AnySteering = Steering | LayeredSteering
-Steerings = AnySteering | Sequence[AnySteering | None] | None
+Steering = Steering
+Steerings = Steering | Sequence[Steering | None] | None
 
 
 class Backend(ABC):

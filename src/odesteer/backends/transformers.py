@@ -14,8 +14,7 @@ from odesteer.extraction.extract import Progress, activations
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import input_device
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class TransformersBackend(Backend):
     def _steered(self, steering: Steerings, batch: Sequence[int]) -> Iterator[None]:
         """Every steering on its own rows of the batch (indices into the prompts)."""
         with ExitStack() as stack:
-            if isinstance(steering, Steering | LayeredSteering):
+            if isinstance(steering, Steering):
                 stack.enter_context(steering.attach(self.model, positions=self.positions))
             elif steering is not None:
                 rows_of: dict[int, list[int]] = {}

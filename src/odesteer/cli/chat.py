@@ -14,8 +14,8 @@ from odesteer.cli.console import err, out, parse_dose, plain, progress, teaching
 from odesteer.cli.load_steering import load_or_fit, read_contrast, with_solver
 
 if TYPE_CHECKING:
-    from odesteer.backends.base import AnySteering
     from odesteer.data import Contrast
+    from odesteer.steering import Steering
 
 
 @teaching_errors
@@ -113,7 +113,7 @@ def fitter(
 ) -> Refit:
     """Fits a method at a layer on the same texts."""
 
-    def refit(method: str, layer: Any) -> "AnySteering":
+    def refit(method: str, layer: Any) -> "Steering":
         import odesteer as ods
 
         with progress(f"Fitting {method}") as callback:

@@ -12,12 +12,12 @@ from odesteer.cli.console import bar
 from odesteer.cli.load_steering import as_layers
 
 if TYPE_CHECKING:
-    from odesteer.backends.base import AnySteering
     from odesteer.models.hooks.stats import StepStats
     from odesteer.ode import Dose
+    from odesteer.steering import Steering
 
 Write = Callable[[str], None]
-Refit = Callable[[str, Any], "AnySteering"]  # a method's name and a layer, or layers
+Refit = Callable[[str, Any], "Steering"]  # a method's name and a layer, or layers
 
 COMMANDS = {
     "/strength T": "integration time; 0 is the unsteered model, negative steers away",
@@ -52,7 +52,7 @@ class Conversation:
 
     model: Any
     tokenizer: Any
-    steering: "AnySteering"
+    steering: "Steering"
     refit: Refit | None = None
     positions: str = "last+generated"
     max_new_tokens: int = 200

@@ -54,7 +54,7 @@ def evaluate(
         ) from None
     from odesteer.integrations.lm_eval_paired import paired
     from odesteer.models.loading import load_model
-    from odesteer.steering.layered import load
+    from odesteer.steering import load
 
     # The harness remarks on every model that was not loaded by itself.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -54,7 +54,7 @@ def export(
     """
     from odesteer.common.registry import lookup
     from odesteer.integrations.control_vectors import FORMATS, divergence, flattened, write_vectors
-    from odesteer.steering.layered import load, parts_of
+    from odesteer.steering import load
 
     lookup(FORMATS, output.suffix, "kind of control vector")
     one = with_dose(load(steering), parse_dose(strength, angle, target), spread=False)
@@ -65,7 +65,7 @@ def export(
         from odesteer.models.loading import load_model
 
         data = read_contrast(contrast, columns=columns)
-        parts = parts_of(one)
+        parts = one.parts
         tokens = check_tokens(str(parts[0].receipts.get("tokens", "last")))
         language_model, tokenizer = load_model(model, say)
         with progress("Reading texts") as callback:

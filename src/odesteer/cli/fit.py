@@ -65,7 +65,6 @@ def fit(
     from odesteer.extraction.tokenize import check_tokens
     from odesteer.methods import find_method
     from odesteer.models.loading import load_model
-    from odesteer.steering.layered import parts_of
 
     find_method(method)
     chosen = None if tokens is None else check_tokens(tokens)
@@ -87,7 +86,7 @@ def fit(
         )
     steering = with_solver(with_dose(fitted, dose, spread), solver, steps)
     path = steering.save_pretrained(output)
-    parts = parts_of(steering)
+    parts = steering.parts
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}
     if as_json:
         held_out = {"layers": measured} if len(parts) > 1 else measured[parts[0].layer]

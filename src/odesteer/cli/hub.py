@@ -81,7 +81,6 @@ def pull(
     """
     import odesteer as ods
     from odesteer.steering import hub
-    from odesteer.steering.layered import parts_of
 
     if Path(repository).exists():
         raise ValueError(
@@ -93,7 +92,7 @@ def pull(
     one = ods.load(source)
     path = hub.copy(source, output)
     if as_json:
-        layers = [part.layer for part in parts_of(one)]
+        layers = [part.layer for part in one.parts]
         out.print_json(data={"path": str(path), "method": one.method, "layers": layers})
         return
     out.print(f"Wrote {path}: {one.method} at layer {one.layer}, {one.dose}")

@@ -10,7 +10,7 @@ from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
 
 if TYPE_CHECKING:
-    from odesteer.steering.steering import Steering
+    from odesteer.steering import LayerSteering
 
 
 @teaching_errors
@@ -25,10 +25,9 @@ def inspect(
     Example: odesteer inspect cheerful
     """
     import odesteer as ods
-    from odesteer.steering.layered import parts_of
 
     one = ods.load(path)
-    parts = parts_of(one)
+    parts = one.parts
     if as_json:
         described = [
             {key: _jsonable(value) for key, value in _facts(part).items()} for part in parts
@@ -39,7 +38,7 @@ def inspect(
         _print(path, part)
 
 
-def _facts(steering: "Steering") -> dict[str, Any]:
+def _facts(steering: "LayerSteering") -> dict[str, Any]:
     return {
         "method": steering.method,
         "layer": steering.layer,
@@ -57,7 +56,7 @@ def _facts(steering: "Steering") -> dict[str, Any]:
     }
 
 
-def _print(path: Path, steering: "Steering") -> None:
+def _print(path: Path, steering: "LayerSteering") -> None:
     table = Table(title=str(path), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -71,7 +70,7 @@ def _print(path: Path, steering: "Steering") -> None:
             out.print("Its record of the other layers is damaged.")
 
 
-def _table(steering: "Steering", receipt: str) -> dict[str, Any]:
+def _table(steering: "LayerSteering", receipt: str) -> dict[str, Any]:
     """A receipt with several entries; a file may hold anything under that name."""
     value = steering.receipts.get(receipt)
     return value if isinstance(value, dict) else {}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from odesteer.cli.console import progress, reading, say, warn
 
 if TYPE_CHECKING:
-    from odesteer.backends.base import AnySteering
     from odesteer.ode import Dose
+    from odesteer.steering import Steering
 
 
 def load_or_fit(
@@ -25,7 +25,7 @@ def load_or_fit(
     solver: str | None = None,
     steps: int | None = None,
     refits: bool = False,
-) -> "tuple[Any, Any, AnySteering]":
+) -> "tuple[Any, Any, Steering]":
     """Model, tokenizer and steering; the cheap parts first, so that their errors come at once.
 
     `refits`: whether a contrast may come with a saved steering, for what is fitted later.
@@ -42,11 +42,10 @@ def load_or_fit(
     from odesteer.models.hooks.attach import check_fits
     from odesteer.models.hooks.positions import check_positions
     from odesteer.models.loading import load_model
-    from odesteer.steering.layered import parts_of
 
     check_positions(positions)
     check_solver(solver)
-    one: AnySteering
+    one: Steering
     if path is not None:
         one = ods.load(path)
         language_model, tokenizer = load_model(model, say)
@@ -70,7 +69,7 @@ def load_or_fit(
                 cache=cache,
             )
         say(f"Fitted {one.method} at layer {one.layer}.")
-    for part in parts_of(one):
+    for part in one.parts:
         check_fits(part, language_model)
     if path is not None:
         # What is left are differences that steering survives, but may suffer from.
@@ -144,12 +143,11 @@ def as_layers(layer: str) -> int | str | list[int]:
     return indices[0] if len(indices) == 1 else indices
 
 
-def with_solver(one: "AnySteering", solver: str | None, steps: int | None) -> "AnySteering":
+def with_solver(one: "Steering", solver: str | None, steps: int | None) -> "Steering":
     """The steering with its ODE solved otherwise, at every layer."""
-    from odesteer.steering.layered import changed
 
     wanted = {"solver": solver, "steps": steps}
-    return changed(one, **{key: value for key, value in wanted.items() if value is not None})
+    return one.replace(**{key: value for key, value in wanted.items() if value is not None})
 
 
 def check_solver(solver: str | None) -> None:
@@ -160,12 +158,10 @@ def check_solver(solver: str | None) -> None:
         find_solver(solver)
 
 
-def with_dose(one: "AnySteering", dose: "Dose | float | None", spread: bool) -> "AnySteering":
+def with_dose(one: "Steering", dose: "Dose | float | None", spread: bool) -> "Steering":
     """The steering at the dose asked for, at every layer or shared out over them."""
-    from odesteer.steering.layered import LayeredSteering
-
     if not spread:
         return one if dose is None else one.with_strength(dose)
-    if not isinstance(one, LayeredSteering):
+    if len(one.parts) == 1:
         raise ValueError(f"--spread is for several layers; this steering has one, {one.layer}.")
     return one.spread(one.strength if dose is None else dose)

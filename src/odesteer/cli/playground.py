@@ -95,12 +95,11 @@ def saved(desk: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
     import odesteer as ods
     from odesteer.models.hooks.attach import check_fits
     from odesteer.playground.library import SavedSteering
-    from odesteer.steering.layered import parts_of
 
     shelf: dict[str, Source] = {}
     for name, path in named.items():
         one = ods.load(path)
-        for part in parts_of(one):
+        for part in one.parts:
             check_fits(part, desk.model)
         shelf[name] = SavedSteering(one, str(path))
     return shelf

@@ -9,7 +9,7 @@ under the unsteered model. Nothing is chosen on the test topics.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from odesteer.fitting import best_layer, middle_layers, rank_layers
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.models.compatibility import describe_model
 from odesteer.ode import Angle
+from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality
-from odesteer.steering.steering import Steering
 
 DOSES = {"low": 0.1, "medium": 0.2, "high": 0.3}
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
@@ -114,7 +114,7 @@ def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
         for done, method in enumerate(METHODS, start=1):
             steering = method.fit(*data[layer], layer=layer, groups=fit_set.groups)
             described = describe_model(model, tokenizer)
-            steerings[method.name] = replace(steering, model=described)
+            steerings[method.name] = steering.replace(model=described)
             progress(done, len(METHODS))
     with stage("Reading the test sentences") as progress:
         positive, negative = activations(model, tokenizer, test_set, layer, progress=progress)

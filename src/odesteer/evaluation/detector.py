@@ -18,8 +18,7 @@ from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract
 from odesteer.extraction.tokenize import check_tokens, token_rows
 from odesteer.models.hooks.attach import check_fits
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering, Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ class Scores:
 def score(
     model: nn.Module,
     tokenizer: Any,
-    steering: Steering | LayeredSteering,
+    steering: Steering,
     texts: Contrast | Sequence[Any],
     *,
     labels: Sequence[int | None] | None = None,
@@ -161,18 +160,18 @@ def score(
     )
 
 
-def _at(steering: Steering | LayeredSteering, layer: int | None) -> Steering:
+def _at(steering: Steering, layer: int | None) -> LayerSteering:
     """The part whose barrier is read."""
-    if isinstance(steering, Steering):
+    if len(steering.parts) == 1:
         if layer is not None and layer != steering.layer:
             raise ValueError(f"This steering is of layer {steering.layer}, not {layer}.")
-        return steering
-    layers = ", ".join(map(str, steering.layer))
+        return steering.only
+    layers = ", ".join(str(part.layer) for part in steering.parts)
     found = [part for part in steering.parts if part.layer == layer]
     if len(found) != 1:
         raise ValueError(
             f"This steering has a barrier at each of the layers {layers}, and a text has one score:"
-            f" choose one of them, layer={steering.layer[0]} say (--layer on the command line)."
+            f" choose one of them, layer={steering.first_layer} say (--layer on the command line)."
         )
     return found[0]
 
@@ -186,7 +185,7 @@ def _example(row: Any, place: int) -> Example:
 
 
 def _fitted_on(
-    steering: Steering,
+    steering: LayerSteering,
     some: tuple[Example, ...],
     labels: Sequence[int | None],
     template: str,

@@ -14,7 +14,7 @@ from inspect_ai.model._providers.hf import HuggingFaceAPI
 
 from odesteer.models.loading import SMOLLM2, local_copy
 from odesteer.ode import Angle, Dose
-from odesteer.steering.layered import load
+from odesteer.steering import load
 
 
 class SteeredAPI(HuggingFaceAPI):

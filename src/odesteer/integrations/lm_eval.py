@@ -27,12 +27,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from odesteer.backends.base import AnySteering
 from odesteer.common.registry import lookup
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Dose
-from odesteer.steering.layered import load
+from odesteer.steering import Steering, load
 
 POSITIONS = {"continuation": "last+generated", "all": "all"}
 Request = tuple[Any, list[int], list[int]]
@@ -59,7 +58,7 @@ class SteeredLM(HFLM):
     def __init__(
         self,
         pretrained: Any,
-        steering: AnySteering | str | None = None,
+        steering: Steering | str | None = None,
         strength: Dose | float | None = None,
         angle: float | None = None,
         positions: str = "continuation",

@@ -17,8 +17,8 @@ from torch import Tensor
 from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
+from odesteer.steering import Calibration, Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
-from odesteer.steering.steering import Calibration, Steering
 
 # Rows of the data whose probability is looked at before a fit is handed out.
 CHECKED = 256

@@ -12,17 +12,15 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
+from odesteer.models.hooks.steers import Steers
 from odesteer.models.layer_search import text_config
 from odesteer.models.layers import find_layers, hidden_size, unwrap
-
-if TYPE_CHECKING:
-    from odesteer.steering.steering import Steering
 
 LEVELS = ("exact", "architecture", "width")
 
@@ -71,7 +69,7 @@ def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
     }
 
 
-def differences(steering: "Steering", model: nn.Module, tokenizer: Any = None) -> list[Difference]:
+def differences(steering: Steers, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
     """In what `model` is not the model that a steering was fitted on; what counts most first.
 
     Args:
@@ -112,7 +110,7 @@ def differences(steering: "Steering", model: nn.Module, tokenizer: Any = None) -
     return found
 
 
-def doubt(steering: "Steering", model: nn.Module) -> str | None:
+def doubt(steering: Steers, model: nn.Module) -> str | None:
     """What speaks against a steering and does not forbid it, or None.
 
     Another library's file names an architecture, in its own way (llama.cpp: qwen2moe; transformers:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.fitting import middle_layers
@@ -30,8 +29,7 @@ from odesteer.playground.python_snippet import python
 from odesteer.playground.session import Session
 from odesteer.playground.settings import Controls
 from odesteer.playground.token_paths import portrait, ways
-from odesteer.steering.layered import parts_of
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering, Steering
 
 
 class View(NamedTuple):
@@ -105,11 +103,11 @@ class Controller:
         yield View(
             texts=shown,
             facts=markup.facts(pair),
-            figures=self._figures(pair[1], parts_of(steering)[-1]),
+            figures=self._figures(pair[1], steering.parts[-1]),
             python=self._python(setting, shelf, prompt),
         )
 
-    def _figures(self, text: GeneratedText, part: Steering) -> str:
+    def _figures(self, text: GeneratedText, part: LayerSteering) -> str:
         if not text.tokens:
             return ""
         found = ways(text, part)
@@ -126,7 +124,7 @@ class Controller:
         """Write the current steering to a directory of its own, and put it on the shelf."""
         try:
             name = check_name(name)
-            steering: AnySteering = setting.steering(self.desk, session.shelf(self.shelf))
+            steering: Steering = setting.steering(self.desk, session.shelf(self.shelf))
             target = self.keep / name
             if target.exists() or name in session.shelf(self.shelf):
                 raise ValueError(f"There is a '{name}' already; choose another name.")
@@ -160,7 +158,7 @@ class Controller:
         except (ValueError, OSError, ImportError) as error:
             return markup.error(error), None
         session.own[name] = found
-        return _quality(name, contrast, parts_of(steering)[0]), found.best
+        return _quality(name, contrast, steering.parts[0]), found.best
 
     # ---- reports
 
@@ -221,7 +219,7 @@ def _read(path: Path) -> Contrast:
             raise ValueError(str(error).replace(f"{folder}/", "")) from None
 
 
-def _quality(name: str, contrast: Contrast, steering: Steering) -> str:
+def _quality(name: str, contrast: Contrast, steering: LayerSteering) -> str:
     held_out = steering.receipts.get("held_out")
     counts = f"{len(contrast.positive)} positive and {len(contrast.negative)} negative examples"
     words = f"{name} is ready: {counts}, {steering.method} at layer {steering.layer}."

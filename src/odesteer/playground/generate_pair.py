@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import AnySteering, Sampling
+from odesteer.backends.base import Sampling
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import input_device
 from odesteer.playground.library import SharedModel
 from odesteer.playground.token_stream import Stream
-from odesteer.steering.layered import parts_of
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering, Steering
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class GeneratedText:
 def write(
     desk: SharedModel,
     prompts: tuple[Sequence[int], Sequence[int]],
-    steering: AnySteering,
+    steering: Steering,
     positions: Positions = "last+generated",
     sampling: Sampling = Sampling(),
 ) -> Iterator[tuple[GeneratedText, GeneratedText]]:
@@ -102,7 +101,7 @@ def write(
         (unsteered, steered), the same two objects each time; with perplexities at the end.
     """
     texts = (GeneratedText(), GeneratedText())
-    part = parts_of(steering)[-1]
+    part = steering.parts[-1]
     if list(prompts[0]) == list(prompts[1]):
         streams = [Stream(desk, prompts[0], [None, steering], positions, part)]
         sides = [list(texts)]
@@ -148,7 +147,12 @@ def perplexity(desk: SharedModel, prompt: Sequence[int], ids: Sequence[int]) -> 
 
 
 def _append(
-    text: GeneratedText, tokenizer: Any, token: int, before: Tensor, after: Tensor, part: Steering
+    text: GeneratedText,
+    tokenizer: Any,
+    token: int,
+    before: Tensor,
+    after: Tensor,
+    part: LayerSteering,
 ) -> None:
     text.ids.append(token)
     whole = tokenizer.decode(text.ids, skip_special_tokens=True)

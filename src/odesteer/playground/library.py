@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.fitting import (
@@ -22,8 +21,8 @@ from odesteer.fitting import (
     read,
 )
 from odesteer.methods import find_method
+from odesteer.steering import Steering
 from odesteer.steering.expression import NAME
-from odesteer.steering.layered import LayeredSteering
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,16 @@ class SharedModel:
 class SavedSteering:
     """A steering that was read from `path`."""
 
-    steering: AnySteering
+    steering: Steering
     path: str
 
     @property
     def layer(self) -> int | None:
         """Where it acts; None where that is several places."""
-        return None if isinstance(self.steering, LayeredSteering) else self.steering.layer
+        layer = self.steering.layer
+        return None if isinstance(layer, tuple) else layer
 
-    def obtain(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
+    def obtain(self, desk: SharedModel, method: str, layer: int) -> Steering:
         """The steering; `method` and `layer` were decided when it was fitted."""
         return self.steering
 
@@ -79,11 +79,11 @@ class FittableContrast:
     best: int
     imports: tuple[str, ...]
     code: str
-    _learnt: dict[tuple[str, int], AnySteering] = field(default_factory=dict, repr=False)
+    _learnt: dict[tuple[str, int], Steering] = field(default_factory=dict, repr=False)
 
     layer: None = None
 
-    def obtain(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
+    def obtain(self, desk: SharedModel, method: str, layer: int) -> Steering:
         """The steering of a method at a layer, learnt at most once.
 
         Raises:
@@ -94,7 +94,7 @@ class FittableContrast:
             self._learnt[key] = self._learn(desk, method, layer)
         return self._learnt[key]
 
-    def _learn(self, desk: SharedModel, method: str, layer: int) -> AnySteering:
+    def _learn(self, desk: SharedModel, method: str, layer: int) -> Steering:
         chosen = find_method(method)()
         known = self.readings.get(layer)
         paired = self.contrast.is_paired or not chosen.needs_pairs

@@ -3,10 +3,9 @@
 import re
 
 from odesteer.models.chat_template import Messages
-from odesteer.playground.library import SavedSteering, SteeringLibrary
+from odesteer.playground.library import SteeringLibrary
 from odesteer.playground.settings import AS_LEARNT, STRENGTH, TARGET, Controls
 from odesteer.steering.expression import NAME
-from odesteer.steering.layered import LayeredSteering
 
 
 def python(setting: Controls, shelf: SteeringLibrary, model: str, prompt: str | Messages) -> str:
@@ -36,14 +35,11 @@ def python(setting: Controls, shelf: SteeringLibrary, model: str, prompt: str | 
     changes = [] if setting.solver == AS_LEARNT else [f"solver={setting.solver!r}"]
     changes += [f"steps={int(setting.steps)}"] if setting.steps else []
     if changes:
-        layered = [isinstance(s, SavedSteering) and isinstance(s.steering, LayeredSteering)
-                   for s in used.values()]  # fmt: skip
-        made.append(f"steering = {_replaced(any(layered), ', '.join(changes))}")
+        made.append(f"steering = steering.replace({', '.join(changes)})")
     sampling = [f"max_new_tokens={setting.max_new_tokens}"]
     if setting.temperature > 0:
         sampling += [f"temperature={setting.temperature:g}", f"seed={setting.seed}"]
     lines = [
-        *(["from dataclasses import replace", ""] if changes else []),
         "import odesteer as ods",
         *sorted([*imports, "from odesteer.models.loading import load_model"]),
         "",
@@ -72,13 +68,6 @@ def _dose(setting: Controls) -> str:
         return f"{setting.amount:g}"
     angle = f"ods.Angle({setting.amount:g})"
     return f"ods.Target({setting.probability:g}, {angle})" if setting.dose == TARGET else angle
-
-
-def _replaced(layered: bool, changes: str) -> str:
-    if layered:
-        parts = f"replace(part, {changes}) for part in steering.parts"
-        return f"ods.LayeredSteering(tuple({parts}))"
-    return f"replace(steering, {changes})"
 
 
 def _literal(prompt: str | Messages) -> str:

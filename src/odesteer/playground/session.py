@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from odesteer.backends.base import AnySteering, Sampling
+from odesteer.backends.base import Sampling
 from odesteer.models.chat_template import Messages, encode
 from odesteer.models.layers import config_value
 from odesteer.playground.generate_pair import GeneratedText, write
 from odesteer.playground.library import SharedModel, Source, SteeringLibrary
 from odesteer.playground.settings import Controls
+from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Session:
         return [*messages, {"role": "user", "content": self.prompt}]
 
     def write(
-        self, desk: SharedModel, setting: Controls, steering: AnySteering, system: str, mine: float
+        self, desk: SharedModel, setting: Controls, steering: Steering, system: str, mine: float
     ) -> Iterator[tuple[GeneratedText, GeneratedText]]:
         """Both texts as they grow, until they are complete or there is a newer claim than mine."""
         asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from odesteer.backends.base import AnySteering
 from odesteer.common.registry import lookup
 from odesteer.models.hooks.positions import check_positions
 from odesteer.ode import Angle, Dose, Target, Time
 from odesteer.playground.library import SharedModel, Source, SteeringLibrary
+from odesteer.steering import Steering
 from odesteer.steering.expression import NAME, build
-from odesteer.steering.layered import changed
 from odesteer.steering.solvers import find_solver
 
 ANGLE, STRENGTH, TARGET = DOSES = ("angle", "strength", "target")
@@ -66,7 +65,7 @@ class Controls:
         fixed = [s.layer for s in self.used(shelf).values() if s.layer is not None]
         return fixed[0] if fixed else self.layer
 
-    def steering(self, desk: SharedModel, shelf: SteeringLibrary) -> AnySteering:
+    def steering(self, desk: SharedModel, shelf: SteeringLibrary) -> Steering:
         """What is to be attached.
 
         Raises:
@@ -88,4 +87,4 @@ class Controls:
             changes["solver"] = self.solver
         if self.steps:
             changes["steps"] = int(self.steps)
-        return changed(whole, **changes)
+        return whole.replace(**changes)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odesteer.ode import Target, as_dose
 from odesteer.playground.generate_pair import GeneratedText
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering
 
 _POINTS = 9  # of a straight way
 GRID, ARROWS = (48, 34), (11, 8)
@@ -50,7 +50,7 @@ class PhasePortrait:
     share: float
 
 
-def ways(text: GeneratedText, part: Steering) -> TokenPaths:
+def ways(text: GeneratedText, part: LayerSteering) -> TokenPaths:
     """The ways of a text's places under the steering that moved them; at least one token."""
     start, end = torch.stack(text.places), torch.stack(text.arrivals)
     points = _points(start, end, part)
@@ -61,7 +61,7 @@ def ways(text: GeneratedText, part: Steering) -> TokenPaths:
     return TokenPaths(points, length.numpy(), h)
 
 
-def _points(start: Tensor, end: Tensor, part: Steering) -> Tensor:
+def _points(start: Tensor, end: Tensor, part: LayerSteering) -> Tensor:
     moved = (end != start).any(dim=-1)
     # A velocity that was read from the prompt does not change on the way.
     if part.steps == 1 or part.field.reads_prompt or not bool(moved.any()):
@@ -78,7 +78,7 @@ def _points(start: Tensor, end: Tensor, part: Steering) -> Tensor:
     return torch.where(stopped[..., None], end, points)
 
 
-def portrait(found: TokenPaths, part: Steering) -> PhasePortrait:
+def portrait(found: TokenPaths, part: LayerSteering) -> PhasePortrait:
     """The plane of the mean displacement and of what else varies most."""
     start, shift = found.points[0], found.points[-1] - found.points[0]
     first, second = _plane(start, shift)

@@ -5,13 +5,11 @@ The model is held for one token at a time, and the steering is on it for no long
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import AnySteering
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import (
     attention_output,
@@ -23,7 +21,7 @@ from odesteer.models.layers import (
 )
 from odesteer.ode import GivenField
 from odesteer.playground.library import SharedModel
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering, Steering
 
 
 class Stream:
@@ -33,9 +31,9 @@ class Stream:
         self,
         desk: SharedModel,
         prompt: Sequence[int],
-        steerings: list[AnySteering | None],
+        steerings: list[Steering | None],
         positions: Positions,
-        part: Steering,
+        part: LayerSteering,
     ):
         if not prompt:
             raise ValueError("The prompt is empty; write something for the model to answer.")
@@ -77,14 +75,14 @@ class Stream:
         """A field that reads the prompt keeps what it read; the handle that kept it is gone."""
         for row, steering in enumerate(self._steerings):
             # Those of several layers would need every layer's; no method makes them.
-            if isinstance(steering, Steering) and steering.field.reads_prompt:
-                velocity = steering.velocity(prompt[row])
+            if steering is not None and len(steering.parts) == 1 and steering.field.reads_prompt:
+                velocity = steering.only.velocity(prompt[row])
                 given = GivenField(velocity, steering.field.barrier)
-                self._steerings[row] = replace(steering, field=given)
+                self._steerings[row] = steering.replace(field=given)
 
 
 @contextmanager
-def _watched(model: nn.Module, part: Steering) -> Iterator[list[Tensor]]:
+def _watched(model: nn.Module, part: LayerSteering) -> Iterator[list[Tensor]]:
     """The activations [rows, d] of the last place where `part` acts, once a pass has run."""
     assert part.layer is not None
     block = find_layers(model)[layer_index(model, part.layer)]

@@ -24,7 +24,7 @@ def card(config: dict[str, Any], dose: str) -> str:
         _front_matter(config, model),
         f"# Steering by `{text(config['method'])}` at layer {_layers(parts)}",
         _summary(model, parts, dose),
-        _use(len(parts) > 1),
+        _use(),
         "## What it is",
         table(("", ""), _facts(config, parts, model, dose)),
         *_by_layer(parts),
@@ -61,14 +61,13 @@ def _summary(model: dict[str, Any], parts: Sequence[dict[str, Any]], dose: str) 
     )
 
 
-def _use(several: bool) -> str:
-    kind = "LayeredSteering" if several else "Steering"
-    return f"""## Use
+def _use() -> str:
+    return """## Use
 
 ```python
 import odesteer as ods
 
-steering = ods.{kind}.from_pretrained("this directory, or the name of this repository")
+steering = ods.Steering.from_pretrained("this directory, or the name of this repository")
 steering.compatibility(model, tokenizer)  # what differs from the model it was fitted on: []
 with steering.attach(model):  # any transformers model; with_strength(...) changes the dose
     model.generate(**inputs)

@@ -1,259 +1,288 @@
-"""Steering: a field, a dose, a solver and where they act.
+"""Steering: maps a -> a(T) at one decoder block or several, and their composition.
 
-The map a -> a(T) of one decoder block: a field, how its ODE is solved, how far, and the
-calibration that turns its barrier into a probability. It is what gets saved, loaded,
-composed and attached. Precision, `no_grad` and devices are dealt with here.
+    a & b, all_of(a, b)   h = -log(e^-h_a + e^-h_b), or min(h_a, h_b)
+    a | b, any_of(a, b)   h =  log(e^h_a + e^h_b),   or max(h_a, h_b)
+    ~a                    field -v, barrier -h
+    guarded(a, by=b)      a's field, changed least so that dh_b/dt >= -alpha (h_b - margin)
+
+h are the calibrated barriers, in nats of log-odds, so that one aim does not drown another.
 """
 
-import copy
-import math
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from odesteer import ode
 from odesteer.common.limits import brief
-from odesteer.common.registry import lookup
-from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
-from odesteer.ode.fields.base import compute_dtype
+from odesteer.models.compatibility import Difference, differences
+from odesteer.models.hooks.attach import attach
+from odesteer.models.hooks.handle import Handle
+from odesteer.models.hooks.positions import Positions
+from odesteer.ode import (
+    AndBarrier,
+    Barrier,
+    Dose,
+    GradientField,
+    OrBarrier,
+    SafetyField,
+    VectorField,
+    as_dose,
+)
 from odesteer.steering.hub import Pushable, locate
-from odesteer.steering.serialization.directory import dose_from_json, dose_to_json, read, write
-from odesteer.steering.serialization.tree import describe, rebuild
-from odesteer.steering.serialization.validate import MISFITS, calibration_of, plain_of, try_out
-from odesteer.steering.solvers import find_solver
-
-if TYPE_CHECKING:
-    from odesteer.models.compatibility import Difference
-    from odesteer.models.hooks.handle import Handle
-    from odesteer.models.hooks.positions import Positions
+from odesteer.steering.layer_steering import Calibration, LayerSteering
+from odesteer.steering.serialization.directory import read, write
 
 
-SITES = ("residual", "heads")
-
-
-@contextmanager
-def _exact(a: Tensor) -> Iterator[None]:
-    """Compute without gradients, and in the precision of the code also under autocast."""
-    kind = a.device.type
-    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
-        yield
-
-
-class Calibration(NamedTuple):
-    """P(positive | a) = sigmoid(scale * h(a) + offset) when both classes are equally likely.
-
-    Fitted on held-out values of the barrier (Platt, 1999). scale > 0.
-    """
-
-    scale: float = 1.0
-    offset: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
 class Steering(Pushable):
-    """The map a -> a(T), T being the `strength`.
+    """A steering of one layer, or of several layers of one model.
 
-    Attributes:
-        field: v; `barrier` is its barrier.
-        strength: a number (the paper's T) or a dose: `Angle`, `PathLength`, `Target`.
-            0 is the identity bit for bit, a negative number steers away.
-        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see
-        `odesteer.steering.solvers`.
-        steps: fixed steps of that solver.
-        layer: 0-based index of the decoder block whose output is steered.
-        site: "residual" for the block's output; "heads" for the outputs of its attention
-            heads, side by side, before they are mixed.
-        method: the name of the method that learnt it.
-        hyperparameters: of that method.
-        calibration: from h to a probability.
-        receipts: what was measured when it was fitted (JSON values).
-        model: what it was fitted on (JSON values).
+    It is what gets saved, loaded, composed and attached. With one layer it has the attributes of
+    its only part, and is the map a -> a(T) itself; with several, ask its `parts`.
+
+    Args:
+        field, strength, solver, steps, layer, method, hyperparameters, calibration, receipts,
+            model, site: of the one layer, see `LayerSteering`. `of` joins several layers.
+
+    What a part at an early layer moves, the later ones see.
+
+    Example:
+        >>> import torch
+        >>> from odesteer.ode import ConstantField
+        >>> Steering(ConstantField(torch.ones(2)), strength=0.5)(torch.zeros(2))
+        tensor([0.5000, 0.5000])
     """
 
-    field: VectorField
-    strength: Dose | float = 1.0
-    solver: str = "euler"
-    steps: int = 1
-    layer: int | None = None
-    method: str = "custom"
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    calibration: Calibration = field(default_factory=Calibration)
-    receipts: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    site: str = "residual"
-    _placed: dict[Any, tuple[VectorField, int | None]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    def __init__(
+        self,
+        field: VectorField,
+        strength: Dose | float = 1.0,
+        solver: str = "euler",
+        steps: int = 1,
+        layer: int | None = None,
+        method: str = "custom",
+        hyperparameters: dict[str, Any] | None = None,
+        calibration: Calibration | None = None,
+        receipts: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        site: str = "residual",
+    ):
+        part = LayerSteering(
+            field=field,
+            strength=strength,
+            solver=solver,
+            steps=steps,
+            layer=layer,
+            method=method,
+            hyperparameters=hyperparameters or {},
+            calibration=calibration or Calibration(),
+            receipts=receipts or {},
+            model=model or {},
+            site=site,
+        )
+        self._parts: tuple[LayerSteering, ...] = (part,)
 
-    def __post_init__(self) -> None:
-        find_solver(self.solver)
-        lookup(dict.fromkeys(SITES), self.site, "site")
-        dose = self.dose  # refuses a strength that is no number
-        if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
-            warnings.warn(
-                f"A negative strength of '{self.method}' does not go back: its gate opens on the "
-                f"other side, so other rows move than at a positive one. To undo a move, keep the "
-                f"activation from before it.",
-                stacklevel=3,
+    @classmethod
+    def of(cls, parts: "Iterable[LayerSteering | Steering]") -> "Steering":
+        """Join steerings of one model at different layers.
+
+        Raises:
+            ValueError: for no parts, several of which one has no layer, or two at one place.
+        """
+        flat = [
+            part
+            for each in parts
+            for part in (each.parts if isinstance(each, Steering) else (each,))
+        ]
+        if not flat:
+            raise ValueError("A steering needs at least one part; got none.")
+        if len(flat) > 1 and any(part.layer is None for part in flat):
+            raise ValueError("Every part of a steering of several layers needs a layer.")
+        ordered = tuple(sorted(flat, key=lambda part: part.layer or 0))
+        places = [(part.layer, part.site) for part in ordered]
+        if len(set(places)) < len(places):
+            raise ValueError(
+                f"Two parts are at one place (layers {[layer for layer, _ in places]}): join them "
+                f"with & instead."
             )
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        steering = cls.__new__(cls)
+        steering._parts = ordered
+        return steering
+
+    def replace(self, **attributes: Any) -> "Steering":
+        """The same steering with other attributes, at every layer: `steering.replace(steps=4)`."""
+        return Steering.of(replace(part, **attributes) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return f"Steering(method='{self.method}', layer={self.layer}, strength={self.strength})"
+
+    # ---- what all layers share
+
+    @property
+    def parts(self) -> tuple[LayerSteering, ...]:
+        """One `LayerSteering` a layer, in depth order."""
+        return self._parts
+
+    @property
+    def layer(self) -> int | tuple[int, ...] | None:
+        """The layer; of several, all of them, first to last."""
+        if len(self.parts) == 1:
+            return self.parts[0].layer
+        return tuple(part.layer for part in self.parts if part.layer is not None)
+
+    @property
+    def first_layer(self) -> int:
+        """The first block that it changes; ValueError for a steering without a layer."""
+        layer = self.parts[0].layer
+        if layer is None:
+            raise ValueError("This steering does not know its layer: steering.replace(layer=...).")
+        return layer
+
+    @property
+    def method(self) -> str:
+        """The name of the method, or names where the parts differ."""
+        return " + ".join(dict.fromkeys(part.method for part in self.parts))
+
+    @property
+    def strength(self) -> Dose | float:
+        """The strength at the first layer."""
+        return self.parts[0].strength
 
     @property
     def dose(self) -> Dose:
-        """The strength as a dose; a number is a `Time`."""
-        return as_dose(self.strength)
+        """The dose at the first layer."""
+        return self.parts[0].dose
 
     @property
-    def decides(self) -> bool:
-        """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
-        return self.field.reads_prompt or find_solver(self.solver).adaptive
+    def model(self) -> dict[str, Any]:
+        """What it was fitted on (JSON values)."""
+        return self.parts[0].model
 
-    # ---- what it does to an activation
+    @property
+    def receipts(self) -> dict[str, Any]:
+        """What was measured when it was fitted; of several layers, by layer."""
+        if len(self.parts) == 1:
+            return self.parts[0].receipts
+        return {str(part.layer): part.receipts for part in self.parts}
 
-    def __call__(
-        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
-    ) -> Tensor:
-        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
+    def with_strength(self, strength: Dose | float) -> "Steering":
+        """The same steering at another dose, at every layer."""
+        return Steering.of(part.with_strength(strength) for part in self.parts)
 
-        Args:
-            a: activations.
-            velocity: for a field that reads the prompt, what `velocity` made of each row's
-                prompt [..., d]; without it each row counts as its own prompt.
-            dose: another than the steering's own.
-        """
-        dose = self.dose if dose is None else dose
-        if dose.is_zero or a.numel() == 0:
-            return a
-        with _exact(a):
-            field_, dose = self._directed(a, dose, velocity)
-            time = dose.common_time(field_)
-            return ode.solve(
-                field_,
-                a,
-                dose.time(field_, a) if time is None else time,
-                solver=find_solver(self.solver),
-                steps=self.steps,
-                level=self._level(dose, a),
-            )
+    def spread(self, strength: Dose | float) -> "Steering":
+        """One dose shared out: each of n layers gets 1/n of it (a `Target`, of its budget)."""
+        return self.with_strength(as_dose(strength).scaled(1.0 / len(self.parts)))
 
-    def trajectory(self, a: Tensor) -> Tensor:
-        """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
+    # ---- the only layer
+
+    @property
+    def only(self) -> LayerSteering:
+        """The part of a steering of one layer.
 
         Raises:
-            ValueError: for a `Target`, whose rows stop at different times.
+            ValueError: if there are several.
         """
-        dose = self.dose
-        if dose.stop_at is not None:
+        if len(self.parts) > 1:
             raise ValueError(
-                "A target stops each row at its own time; ask for the trajectory of its budget: "
-                "steering.with_strength(steering.strength.budget).trajectory(a)."
+                f"This steering acts at layers {self.layer}: ask one of its parts, steering.parts."
             )
-        with _exact(a):
-            field_, dose = self._directed(a, dose)
-            start = a.to(compute_dtype(a.dtype))
-            time = dose.time(field_, start)
-            return ode.trajectory(
-                field_, start, time, solver=find_solver(self.solver), steps=self.steps
-            )
+        return self.parts[0]
 
-    def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
-        with _exact(prompt):
-            return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
-
-    # ---- what it knows about an activation
+    @property
+    def field(self) -> VectorField:
+        """v of the only layer."""
+        return self.only.field
 
     @property
     def barrier(self) -> Barrier:
-        """h; h >= 0 is where the positive class is more likely.
+        """h of the only layer; ValueError if the method has no barrier."""
+        return self.only.barrier
 
-        Raises:
-            ValueError: if the method has no barrier.
-        """
-        if self.field.barrier is None:
-            raise ValueError(f"Method '{self.method}' has no barrier: it moves but cannot detect.")
-        return self.field.barrier
+    @property
+    def calibration(self) -> Calibration:
+        """From h of the only layer to a probability."""
+        return self.only.calibration
+
+    @property
+    def solver(self) -> str:
+        """The name of the only layer's solver."""
+        return self.only.solver
+
+    @property
+    def steps(self) -> int:
+        """The steps of the only layer's solver."""
+        return self.only.steps
+
+    @property
+    def site(self) -> str:
+        """Where in the block the only layer acts."""
+        return self.only.site
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Of the method that learnt the only layer."""
+        return self.only.hyperparameters
+
+    @property
+    def hidden_size(self) -> int | None:
+        """d of the only layer, or None where its field takes any width."""
+        return self.only.hidden_size
+
+    def __call__(self, a: Tensor, dose: Dose | None = None) -> Tensor:
+        """a(T) of the only layer, see `LayerSteering.__call__`."""
+        return self.only(a, dose=dose)
+
+    def trajectory(self, a: Tensor) -> Tensor:
+        """The path at the only layer, see `LayerSteering.trajectory`."""
+        return self.only.trajectory(a)
 
     def log_odds(self, a: Tensor) -> Tensor:
-        """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
-        _ = self.barrier  # says so where there is none
-        with _exact(a):
-            value = self._placed_for(a).value(a.to(compute_dtype(a.dtype)))
-            return self.calibration.scale * value + self.calibration.offset
+        """The calibrated barrier of the only layer, see `LayerSteering.log_odds`."""
+        return self.only.log_odds(a)
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
-        """P(positive | a), calibrated: [..., d] -> [...].
+        """P(positive | a) at the only layer, see `LayerSteering.probability`."""
+        return self.only.probability(a, prior)
 
-        Args:
-            a: activations.
-            prior: the share of positives where it is used; 0.5 asks about the evidence alone.
-        """
-        if not 0.0 < prior < 1.0:
-            raise ValueError(f"prior must be between 0 and 1 (exclusive); got {prior}.")
-        return torch.sigmoid(self.log_odds(a) + math.log(prior / (1.0 - prior)))
-
-    # ---- others made from it
-
-    def with_strength(self, strength: Dose | float) -> "Steering":
-        """The same steering at another dose."""
-        other = replace(self, strength=strength)
-        other._placed.update(self._placed)
-        return other
+    # ---- composed
 
     def __invert__(self) -> "Steering":
-        """Steers away: field -v, barrier -h."""
-        scale, offset = self.calibration
-        return replace(
-            self,
-            field=self.field.reversed(),
-            method=f"~{self.method}",
-            calibration=Calibration(scale, -offset),
-        )
+        """Steers away: field -v, barrier -h, at every layer."""
+        return Steering.of(~part for part in self.parts)
 
     def __and__(self, other: "Steering") -> "Steering":
-        """Both aims in one ODE; see `odesteer.steering.composition.all_of`."""
-        from odesteer.steering.composition import all_of
-
+        """Both aims in one ODE; see `all_of`."""
         return all_of(self, other)
 
     def __or__(self, other: "Steering") -> "Steering":
-        """Either aim; see `odesteer.steering.composition.any_of`."""
-        from odesteer.steering.composition import any_of
-
+        """Either aim; see `any_of`."""
         return any_of(self, other)
 
-    # ---- attached to a model
+    # ---- on a model
 
     def attach(
         self,
-        model: Any,
-        positions: "Positions" = "last+generated",
+        model: nn.Module,
+        positions: Positions = "last+generated",
         rows: Sequence[int] | None = None,
         measure: bool = False,
         check: str = "architecture",
-    ) -> "Handle":
+    ) -> Handle:
         """Steer `model` until the handle is removed; see `odesteer.models.hooks.attach.attach`."""
-        # The verb lives with the engine; imported when used, so that a steering needs no model.
-        from odesteer.models.hooks.attach import attach
+        return attach(
+            self.parts, model, positions=positions, rows=rows, measure=measure, check=check
+        )
 
-        return attach(self, model, positions=positions, rows=rows, measure=measure, check=check)
+    def compatibility(self, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
+        """In what `model` is not the one it was fitted on: `odesteer.models.compatibility`."""
+        every: list[Difference] = []
+        for part in self.parts:
+            every += [each for each in differences(part, model, tokenizer) if each not in every]
+        return every
 
-    def compatibility(self, model: Any, tokenizer: Any = None) -> "list[Difference]":
-        """In what `model` is not the one it was fitted on: `artifact.compatibility`."""
-        from odesteer.models.compatibility import differences
-
-        return differences(self, model, tokenizer)
-
-    # ---- written down
+    # ---- on disk
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
         """Write the directory `path`: JSON, safetensors and a card. Each file is whole or absent.
@@ -262,9 +291,27 @@ class Steering(Pushable):
             ValueError: if a part of it is code (a `ModuleBarrier`), or it would be refused when
                 it is read: values that are not finite, more than 1,000 steps.
         """
-        config, tensors = self.describe()
-        Steering.rebuild(config, tensors, path)
-        return write(Path(path), config, tensors, str(self.dose))
+        if len(self.parts) == 1:
+            config, tensors = self.parts[0].describe()
+            dose = str(self.dose)
+        else:
+            first, tensors, configs = self.parts[0], dict[str, Tensor](), []
+            for i, part in enumerate(self.parts):
+                description, more = part.describe(f"parts.{i}.field")
+                configs.append(description)
+                tensors.update(more)
+            config = {
+                "method": self.method,
+                "layer": list(part.layer for part in self.parts),
+                "solver": first.solver,
+                "steps": first.steps,
+                "model": first.model,
+                "receipts": {},
+                "parts": configs,
+            }
+            dose = f"{first.dose} at the first layer"
+        _rebuild(config, tensors, path)
+        return write(Path(path), config, tensors, dose)
 
     @classmethod
     def from_pretrained(
@@ -281,93 +328,120 @@ class Steering(Pushable):
         Raises:
             FileNotFoundError: if it is neither here nor on the Hub.
             ConnectionError: if the Hub cannot be reached.
-            ValueError: if it is not a steering of one layer, is damaged, or was written by a
-                newer version.
+            ValueError: if it is no steering, is damaged, or was written by a newer version.
         """
         config, tensors = read(locate(path, revision))
-        if "parts" in config:
-            raise ValueError(
-                f"'{path}' holds a steering of several layers: read it with odesteer.load."
+        return _rebuild(config, tensors, path)
+
+
+load = Steering.from_pretrained
+
+
+def _rebuild(
+    config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
+) -> Steering:
+    """The steering that `save_pretrained` described; ValueError, naming `path`, if none."""
+    if "parts" not in config:
+        return Steering.of([LayerSteering.rebuild(config, tensors, path)])
+    parts = config["parts"]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"'{path}' is not a steering: its parts are no list of objects.")
+    rebuilt = [LayerSteering.rebuild(part, tensors, path) for part in parts]
+    try:
+        return Steering.of(rebuilt)
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not a steering: {brief(error)}.") from None
+
+
+def all_of(*steerings: Steering, soft: bool = True) -> Steering:
+    """Every aim at once; `a & b` for two. Steerings of several layers are joined layer by layer.
+
+    Args:
+        steerings: at least one, all at the same layers, each with a barrier. The dose is the
+            first one's; `with_strength` changes it.
+        soft: the smooth form, or the minimum of the barriers.
+
+    Raises:
+        ValueError: for none, for steerings of different layers, or one without a barrier.
+    """
+    return _joined(AndBarrier, "&", steerings, soft)
+
+
+def any_of(*steerings: Steering, soft: bool = True) -> Steering:
+    """Either aim; `a | b` for two. Arguments and errors as of `all_of`."""
+    return _joined(OrBarrier, "|", steerings, soft)
+
+
+def guarded(
+    steering: Steering, *, by: Steering, alpha: float = 1.0, margin: float = 0.0
+) -> Steering:
+    """`steering`, changed as little as keeps the log-odds of `by` from falling below `margin`.
+
+    A row that starts above the margin stays above it however far it is steered, and a row
+    below comes up as fast as alpha asks (see `odesteer.ode.SafetyField`). `steering` needs
+    no barrier of its own; the barrier and the calibration of the result are those of `by`.
+
+    Args:
+        steering: where to go, and how far.
+        by: whose region is kept.
+        alpha: > 0, per unit of the strength's time.
+        margin: in nats of calibrated log-odds.
+
+    Raises:
+        ValueError: for steerings of different layers, `by` without a barrier, or alpha <= 0.
+    """
+
+    def guard(part: LayerSteering, by: LayerSteering) -> LayerSteering:
+        return LayerSteering(
+            field=SafetyField(by.barrier.affine(*by.calibration), alpha, margin, part.field),
+            strength=part.strength,
+            solver="rk4",
+            steps=max(10, part.steps),
+            layer=part.layer,
+            method=f"({part.method} guarded by {by.method})",
+            hyperparameters={"steering": part.hyperparameters, "by": by.hyperparameters},
+            model=part.model,
+            site=part.site,
+        )
+
+    return Steering.of(guard(*parts) for parts in _by_layer((steering, by)))
+
+
+def _joined(
+    junction: Callable[..., Barrier], sign: str, steerings: tuple[Steering, ...], soft: bool
+) -> Steering:
+    def join(parts: tuple[LayerSteering, ...]) -> LayerSteering:
+        first = parts[0]
+        barriers = [part.barrier.affine(*part.calibration) for part in parts]
+        return LayerSteering(
+            field=GradientField(junction(barriers, soft=soft)),
+            strength=first.strength,
+            solver="heun",
+            steps=max(10, *(part.steps for part in parts)),
+            layer=first.layer,
+            method=f"({f' {sign} '.join(part.method for part in parts)})",
+            hyperparameters={"parts": [part.hyperparameters for part in parts], "soft": soft},
+            model=first.model,
+            site=first.site,
+        )
+
+    return Steering.of(join(parts) for parts in _by_layer(steerings))
+
+
+def _by_layer(steerings: tuple[Steering, ...]) -> list[tuple[LayerSteering, ...]]:
+    """The parts of all steerings, layer by layer; ValueError unless the layers are the same."""
+    if not steerings:
+        raise ValueError("Steerings compose to one where there is at least one; got none.")
+    places = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
+    if len(set(places)) > 1:
+        layers = " and ".join(
+            ", ".join(
+                f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in each
             )
-        return cls.rebuild(config, tensors, path)
-
-    def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What `save_pretrained` writes: JSON values, and tensors whose names have a prefix."""
-        tree, tensors = describe(self.field, prefix)
-        return {
-            "method": self.method,
-            "hyperparameters": self.hyperparameters,
-            "layer": self.layer,
-            "site": self.site,
-            "dose": dose_to_json(self.dose),
-            "solver": self.solver,
-            "steps": self.steps,
-            "calibration": self.calibration._asdict(),
-            "model": self.model,
-            "receipts": self.receipts,
-            "field": tree,
-        }, tensors
-
-    @classmethod
-    def rebuild(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
-    ) -> "Steering":
-        """The steering that `describe` described, once it has moved a few activations.
-
-        Raises:
-            ValueError: naming `path`, if it is none, or moves to what is not finite.
-        """
-        try:
-            field_ = rebuild(config["field"], tensors)
-            if not isinstance(field_, VectorField):
-                raise ValueError(f"it holds a {type(field_).__name__}, which is not a field")
-            steering = cls(
-                field=field_,
-                strength=dose_from_json(config["dose"]),
-                calibration=Calibration(**calibration_of(config["calibration"])),
-                **plain_of(config),
-            )
-            try_out(steering)
-            return steering
-        except MISFITS as error:
-            raise ValueError(f"'{path}' is not a steering: {brief(error)}.") from None
-
-    # ---- inside
-
-    def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
-        """The value of h at which the dose's probability is reached, of all rows or of each."""
-        stop = dose.stops(a)
-        if stop is None:
-            return None
-        if isinstance(stop, Tensor):
-            return (torch.logit(stop) - self.calibration.offset) / self.calibration.scale
-        logit = math.log(stop / (1.0 - stop))
-        return (logit - self.calibration.offset) / self.calibration.scale
-
-    def _placed_for(self, a: Tensor) -> VectorField:
-        """The field on a's device, in the precision that `a` is solved in."""
-        key = (a.device, compute_dtype(a.dtype))
-        if key not in self._placed:
-            self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
-        field_, width = self._placed[key]
-        if width is not None and a.shape[-1] != width:
-            raise ValueError(
-                f"This steering is for activations of width {width}; got {list(a.shape)}."
-            )
-        return field_
-
-    def _directed(
-        self, a: Tensor, dose: Dose, velocity: Tensor | None = None
-    ) -> tuple[VectorField, Dose]:
-        """Field and dose; a one-way field goes back by going forwards reversed."""
-        field_ = self._placed_for(a)
-        if velocity is not None:
-            field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
-        if field_.one_way and dose.size < 0:
-            return field_.reversed(), dose.scaled(-1.0)
-        return field_, dose
-
-    @property
-    def hidden_size(self) -> int | None:
-        """d, or None where the field takes any width."""
-        return self.field.width
+            for each in places
+        )
+        raise ValueError(
+            f"Steerings compose at the same layers; these are at layers {layers}. Fit them at the "
+            f"same layers, or attach them one after another."
+        )
+    return list(zip(*(each.parts for each in steerings), strict=True))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from odesteer.methods import Method
 from odesteer.ode import Angle, Dose, PathLength, as_dose
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 WIDTH, ROWS = 12, 60
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

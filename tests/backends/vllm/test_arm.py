@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -205,7 +204,7 @@ def test_heads_are_refused_where_they_are_spread_over_devices(catalogue) -> None
     ("one", "word"),
     [
         (steering(7), r"'s' does not fit: .* layer 7"),
-        (replace(steering(), field=ConstantField(torch.ones(D + 1))), "width 17"),
+        (steering().replace(field=ConstantField(torch.ones(D + 1))), "width 17"),
         (steering(model={"text_type": "gpt2", "layers": 3}), "model type gpt2"),
     ],
 )

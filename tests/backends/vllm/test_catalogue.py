@@ -1,14 +1,13 @@
 """Does every process of a server have the steerings that it was started with, and no others?"""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from odesteer import LayeredSteering, Steering
+from odesteer import Steering
 from odesteer.backends.vllm import ask
 from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm.prefix_cache import keys
@@ -38,7 +37,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     made = {
         "kind": steering(0),
         "plain": steering(1, vector=True),
-        "two": LayeredSteering((steering(2, 0), steering(3, 2))),
+        "two": Steering.of((steering(2, 0), steering(3, 2))),
         "away": steering(4).with_strength(-1.0),
     }
     return {name: one.save_pretrained(tmp_path / name) for name, one in made.items()}
@@ -213,7 +212,7 @@ class TestPrefixKeys:
 
 def test_composed_digests_change_with_their_parts(folders: dict[str, Path]) -> None:
     before = SteeringRegistry.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
-    other = replace(steering(0), strength=Angle(0.3))
+    other = steering(0).replace(strength=Angle(0.3))
     other.save_pretrained(folders["kind"])
     after = SteeringRegistry.of(configuration(folders, {"both": "kind & ~away"})).digests["both"]
     assert before != after

@@ -1,7 +1,6 @@
 """Is vLLM asked for what a caller gives the backend? Without vLLM: an engine that listens."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.helpers import models as tiny
 
-from odesteer import Angle, LayeredSteering, PathLength, Sampling, Steering, Target, load
+from odesteer import Angle, PathLength, Sampling, Steering, Target, load
 from odesteer.backends.vllm import Engine, VLLMBackend
 from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm.engine import _generation
@@ -33,7 +32,7 @@ def made(seed: int, layer: int = 1, vector: bool = False) -> Steering:
 STEERINGS = {
     "kind": made(0),
     "plain": made(1, vector=True),
-    "two": LayeredSteering((made(2, 0), made(3, 2).with_strength(0.5))),
+    "two": Steering.of((made(2, 0), made(3, 2).with_strength(0.5))),
     "far": made(4).with_strength(PathLength(2.0)),
     "twice-a": made(5),
     "twice-b": made(5).with_strength(PathLength(0.7)),
@@ -101,7 +100,7 @@ def test_no_dose_is_no_steering(known: RegisteredSteerings, name: str) -> None:
 def test_one_dose_at_all_layers_is_one_dose_in_words(known: RegisteredSteerings) -> None:
     both = STEERINGS["two"]
     assert asked(known, both.with_strength(Angle(0.1))) == SteeringRequest("two", Angle(0.1))
-    uneven = replace(both, parts=(both.parts[0].with_strength(0.1), both.parts[1]))
+    uneven = Steering.of((both.parts[0].with_strength(0.1), both.parts[1]))
     with pytest.raises(ValueError, match=r"says one dose for all layers; .* strength 0\.1, stren"):
         known.ask(uneven, "all")
 
@@ -127,9 +126,9 @@ def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(
     "stranger",
     [
         made(9),
-        replace(STEERINGS["kind"], layer=2),
-        replace(STEERINGS["kind"], steps=3),
-        replace(STEERINGS["kind"], solver="rk4"),
+        STEERINGS["kind"].replace(layer=2),
+        STEERINGS["kind"].replace(steps=3),
+        STEERINGS["kind"].replace(solver="rk4"),
         ~STEERINGS["kind"],
     ],
 )

@@ -53,7 +53,7 @@ def test_a_fit_is_that_of_the_library(name: str, benchmark_: TruthfulQA, tmp_pat
 
 
 def parts(steering: Any) -> tuple[ods.Steering, ...]:
-    return steering.parts if isinstance(steering, ods.LayeredSteering) else (steering,)
+    return steering.parts if isinstance(steering, ods.Steering) else (steering,)
 
 
 def test_limits_draw_groups_of_each_part_and_nothing_else(benchmark_: TruthfulQA) -> None:

@@ -12,7 +12,7 @@ from odesteer.evaluation.selection.match_dose import (
 )
 from odesteer.methods import GaussianODESteer, PaperODESteer, SafetyFilter
 from odesteer.ode import ConstantField, FormBarrier, LinearBarrier, Time, TransportField, ZeroField
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

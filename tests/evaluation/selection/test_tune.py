@@ -425,7 +425,7 @@ def test_every_method_can_be_tuned(net: nn.Module, method: str, tmp_path) -> Non
     assert moves == (method != "none")
     result.steering.save_pretrained(tmp_path / "steering")
     loaded = ods.load(tmp_path / "steering")
-    part = loaded.parts[0] if isinstance(loaded, ods.LayeredSteering) else loaded
+    part = loaded.parts[0] if isinstance(loaded, ods.Steering) else loaded
     assert part.receipts["tune"] == json.loads(json.dumps(result.facts))
 
 

@@ -74,7 +74,7 @@ def steerings(
         for layer, strength in zip(LAYERS, (-0.5, 1.0, 0.25), strict=True)
     }
     found["caa"] = blocks[14], flattened(blocks[14])[0]
-    several = ods.LayeredSteering(tuple(blocks.values()))
+    several = ods.Steering.of(tuple(blocks.values()))
     found["several layers"] = several, flattened(several)[0]
     positive, negative = activations[14]
     flow = ods.ODESteer().fit(positive[1::2], negative[1::2], layer=14, strength=40.0)
@@ -157,7 +157,7 @@ def test_a_layer_range_is_the_same_without_the_others(
     _, data = library.read(write_vectors(vectors, tmp_path / "v.gguf"))
     ids = smollm2[1](PROMPTS[0])["input_ids"]
     exact.steer(data, 14, 19)
-    expected = said(smollm2, ids, ods.LayeredSteering(steering.parts[1:]))
+    expected = said(smollm2, ids, ods.Steering.of(steering.parts[1:]))
     torch.testing.assert_close(exact.logits(ids), expected, atol=CLOSE, rtol=0.0)
     exact.steer(data, 10, 18)
     expected = said(smollm2, ids, steering.parts[1])

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.backends.base import AnySteering, Backend, Sampling, Steerings
+from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
 from odesteer.backends.vllm.registered import starts
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages, encode, encode_parts
-from odesteer.steering.layered import LayeredSteering, parts_of
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -149,17 +148,17 @@ def refuse(sampling: Sampling) -> None:
         )
 
 
-def _each(steering: Steerings, rows: int) -> Sequence[AnySteering | None]:
-    if steering is None or isinstance(steering, Steering | LayeredSteering):
+def _each(steering: Steerings, rows: int) -> Sequence[Steering | None]:
+    if steering is None or isinstance(steering, Steering):
         return [steering] * rows
     if len(steering) != rows:
         raise ValueError(f"{len(steering)} steerings for {rows} prompts: give one a prompt.")
     return steering
 
 
-def _scored(steering: AnySteering | None) -> AnySteering | None:
+def _scored(steering: Steering | None) -> Steering | None:
     """A steering that can act on an answer which vLLM takes for a part of the prompt."""
-    if steering is not None and any(part.field.reads_prompt for part in parts_of(steering)):
+    if steering is not None and any(part.field.reads_prompt for part in steering.parts):
         raise ValueError(
             f"'{steering.method}' reads the prompt's last token, and in a row "
             f"that vLLM scores it cannot tell where the prompt ends: use TransformersBackend."

@@ -16,9 +16,8 @@ from typing import Any
 
 from odesteer.backends.vllm.config import options
 from odesteer.backends.vllm.registered import RegisteredSteerings
-from odesteer.backends.vllm.registry import AnySteering, SteeringRegistry
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.steering import Steering
 
 # How transformers draws where a model's generation config says nothing.
 _TOP_K = 50
@@ -52,7 +51,7 @@ class Engine:
     def __init__(
         self,
         model: str | os.PathLike[str],
-        steerings: Mapping[str, AnySteering | str | os.PathLike[str]] | None = None,
+        steerings: Mapping[str, Steering | str | os.PathLike[str]] | None = None,
         *,
         check: str = "architecture",
         **settings: Any,
@@ -152,14 +151,12 @@ def installed() -> Any:
 
 
 def _written(
-    steerings: Mapping[str, AnySteering | str | os.PathLike[str]], folder: Path
+    steerings: Mapping[str, Steering | str | os.PathLike[str]], folder: Path
 ) -> dict[str, str | os.PathLike[str]]:
     """Directories by name; objects are written below `folder`."""
     return {
         # By number: whether a name can be one is for the catalogue to say.
-        name: one.save_pretrained(folder / str(i))
-        if isinstance(one, Steering | LayeredSteering)
-        else one
+        name: one.save_pretrained(folder / str(i)) if isinstance(one, Steering) else one
         for i, (name, one) in enumerate(steerings.items())
     }
 

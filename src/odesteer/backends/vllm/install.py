@@ -15,7 +15,7 @@ from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.models import compatibility
 from odesteer.models.layers import attention_output, find_layers, layer_index
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering
 
 # Who steers in this process; a second model would be steered by the first one's numbers.
 _served: "weakref.ref[nn.Module] | None" = None
@@ -108,7 +108,7 @@ def refuse(catalogue: SteeringRegistry, config: Any) -> None:
                 )
 
 
-def _check_fits(name: str, part: Steering, model: nn.Module, check: str) -> None:
+def _check_fits(name: str, part: LayerSteering, model: nn.Module, check: str) -> None:
     try:
         compatibility.check(compatibility.differences(part, model), check)
     except ValueError as error:

@@ -14,12 +14,11 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import save
 
 from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.registry import AnySteering, SteeringRegistry
+from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.request import KEY, START_OF, parse
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
-from odesteer.steering.layered import parts_of
+from odesteer.steering import LayerSteering, Steering
 from odesteer.steering.serialization.tree import describe
-from odesteer.steering.steering import Steering
 
 
 def starts(positions: Any) -> str:
@@ -54,11 +53,11 @@ class RegisteredSteerings:
             self._names.setdefault(self._print(steering), []).append(name)
 
     @property
-    def steerings(self) -> Mapping[str, AnySteering]:
+    def steerings(self) -> Mapping[str, Steering]:
         """By name, each with its own dose."""
         return {} if self._catalogue is None else self._catalogue.steerings
 
-    def serves(self, steering: AnySteering | None) -> bool:
+    def serves(self, steering: Steering | None) -> bool:
         """Whether a request can ask for it."""
         try:
             self.ask(steering, "last_prompt")
@@ -66,14 +65,14 @@ class RegisteredSteerings:
             return False
         return True
 
-    def ask(self, steering: AnySteering | None, start: str | int) -> dict[str, str] | None:
+    def ask(self, steering: Steering | None, start: str | int) -> dict[str, str] | None:
         """The `extra_args` of a request that is steered so from `start` on; None: not at all.
 
         Raises:
             ValueError: for a steering that the engine does not have, or a dose that a request
                 cannot say; says what to do.
         """
-        if steering is None or all(part.dose.is_zero for part in parts_of(steering)):
+        if steering is None or all(part.dose.is_zero for part in steering.parts):
             return None
         names = self._names.get(self._print(steering), [])
         if not names:
@@ -94,11 +93,11 @@ class RegisteredSteerings:
             self._catalogue.check_ask(one)
         return found
 
-    def _print(self, steering: AnySteering) -> tuple[Any, ...]:
+    def _print(self, steering: Steering) -> tuple[Any, ...]:
         """Equal for steerings that differ in nothing but their doses."""
         return tuple(
             (self._of(part.field), part.layer, part.site, part.solver, part.steps, part.calibration)
-            for part in parts_of(steering)
+            for part in steering.parts
         )
 
     def _of(self, field: VectorField) -> str:
@@ -110,7 +109,7 @@ class RegisteredSteerings:
         return self._prints[field]
 
 
-def dose_fits_request(steering: AnySteering) -> bool:
+def dose_fits_request(steering: Steering) -> bool:
     """Whether a request can say its dose, so that the engine need not be started with it."""
     try:
         return steering.dose.is_zero or bool(_said(steering))
@@ -118,13 +117,13 @@ def dose_fits_request(steering: AnySteering) -> bool:
         return False
 
 
-def _doses(steering: AnySteering) -> list[Dose]:
-    return [part.dose for part in parts_of(steering)]
+def _doses(steering: Steering) -> list[Dose]:
+    return [part.dose for part in steering.parts]
 
 
-def _said(steering: AnySteering) -> dict[str, float]:
+def _said(steering: Steering) -> dict[str, float]:
     """A steering's dose in the words of a request."""
-    parts = parts_of(steering)
+    parts = steering.parts
     dose = parts[0].dose
     if any(part.dose != dose for part in parts):
         raise ValueError(
@@ -137,7 +136,7 @@ def _said(steering: AnySteering) -> dict[str, float]:
     return _amount(dose, parts)
 
 
-def _amount(dose: Dose, parts: tuple[Steering, ...]) -> dict[str, float]:
+def _amount(dose: Dose, parts: tuple[LayerSteering, ...]) -> dict[str, float]:
     if isinstance(dose, Angle):
         return {"angle": dose.size}
     as_time = isinstance(dose, PathLength) and all(part.field.unit_speed for part in parts)

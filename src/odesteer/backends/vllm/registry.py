@@ -18,13 +18,12 @@ from odesteer import __version__
 from odesteer.backends.vllm.request import KEY, LONGEST_NAME, SteeringRequest
 from odesteer.common.registry import lookup
 from odesteer.models.compatibility import LEVELS
+from odesteer.steering import LayerSteering, Steering, load
 from odesteer.steering.expression import NAME, build
 from odesteer.steering.hub import locate
-from odesteer.steering.layered import LayeredSteering, load, parts_of
 from odesteer.steering.serialization.directory import CONFIG
-from odesteer.steering.steering import Steering
 
-AnySteering = Steering | LayeredSteering
+Steering = Steering
 Site = tuple[int, str]  # layer, site
 
 
@@ -83,7 +82,7 @@ class SteeringRegistry:
         check: see `configuration`.
     """
 
-    steerings: dict[str, AnySteering]
+    steerings: dict[str, Steering]
     digests: dict[str, str]
     check: str
 
@@ -99,11 +98,11 @@ class SteeringRegistry:
         return None if asked is None else _catalogue(json.dumps(asked, sort_keys=False))
 
     @cached_property
-    def places(self) -> dict[Site, dict[str, Steering]]:
+    def places(self) -> dict[Site, dict[str, LayerSteering]]:
         """The parts by the place where they act, first layer first."""
-        found: dict[Site, dict[str, Steering]] = {}
+        found: dict[Site, dict[str, LayerSteering]] = {}
         for name, steering in self.steerings.items():
-            for part in parts_of(steering):
+            for part in steering.parts:
                 if part.layer is None:
                     raise ValueError(
                         f"The steering '{name}' does not know its layer: fit it with layer=...."
@@ -118,7 +117,7 @@ class SteeringRegistry:
             ValueError: in one line for the client.
         """
         steering = lookup(self.steerings, ask.name, "steering")
-        for part in parts_of(steering):
+        for part in steering.parts:
             budget = part.dose if ask.dose is None else ask.dose
             if ask.probability is not None and budget.size <= 0:
                 raise ValueError(
@@ -147,10 +146,10 @@ class SteeringRegistry:
             {
                 "name": name,
                 "method": steering.method,
-                "layers": [part.layer for part in parts_of(steering)],
+                "layers": [part.layer for part in steering.parts],
                 "dose": str(steering.dose),
-                "has_barrier": all(part.field.barrier is not None for part in parts_of(steering)),
-                "fitted_on": parts_of(steering)[0].model.get("name"),
+                "has_barrier": all(part.field.barrier is not None for part in steering.parts),
+                "fitted_on": steering.parts[0].model.get("name"),
                 "sha256": self.digests[name],
             }
             for name, steering in self.steerings.items()
@@ -165,7 +164,7 @@ def _catalogue(text: str) -> SteeringRegistry:
             f"The server was started with odesteer {asked.get('version')} and this machine has "
             f"{__version__}: install the same on all."
         )
-    steerings: dict[str, AnySteering] = {}
+    steerings: dict[str, Steering] = {}
     digests: dict[str, str] = {}
     for entry in asked["steerings"]:
         folder = Path(entry["path"])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odesteer.backends.vllm.batch import RowSpan, StepBatch, doses, to_device
 from odesteer.ode import DoseBatch, columns_of
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering
 
 NOTHING = StepBatch()
 
@@ -39,7 +39,7 @@ class SteeredLayer:
     def __init__(
         self,
         key: int,
-        parts: dict[str, Steering],
+        parts: dict[str, LayerSteering],
         rows: int = 0,
         device: str | torch.device = "cpu",
     ):
@@ -137,10 +137,10 @@ class SteeredLayer:
 
     # ---- inside
 
-    def _prompts(self, name: str, part: Steering) -> list[tuple[str, int]]:
+    def _prompts(self, name: str, part: LayerSteering) -> list[tuple[str, int]]:
         return self.step.prompt_ends.get(name, []) if part.field.reads_prompt else []
 
-    def _velocity(self, name: str, part: Steering, shares: list[RowSpan]) -> Tensor | None:
+    def _velocity(self, name: str, part: LayerSteering, shares: list[RowSpan]) -> Tensor | None:
         """For a field that reads the prompt: what it made of each row's, [n, d]."""
         if not part.field.reads_prompt:
             return None

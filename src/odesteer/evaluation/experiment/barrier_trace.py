@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode import Angle, Dose
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 NEGATIVES = 100  # as many as the paper's Figure 2 follows
 POINTS = 10  # of the way, and its beginning

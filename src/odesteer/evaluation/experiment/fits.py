@@ -9,12 +9,10 @@ uses the same as one that was not.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.base import Part
@@ -25,7 +23,7 @@ from odesteer.fitting import ActivationSet, fit, fit_readings, read
 from odesteer.methods import Method, find_method
 from odesteer.models.layers import layer_index
 from odesteer.ode import Dose
-from odesteer.steering.layered import LayeredSteering, load
+from odesteer.steering import Steering, load
 from odesteer.steering.serialization.directory import CONFIG
 
 # What methods that learn from one and the same reading have in common.
@@ -48,7 +46,7 @@ class FitCache:
         self._benchmark, self._plan, self._folder = benchmark, plan, folder
         self._choices = {method.id: method for method in plan.experiment.methods}
         self._readings: dict[tuple[int, Kind], dict[int, ActivationSet]] = {}
-        self._steerings: dict[tuple[int, FitSpec], AnySteering] = {}
+        self._steerings: dict[tuple[int, FitSpec], Steering] = {}
 
     def method(self, fitting: FitSpec) -> Method:
         chosen = self._choices[fitting.method]
@@ -60,7 +58,7 @@ class FitCache:
         for kind, (method, layers) in self._kinds().items():
             self._reading(fold, kind, method, layers)
 
-    def fit(self, fold: int, fitting: FitSpec) -> AnySteering:
+    def fit(self, fold: int, fitting: FitSpec) -> Steering:
         """The steering, learnt unless it was learnt before."""
         path = self._folder.steering(fold, fitting.folder)
         if (fold, fitting) not in self._steerings:
@@ -72,11 +70,11 @@ class FitCache:
             self._steerings[fold, fitting] = load(path)
         return self._steerings[fold, fitting]
 
-    def dosed(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> AnySteering:
+    def dosed(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> Steering:
         """The condition's steering at a layer and a dose (None: its own)."""
         steering = self.fit(fold, condition.fitting(layer))
         if condition.steps is not None:
-            steering = _with_steps(steering, condition.steps)
+            steering = steering.replace(steps=condition.steps)
         return steering if dose is None else steering.with_strength(dose)
 
     def held_out(
@@ -101,7 +99,7 @@ class FitCache:
         )[layer_index(self._model, fitting.layer)]
         return contrast, found.positive, found.negative
 
-    def _learn(self, fold: int, fitting: FitSpec) -> AnySteering:
+    def _learn(self, fold: int, fitting: FitSpec) -> Steering:
         method = self.method(fitting)
         contrast = self._benchmark.contrast(self._plan.folds[fold], "fit")
         model, tokenizer = self._model, self._tokenizer
@@ -167,9 +165,3 @@ def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, Activ
     return pairs, reading._replace(
         positive=reading.positive[above], negative=reading.negative[below], prompts=prompts
     )
-
-
-def _with_steps(steering: AnySteering, steps: int) -> AnySteering:
-    if isinstance(steering, LayeredSteering):
-        return replace(steering, parts=tuple(replace(one, steps=steps) for one in steering.parts))
-    return replace(steering, steps=steps)

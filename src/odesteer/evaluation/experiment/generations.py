@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odesteer.backends import Sampling
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import Experiment
@@ -20,6 +19,7 @@ from odesteer.evaluation.experiment.prompts import Prompt, plain, prompt_of, wit
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.judges.base import EMPTY
 from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
+from odesteer.steering import Steering
 
 
 def generate(
@@ -28,7 +28,7 @@ def generate(
     benchmark: Benchmark,
     experiment: Experiment,
     cases: Sequence[Case],
-    steering: AnySteering | None,
+    steering: Steering | None,
     words: bool,
     seed: int,
 ) -> list[str]:
@@ -64,7 +64,7 @@ def lines(
     benchmark: Benchmark,
     experiment: Experiment,
     cases: Sequence[Case],
-    condition: tuple[str, AnySteering | None, bool],
+    condition: tuple[str, Steering | None, bool],
     seed: int,
     judges: Mapping[str, Judge],
     packed: bool,
@@ -119,7 +119,7 @@ def damages(
     experiment: Experiment,
     cases: Sequence[Case],
     said: Sequence[str],
-    steering: AnySteering | None,
+    steering: Steering | None,
     words: bool,
     packed: bool,
 ) -> list[TextScore | None]:

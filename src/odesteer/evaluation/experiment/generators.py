@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 
 from odesteer.backends import Backend, Sampling, TransformersBackend
-from odesteer.backends.base import AnySteering
 from odesteer.backends.vllm.backend import VLLMBackend
 from odesteer.backends.vllm.backend import refuse as refuse_sampling
 from odesteer.backends.vllm.engine import Engine, installed
@@ -25,7 +24,7 @@ from odesteer.backends.vllm.registered import dose_fits_request, starts
 from odesteer.common.registry import resolve, version_of
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.models.loading import SMOLLM2, local_copy
-from odesteer.steering.layered import parts_of
+from odesteer.steering import Steering
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 GROUP = "odesteer.backends"
@@ -34,7 +33,7 @@ BACKENDS: Mapping[str, type[Backend]] = {TRANSFORMERS: TransformersBackend, VLLM
 SHARE = 0.9
 
 Say = Callable[[str], None]
-Ready = Callable[[], Iterable[AnySteering]]
+Ready = Callable[[], Iterable[Steering]]
 # A backend for prompts of a template, steered positions, and so many prompts at once.
 Make = Callable[[str, str, int], Backend]
 
@@ -74,7 +73,7 @@ def find_backend(name: str) -> type[Backend]:
 class Generator(Protocol):
     """Who generates for a worker."""
 
-    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+    def maker(self, steering: Steering | None, ready: Ready) -> Make:
         """Return a factory of backends that generate with `steering`.
 
         `ready`: see `VLLMGenerator.engine`.
@@ -92,7 +91,7 @@ class InMemory:
     model: Any
     tokenizer: Any
 
-    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+    def maker(self, steering: Steering | None, ready: Ready) -> Make:
         return partial(self.kind.beside, self.model, self.tokenizer)
 
     def close(self) -> None:
@@ -128,13 +127,13 @@ class VLLMGenerator:
         self._say = say
         self._engine: Engine | None = None
 
-    def maker(self, steering: AnySteering | None, ready: Ready) -> Make:
+    def maker(self, steering: Steering | None, ready: Ready) -> Make:
         engine = self.engine(steering, ready)  # which takes any number of prompts at once
         return lambda template, positions, _: VLLMBackend(
             engine, self._tokenizer, template, positions
         )
 
-    def engine(self, steering: AnySteering | None, ready: Ready) -> Engine:
+    def engine(self, steering: Steering | None, ready: Ready) -> Engine:
         """An engine that has `steering`.
 
         Args:
@@ -157,7 +156,7 @@ class VLLMGenerator:
             self._engine.close()
             self._engine = None
 
-    def _settings(self, wanted: Iterable[AnySteering]) -> dict[str, Any]:
+    def _settings(self, wanted: Iterable[Steering]) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "revision": self._chosen.revision,
@@ -167,7 +166,7 @@ class VLLMGenerator:
             # Compiling takes minutes there and gains little.
             return {**settings, "enforce_eager": True}
         free, total = torch.cuda.mem_get_info()
-        deciding = any(part.decides for one in wanted for part in parts_of(one))
+        deciding = any(part.decides for one in wanted for part in one.parts)
         return {
             **settings,
             "gpu_memory_utilization": SHARE * free / total,
@@ -175,11 +174,11 @@ class VLLMGenerator:
         }
 
 
-def _several(steerings: Iterable[AnySteering]) -> dict[str, AnySteering]:
+def _several(steerings: Iterable[Steering]) -> dict[str, Steering]:
     """By a name, each once: in a CUDA graph, each costs time in every step."""
-    kept: dict[Any, AnySteering] = {}
+    kept: dict[Any, Steering] = {}
     for one in steerings:
-        parts = parts_of(one)
+        parts = one.parts
         dose = None if dose_fits_request(one) else tuple(part.dose for part in parts)
         places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
         kept.setdefault((places, dose), one)

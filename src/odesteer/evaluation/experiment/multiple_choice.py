@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.multiple_choice import answers, scores
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.prompts import with_choices
 from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
+from odesteer.steering import Steering
 
 
 def lines(
@@ -16,7 +16,7 @@ def lines(
     tokenizer: Any,
     benchmark: Benchmark,
     cases: Sequence[Case],
-    conditions: Sequence[tuple[str, AnySteering | None, bool]],
+    conditions: Sequence[tuple[str, Steering | None, bool]],
     *,
     packed: bool,
     positions: str,

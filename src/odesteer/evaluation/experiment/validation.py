@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from odesteer.backends import TransformersBackend
-from odesteer.backends.base import AnySteering
 from odesteer.common.files import write_whole
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
@@ -37,7 +36,7 @@ from odesteer.evaluation.scoring.score_texts import Baseline, TextScore
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
-from odesteer.steering.layered import LayeredSteering
+from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 
 START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
@@ -154,7 +153,7 @@ class Validation:
         amount, _ = find_dose(damage, match.value, start, power)
         return [dosed(amount)]
 
-    def _heard(self, steering: AnySteering) -> list[list[TextScore]]:
+    def _heard(self, steering: Steering) -> list[list[TextScore]]:
         nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
         found = [[nothing] * len(one.answers) for one in self._asked]
         for unsteered in self._unsteered(steering):
@@ -163,7 +162,7 @@ class Validation:
                 found[place.asked][place.answer] = one
         return found
 
-    def _unsteered(self, steering: AnySteering) -> list[Baseline]:
+    def _unsteered(self, steering: Steering) -> list[Baseline]:
         """The unsteered passes for a layer; of one layer at a time, for they are large."""
         layer = steering.layer
         first = layer[0] if isinstance(layer, tuple) else layer
@@ -261,8 +260,3 @@ def settled(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
     choice = next(each for each in lines if each["kind"] == "choice")
     layer = choice["layer"]
     return (tuple(layer) if isinstance(layer, list) else layer), dose_from_json(choice["dose"])
-
-
-def first_of(steering: AnySteering) -> Any:
-    """The steering, or the first of several layers'."""
-    return steering.parts[0] if isinstance(steering, LayeredSteering) else steering

@@ -7,7 +7,6 @@ and by whom, does not matter to what they say.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment import generations
@@ -21,12 +20,12 @@ from odesteer.evaluation.experiment.judging import judges
 from odesteer.evaluation.experiment.plan import Plan, Unit
 from odesteer.evaluation.experiment.prompts import plain, with_choices
 from odesteer.evaluation.experiment.run_directory import RunFolder
-from odesteer.evaluation.experiment.validation import Validation, first_of, settled
+from odesteer.evaluation.experiment.validation import Validation, settled
 from odesteer.evaluation.scoring.packing import PromptWithAnswers
 from odesteer.evaluation.scoring.score_texts import takes_packed
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose
-from odesteer.steering.layered import LayeredSteering
+from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json
 
 Line = dict[str, Any]
@@ -134,8 +133,8 @@ class Worker:
                 continue
             layer, dose = self._settled(unit.fold, i)
             fitting = condition.fitting(layer)
-            fitted: Any = self._learning.fit(unit.fold, fitting)
-            alone = not isinstance(fitted, LayeredSteering)
+            fitted = self._learning.fit(unit.fold, fitting)
+            alone = len(fitted.parts) == 1
             if fitting in seen or not alone or fitted.field.barrier is None:
                 continue
             seen.add(fitting)
@@ -191,7 +190,7 @@ class Worker:
         """End what was started for units."""
         self._speaker.close()
 
-    def _learnt(self, fold: int) -> Iterator[AnySteering]:
+    def _learnt(self, fold: int) -> Iterator[Steering]:
         """The steerings of all conditions that are learnt and chosen by now."""
         for i, condition in enumerate(self._plan.conditions):
             if not condition.moves:
@@ -203,7 +202,7 @@ class Worker:
             if (folder / CONFIG).is_file():
                 yield self._learning.dosed(fold, condition, layer, dose)
 
-    def _ready(self, fold: int, i: int) -> tuple[str, AnySteering | None, bool]:
+    def _ready(self, fold: int, i: int) -> tuple[str, Steering | None, bool]:
         """(id, steering at its dose, whether the prompt asks in words)."""
         condition = self._plan.conditions[i]
         if not condition.moves:
@@ -219,7 +218,7 @@ class Worker:
 
     def _fitted(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> Line:
         steering = self._learning.dosed(fold, condition, layer, dose)
-        one = first_of(steering)
+        first = steering.parts[0]
         found = steering.layer
         return {
             "kind": "fit",
@@ -229,8 +228,8 @@ class Worker:
             "dose": None if dose is None else dose_to_json(dose),
             # It would make the results of two runs differ.
             "seconds": None,
-            "held_out": one.receipts.get("held_out"),
-            "hyperparameters": one.hyperparameters,
+            "held_out": first.receipts.get("held_out"),
+            "hyperparameters": first.hyperparameters,
             "receipts": steering.receipts,
         }
 

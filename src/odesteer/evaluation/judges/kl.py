@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Example
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
+from odesteer.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class KLToUnsteered(Judge):
 
     model: Any
     tokenizer: Any
-    steering: AnySteering | None
+    steering: Steering | None
     template: str = "auto"
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.scoring.replay import GivenText, padded, replay
+from odesteer.steering import Steering
 
 _BATCH = 16
 ROWS = 16  # of the vocabulary's size: few enough to stay in a processor's cache
@@ -68,7 +68,7 @@ def continuations(
 def measure(
     model: nn.Module,
     texts: Sequence[GivenText],
-    steerings: Sequence[AnySteering],
+    steerings: Sequence[Steering],
     *,
     vocabulary: int = 2**16,
     progress: Callable[[int], None] | None = None,
@@ -89,7 +89,7 @@ def measure(
 def compare(
     model: nn.Module,
     texts: Sequence[GivenText],
-    steerings: Sequence[AnySteering],
+    steerings: Sequence[Steering],
     *,
     vocabulary: int = 2**16,
     progress: Callable[[int], None] | None = None,

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Example
 from odesteer.evaluation.scoring.layer_cache import LayerCache
 from odesteer.models.chat_template import encode
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import block_output, find_layers, input_device
+from odesteer.steering import Steering
 
 _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**23  # 32 MB in float32, of which three or four live at once
@@ -79,7 +79,7 @@ def as_texts(
 def replay(
     model: nn.Module,
     texts: Sequence[GivenText],
-    steerings: Sequence[AnySteering],
+    steerings: Sequence[Steering],
     *,
     block: int | None = None,
     keep: int | None = None,
@@ -96,7 +96,7 @@ def replay(
             before each).
         vocabulary: how many logits a position has, which bounds the batch.
     """
-    below = {first_layer(steering) - 1 for steering in steerings}
+    below = {steering.first_layer - 1 for steering in steerings}
     for batch in _batches(texts, vocabulary if keep is None else 1):
         rows = [texts[i] for i in batch]
         wanted = keep or 1 + max(len(row.answer) for row in rows)
@@ -104,15 +104,6 @@ def replay(
         unsteered = run(None)
         for number, steering in enumerate(steerings):
             yield ReplayStats(batch, number, unsteered, run(steering))
-
-
-def first_layer(steering: AnySteering) -> int:
-    """The first block that a steering changes."""
-    layer = steering.layer
-    if isinstance(layer, tuple):
-        return layer[0]
-    assert layer is not None  # it was fitted on a model
-    return layer
 
 
 def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -127,7 +118,7 @@ def padded(model: nn.Module, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Ten
 
 def _runner(
     model: Any, rows: Sequence[GivenText], block: int | None, wanted: int, below: set[int]
-) -> Callable[[AnySteering | None], ReplayPass]:
+) -> Callable[[Steering | None], ReplayPass]:
     """A pass over the rows; the first one, unsteered, records the blocks right below."""
     blocks = find_layers(model)
     lower = LayerCache(blocks, below)
@@ -149,13 +140,13 @@ def _runner(
         hidden = block_output(output)
         seen["hidden"] = hidden[:, -1].float()
 
-    def run(steering: AnySteering | None) -> ReplayPass:
+    def run(steering: Steering | None) -> ReplayPass:
         with ExitStack() as undo, torch.no_grad():
             undo.enter_context(scoring(model, prompts))
             if steering is None:
                 undo.enter_context(lower.recorded())
             else:
-                undo.enter_context(lower.replayed(first_layer(steering)))
+                undo.enter_context(lower.replayed(steering.first_layer))
                 undo.enter_context(steering.attach(model))
             if block is not None:
                 undo.callback(blocks[block].register_forward_hook(see).remove)

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.scoring.divergence import ROWS, kl
 from odesteer.evaluation.scoring.layer_cache import LayerCache
 from odesteer.evaluation.scoring.packing import PackedBatch, PromptWithAnswers, batches
-from odesteer.evaluation.scoring.replay import first_layer
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import block_output, find_layers, input_device, unwrap
+from odesteer.steering import Steering
 
 # Relative; packing rounds otherwise, and a mask that is not taken differs by far more.
 TOLERANCE = 1e-3
@@ -44,7 +43,7 @@ class TextScore(NamedTuple):
 def score_texts(
     model: Any,
     asked: Sequence[PromptWithAnswers],
-    steerings: Sequence[AnySteering | None],
+    steerings: Sequence[Steering | None],
     *,
     packed: bool = True,
     positions: str = "last+generated",
@@ -124,23 +123,23 @@ class Baseline:
         steerings: every one that will be asked for, at whatever dose.
     """
 
-    def __init__(self, model: Any, batch: PackedBatch, steerings: Sequence[AnySteering | None]):
+    def __init__(self, model: Any, batch: PackedBatch, steerings: Sequence[Steering | None]):
         self.batch = batch
         self._model, self._blocks = model, find_layers(model)
-        firsts = {first_layer(one) for one in steerings if one is not None}
+        firsts = {one.first_layer for one in steerings if one is not None}
         # With the steered block itself, whose unsteered output displacement is measured from.
         self._lower = LayerCache(self._blocks, {i for first in firsts for i in (first - 1, first)})
         with self._lower.recorded():
             self._log_p = _log_probabilities(model, batch)
 
     def under(
-        self, steering: AnySteering | None, positions: str = "last+generated", compare: bool = True
+        self, steering: Steering | None, positions: str = "last+generated", compare: bool = True
     ) -> list[TextScore]:
         """By place of the batch."""
         batch, still = self.batch, torch.zeros(len(self.batch.targets))
         if steering is None:
             return _sums(batch, self._log_p, self._log_p, still)
-        first = first_layer(steering)
+        first = steering.first_layer
         seen: list[Tensor] = []
         with ExitStack() as undo:
             undo.enter_context(self._lower.replayed(first))

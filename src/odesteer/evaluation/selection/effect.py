@@ -19,7 +19,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from odesteer.backends import Sampling, TransformersBackend
-from odesteer.backends.base import AnySteering
 from odesteer.data import Example
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.scoring.replay import GivenText, replay
@@ -27,6 +26,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.extract import extract
 from odesteer.methods.samples import Samples
 from odesteer.models.chat_template import Messages
+from odesteer.steering import Steering
 from odesteer.steering.calibration import binary_quality
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class EffectMeter(ABC):
         return len(self.groups)
 
     @abstractmethod
-    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+    def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
         """[steerings, n] on the scale on which effects are measured; NaN where there is none."""
 
     @abstractmethod
@@ -163,7 +163,7 @@ class ProbeEffect(EffectMeter):
     positives: Sequence[GivenText]
     groups: Sequence[str]
 
-    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+    def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
         log_odds = np.full((len(steerings), len(self.negatives)), np.nan)
         block = self.probe.block
         for batch, number, _, steered in replay(
@@ -223,7 +223,7 @@ class JudgeEffect(EffectMeter):
         self.sign = 1 if self.auc >= 0.5 else -1
         _warn_if_weak(f"The judge {judge.name}", max(self.auc, 1.0 - self.auc))
 
-    def raw(self, steerings: Sequence[AnySteering], read: Read) -> np.ndarray:
+    def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
         rows = []
         for steering in steerings:
             with torch.random.fork_rng():  # the backend seeds the global generators

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from odesteer.backends import TransformersBackend
-from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.scoring.replay import as_texts
 from odesteer.evaluation.selection.effect import JudgeEffect, Probe, ProbeEffect, fit_probe
@@ -23,6 +22,7 @@ from odesteer.fitting import (
     read,
 )
 from odesteer.methods import CAA, Method
+from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def learn(
     seed: int,
     stages: "StagedProgress",
     cache: CacheChoice,
-) -> tuple[list[AnySteering], Probe | None]:
+) -> tuple[list[Steering], Probe | None]:
     """The method fitted at each candidate, and the probe of `block`, from one reading."""
     to_rank = [] if candidates else middle_layers(model)
     to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
@@ -75,7 +75,7 @@ def _fit_each(
     seed: int,
     stages: "StagedProgress",
     cache: CacheChoice,
-) -> list[AnySteering]:
+) -> list[Steering]:
     """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
     progress = stages.of("fit")
     single = [candidate for candidate in candidates if isinstance(candidate, int)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode import RotationField, Time, TransportField
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 # At strength 1 their map is complete: beyond it they promise nothing.
 MAPS = (TransportField, RotationField)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from odesteer.backends.base import AnySteering
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.ode import Dose
+from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import dose_to_json
 
 
@@ -160,7 +160,7 @@ class Tuned:
         facts: what was held out, how good the read-out is, and all settings (JSON values).
     """
 
-    steering: AnySteering
+    steering: Steering
     rows: tuple[Trial, ...]
     chosen: Trial
     met: bool

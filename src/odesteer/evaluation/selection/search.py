@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from odesteer.backends.base import AnySteering
 from odesteer.data import Contrast
 from odesteer.evaluation.scoring.divergence import continuations, measure
 from odesteer.evaluation.selection.choose import choose, judged
@@ -36,7 +35,7 @@ from odesteer.extraction.extract import Progress
 from odesteer.methods import Method, find_method
 from odesteer.models.capture import evaluating
 from odesteer.ode import Angle, Dose
-from odesteer.steering.layered import LayeredSteering
+from odesteer.steering import Steering
 
 if TYPE_CHECKING:
     from odesteer.evaluation.judges import Judge
@@ -157,7 +156,7 @@ def tune(
 def _measure(
     model: nn.Module,
     tokenizer: Any,
-    steerings: list[AnySteering],
+    steerings: list[Steering],
     readout: EffectMeter,
     prompts: list[list[int]],
     seed: int,
@@ -187,14 +186,10 @@ def _measure(
     return trials, {"readout": readout.facts(raw), "n": n}
 
 
-def _with_receipt(steering: AnySteering, receipt: dict[str, Any]) -> AnySteering:
+def _with_receipt(steering: Steering, receipt: dict[str, Any]) -> Steering:
     """The steering with `receipts["tune"]`; of several layers, the first carries it."""
-    if isinstance(steering, LayeredSteering):
-        first, *others = steering.parts
-        return replace(
-            steering, parts=(replace(first, receipts=first.receipts | {"tune": receipt}), *others)
-        )
-    return replace(steering, receipts=steering.receipts | {"tune": receipt})
+    first, *others = steering.parts
+    return Steering.of([replace(first, receipts=first.receipts | {"tune": receipt}), *others])
 
 
 def _sizes(part: Contrast) -> dict[str, int]:

@@ -15,8 +15,7 @@ from odesteer.data import Example
 from odesteer.evaluation.scoring.divergence import kl
 from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
 from odesteer.integrations.control_vectors.vectors import Vectors
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 class Divergence(NamedTuple):
@@ -42,7 +41,7 @@ class Divergence(NamedTuple):
 def divergence(
     model: Any,
     tokenizer: Any,
-    steering: Steering | LayeredSteering,
+    steering: Steering,
     vectors: Vectors,
     examples: Sequence[Example],
     template: str = "auto",

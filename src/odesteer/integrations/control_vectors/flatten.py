@@ -18,8 +18,7 @@ from torch import Tensor
 
 from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.ode import ConstantField, Time
-from odesteer.steering.layered import LayeredSteering, parts_of
-from odesteer.steering.steering import Steering
+from odesteer.steering import LayerSteering, Steering
 
 # Below it, most activations go somewhere else than the vector does.
 THRESHOLD = 0.9
@@ -48,7 +47,7 @@ class Fidelity(NamedTuple):
 
 
 def flattened(
-    steering: Steering | LayeredSteering,
+    steering: Steering,
     activations: Mapping[int, Tensor] | None = None,
     force: bool = False,
 ) -> tuple[Vectors, dict[int, Fidelity]]:
@@ -64,7 +63,7 @@ def flattened(
         ValueError: for heads, layers that count from the end, missing activations, or a fidelity
             below the threshold; says which layer.
     """
-    parts = parts_of(steering)
+    parts = steering.parts
     directions: dict[int, Tensor] = {}
     found: dict[int, Fidelity] = {}
     for part in parts:
@@ -102,7 +101,7 @@ def flattened(
     return Vectors(directions, kind, notes), found
 
 
-def _mean_displacement(part: Steering, rows: Tensor) -> tuple[Tensor, Fidelity]:
+def _mean_displacement(part: LayerSteering, rows: Tensor) -> tuple[Tensor, Fidelity]:
     with torch.no_grad():
         rows = rows.float()
         step = part(rows) - rows

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from odesteer.common.limits import MAX_LAYERS
 from odesteer.ode import ConstantField
-from odesteer.steering.layered import LayeredSteering
-from odesteer.steering.steering import Steering
+from odesteer.steering import Steering
 
 
 def as_direction(numbers: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ class Vectors:
         """With one note more, which files keep."""
         return Vectors(self.directions, self.model_type, {**self.notes, key: note})
 
-    def steering(self, strength: float = 1.0) -> Steering | LayeredSteering:
+    def steering(self, strength: float = 1.0) -> Steering:
         """The same as a steering: of one layer, or of several.
 
         Args:
@@ -125,4 +124,4 @@ class Vectors:
             )
             for layer, direction in self.directions.items()
         )
-        return parts[0] if len(parts) == 1 else LayeredSteering(parts)
+        return Steering.of(parts)

@@ -16,13 +16,14 @@ for a constant field it is.
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor, nn
 
 from odesteer.models import compatibility
-from odesteer.models.hooks.handle import Handle
+from odesteer.models.hooks.handle import Handle, LayerHandle
 from odesteer.models.hooks.positions import Positions, check_positions
+from odesteer.models.hooks.steers import Steers
 from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.layers import (
     attention_output,
@@ -31,11 +32,10 @@ from odesteer.models.layers import (
     input_width,
     layer_index,
 )
-from odesteer.steering.steering import Steering
 
 
 def attach(
-    steering: Steering,
+    parts: Sequence[Steers],
     model: nn.Module,
     positions: Positions = "last+generated",
     rows: Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def attach(
     """Steer a model until the handle is removed; use it in a `with` block.
 
     Args:
-        steering: what to do; its `layer` says where.
+        parts: what to do at each layer.
         model: any transformers causal language model, also wrapped by PEFT or compiled.
         positions: which tokens, see `odesteer.models.hooks.positions`.
         rows: which rows of the batch (with beams: which prompts); None is all. Several
@@ -61,8 +61,16 @@ def attach(
     """
     if isinstance(positions, str):
         check_positions(positions)
-    index = check_fits(steering, model, check)
-    return Handle(steering, model, find_layers(model)[index], positions, rows, measure)
+    blocks = find_layers(model)
+    with ExitStack() as undo:
+        handles = []
+        for part in parts:
+            block = blocks[check_fits(part, model, check)]
+            handle = LayerHandle(part, model, block, positions, rows, measure)
+            undo.callback(handle.remove)
+            handles.append(handle)
+        undo.pop_all()
+    return Handle(handles)
 
 
 def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
@@ -70,12 +78,12 @@ def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
     return TokenTracker.of(model).scoring(lengths)
 
 
-def check_fits(steering: Steering, model: nn.Module, check: str = "architecture") -> int:
+def check_fits(steering: Steers, model: nn.Module, check: str = "architecture") -> int:
     """The index of the block to steer; ValueError where steering and model do not fit."""
     if steering.layer is None:
         raise ValueError(
             "This steering does not know its layer: fit it with layer=..., or use "
-            "dataclasses.replace(steering, layer=...)."
+            "steering.replace(layer=...)."
         )
     width, expected = hidden_size(model), steering.hidden_size
     index = layer_index(model, steering.layer)

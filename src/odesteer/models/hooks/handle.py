@@ -17,25 +17,25 @@ from odesteer.models.hooks.forward_call import ForwardCall
 from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
 from odesteer.models.hooks.prometheus import Counts, exposition
 from odesteer.models.hooks.stats import Callback, RunningStats, measure
+from odesteer.models.hooks.steers import Steers
 from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.hooks.torch_compile import force_recompile
 from odesteer.models.hooks.weak_hook import WeakHook
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.ode import Dose, PerRow
-from odesteer.steering.steering import Steering
 
 Undo = list[Callable[[], None]]
 
 
-class Handle:
-    """A steering on a model. Also a context manager; removing twice is harmless.
+class LayerHandle:
+    """What steers at one layer of a model; removing twice is harmless.
 
     A handle that nothing refers to any more takes its steering off, with a warning.
     """
 
     def __init__(
         self,
-        steering: Steering,
+        steering: Steers,
         model: nn.Module,
         block: nn.Module,
         positions: Positions,
@@ -73,16 +73,10 @@ class Handle:
             self.remove()
             raise
 
-    def __enter__(self) -> "Handle":
-        if not self._forgotten.alive:
-            raise ValueError(
-                "This steering was taken off its model, and its handle cannot put it back: attach "
-                "it anew with steering.attach(model)."
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
+    @property
+    def is_attached(self) -> bool:
+        """Whether it is still on the model."""
+        return self._forgotten.alive
 
     def remove(self) -> None:
         """Take everything off the model."""
@@ -94,13 +88,7 @@ class Handle:
         self.steering = self.steering.with_strength(strength)
 
     def stats(self) -> dict[str, float]:
-        """What happened so far.
-
-        `tokens` the block has seen (padding included), `steered` of them, and with
-        `measure=True` means over the steered ones: share `moved`, `displacement`
-        ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
-        `log_odds_after` (where the method has a barrier).
-        """
+        """What happened so far, see `Handle.stats`."""
         seen, steered, sums = self._record.totals()
         means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
         return {"tokens": float(seen), "steered": float(steered), **means}
@@ -121,17 +109,9 @@ class Handle:
 
         return unsubscribe
 
-    def counts(self, name: str | None = None) -> list[Counts]:
-        """Totals so far, by `name` (the method's where it is None); see `prometheus`."""
-        return [Counts(name or self.steering.method, self.steering.layer, *self._record.totals())]
-
-    def prometheus(self, name: str | None = None) -> str:
-        """Totals so far in the text format that Prometheus reads, with `name` as their label.
-
-        Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
-        are sums over `odesteer_steered_tokens_total`.
-        """
-        return exposition(self.counts(name))
+    def counts(self, name: str | None = None) -> Counts:
+        """Totals so far, by `name` (the method's where it is None); see `Handle.prometheus`."""
+        return Counts(name or self.steering.method, self.steering.layer, *self._record.totals())
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = block_output(output)
@@ -218,6 +198,76 @@ class Handle:
         self._record.add(one)
         for callback in callbacks:
             callback(one)
+
+
+class Handle:
+    """A steering on a model, at all its layers. Also a context manager; removing twice is harmless.
+
+    A handle that nothing refers to any more takes its steering off, with a warning.
+    """
+
+    def __init__(self, parts: Sequence[LayerHandle]):
+        self.parts = tuple(parts)
+
+    def __enter__(self) -> "Handle":
+        if not all(part.is_attached for part in self.parts):
+            raise ValueError(
+                "This steering was taken off its model, and its handle cannot put it back: attach "
+                "it anew with steering.attach(model)."
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        for part in reversed(self.parts):
+            part.remove()
+
+    def set_strength(self, strength: Dose | float) -> None:
+        """Change the dose of every layer while attached."""
+        for part in self.parts:
+            part.set_strength(strength)
+
+    def stats(self) -> dict[str, float]:
+        """What happened so far, averaged over the layers.
+
+        `tokens` the block has seen (padding included), `steered` of them, and with
+        `measure=True` means over the steered ones: share `moved`, `displacement`
+        ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
+        `log_odds_after` (where the method has a barrier).
+        """
+        stats = [part.stats() for part in self.parts]
+        shared = [key for key in stats[0] if all(key in each for each in stats)]
+        return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with a `StepStats` after each time a block has run; returns its end.
+
+        It is called in the thread that runs the model, before the next block, so it should be
+        quick; what it raises ends the forward pass. Everything is measured while there is a
+        callback, as with `measure=True`.
+        """
+        ends = [part.subscribe(callback) for part in self.parts]
+
+        def unsubscribe() -> None:
+            for end in ends:
+                end()
+
+        return unsubscribe
+
+    def counts(self, name: str | None = None) -> list[Counts]:
+        """Totals so far of every layer, by `name` (the method's where it is None)."""
+        return [part.counts(name) for part in self.parts]
+
+    def prometheus(self, name: str | None = None) -> str:
+        """Totals so far in the text format that Prometheus reads, with `name` as their label.
+
+        Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
+        are sums over `odesteer_steered_tokens_total`.
+        """
+        return exposition(self.counts(name))
 
 
 class _Displaced(torch.autograd.Function):

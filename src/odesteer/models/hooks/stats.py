@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.steering.steering import Steering
+from odesteer.models.hooks.steers import Steers
 
 
 class StepStats(NamedTuple):
@@ -36,7 +36,7 @@ Callback = Callable[[StepStats], None]
 
 
 def measure(
-    steering: Steering, tokens: int, rows: Tensor, before: Tensor, after: Tensor
+    steering: Steers, tokens: int, rows: Tensor, before: Tensor, after: Tensor
 ) -> StepStats:
     """What happened to tokens `before` [n, d] that are `after` [n, d] now."""
     displacement = (after.float() - before.float()).norm(dim=-1)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from odesteer.steering.steering import Steering
+    from odesteer.steering.layer_steering import LayerSteering
+
+    pass
 
 # Attributes that are JSON values as they are, and of which type.
 _PLAIN: dict[str, tuple[type, ...]] = {
@@ -61,7 +63,7 @@ def calibration_of(values: Any) -> dict[str, float]:
     return values
 
 
-def try_out(steering: "Steering") -> None:
+def try_out(steering: "LayerSteering") -> None:
     """ValueError unless activations 0, 1, a drawn one and a large one go to finite places."""
     shape = (4, steering.hidden_size or 1)
     generator = torch.Generator().manual_seed(0)

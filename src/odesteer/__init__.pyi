@@ -1,0 +1,85 @@
+from .backends import Sampling, TransformersBackend
+from .data import Contrast
+from .evaluation.detector import Scores, score
+from .evaluation.selection import Tuned, tune
+from .extraction.extract import activations
+from .extraction.shards import Shards, extract_shards
+from .fitting import fit
+from .methods import (
+    CAA,
+    HPR,
+    ITI,
+    METHODS,
+    FourierODESteer,
+    GaussianODESteer,
+    HeadITI,
+    LinearAcT,
+    Method,
+    MiMiC,
+    MixtureODESteer,
+    NetworkODESteer,
+    NoSteering,
+    ODESteer,
+    OneStepODESteer,
+    PaperODESteer,
+    RandomDirection,
+    REControl,
+    RepE,
+    SafetyFilter,
+    TruthFlow,
+)
+from .models.hooks.handle import Handle
+from .models.layers import use_layers
+from .ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
+from .steering import Calibration, Steering, all_of, any_of, guarded, load
+
+__version__: str
+
+__all__ = [
+    "CAA",
+    "HPR",
+    "ITI",
+    "METHODS",
+    "SOLVERS",
+    "Angle",
+    "Calibration",
+    "Contrast",
+    "FourierODESteer",
+    "GaussianODESteer",
+    "Handle",
+    "HeadITI",
+    "LinearAcT",
+    "Method",
+    "MiMiC",
+    "MixtureODESteer",
+    "NetworkODESteer",
+    "NoSteering",
+    "ODESteer",
+    "OneStepODESteer",
+    "PaperODESteer",
+    "PathLength",
+    "PerRow",
+    "REControl",
+    "RandomDirection",
+    "RepE",
+    "SafetyFilter",
+    "Sampling",
+    "Scores",
+    "Shards",
+    "Steering",
+    "Target",
+    "Time",
+    "TransformersBackend",
+    "TruthFlow",
+    "Tuned",
+    "activations",
+    "all_of",
+    "any_of",
+    "extract_shards",
+    "fit",
+    "guarded",
+    "load",
+    "score",
+    "tune",
+    "use_layers",
+]

@@ -1,0 +1,51 @@
+"""Protocol of what steers at one layer, as hooks need it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from odesteer.ode import Dose, VectorField
+
+
+class Steers(Protocol):
+    """A map a -> a(T) at one decoder block; `odesteer.steering.LayerSteering` is one.
+
+    Attributes:
+        layer: 0-based index of the decoder block.
+        site: "residual" for the block's output, "heads" for the outputs of its attention heads.
+        field: v, with its barrier.
+        dose: how far.
+        hidden_size: d, or None where any width is taken.
+        method: the name of the method that learnt it.
+        model: what it was fitted on (JSON values).
+    """
+
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def site(self) -> str: ...
+    @property
+    def field(self) -> VectorField: ...
+    @property
+    def dose(self) -> Dose: ...
+    @property
+    def hidden_size(self) -> int | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def model(self) -> Mapping[str, Any]: ...
+
+    def __call__(
+        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+    ) -> Tensor:
+        """a(T) for a [..., d]."""
+
+    def velocity(self, prompt: Tensor) -> Tensor:
+        """v at prompts' last tokens [..., d], for fields that read the prompt."""
+
+    def log_odds(self, a: Tensor) -> Tensor:
+        """The calibrated barrier: [..., d] -> [...]."""
+
+    def with_strength(self, strength: Dose | float) -> "Steers":
+        """The same at another dose."""

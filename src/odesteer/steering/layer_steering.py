@@ -1,0 +1,295 @@
+"""Steering of one layer: a field, a dose, a solver and where they act.
+
+The map a -> a(T) at one decoder block: a field, how its ODE is solved, how far, and the
+calibration that turns its barrier into a probability. Precision, `no_grad` and devices are dealt
+with here.
+"""
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from odesteer import ode
+from odesteer.common.limits import brief
+from odesteer.common.registry import lookup
+from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
+from odesteer.ode.fields.base import compute_dtype
+from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
+from odesteer.steering.serialization.tree import describe, rebuild
+from odesteer.steering.serialization.validate import MISFITS, calibration_of, plain_of, try_out
+from odesteer.steering.solvers import find_solver
+
+SITES = ("residual", "heads")
+
+
+@contextmanager
+def _exact(a: Tensor) -> Iterator[None]:
+    """Compute without gradients, and in the precision of the code also under autocast."""
+    kind = a.device.type
+    lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
+        yield
+
+
+class Calibration(NamedTuple):
+    """P(positive | a) = sigmoid(scale * h(a) + offset) when both classes are equally likely.
+
+    Fitted on held-out values of the barrier (Platt, 1999). scale > 0.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSteering:
+    """The map a -> a(T) at one decoder block, T being the `strength`.
+
+    Attributes:
+        field: v; `barrier` is its barrier.
+        strength: a number (the paper's T) or a dose: `Angle`, `PathLength`, `Target`.
+            0 is the identity bit for bit, a negative number steers away.
+        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see
+        `odesteer.steering.solvers`.
+        steps: fixed steps of that solver.
+        layer: 0-based index of the decoder block whose output is steered.
+        site: "residual" for the block's output; "heads" for the outputs of its attention
+            heads, side by side, before they are mixed.
+        method: the name of the method that learnt it.
+        hyperparameters: of that method.
+        calibration: from h to a probability.
+        receipts: what was measured when it was fitted (JSON values).
+        model: what it was fitted on (JSON values).
+    """
+
+    field: VectorField
+    strength: Dose | float = 1.0
+    solver: str = "euler"
+    steps: int = 1
+    layer: int | None = None
+    method: str = "custom"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    receipts: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    site: str = "residual"
+    _placed: dict[Any, tuple[VectorField, int | None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        find_solver(self.solver)
+        lookup(dict.fromkeys(SITES), self.site, "site")
+        dose = self.dose  # refuses a strength that is no number
+        if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
+            warnings.warn(
+                f"A negative strength of '{self.method}' does not go back: its gate opens on the "
+                f"other side, so other rows move than at a positive one. To undo a move, keep the "
+                f"activation from before it.",
+                stacklevel=3,
+            )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+
+    @property
+    def dose(self) -> Dose:
+        """The strength as a dose; a number is a `Time`."""
+        return as_dose(self.strength)
+
+    @property
+    def decides(self) -> bool:
+        """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
+        return self.field.reads_prompt or find_solver(self.solver).adaptive
+
+    # ---- what it does to an activation
+
+    def __call__(
+        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+    ) -> Tensor:
+        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
+
+        Args:
+            a: activations.
+            velocity: for a field that reads the prompt, what `velocity` made of each row's
+                prompt [..., d]; without it each row counts as its own prompt.
+            dose: another than the steering's own.
+        """
+        dose = self.dose if dose is None else dose
+        if dose.is_zero or a.numel() == 0:
+            return a
+        with _exact(a):
+            field_, dose = self._directed(a, dose, velocity)
+            time = dose.common_time(field_)
+            return ode.solve(
+                field_,
+                a,
+                dose.time(field_, a) if time is None else time,
+                solver=find_solver(self.solver),
+                steps=self.steps,
+                level=self._level(dose, a),
+            )
+
+    def trajectory(self, a: Tensor) -> Tensor:
+        """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
+
+        Raises:
+            ValueError: for a `Target`, whose rows stop at different times.
+        """
+        dose = self.dose
+        if dose.stop_at is not None:
+            raise ValueError(
+                "A target stops each row at its own time; ask for the trajectory of its budget: "
+                "steering.with_strength(steering.strength.budget).trajectory(a)."
+            )
+        with _exact(a):
+            field_, dose = self._directed(a, dose)
+            start = a.to(compute_dtype(a.dtype))
+            time = dose.time(field_, start)
+            return ode.trajectory(
+                field_, start, time, solver=find_solver(self.solver), steps=self.steps
+            )
+
+    def velocity(self, prompt: Tensor) -> Tensor:
+        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
+        with _exact(prompt):
+            return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
+
+    # ---- what it knows about an activation
+
+    @property
+    def barrier(self) -> Barrier:
+        """h; h >= 0 is where the positive class is more likely.
+
+        Raises:
+            ValueError: if the method has no barrier.
+        """
+        if self.field.barrier is None:
+            raise ValueError(f"Method '{self.method}' has no barrier: it moves but cannot detect.")
+        return self.field.barrier
+
+    def log_odds(self, a: Tensor) -> Tensor:
+        """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
+        _ = self.barrier  # says so where there is none
+        with _exact(a):
+            value = self._placed_for(a).value(a.to(compute_dtype(a.dtype)))
+            return self.calibration.scale * value + self.calibration.offset
+
+    def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
+        """P(positive | a), calibrated: [..., d] -> [...].
+
+        Args:
+            a: activations.
+            prior: the share of positives where it is used; 0.5 asks about the evidence alone.
+        """
+        if not 0.0 < prior < 1.0:
+            raise ValueError(f"prior must be between 0 and 1 (exclusive); got {prior}.")
+        return torch.sigmoid(self.log_odds(a) + math.log(prior / (1.0 - prior)))
+
+    # ---- others made from it
+
+    def with_strength(self, strength: Dose | float) -> "LayerSteering":
+        """The same steering at another dose."""
+        other = replace(self, strength=strength)
+        other._placed.update(self._placed)
+        return other
+
+    def __invert__(self) -> "LayerSteering":
+        """Steers away: field -v, barrier -h."""
+        scale, offset = self.calibration
+        return replace(
+            self,
+            field=self.field.reversed(),
+            method=f"~{self.method}",
+            calibration=Calibration(scale, -offset),
+        )
+
+    # ---- written down
+
+    def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return JSON values, and tensors whose names have a prefix."""
+        tree, tensors = describe(self.field, prefix)
+        return {
+            "method": self.method,
+            "hyperparameters": self.hyperparameters,
+            "layer": self.layer,
+            "site": self.site,
+            "dose": dose_to_json(self.dose),
+            "solver": self.solver,
+            "steps": self.steps,
+            "calibration": self.calibration._asdict(),
+            "model": self.model,
+            "receipts": self.receipts,
+            "field": tree,
+        }, tensors
+
+    @classmethod
+    def rebuild(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
+    ) -> "LayerSteering":
+        """The steering that `describe` described, once it has moved a few activations.
+
+        Raises:
+            ValueError: naming `path`, if it is none, or moves to what is not finite.
+        """
+        try:
+            field_ = rebuild(config["field"], tensors)
+            if not isinstance(field_, VectorField):
+                raise ValueError(f"it holds a {type(field_).__name__}, which is not a field")
+            steering = cls(
+                field=field_,
+                strength=dose_from_json(config["dose"]),
+                calibration=Calibration(**calibration_of(config["calibration"])),
+                **plain_of(config),
+            )
+            try_out(steering)
+            return steering
+        except MISFITS as error:
+            raise ValueError(f"'{path}' is not a steering: {brief(error)}.") from None
+
+    # ---- inside
+
+    def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
+        """The value of h at which the dose's probability is reached, of all rows or of each."""
+        stop = dose.stops(a)
+        if stop is None:
+            return None
+        if isinstance(stop, Tensor):
+            return (torch.logit(stop) - self.calibration.offset) / self.calibration.scale
+        logit = math.log(stop / (1.0 - stop))
+        return (logit - self.calibration.offset) / self.calibration.scale
+
+    def _placed_for(self, a: Tensor) -> VectorField:
+        """The field on a's device, in the precision that `a` is solved in."""
+        key = (a.device, compute_dtype(a.dtype))
+        if key not in self._placed:
+            self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
+        field_, width = self._placed[key]
+        if width is not None and a.shape[-1] != width:
+            raise ValueError(
+                f"This steering is for activations of width {width}; got {list(a.shape)}."
+            )
+        return field_
+
+    def _directed(
+        self, a: Tensor, dose: Dose, velocity: Tensor | None = None
+    ) -> tuple[VectorField, Dose]:
+        """Field and dose; a one-way field goes back by going forwards reversed."""
+        field_ = self._placed_for(a)
+        if velocity is not None:
+            field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
+        if field_.one_way and dose.size < 0:
+            return field_.reversed(), dose.scaled(-1.0)
+        return field_, dose
+
+    @property
+    def hidden_size(self) -> int | None:
+        """d, or None where the field takes any width."""
+        return self.field.width
