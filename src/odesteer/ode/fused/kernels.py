@@ -13,7 +13,7 @@ and what is one number a row is [ROWS, 1]. Names in capitals are constants of a 
 import triton
 import triton.language as tl
 
-# These constants stand to the right of tensors: the interpreter of triton 3.7 takes them only there.
+# They stand to the right of tensors: the interpreter of triton 3.7.1 takes them only there.
 # A tangent shorter than this share of q is rounding; see `odesteer.ode.quadratic.is_above_noise`.
 _NOISE = tl.constexpr(16.0 * 2.0**-23)
 # So far above its level a row is put, relative to the sizes of h: single precision rounds, in
