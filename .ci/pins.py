@@ -1,12 +1,14 @@
-"""Is everything that is installed pinned, and in the version that is pinned?
+"""Comparison of what is installed with what is pinned for this Python and platform.
 
 python .ci/pins.py constraints.txt
 """
 
-import re
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 # Not of PyPI's choosing: ourselves, and what every environment is made with.
 OURS = {"odesteer", "odesteer-median", "pip", "setuptools"}
@@ -15,12 +17,14 @@ OURS = {"odesteer", "odesteer-median", "pip", "setuptools"}
 def main(constraints: Path) -> None:
     pins = {}
     for line in constraints.read_text(encoding="utf-8").splitlines():
-        requirement = line.partition("#")[0].partition(";")[0].strip()
-        if requirement:
-            name, exact, version = requirement.partition("==")
-            assert exact, f"{constraints}: '{line}' is not exact"
-            pins[_normal(name)] = version
-    installed = {_normal(each.name): each.version for each in distributions()}
+        text = line.partition("#")[0].strip()
+        if text:
+            requirement = Requirement(text)
+            [exact] = requirement.specifier
+            assert exact.operator == "==", f"{constraints}: '{line}' is not exact"
+            if requirement.marker is None or requirement.marker.evaluate():
+                pins[canonicalize_name(requirement.name)] = exact.version
+    installed = {canonicalize_name(each.name): each.version for each in distributions()}
     wrong = [
         f"{name} is {version}, pinned is {pins.get(name, 'nothing')}"
         for name, version in sorted(installed.items())
@@ -29,10 +33,6 @@ def main(constraints: Path) -> None:
     ]
     assert not wrong, "\n".join(wrong)
     print(f"{len(installed)} packages, all as pinned")
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":

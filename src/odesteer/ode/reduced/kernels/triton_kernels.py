@@ -14,6 +14,7 @@ and what is one number a row is [ROWS, 1]. Names in capitals are constants of a 
 import triton
 import triton.language as tl
 
+# They stand to the right of tensors: the interpreter of triton 3.7.1 takes them only there.
 # A tangent shorter than this share of q is rounding; see
 # `odesteer.ode.barriers.quadratic.is_above_noise`.
 _NOISE = tl.constexpr(16.0 * 2.0**-23)
@@ -208,7 +209,7 @@ def flow(
         u = z / tl.sqrt(total)
         h = const + _total((0.5 * twice_lambda * u + beta) * u)
         active = active & (goal > h)
-        goal += _ABOVE * (1.0 + tl.abs(goal) + tl.abs(h))
+        goal += (1.0 + tl.abs(goal) + tl.abs(h)) * _ABOVE
 
     # What has been added to (z, p): small numbers, whose rounding is small too.
     dz = tl.zeros([ROWS, K], tl.float32)
@@ -223,7 +224,7 @@ def flow(
         t = q - c * u
         t_sigma = -c * v
         in_y_squared = _total(t * t) + t_sigma * t_sigma
-        active = active & (in_y_squared > _NOISE * _NOISE * _total(q * q))
+        active = active & (in_y_squared > _total(q * q) * (_NOISE * _NOISE))
         in_y = tl.sqrt(in_y_squared)
         in_a = in_y
         if WHITENED:
