@@ -48,7 +48,7 @@ docs: $(READY)  ## the site, from docs/ into site/; strict, and nothing is fetch
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 
 lint: $(READY)
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports
 
 types: $(READY)
 	$(BIN)/mypy
