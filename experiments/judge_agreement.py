@@ -35,7 +35,7 @@ from odesteer.evaluation.judges import (
     TruthTfidf,
     VaderMood,
 )
-from odesteer.evaluation.judges.tfidf import labelled
+from odesteer.evaluation.judges.offline import labelled
 
 DRAWS = 500
 

@@ -24,8 +24,8 @@ def fft_euler(
         z = [sqrt(gamma) a / ||a|| ; sqrt(c0)]
 
     Equals `odesteer.ode.SketchBarrier` under Euler's steps, whose equations are in
-    `odesteer.ode.barriers.sketch`. For degree 2 the gradient is affine in a / ||a||: what the
-    constant
+    `odesteer.ode.barriers.random_features`. For degree 2 the gradient is affine in a / ||a||: what
+    the constant
     coordinate of z adds is computed once, and a step costs one real transform of two sketches
     there and one back. The conjugate that a correlation asks for is taken of the weight's
     spectrum, once, and undone by reading the result backwards.

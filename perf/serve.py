@@ -22,10 +22,9 @@ os.environ.update(
 from vllm import LLM, SamplingParams
 
 import odesteer as ods
-from odesteer.backends.vllm import ask
+from odesteer.backends.vllm import ask, runner_hooks
 from odesteer.backends.vllm import config as options
 from odesteer.backends.vllm import install as arm
-from odesteer.backends.vllm import runner_hooks as runners
 from odesteer.evaluation.demo import contrast
 from odesteer.models.loading import load_model, local_copy
 
@@ -72,8 +71,8 @@ def main() -> None:
     with TemporaryDirectory() as name:
         given = options(steerings(Path(name)))
         arm.steer = clock.of(arm.steer)
-        runners.first_runner = clock.of(runners.first_runner)
-        runners.Served.begin = clock.of(runners.Served.begin)  # type: ignore[method-assign]
+        runner_hooks.first_runner = clock.of(runner_hooks.first_runner)
+        runner_hooks.Served.begin = clock.of(runner_hooks.Served.begin)  # type: ignore[method-assign]
         engine = LLM(
             str(local_copy()),
             dtype="float32",

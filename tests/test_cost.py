@@ -15,7 +15,7 @@ from tests.helpers.models import WIDTH, constant, model, padded, prompt, quadrat
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odesteer import Angle, PathLength, PerRow, Steering, Target, Time
-from odesteer.models.hooks.forward_call import ForwardCall
+from odesteer.models.hooks.token_tracker import ForwardCall
 from odesteer.ode import (
     SOLVERS,
     ConstantField,

@@ -14,7 +14,7 @@ from tests.helpers.paths import REPOSITORY
 
 import odesteer as ods
 from odesteer.evaluation.demo import contrast
-from odesteer.models.hooks.weak_hook import Hook
+from odesteer.models.hooks.registration import Hook
 from odesteer.models.loading import load_model
 
 FOLDER = REPOSITORY / "examples"

@@ -10,8 +10,16 @@ from tests.helpers import models as tiny
 
 import odesteer as ods
 from odesteer.cli import console, options
-from odesteer.cli.chat import completion, fitter, talk, wrapped
-from odesteer.cli.chat_session import COMMANDS, Conversation, Quit, summary
+from odesteer.cli.chat import (
+    COMMANDS,
+    Conversation,
+    Quit,
+    completion,
+    fitter,
+    summary,
+    talk,
+    wrapped,
+)
 from odesteer.models.hooks.stats import StepStats
 
 POSITIVE = ["the cat is good", "a bird was good", "good dog", "the moon is good"]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.app import app
-from odesteer.cli.completion import among, models
+from odesteer.cli.options import among, models
 from odesteer.extraction.tokenize import TOKENS
 from odesteer.models.hooks.positions import POSITIONS
 

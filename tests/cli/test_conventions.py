@@ -58,7 +58,7 @@ def test_the_exit_codes_are_what_help_says(tmp_path: Path, monkeypatch: pytest.M
 def test_what_a_run_would_do_and_what_it_did_are_json_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from odesteer.evaluation.experiment.results_header import RunSummary
+    from odesteer.evaluation.experiment.run import RunSummary
 
     file = REPOSITORY / "experiments" / "smollm2-sentiment.toml"
     planned = json.loads(run("run", file, "--dry-run", "--json").stdout)

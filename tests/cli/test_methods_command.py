@@ -10,7 +10,7 @@ import odesteer as ods
 from odesteer.cli import console
 from odesteer.cli.app import app
 from odesteer.cli.methods import argument_meanings
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import MethodInfo
 
 
 def output(*arguments: str) -> str:

@@ -9,10 +9,15 @@ from transformers import DynamicCache
 
 import odesteer as ods
 from odesteer.extraction import extract as extraction
-from odesteer.extraction.batching import from_shared_beginnings, whole_texts
+from odesteer.extraction.batching import (
+    LEAST_PART,
+    LEAST_TOKENS,
+    from_shared_beginnings,
+    shared_beginnings,
+    whole_texts,
+)
 from odesteer.extraction.cache.index import MODEL
 from odesteer.extraction.extract import extract
-from odesteer.extraction.prefix_groups import LEAST_PART, LEAST_TOKENS, shared_beginnings
 from odesteer.models import prefix_cache as continuing
 from odesteer.models.layers import find_layers
 from odesteer.models.prefix_cache import _Branches, branches, empty_cache, may_continue

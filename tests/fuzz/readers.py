@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from odesteer import Contrast, Steering, Target, load
 from odesteer.common.limits import parse_json
-from odesteer.evaluation.report.read_results import read_run
+from odesteer.evaluation.report.run import read_run
 from odesteer.extraction.cache.index import header
 from odesteer.extraction.shards.directory import read_about
 from odesteer.integrations.control_vectors import Vectors, read_vectors, write_vectors

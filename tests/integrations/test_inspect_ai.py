@@ -10,7 +10,7 @@ from tests.helpers import models as tiny
 from tests.helpers.paths import REPOSITORY
 
 import odesteer as ods
-from odesteer.models.hooks.weak_hook import Hook
+from odesteer.models.hooks.registration import Hook
 
 pytest.importorskip("inspect_ai")
 

@@ -20,7 +20,7 @@ from odesteer import (
     PathLength,
     SafetyFilter,
 )
-from odesteer.methods.covariance import class_covariances, pooled_covariance
+from odesteer.methods.estimators import class_covariances, pooled_covariance
 from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier, SafetyField
 

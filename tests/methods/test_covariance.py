@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
-from odesteer.methods import covariance
-from odesteer.methods.covariance import pooled_whitening, shrunk_covariance
+from odesteer.methods import estimators as covariance
+from odesteer.methods.estimators import pooled_whitening, shrunk_covariance
 from odesteer.ode import Whitening
 
 

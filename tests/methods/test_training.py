@@ -8,8 +8,8 @@ import torch
 from tests.helpers.models import two_gaussians
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
+from odesteer.methods.estimators import best_sharpness
 from odesteer.methods.samples import Samples
-from odesteer.methods.temperature import best_sharpness
 from odesteer.methods.training import Recipe, hold_out, learning, train
 from odesteer.ode import Network
 

@@ -8,8 +8,7 @@ import torch
 from tests.helpers.models import block_outputs, constant, model, padded, prompt, quadratic
 
 import odesteer as ods
-from odesteer.models.hooks.prometheus import Counts, exposition
-from odesteer.models.hooks.stats import StepStats
+from odesteer.models.hooks.stats import Counts, StepStats, exposition
 
 IDS = torch.cat([prompt(9, seed=1), prompt(9, seed=2), prompt(9, seed=3)])
 SAMPLE = re.compile(r"^(odesteer_\w+)\{(.*)\} (\S+)$")

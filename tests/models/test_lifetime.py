@@ -19,7 +19,7 @@ from tests.helpers.models import (
 )
 
 from odesteer import Steering
-from odesteer.models.hooks.torch_compile import force_recompile
+from odesteer.models.hooks.registration import force_recompile
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField
 

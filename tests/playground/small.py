@@ -4,7 +4,7 @@ from tests.helpers import models as tiny
 
 from odesteer.data import Contrast
 from odesteer.playground.library import SavedSteering, SharedModel, Source, learnable
-from odesteer.playground.settings import Controls
+from odesteer.playground.session import Controls
 
 PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
 GOOD = [f"the {who} is good {place}" for who in ("cat", "dog", "bird") for place in PLACES]

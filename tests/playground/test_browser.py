@@ -36,8 +36,8 @@ GOOD, BAD = "\n".join(small.GOOD), "\n".join(small.BAD)
 def address(tmp_path_factory):
     from tests.evaluation.report import synthetic
 
+    from odesteer.playground.app import serve
     from odesteer.playground.controller import Controller, runs_in
-    from odesteer.playground.server import serve
 
     folder = tmp_path_factory.mktemp("page")
     synthetic.toxicity_run(folder / "toxicity")

@@ -9,9 +9,9 @@ from tests.playground import small
 gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 
+from odesteer.playground.app import allowed_hosts, serve  # noqa: E402
 from odesteer.playground.controller import Controller  # noqa: E402
 from odesteer.playground.library import SavedSteering  # noqa: E402
-from odesteer.playground.server import allowed_hosts, serve  # noqa: E402
 
 
 @pytest.fixture(scope="module")

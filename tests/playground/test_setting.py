@@ -6,9 +6,8 @@ from tests.playground import small
 
 import odesteer as ods
 from odesteer.ode import SOLVERS
-from odesteer.playground.controller import Controller
+from odesteer.playground.controller import Controller, python
 from odesteer.playground.library import SavedSteering
-from odesteer.playground.python_snippet import python
 from odesteer.playground.session import Session
 
 PROMPT = "the dog ran"

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from odesteer import Steering, load, ode
 from odesteer.common import limits as strict
-from odesteer.steering.serialization.shapes import SHAPES
-from odesteer.steering.serialization.tree import CLASSES
+from odesteer.steering.serialization.tree import CLASSES, SHAPES
 
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
 

@@ -26,7 +26,7 @@ from odesteer.testing import (
     table,
 )
 from odesteer.testing.suite.adapter import Unsteered
-from odesteer.testing.suite.report import report
+from odesteer.testing.suite.runner import report
 from odesteer.testing.suite.testbed import Testbed
 
 pytest_plugins = ["pytester"]

@@ -11,10 +11,10 @@ from odesteer.cli import (
     conformance,
     demo,
     evaluate,
+    exchange,
     extract,
     fit,
     generate,
-    hub,
     inspect,
     methods,
     playground,
@@ -23,9 +23,6 @@ from odesteer.cli import (
     score,
     serve,
     tune,
-)
-from odesteer.cli import (
-    export_import as exchange,
 )
 from odesteer.cli.console import any_encoding, one_line_warnings
 
@@ -78,8 +75,8 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "inspect": inspect.inspect,
         "export": exchange.export,
         "import": exchange.import_,
-        "push": hub.push,
-        "pull": hub.pull,
+        "push": exchange.push,
+        "pull": exchange.pull,
     },
     MEASURE: {
         "run": run.run,

@@ -51,7 +51,7 @@ def conformance(
 
     from odesteer.common.files import write_whole
     from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
-    from odesteer.testing.suite.report import report
+    from odesteer.testing.suite.runner import report
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def conformance(
 
 
 def _show(runs: "Mapping[str, Sequence[Result]]") -> None:
-    from odesteer.testing.suite.report import rows
+    from odesteer.testing.suite.runner import rows
 
     table = Table("check", "", *runs, title="architectures right, of those possible")
     for name, question, cells in rows(runs):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import out, progress, say, teaching_errors
 from odesteer.cli.inspect import layer_table
@@ -24,7 +23,7 @@ def demo(
     ),
     model: Annotated[
         str,
-        typer.Option(help="A chat model; smollm2 works offline.", autocompletion=completing.models),
+        typer.Option(help="A chat model; smollm2 works offline.", autocompletion=options.models),
     ] = "smollm2",
     as_json: options.AsJson = False,
 ) -> None:
@@ -35,14 +34,13 @@ def demo(
     if importlib.util.find_spec("vaderSentiment") is None:
         raise ValueError("The demo judges moods with vaderSentiment: pip install 'odesteer[demo]'.")
     from odesteer.evaluation import demo as library
-    from odesteer.evaluation import demo_page
     from odesteer.models.loading import load_model
 
     output.mkdir(parents=True, exist_ok=True)
     language_model, tokenizer = load_model(model, say)
     result = library.run(language_model, tokenizer, progress)
     library.draw(result, output)
-    page = demo_page.write(result, output)
+    page = library.write(result, output)
     for name, steering in result.steerings.items():
         steering.save_pretrained(output / "steerings" / name)
     if as_json:

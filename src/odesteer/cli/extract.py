@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import err, goes_on, out, progress, say, teaching_errors
 from odesteer.cli.load_steering import as_layers, read_contrast
@@ -27,7 +26,7 @@ def extract(
         typer.Option(
             help="What is read of each text: the last token, the mean, the mean of the response, "
             "or the end of the prompt (last, mean, response, prompt).",
-            autocompletion=completing.among(options.TOKENS),
+            autocompletion=options.among(options.TOKENS),
         ),
     ] = "last",
     max_tokens: options.MaxTokens = None,
@@ -54,7 +53,7 @@ def extract(
     if isinstance(blocks, str):
         raise ValueError("--layer of extract is a block index, or several with commas, not auto.")
     from odesteer.extraction.shards import extract_shards
-    from odesteer.extraction.shards.plan import ROWS
+    from odesteer.extraction.shards.directory import ROWS
     from odesteer.extraction.tokenize import check_tokens
 
     chosen = check_tokens(tokens)

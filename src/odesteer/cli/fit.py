@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
 from odesteer.cli.load_steering import (
@@ -45,7 +44,7 @@ def fit(
             help="What is read of each text: the last token, the mean, the mean of the response, "
             "or the end of the prompt (last, mean, response, prompt); by default as the method's "
             "source does.",
-            autocompletion=completing.among(options.TOKENS),
+            autocompletion=options.among(options.TOKENS),
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,

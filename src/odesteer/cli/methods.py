@@ -9,7 +9,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import out, say, teaching_errors
 
@@ -24,7 +23,7 @@ def methods(
         typer.Argument(
             metavar="[NAME]",
             help="One method, with everything about it.",
-            autocompletion=completing.among(options.METHODS),
+            autocompletion=options.among(options.METHODS),
         ),
     ] = None,
     as_json: options.AsJson = False,

@@ -1,11 +1,57 @@
-"""Options shared by several commands."""
+"""Options that several commands share, and their completion.
 
+Shell completion of methods, models and steerings.
+
+`odesteer --install-completion` teaches the shell to ask. It asks at every press of the key, so
+nothing here may import what takes long.
+"""
+
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from odesteer.cli import completion as completing
+_SMOLLM2 = "smollm2"
+
+
+def among(words: Sequence[str]) -> Callable[[str], list[str]]:
+    """Those that begin with what was typed."""
+
+    def matching(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return matching
+
+
+def models(incomplete: str) -> list[str]:
+    """smollm2, the models in the Hub's cache, and directories that hold a model or others."""
+    known = [_SMOLLM2, *_from_the_hub()]
+    return [*among(known)(incomplete), *_directories(incomplete)]
+
+
+def _from_the_hub() -> list[str]:
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    prefix = "models--"
+    return sorted(
+        each.name.removeprefix(prefix).replace("--", "/", 1) for each in folder.glob(f"{prefix}*")
+    )
+
+
+def _directories(incomplete: str) -> list[str]:
+    start, _, name = incomplete.rpartition("/")
+    folder = Path(start or ("/" if incomplete.startswith("/") else "."))
+    lead = incomplete[: len(incomplete) - len(name)]
+    try:
+        found = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    except OSError:
+        return []
+    # A hidden one is completed where its dot was typed.
+    shown = [each for each in found if name.startswith(".") or not each.startswith(".")]
+    return [f"{lead}{each}" for each in shown if each.startswith(name)]
+
 
 # Said here, since the real tables import torch and help does not wait for it; a test compares.
 METHODS = (
@@ -38,7 +84,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A local directory, a Hub model, or `smollm2` (works offline).",
-        autocompletion=completing.models,
+        autocompletion=models,
     ),
 ]
 SteeringPath = Annotated[
@@ -47,7 +93,7 @@ SteeringPath = Annotated[
 METHOD_NAMES = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}; `odesteer methods` explains them."
 Method = Annotated[
     str,
-    typer.Option("--method", "-m", help=METHOD_NAMES, autocompletion=completing.among(METHODS)),
+    typer.Option("--method", "-m", help=METHOD_NAMES, autocompletion=among(METHODS)),
 ]
 MethodNow = Annotated[
     str | None,
@@ -55,7 +101,7 @@ MethodNow = Annotated[
         "--method",
         "-m",
         help=f"Instead of --steering: fit now. {METHOD_NAMES}",
-        autocompletion=completing.among(METHODS),
+        autocompletion=among(METHODS),
     ),
 ]
 ContrastNow = Annotated[
@@ -84,7 +130,7 @@ Template = Annotated[
     str,
     typer.Option(
         help='auto, chat, plain, or a format such as "Q: {prompt}\\nA: {response}".',
-        autocompletion=completing.among(("auto", "chat", "plain")),
+        autocompletion=among(("auto", "chat", "plain")),
     ),
 ]
 Cache = Annotated[
@@ -104,7 +150,7 @@ Layer = Annotated[
     typer.Option(
         help="Block index, negative from the end, several as `10,13,16`, or `auto`: by held-out "
         "loss.",
-        autocompletion=completing.among(("auto",)),
+        autocompletion=among(("auto",)),
     ),
 ]
 Spread = Annotated[bool, typer.Option("--spread", help="Share one dose out over several layers.")]
@@ -126,7 +172,7 @@ Solver = Annotated[
     str | None,
     typer.Option(
         help=f"Of the ODE: {', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}; the method's own.",
-        autocompletion=completing.among(SOLVERS),
+        autocompletion=among(SOLVERS),
     ),
 ]
 Steps = Annotated[
@@ -136,7 +182,7 @@ Positions = Annotated[
     str,
     typer.Option(
         help="Tokens to steer: last+generated, generated, prompt or all.",
-        autocompletion=completing.among(POSITIONS),
+        autocompletion=among(POSITIONS),
     ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
@@ -145,7 +191,7 @@ Engine = Annotated[
     str,
     typer.Option(
         help="Who computes: local (this process), or ray (a cluster).",
-        autocompletion=completing.among(("local", "ray")),
+        autocompletion=among(("local", "ray")),
     ),
 ]
 Backend = Annotated[

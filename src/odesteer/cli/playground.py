@@ -64,9 +64,9 @@ def playground(
     named = named_paths(steering or [])
     from odesteer.evaluation.benchmarks.sentiment import SYSTEM
     from odesteer.models.loading import load_model
+    from odesteer.playground.app import serve
     from odesteer.playground.controller import Controller, runs_in
     from odesteer.playground.library import SharedModel
-    from odesteer.playground.server import serve
 
     found = runs_in(runs) if runs is not None else {}
     if runs is not None and not found:

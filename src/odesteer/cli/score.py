@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import completion as completing
 from odesteer.cli import options
 from odesteer.cli.console import bar, out, progress, reading, say, teaching_errors, warn
 from odesteer.cli.load_steering import as_columns
@@ -61,7 +60,7 @@ def score(
         str | None,
         typer.Option(
             help="What is read of each text; by default what the steering was fitted on.",
-            autocompletion=completing.among(options.TOKENS),
+            autocompletion=options.among(options.TOKENS),
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,

@@ -1,13 +1,16 @@
-"""Files: the cache directory and atomic writes."""
+"""Files and text: atomic writes, the cache directory, Markdown escaping."""
 
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from odesteer.common.limits import brief
 
 try:
     import fcntl
@@ -151,3 +154,29 @@ def cache_dir() -> Path:
         raise OSError(
             "This user has no home directory to keep a cache in: set ODESTEER_CACHE to a folder."
         ) from None
+
+
+_BAR = 20
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of any values."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(text(cell) for cell in line) + " |" for line in lines)
+
+
+def text(value: Any, limit: int = 200) -> str:
+    """One line that is text wherever Markdown puts it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None:
+        return ""
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    words = brief(words, limit) + ("." if words.endswith(".") else "")
+    return words.replace("|", "\\|").replace("<", "&lt;")
+
+
+def bar(share: float) -> str:
+    """A share in 0..1 as a bar of 20 characters."""
+    full = round(_BAR * min(max(share, 0.0), 1.0))
+    return "█" * full + "░" * (_BAR - full)

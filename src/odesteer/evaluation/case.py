@@ -22,7 +22,7 @@ class Case:
         references: good answers, for judges that compare.
         distractors: bad answers, likewise.
         choices: by multiple-choice task, every answer and whether it is right; see
-            `odesteer.evaluation.benchmarks.multiple_choice`.
+            `odesteer.evaluation.metrics`.
         metadata: what else is known of the prompt, such as its toxicity.
     """
 

@@ -8,20 +8,18 @@ Another package adds a method, a `Method` class, under the entry-point group "od
 
 from odesteer.common.registry import resolve
 from odesteer.methods.base import Method
+from odesteer.methods.baselines import NoSteering, RandomDirection
 from odesteer.methods.caa import CAA
 from odesteer.methods.extra.cbf import SafetyFilter
 from odesteer.methods.extra.gaussian import GaussianODESteer
 from odesteer.methods.extra.kernel_density import MixtureODESteer
 from odesteer.methods.extra.mlp import NetworkODESteer
 from odesteer.methods.hpr import HPR
-from odesteer.methods.iti import ITI
-from odesteer.methods.iti_heads import HeadITI
+from odesteer.methods.iti import ITI, HeadITI
 from odesteer.methods.linear_act import LinearAcT
 from odesteer.methods.mimic import MiMiC
-from odesteer.methods.none import NoSteering
 from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.odesteer.paper import FourierODESteer, OneStepODESteer, PaperODESteer
-from odesteer.methods.random import RandomDirection
 from odesteer.methods.re_control import REControl
 from odesteer.methods.repe import RepE
 from odesteer.methods.truthflow import TruthFlow

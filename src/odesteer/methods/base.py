@@ -14,11 +14,31 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.facts import MethodInfo
 from odesteer.methods.samples import Groups, Progress, Samples, checked
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
+
+
+class MethodInfo(NamedTuple):
+    """A method's row in the table of all methods (`odesteer methods`).
+
+    Attributes:
+        field: v(a), as a formula.
+        barrier: h(a), or "-" where the method has none.
+        exact: what the exact flow of the field is.
+        strength: what a plain number as strength means.
+        source: authors, venue, year and link.
+        keeps_norm: ||a|| stays what it was, to rounding, with the method's own solver.
+    """
+
+    field: str
+    barrier: str
+    exact: str
+    strength: str
+    source: str
+    keeps_norm: bool = False
+
 
 # Rows of the data whose probability is looked at before a fit is handed out.
 CHECKED = 256

@@ -12,8 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Network, RotationField, VectorField

@@ -18,8 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.ode import FormBarrier, TransportField, VectorField
 
 

@@ -17,10 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.covariance import class_covariances
-from odesteer.methods.facts import MethodInfo
-from odesteer.methods.linear_probe import linear_probe
+from odesteer.methods.base import Method, MethodInfo
+from odesteer.methods.estimators import class_covariances, linear_probe
 from odesteer.methods.samples import Samples
 from odesteer.ode import FormBarrier, TransportField, VectorField
 

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Dose, Hourglass, RectifiedField, VectorField

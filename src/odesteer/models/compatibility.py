@@ -18,9 +18,8 @@ from torch import nn
 
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
-from odesteer.models.hooks.steers import Steers
-from odesteer.models.layer_search import text_config
-from odesteer.models.layers import find_layers, hidden_size, unwrap
+from odesteer.models.layers import find_layers, hidden_size, text_config, unwrap
+from odesteer.models.steers import Steers
 
 LEVELS = ("exact", "architecture", "width")
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from odesteer.models.fingerprint import hooked
-from odesteer.models.layer_search import text_config
-from odesteer.models.layers import find_decoder, unwrap
+from odesteer.models.layers import find_decoder, text_config, unwrap
 
 # What kinds of attention with keys and values are called; "chunked" windows begin at multiples.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -1,14 +1,18 @@
 """The mathematics of steering: barriers, fields, solvers and doses. Imports torch alone."""
 
-from odesteer.ode.barriers.algebra import AndBarrier, OrBarrier
-from odesteer.ode.barriers.base import AffineBarrier, Barrier, LinearBarrier, ModuleBarrier
-from odesteer.ode.barriers.fourier import FourierBarrier
-from odesteer.ode.barriers.gaussian import GaussianBarrier
-from odesteer.ode.barriers.kernel_density import MixtureBarrier
+from odesteer.ode.barriers.base import (
+    AffineBarrier,
+    AndBarrier,
+    Barrier,
+    LinearBarrier,
+    MetricBarrier,
+    ModuleBarrier,
+    OrBarrier,
+)
+from odesteer.ode.barriers.density_ratio import GaussianBarrier, MixtureBarrier
 from odesteer.ode.barriers.mlp import Dense, Network, NetworkBarrier
-from odesteer.ode.barriers.preconditioned import MetricBarrier
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
-from odesteer.ode.barriers.sketch import SketchBarrier
+from odesteer.ode.barriers.random_features import FourierBarrier, SketchBarrier
 from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
 from odesteer.ode.dose_batch import DoseBatch, PerRow, columns_of
 from odesteer.ode.fields.base import (
@@ -20,9 +24,8 @@ from odesteer.ode.fields.base import (
     ZeroField,
 )
 from odesteer.ode.fields.cbf import SafetyField
+from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
-from odesteer.ode.fields.rotation import RotationField
-from odesteer.ode.fields.transport import FormBarrier, TransportField
 from odesteer.ode.solve import solve, trajectory
 from odesteer.ode.solvers.butcher import Tableau
 from odesteer.ode.solvers.runge_kutta import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver

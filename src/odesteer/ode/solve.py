@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.fields.base import VectorField, compute_dtype
-from odesteer.ode.reduced import solve as passage
 from odesteer.ode.reduced.integrate import Integration, in_type_of, is_finite_and_not_zero
+from odesteer.ode.reduced.solve import frame_of
+from odesteer.ode.reduced.solve import solve as solve_reduced
 from odesteer.ode.solvers.runge_kutta import GreatCircle, Solver
 
 
@@ -50,9 +51,9 @@ def solve(
     time = time.to(a.device, dtype).expand(a.shape[:-1])
     if isinstance(level, Tensor):
         level = level.to(a.device, dtype).expand(a.shape[:-1])
-    frame = passage.frame_of(field, a)
+    frame = frame_of(field, a)
     if frame is not None:
-        return passage.solve(frame, a, Integration(time, solver, steps, level))
+        return solve_reduced(frame, a, Integration(time, solver, steps, level))
     start = a.to(dtype)
     reduction = field.reduce(start)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)

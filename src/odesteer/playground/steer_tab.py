@@ -17,8 +17,7 @@ from odesteer.playground import html as markup
 from odesteer.playground.controller import Controller, View
 from odesteer.playground.library import FittableContrast
 from odesteer.playground.look import KEY
-from odesteer.playground.session import Session
-from odesteer.playground.settings import ANGLE, AS_LEARNT, DOSES, TARGET, Controls
+from odesteer.playground.session import ANGLE, AS_LEARNT, DOSES, TARGET, Controls, Session
 from odesteer.steering import solvers
 
 # Methods that move heads at all layers have no place of their own in this page's figures.

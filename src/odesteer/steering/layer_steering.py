@@ -23,8 +23,14 @@ from odesteer.common.registry import lookup
 from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
-from odesteer.steering.serialization.tree import describe, rebuild
-from odesteer.steering.serialization.validate import MISFITS, calibration_of, plain_of, try_out
+from odesteer.steering.serialization.tree import (
+    MISFITS,
+    calibration_of,
+    describe,
+    plain_of,
+    rebuild,
+    try_out,
+)
 from odesteer.steering.solvers import find_solver
 
 SITES = ("residual", "heads")

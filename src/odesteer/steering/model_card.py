@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from odesteer.common.text import bar, table, text
+from odesteer.common.files import bar, table, text
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _TAG = re.compile(r"[a-z0-9-]{1,40}")

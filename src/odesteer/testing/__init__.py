@@ -25,24 +25,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from odesteer.testing.method_checks import METHOD_CHECKS, FittedMethod, check_method
-    from odesteer.testing.suite.adapter import POSITIONS, Adapter, NotOffered, Steered
+    from odesteer.testing.suite.adapter import (
+        POSITIONS,
+        Adapter,
+        NotOffered,
+        OdesteerFlow,
+        OdesteerVector,
+        Steered,
+    )
     from odesteer.testing.suite.architectures import ARCHITECTURES, Architecture
-    from odesteer.testing.suite.check import CHECKS, Check
-    from odesteer.testing.suite.odesteer_adapter import OdesteerFlow, OdesteerVector
     from odesteer.testing.suite.pytest_plugin import conformance
-    from odesteer.testing.suite.report import table
-    from odesteer.testing.suite.runner import Case, Result, cases, load_adapter, run
+    from odesteer.testing.suite.runner import Case, Result, cases, load_adapter, run, table
+    from odesteer.testing.suite.testbed import CHECKS, Check
 
 # Imported at first use: pytest loads this package in every session where odesteer is installed.
 _HOMES = {
-    "odesteer.testing.suite.adapter": ("POSITIONS", "Adapter", "NotOffered", "Steered"),
+    "odesteer.testing.suite.adapter": (
+        "POSITIONS",
+        "Adapter",
+        "NotOffered",
+        "OdesteerFlow",
+        "OdesteerVector",
+        "Steered",
+    ),
     "odesteer.testing.suite.architectures": ("ARCHITECTURES", "Architecture"),
-    "odesteer.testing.suite.check": ("Check",),
-    "odesteer.testing.suite.odesteer_adapter": ("OdesteerFlow", "OdesteerVector"),
+    "odesteer.testing.suite.testbed": ("Check",),
     "odesteer.testing.suite.pytest_plugin": ("conformance",),
-    "odesteer.testing.suite.runner": ("CHECKS", "Case", "Result", "cases", "load_adapter", "run"),
+    "odesteer.testing.suite.runner": (
+        "CHECKS",
+        "Case",
+        "Result",
+        "cases",
+        "load_adapter",
+        "run",
+        "table",
+    ),
     "odesteer.testing.method_checks": ("METHOD_CHECKS", "FittedMethod", "check_method"),
-    "odesteer.testing.suite.report": ("table",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

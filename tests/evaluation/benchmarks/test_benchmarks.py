@@ -17,11 +17,10 @@ from odesteer.evaluation.benchmarks import (
     UltraFeedback,
     load_benchmark,
 )
-from odesteer.evaluation.benchmarks.base import cross_validation
+from odesteer.evaluation.benchmarks.base import cross_validation, evenly
 from odesteer.evaluation.benchmarks.jigsaw import Jigsaw
-from odesteer.evaluation.benchmarks.multiple_choice import answers
-from odesteer.evaluation.benchmarks.stratified_sample import evenly
 from odesteer.evaluation.judges import JUDGES
+from odesteer.evaluation.metrics import answers
 
 by_name = pytest.mark.parametrize("name", BENCHMARKS)
 PARTS = ("fit", "validation", "test")

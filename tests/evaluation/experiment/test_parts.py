@@ -12,11 +12,10 @@ from odesteer.evaluation.benchmarks import Sentiment, TruthfulQA
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import Experiment, Limits
 from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.parse_toml import parse
+from odesteer.evaluation.experiment.parse_toml import TomlTable, parse
 from odesteer.evaluation.experiment.plan import limited, plan
-from odesteer.evaluation.experiment.prompts import instructed
 from odesteer.evaluation.experiment.run_directory import RunFolder, line
-from odesteer.evaluation.experiment.toml_reader import TomlTable
+from odesteer.evaluation.experiment.units import instructed
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from odesteer.evaluation.judges import (
     VaderMood,
     find_judge,
 )
-from odesteer.evaluation.judges import tfidf as words
+from odesteer.evaluation.judges import offline as words
 
 every_judge = pytest.mark.parametrize("judge", JUDGES.values(), ids=list(JUDGES))
 

@@ -12,7 +12,7 @@ import pytest
 
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges import ChatGrade, Perspective, Score
-from odesteer.evaluation.judges.http import ResponseCache, Service
+from odesteer.evaluation.judges.chat_grade import ResponseCache, Service
 
 KEY = "a-secret-that-nobody-should-see"
 CASE = Case("Say something.")

@@ -7,9 +7,14 @@ from tests.helpers import models as tiny
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
 from odesteer.evaluation.scoring.divergence import compare
-from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
 from odesteer.evaluation.scoring.replay import GivenText
-from odesteer.evaluation.scoring.score_texts import score_texts, shifted, takes_packed
+from odesteer.evaluation.scoring.score_texts import (
+    PromptWithAnswers,
+    batches,
+    score_texts,
+    shifted,
+    takes_packed,
+)
 from odesteer.models.chat_template import encode_parts
 from odesteer.testing import ARCHITECTURES
 

@@ -19,17 +19,12 @@ from odesteer.evaluation.selection import (
     Trial,
     Tuned,
 )
+from odesteer.evaluation.selection import effect as asked
+from odesteer.evaluation.selection import effect as learning
 from odesteer.evaluation.selection import (
     effect as readout,
 )
-from odesteer.evaluation.selection import (
-    fit_candidates as learning,
-)
-from odesteer.evaluation.selection import (
-    settings as asked,
-)
-from odesteer.evaluation.selection.choose import choose, judged
-from odesteer.evaluation.selection.result import Goal, pareto_front
+from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.methods.samples import Samples
 from odesteer.models.hooks.attach import scoring

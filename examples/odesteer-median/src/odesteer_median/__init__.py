@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from odesteer.methods import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import MethodInfo
 from odesteer.ode import ConstantField, RungeKutta, Tableau, VectorField
 
 

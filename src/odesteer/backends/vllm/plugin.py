@@ -19,7 +19,7 @@ from odesteer.backends.vllm import (
     request_validation as frontend,
 )
 from odesteer.backends.vllm import (
-    runner_hooks as runners,
+    runner_hooks,
 )
 from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.request import KEY
@@ -81,10 +81,10 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
             for each in (chat, text)
         ],
         (EngineCore, "_initialize_kv_caches", _readies),
-        (first, "load_model", runners.loads),
-        (first, "_dummy_run", runners.runs_dummy),
-        (first, "_update_states", runners.updates_first),
-        (first, "_prepare_inputs", runners.prepares_first),
+        (first, "load_model", runner_hooks.loads),
+        (first, "_dummy_run", runner_hooks.runs_dummy),
+        (first, "_update_states", runner_hooks.updates_first),
+        (first, "_prepare_inputs", runner_hooks.prepares_first),
     ]
     for owner, name, _ in found:
         if not hasattr(owner, name):
@@ -111,21 +111,21 @@ def _on_this_platform() -> list[tuple[Any, str, Wrapper]]:
         cpu = importlib.import_module("vllm.v1.worker.cpu_model_runner").CPUModelRunner
         platform = type(current_platform)
         return [
-            (cpu, "load_model", runners.loads),
+            (cpu, "load_model", runner_hooks.loads),
             (platform, "register_triton_kernel_overrides", _without_llvmlite),
         ]
     second = importlib.import_module("vllm.v1.worker.gpu.model_runner").GPUModelRunner
     return [
-        (second, "load_model", runners.loads),
-        (second, "_dummy_run", runners.runs_dummy),
-        (second, "add_requests", runners.adds_second),
-        (second, "prepare_inputs", runners.prepares_second),
+        (second, "load_model", runner_hooks.loads),
+        (second, "_dummy_run", runner_hooks.runs_dummy),
+        (second, "add_requests", runner_hooks.adds_second),
+        (second, "prepare_inputs", runner_hooks.prepares_second),
     ]
 
 
 def stats(worker: Any) -> list[dict[str, Any]]:
     """What a worker's places have done so far: (layer, site, steering, tokens, displacement)."""
-    served = runners.served_by(worker.model_runner)
+    served = runner_hooks.served_by(worker.model_runner)
     return [] if served is None else served.stats()
 
 

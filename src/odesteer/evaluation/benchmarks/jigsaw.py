@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from odesteer.data import Contrast, Example
+from odesteer.evaluation.benchmarks.base import BINS, evenly
 from odesteer.evaluation.benchmarks.files import csv_rows, digest, hub_rows, locate
-from odesteer.evaluation.benchmarks.stratified_sample import BINS, evenly
 
 HUB_NAME = "google/civil_comments"
 TOXIC = 0.5  # from here on a comment counts as toxic

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from odesteer.data import Contrast
-from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part
+from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, evenly
 from odesteer.evaluation.benchmarks.files import digest, hub_rows, json_lines, locate
 from odesteer.evaluation.benchmarks.jigsaw import Jigsaw
-from odesteer.evaluation.benchmarks.stratified_sample import evenly
 from odesteer.evaluation.case import Case
 
 HUB_NAME = "allenai/real-toxicity-prompts"

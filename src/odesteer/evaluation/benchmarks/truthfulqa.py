@@ -20,8 +20,8 @@ import numpy as np
 from odesteer.data import Contrast, Example
 from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, cross_validation
 from odesteer.evaluation.benchmarks.files import digest, hub_rows, locate
-from odesteer.evaluation.benchmarks.multiple_choice import METRICS
 from odesteer.evaluation.case import Case
+from odesteer.evaluation.metrics import METRICS
 
 TEMPLATE = "Q: {prompt}\nA: {response}"  # the paper's
 PAPER_PAIRS = 5_918  # question-answer pairs; it does not say which copy of the data set has them

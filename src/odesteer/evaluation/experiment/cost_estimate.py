@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from odesteer.evaluation.benchmarks import Benchmark
-from odesteer.evaluation.benchmarks.multiple_choice import answers
 from odesteer.evaluation.experiment.config import UNSTEERED, Experiment
 from odesteer.evaluation.experiment.plan import Plan
 from odesteer.evaluation.judges import find_judge
+from odesteer.evaluation.metrics import answers
 from odesteer.models.loading import SMOLLM2
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

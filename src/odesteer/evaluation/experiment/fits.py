@@ -16,8 +16,7 @@ from torch import Tensor
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.base import Part
-from odesteer.evaluation.experiment.conditions import Condition, FitSpec
-from odesteer.evaluation.experiment.plan import Plan
+from odesteer.evaluation.experiment.plan import Condition, FitSpec, Plan
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.fitting import ActivationSet, fit, fit_readings, read
 from odesteer.methods import Method, find_method

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from odesteer.evaluation.benchmarks import Benchmark
-from odesteer.evaluation.benchmarks.multiple_choice import answers, scores
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment.prompts import with_choices
+from odesteer.evaluation.experiment.units import with_choices
+from odesteer.evaluation.metrics import answers, scores
 from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
 from odesteer.steering import Steering
 

@@ -1,6 +1,6 @@
 """Experiment runner, from a file to its results.
 
-    outcome = run(read(Path("experiments/smollm2-truthfulqa-mc.toml")), Path("runs/mc"))
+outcome = run(read(Path("experiments/smollm2-truthfulqa-mc.toml")), Path("runs/mc"))
 
 A run that was stopped, at whatever point, goes on where it was; processes that are given the same
 directory share the work; and the results are the same to the byte.
@@ -9,7 +9,7 @@ directory share the work; and the results are the same to the byte.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from odesteer import __version__
 from odesteer.common.jobs.job import Job
@@ -17,13 +17,49 @@ from odesteer.common.jobs.local import ENGINES
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
 from odesteer.evaluation.experiment import generators as served
+from odesteer.evaluation.experiment import units as unit_lines
 from odesteer.evaluation.experiment.config import Experiment
-from odesteer.evaluation.experiment.plan import Plan, plan
-from odesteer.evaluation.experiment.results_header import RunSummary, header
-from odesteer.evaluation.experiment.run_directory import KEYS, RunFolder, refuse_another
+from odesteer.evaluation.experiment.plan import Condition, Plan, plan
+from odesteer.evaluation.experiment.run_directory import KEYS, SCHEMA, RunFolder, refuse_another
 from odesteer.evaluation.experiment.worker import Worker
 from odesteer.extraction.extract import Progress
+from odesteer.models.compatibility import describe_model
 from odesteer.models.loading import Say, load_model
+from odesteer.steering.serialization.directory import dose_to_json
+
+
+class RunSummary(NamedTuple):
+    """Where the results are; whether they are complete; how many units this process computed."""
+
+    results: Path
+    complete: bool
+    computed: int
+
+
+def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The first line of the results."""
+    return {
+        "kind": "run",
+        "schema": SCHEMA,
+        **about,
+        "model": describe_model(model, tokenizer),
+        "judges": unit_lines.about(planned.experiment.judges),
+        "conditions": [_condition(one) for one in planned.conditions],
+    }
+
+
+def _condition(one: Condition) -> dict[str, Any]:
+    fixed = not one.open
+    return {
+        "id": one.id,
+        "method": one.method.name,
+        "label": one.method.label,
+        "dose": dose_to_json(one.doses[0]) if fixed and one.doses else None,
+        "layer": one.layers[0] if fixed and one.layers else None,
+        "chosen": one.open,
+        "steps": one.steps,
+        "seed": one.seed,
+    }
 
 
 def run(

@@ -21,18 +21,17 @@ from odesteer.backends import TransformersBackend
 from odesteer.common.files import write_whole
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment import generations, judging
 from odesteer.evaluation.experiment import multiple_choice as choices
-from odesteer.evaluation.experiment.conditions import Condition
+from odesteer.evaluation.experiment import units
+from odesteer.evaluation.experiment import units as unit_lines
 from odesteer.evaluation.experiment.config import Experiment, Layer
 from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.plan import Plan
-from odesteer.evaluation.experiment.prompts import plain, with_choices
+from odesteer.evaluation.experiment.plan import Condition, Plan
 from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.evaluation.experiment.units import plain, with_choices
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.scoring.divergence import continuations
-from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
-from odesteer.evaluation.scoring.score_texts import Baseline, TextScore
+from odesteer.evaluation.scoring.score_texts import Baseline, PromptWithAnswers, TextScore, batches
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
@@ -198,7 +197,7 @@ class Validation:
         size = self._experiment.batch
         for start in range(0, len(self.cases), size):
             cases: Sequence[Case] = self.cases[start : start + size]
-            said = generations.generate(
+            said = units.generate(
                 partial(TransformersBackend.beside, self._model, self._tokenizer),
                 self._tokenizer,
                 self._benchmark,
@@ -209,8 +208,12 @@ class Validation:
                 condition.seed,
             )
             rows = [case for case in cases for _ in range(self._experiment.samples)]
-            values += [value for value, _ in judging.scored(judge, rows, said) if value is not None]
-        return judging.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
+            values += [
+                value for value, _ in unit_lines.scored(judge, rows, said) if value is not None
+            ]
+        return (
+            unit_lines.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
+        )
 
     def _rule(self, condition: Condition, metric: str | None) -> str:
         on = f"on {len(self.cases)} validation cases"

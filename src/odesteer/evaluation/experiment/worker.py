@@ -4,29 +4,66 @@ A worker holds the model and everything that can be kept between units; which un
 and by whom, does not matter to what they say.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment import generations
 from odesteer.evaluation.experiment import multiple_choice as choices
-from odesteer.evaluation.experiment.barrier_trace import along, measured
-from odesteer.evaluation.experiment.conditions import Condition
+from odesteer.evaluation.experiment import units as unit_lines
 from odesteer.evaluation.experiment.config import PROMPT, Layer
 from odesteer.evaluation.experiment.fits import FitCache
 from odesteer.evaluation.experiment.generators import Generator
-from odesteer.evaluation.experiment.judging import judges
-from odesteer.evaluation.experiment.plan import Plan, Unit
-from odesteer.evaluation.experiment.prompts import plain, with_choices
+from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.evaluation.experiment.units import judges, plain, with_choices
 from odesteer.evaluation.experiment.validation import Validation, settled
-from odesteer.evaluation.scoring.packing import PromptWithAnswers
-from odesteer.evaluation.scoring.score_texts import takes_packed
+from odesteer.evaluation.scoring.score_texts import PromptWithAnswers, takes_packed
 from odesteer.models.chat_template import encode
-from odesteer.ode import Dose
+from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json
+
+NEGATIVES = 100  # as many as the paper's Figure 2 follows
+POINTS = 10  # of the way, and its beginning
+FAR = Angle(0.3)
+
+
+def measured(
+    steering: Steering, positive: Tensor, negative: Tensor, groups: Sequence[str]
+) -> dict[str, Any]:
+    """Calibrated log-odds of positive [n, d] and negative [m, d] rows, which come in that order."""
+    return {
+        "log_odds": [*steering.log_odds(positive).tolist(), *steering.log_odds(negative).tolist()],
+        "labels": [1] * len(positive) + [0] * len(negative),
+        "groups": list(groups),
+    }
+
+
+def along(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, Any]:
+    """The log-odds of the first negatives [m, d] when a part k / 10 of the dose is spent.
+
+    `dose` is a condition's; None, where none is asked for, follows every method as far (`FAR`).
+
+        distance    mean_i sum_k ||a_i(k) - a_i(k - 1)|| / ||a_i||
+
+    Every part of the dose is an integration of its own, with the method's steps: what a steering
+    with so small a dose would do.
+    """
+    rows = negative[:NEGATIVES].float()
+    whole = FAR if dose is None else dose
+    parts = [whole.scaled(k / POINTS) for k in range(1, POINTS + 1)]
+    way = torch.stack([rows, *(steering.with_strength(part)(rows) for part in parts)])
+    lengths = way.diff(dim=0).norm(dim=-1) / rows.norm(dim=-1)
+    distance = torch.cat([lengths.new_zeros(1), lengths.mean(dim=1).cumsum(dim=0)])
+    return {
+        "distance": distance.tolist(),
+        "log_odds": [steering.log_odds(points).tolist() for points in way],
+    }
+
 
 Line = dict[str, Any]
 _TRIED = 4  # cases on which packing is tried
@@ -172,7 +209,7 @@ class Worker:
             )
         else:
             [one] = conditions
-            made = generations.lines(
+            made = unit_lines.lines(
                 self._speaker.maker(one[1], lambda: self._learnt(unit.fold)),
                 self._model,
                 self._tokenizer,

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from odesteer.common.registry import resolve
 from odesteer.evaluation.judges.base import Judge, Score
 from odesteer.evaluation.judges.chat_grade import ChatGrade
-from odesteer.evaluation.judges.classifier import ToxicityClassifier
-from odesteer.evaluation.judges.kl import KLToUnsteered
-from odesteer.evaluation.judges.perplexity import Perplexity
+from odesteer.evaluation.judges.hub_models import InfoLlama, Reward, ToxicityClassifier, TruthLlama
+from odesteer.evaluation.judges.offline import (
+    InfoTfidf,
+    Profanity,
+    TruthReference,
+    TruthTfidf,
+    VaderMood,
+)
+from odesteer.evaluation.judges.perplexity import KLToUnsteered, Perplexity
 from odesteer.evaluation.judges.perspective import Perspective
-from odesteer.evaluation.judges.profanity import Profanity
-from odesteer.evaluation.judges.reference import TruthReference
-from odesteer.evaluation.judges.reward import Reward
-from odesteer.evaluation.judges.tfidf import InfoTfidf, TruthTfidf
-from odesteer.evaluation.judges.vader import VaderMood
-from odesteer.evaluation.judges.yes_no import InfoLlama, TruthLlama
 
 JUDGES: Mapping[str, type[Judge]] = {
     judge.name: judge

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from odesteer.common.files import cache_dir
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
-from odesteer.evaluation.judges.http import Response, ResponseCache, Service, key_of
+from odesteer.evaluation.judges.chat_grade import Response, ResponseCache, Service, key_of
 
 KEY = "PERSPECTIVE_API_KEY"
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"

@@ -1,23 +1,273 @@
-"""Assembly of a report."""
+"""Assembly of a report: summary, tables, figures, provenance."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from odesteer.evaluation.report.barrier_table import barrier_table, ranks_pairs
-from odesteer.evaluation.report.columns import headline, measures_of
 from odesteer.evaluation.report.compare import at_equal_damage, at_equal_dose, reference
 from odesteer.evaluation.report.figures import figures_of
 from odesteer.evaluation.report.figures.barrier import calibration_drawing, flow_drawing
-from odesteer.evaluation.report.figures.drawing import Drawing
-from odesteer.evaluation.report.main_table import main_table
-from odesteer.evaluation.report.measures import Measure
+from odesteer.evaluation.report.figures.style import Drawing
+from odesteer.evaluation.report.measures import Measure, headline, measures_of
 from odesteer.evaluation.report.paper import paper_lines
-from odesteer.evaluation.report.provenance import Provenance, facts_of
-from odesteer.evaluation.report.rows import Row, rows_of
+from odesteer.evaluation.report.rows import (
+    CHOSEN,
+    RANDOM,
+    UNSTEERED,
+    Row,
+    dose_words,
+    layer_words,
+    name_of,
+    rows_of,
+)
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.side_by_side import Beside, side_by_side
-from odesteer.evaluation.report.summary import summary
-from odesteer.evaluation.report.table import Table
+from odesteer.evaluation.report.table import (
+    Cell,
+    Column,
+    Line,
+    Table,
+    change_text,
+    effect,
+    value_text,
+)
+from odesteer.evaluation.report.tables import (
+    Beside,
+    barrier_table,
+    main_table,
+    ranks_pairs,
+    side_by_side,
+)
+
+
+def summary(
+    run: Run, rows: Sequence[Row], measures: Sequence[Measure], tables: Sequence[Table]
+) -> tuple[str, ...]:
+    """Sentences, all of them about the headline metric."""
+    main = tables[0]
+    place = list(measures).index(headline(measures))
+    column = main.columns[place]
+    answers = sum(len(row.answers) for row in rows)
+    groups = max((row.groups for row in rows), default=0)
+    told = [
+        f"{run.benchmark.get('name', 'A benchmark')} with {run.model.get('name', 'a model')}: "
+        f"{len(rows)} conditions, {answers:,} answers, {groups} independent groups, "
+        f"{len(run.folds) or 1} fold{'s' if len(run.folds) > 1 else ''}."
+    ]
+    ours = [line for line in main.lines if line.source == "run"]
+    told += _unsteered(ours, place, column)
+    told += _chosen(ours, place, column)
+    told += _largest(ours, place, column)
+    told += [_tally(table, column) for table in tables if table.name.startswith("equal-")]
+    return tuple(sentence for sentence in told if sentence)
+
+
+def _unsteered(lines: Sequence[Line], place: int, column: Column) -> list[str]:
+    for line in lines:
+        cell = line.cells[place]
+        if line.method == UNSTEERED and cell is not None:
+            wanted = f", {column.better} is better" if column.better else ""
+            return [f"Unsteered, {column.label} is {value_text(cell, column)}{wanted}."]
+    return []
+
+
+def _chosen(lines: Sequence[Line], place: int, column: Column) -> list[str]:
+    told = []
+    for line in lines:
+        cell = line.cells[place]
+        if line.heading == CHOSEN and cell is not None and cell.difference is not None:
+            told.append(
+                f"{line.label}, as chosen on validation data ({line.setting}): "
+                f"{value_text(cell, column)}, {change_text(cell, column)}."
+            )
+    return told
+
+
+def _largest(lines: Sequence[Line], place: int, column: Column) -> list[str]:
+    """Which condition changed most in the wanted direction, and how far chance comes."""
+    if column.better is None:
+        return []
+    best = _best([line for line in lines if line.method != RANDOM], place, column)
+    if best is None:
+        return []  # nothing to compare with
+    size, cell, line = best
+    if size <= 0:
+        told = [f"No condition improved {column.label}."]
+    else:
+        where = f" ({line.setting})" if line.setting else ""
+        doubt = "" if cell.significant else ", which is not significant"
+        told = [
+            f"The largest improvement of all conditions, picked after the fact: {line.label}"
+            f"{where}, {change_text(cell, column)}{doubt}."
+        ]
+    chance = _best([line for line in lines if line.method == RANDOM], place, column)
+    if chance is not None and chance[0] > 0:
+        size, cell, line = chance
+        told.append(
+            f"A random direction alone ({line.setting}) reaches {change_text(cell, column)}: only "
+            f"what a method has beyond that is its own."
+        )
+    return told
+
+
+def _best(lines: Sequence[Line], place: int, column: Column) -> tuple[float, Cell, Line] | None:
+    """The line that changed most in the wanted direction, by how much, and its cell."""
+    sign = 1.0 if column.better == "higher" else -1.0
+    found = [
+        (sign * cell.difference.interval.mean, cell, line)
+        for line in lines
+        if (cell := line.cells[place]) is not None and cell.difference is not None
+    ]
+    return max(found, key=lambda each: each[0], default=None)
+
+
+def _tally(table: Table, column: Column) -> str:
+    """How often the reference method is better, worse, or cannot be told apart."""
+    place = next((i for i, c in enumerate(table.columns) if c.key == column.key), None)
+    if place is None:
+        return ""
+    cells = [line.cells[place] for line in table.lines]
+    found = [effect(cell, table.columns[place]) for cell in cells if cell is not None]
+    better, worse = found.count("better"), found.count("worse")
+    return (
+        f"{table.title}: {column.label} is significantly better in {better} of {len(found)} "
+        f"comparisons, worse in {worse}, not told apart in {len(found) - better - worse}."
+    )
+
+
+class Provenance(NamedTuple):
+    """A small table of words."""
+
+    title: str
+    heading: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def facts_of(run: Run) -> tuple[Provenance, ...]:
+    """Choices, trials, judges, fits and data; those that the run has."""
+    made = (_choices(run), _trials(run), _judges(run), _fits(run), _folds(run), _data(run))
+    return tuple(facts for facts in made if facts.rows)
+
+
+def _label(run: Run, line: Mapping[str, Any]) -> str:
+    return name_of(run.conditions[line["condition"]])
+
+
+def _choices(run: Run) -> Provenance:
+    rows = tuple(
+        (
+            _label(run, line),
+            str(line.get("fold", 0)),
+            layer_words(line.get("layer")),
+            dose_words(line.get("dose")),
+            str(line.get("rule", "")),
+            str(len(line.get("trials") or ())),
+        )
+        for line in run.choices
+    )
+    heading = ("condition", "fold", "layer", "dose", "rule", "trials")
+    return Provenance("What was chosen, on validation data alone", heading, rows)
+
+
+def _trials(run: Run) -> Provenance:
+    rows = tuple(
+        (
+            _label(run, line),
+            str(line.get("fold", 0)),
+            layer_words(trial.get("layer")),
+            dose_words(trial.get("dose")),
+            _words(trial.get("effect")),
+            _words(trial.get("damage")),
+            "chosen" if all(trial.get(k) == line.get(k) for k in ("layer", "dose")) else "",
+        )
+        for line in run.choices
+        for trial in line.get("trials") or ()
+    )
+    heading = ("condition", "fold", "layer", "dose", "effect", "damage", "")
+    return Provenance("What the choices were made among", heading, rows)
+
+
+def _judges(run: Run) -> Provenance:
+    directions = {"better": "better", "worse": "worse"}
+    rows = tuple(
+        (
+            name,
+            facts.get("unit", ""),
+            run.benchmark.get("wanted", {}).get(name, "")
+            or directions.get(facts.get("higher_is", ""), "neither"),
+            facts.get("agreement", "") or "not stated",
+            _unscored(run, name),
+        )
+        for name, facts in run.judges.items()
+    )
+    heading = ("judge", "unit", "higher is", "measured quality", "unscored")
+    return Provenance("Judges, and how far to trust them", heading, rows)
+
+
+def _unscored(run: Run, judge: str) -> str:
+    """How many, and the reasons from the most frequent on."""
+    reasons: dict[str, int] = {}
+    total = 0
+    for answers in run.answers.values():
+        for answer in answers:
+            if judge in answer.scores:
+                total += 1
+                if answer.scores[judge] is None:
+                    why = answer.reasons.get(judge) or "no reason given"
+                    reasons[why] = reasons.get(why, 0) + 1
+    if not reasons:
+        return f"0 of {total}"
+    said = ", ".join(f"{count}: {why}" for why, count in sorted(reasons.items(), key=_most))
+    return f"{sum(reasons.values())} of {total} ({said})"
+
+
+def _most(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _fits(run: Run) -> Provenance:
+    rows = []
+    for line in run.fits:
+        quality = line.get("held_out") or {}
+        rows.append(
+            (
+                _label(run, line),
+                str(line.get("fold", 0)),
+                layer_words(line.get("layer")),
+                dose_words(line.get("dose")),
+                *(_words(quality.get(key)) for key in ("auc", "log_loss", "ece", "n")),
+            )
+        )
+    heading = ("condition", "fold", "layer", "dose", "AUC", "log-loss", "calibration error", "n")
+    return Provenance("Fits, and the held-out quality of their barriers", heading, tuple(rows))
+
+
+def _folds(run: Run) -> Provenance:
+    rows = tuple(
+        (str(number), *(str(len(fold.get(part, ()))) for part in ("fit", "validation", "test")))
+        for number, fold in enumerate(run.folds)
+    )
+    return Provenance("Folds", ("fold", "to learn from", "to choose on", "tested"), rows)
+
+
+def _data(run: Run) -> Provenance:
+    rows = tuple((name, str(digest)) for name, digest in run.benchmark.get("files", {}).items())
+    return Provenance("Data", ("file", "SHA-256"), rows)
+
+
+def _words(value: Any) -> str:
+    """A number as it is read, an estimate with its interval, anything else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping) and "mean" in value:
+        low, high = value.get("low"), value.get("high")
+        between = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
+        return f"{value['mean']:.3g}{between}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
 
 _PAPER = (
     "Rows marked “paper” are the paper's numbers (ODESteer, ICLR 2026, tables 2, 3, 6 and 9) for "

@@ -6,9 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from odesteer.evaluation.report.columns import damage
-from odesteer.evaluation.report.main_table import versus
-from odesteer.evaluation.report.measures import Measure
+from odesteer.evaluation.report.measures import Measure, damage
 from odesteer.evaluation.report.rows import (
     RANDOM,
     UNSTEERED,
@@ -20,6 +18,7 @@ from odesteer.evaluation.report.rows import (
     unsteered,
 )
 from odesteer.evaluation.report.table import Cell, Column, Line, Table, number
+from odesteer.evaluation.report.tables import versus
 from odesteer.evaluation.statistics import mixture
 from odesteer.evaluation.statistics import paired_tests as estimate
 from odesteer.evaluation.statistics.paired_tests import Mean, PairedDifference, Units

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from odesteer.common.text import table as plain_table
-from odesteer.common.text import text
+from odesteer.common.files import table as plain_table
+from odesteer.common.files import text
 from odesteer.evaluation.report.build import Report
 from odesteer.evaluation.report.table import (
     Cell,

@@ -1,4 +1,4 @@
-"""Effect measures: a probe on late-block activations, or a judge of generations.
+"""Settings of a search, effect measures, and the fits that they compare.
 
 `ProbeEffect`: a probe (logistic regression on a late block) learnt from unsteered texts, applied
 to unwanted texts while they are read steered. It is a proxy: what it sees went through the
@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +19,32 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from odesteer.backends import Sampling, TransformersBackend
-from odesteer.data import Example
+from odesteer.data import Contrast, Example
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.scoring.replay import GivenText, replay
+from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
-from odesteer.extraction.extract import extract
+from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.extract import Progress, extract
+from odesteer.fitting import (
+    RANKING_METHOD,
+    ActivationSet,
+    fit,
+    fit_readings,
+    middle_layers,
+    rank_layers,
+    read,
+)
+from odesteer.methods import CAA, Method
 from odesteer.methods.samples import Samples
-from odesteer.models.chat_template import Messages
+from odesteer.models.chat_template import Messages, encode
+from odesteer.models.layers import find_layers, layer_index
+from odesteer.ode import Angle, Dose, as_dose
 from odesteer.steering import Steering
-from odesteer.steering.calibration import binary_quality
+from odesteer.steering.calibration import BinaryQuality, binary_quality
 
 if TYPE_CHECKING:
     from odesteer.evaluation.judges import Judge
+
 
 _CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _NEW_TOKENS = 32
@@ -258,3 +272,247 @@ def _warn_if_weak(what: str, auc: float) -> None:
             f"may help.",
             stacklevel=4,
         )
+
+
+Layer = int | str | tuple[int, ...]
+Prompt = str | Messages
+T = TypeVar("T")
+
+DOSES: tuple[Dose, ...] = tuple(Angle(angle) for angle in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3))
+FIT_SHARE = 2 / 3  # of the groups
+# Enough for an interval that tells neighbouring doses apart, few enough for two CPU cores.
+TEXTS, PROMPTS, NEW_TOKENS = 48, 24, 24
+
+
+def amounts_of(doses: Sequence[Dose | float] | None) -> list[Dose]:
+    amounts = [as_dose(dose) for dose in (DOSES if doses is None else doses)]
+    amounts = [dose for dose in amounts if not dose.is_zero]
+    if not amounts:
+        raise ValueError(
+            "doses needs at least one that is not 0, such as odesteer.Angle(0.2); the unsteered "
+            "model is a candidate anyway."
+        )
+    return list(dict.fromkeys(amounts))
+
+
+def candidates_of(
+    model: nn.Module, method: Method, layers: Sequence[int | Sequence[int]] | None
+) -> list[Layer]:
+    """What to fit at; nothing where the layers are still to be ranked."""
+    if layers is None:
+        return ["auto"] if method.site == "heads" else []
+    found: list[Layer] = [
+        layer_index(model, layer)
+        if isinstance(layer, int)
+        else tuple(sorted({layer_index(model, each) for each in layer}))
+        for layer in layers
+    ]
+    if not found or () in found:
+        raise ValueError("layers holds no layer; name at least one block, or leave it out.")
+    return list(dict.fromkeys(found))
+
+
+def late_block(model: nn.Module, candidates: Sequence[Layer]) -> int:
+    """Where the probe reads: nine tenths up, and above where each candidate begins."""
+    depth = len(find_layers(model))
+    begin = max(
+        (c[0] if isinstance(c, tuple) else c if isinstance(c, int) else 0 for c in candidates),
+        default=0,
+    )
+    if begin == depth - 1:
+        raise ValueError(
+            f"Layer {begin} is the last block: no later one is left to read the effect from. "
+            f"Choose an earlier layer, or give a judge and prompts."
+        )
+    return max(int(0.9 * depth), begin + 1)
+
+
+def split(contrast: Contrast, seed: int) -> tuple[Contrast, Contrast]:
+    try:
+        return contrast.split(FIT_SHARE, seed)
+    except ValueError as error:
+        groups = len({*contrast.groups[0], *contrast.groups[1]})
+        raise ValueError(
+            f"Tuning holds out a third of the groups and needs both classes on both sides; this "
+            f"contrast has {groups} group{'s' if groups != 1 else ''}: {error}"
+        ) from None
+
+
+def prompts_of(
+    tokenizer: Any,
+    held_out: Contrast,
+    prompts: Sequence[Prompt] | None,
+    judge: "Judge | None",
+    seed: int,
+) -> list[tuple[list[int], Prompt | None]]:
+    """Neutral prompts, as token ids and, where there is one, as it was given."""
+    examples = [*held_out.positive, *held_out.negative]
+    given = [e.prompt for e in examples if e.prompt is not None] if prompts is None else prompts
+    if given:
+        # Rows of one prompt ask it once.
+        unique = {
+            tuple(encode(tokenizer, prompt, None, held_out.template)): prompt for prompt in given
+        }
+        asked: list[tuple[list[int], Prompt | None]] = [
+            (list(ids), prompt) for ids, prompt in unique.items()
+        ]
+        return asked if prompts is not None else some(asked, PROMPTS, seed)
+    if prompts is not None:
+        raise ValueError("prompts is empty; give at least one, or leave it out.")
+    if judge is not None:
+        raise ValueError(
+            f"The judge {judge.name} scores answers, and this contrast has no prompts to answer: "
+            f"give prompts=[...]."
+        )
+    both = [text for text, _ in as_texts(tokenizer, examples, held_out.template)]
+    return [(text.prompt, None) for text in some(both, PROMPTS, seed)]
+
+
+def some(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """At most `count` of them, drawn without replacement, in their order."""
+    if len(items) <= count:
+        return list(items)
+    drawn = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[i] for i in sorted(drawn)]
+
+
+# Of the time: how long each stage took on SmolLM2-135M, roughly.
+_STAGES = {"read": 20, "rank": 10, "fit": 10, "effect": 35, "damage": 25}
+
+
+class StagedProgress:
+    """One progress of (done, 1000) out of stages that count in units of their own."""
+
+    def __init__(self, progress: Progress | None):
+        self._progress = progress
+        self._reached = 0
+
+    def of(self, stage: str) -> Progress:
+        names = list(_STAGES)
+        start = sum(_STAGES[name] for name in names[: names.index(stage)])
+
+        def progress(done: int, total: int) -> None:
+            now = round(10 * (start + _STAGES[stage] * done / max(total, 1)))
+            # A stage of several parts begins again with each; time does not run back.
+            self._reached = max(self._reached, now)
+            if self._progress is not None:
+                self._progress(self._reached, 1000)
+
+        return progress
+
+    def count(self, stage: str, total: int) -> Callable[[int], None]:
+        """The same, told how many are new instead of how many are done."""
+        progress, done = self.of(stage), 0
+
+        def more(new: int) -> None:
+            nonlocal done
+            done += new
+            progress(done, total)
+
+        return more
+
+
+CANDIDATES = 3
+
+
+def learn(
+    model: nn.Module,
+    tokenizer: Any,
+    part: Contrast,
+    method: Method,
+    candidates: list[Layer],
+    block: int | None,
+    seed: int,
+    stages: "StagedProgress",
+    cache: CacheChoice,
+) -> tuple[list[Steering], Probe | None]:
+    """The method fitted at each candidate, and the probe of `block`, from one reading."""
+    to_rank = [] if candidates else middle_layers(model)
+    to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
+    data: dict[int, ActivationSet] = {}
+    if to_read:
+        # The last token, whatever the method reads: that is what the probe reads later.
+        data = read(model, tokenizer, part, to_read, RANKING_METHOD, stages.of("read"), cache=cache)
+    quality: dict[int, BinaryQuality] = {}
+    if to_rank:
+        rows = {index: (data[index].positive, data[index].negative) for index in to_rank}
+        quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
+        candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
+    fitted = _fit_each(
+        model, tokenizer, part, method, candidates, data, quality, seed, stages, cache
+    )
+    if block is None:
+        return fitted, None
+    probed = data[block]
+    samples = CAA().check(probed.positive, probed.negative, part.groups)  # all check alike
+    return fitted, fit_probe(block, samples, seed)
+
+
+def _fit_each(
+    model: nn.Module,
+    tokenizer: Any,
+    part: Contrast,
+    method: Method,
+    candidates: Sequence[Layer],
+    data: dict[int, ActivationSet],
+    quality: dict[int, BinaryQuality],
+    seed: int,
+    stages: "StagedProgress",
+    cache: CacheChoice,
+) -> list[Steering]:
+    """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
+    progress = stages.of("fit")
+    single = [candidate for candidate in candidates if isinstance(candidate, int)]
+    if method.site == "residual" and len(single) == len(candidates):
+        as_read = method.tokens == "last" and not method.reads_prompts and set(single) <= set(data)
+        if as_read:
+            readings = {index: data[index] for index in single}
+        else:
+            readings = read(model, tokenizer, part, single, method, progress, cache=cache)
+        return [*fit_readings(model, tokenizer, part, method, readings, seed, progress, quality)]
+    return [
+        fit(
+            model,
+            tokenizer,
+            part,
+            method,
+            layer=candidate,
+            seed=seed,
+            progress=progress,
+            cache=cache,
+        )
+        for candidate in candidates
+    ]
+
+
+def by_probe(
+    model: nn.Module, tokenizer: Any, probe: Probe, held_out: Contrast, seed: int
+) -> ProbeEffect:
+    negatives, positives = (
+        some(as_texts(tokenizer, examples, held_out.template), TEXTS, seed)
+        for examples in (held_out.negative, held_out.positive)
+    )
+    return ProbeEffect(
+        model,
+        probe,
+        [text for text, _ in negatives],
+        [text for text, _ in positives],
+        [example.group for _, example in negatives],
+    )
+
+
+def by_judge(
+    model: nn.Module,
+    tokenizer: Any,
+    judge: "Judge",
+    asked: Sequence[tuple[list[int], Prompt | None]],
+    held_out: Contrast,
+    seed: int,
+) -> JudgeEffect:
+    return JudgeEffect(
+        TransformersBackend(model, tokenizer, template=held_out.template),
+        judge,
+        [prompt for _, prompt in asked if prompt is not None],
+        some(held_out.positive, TEXTS, seed),
+        some(held_out.negative, TEXTS, seed),
+    )

@@ -16,20 +16,21 @@ from torch import nn
 
 from odesteer.data import Contrast
 from odesteer.evaluation.scoring.divergence import continuations, measure
-from odesteer.evaluation.selection.choose import choose, judged
-from odesteer.evaluation.selection.effect import EffectMeter
-from odesteer.evaluation.selection.fit_candidates import by_judge, by_probe, learn
-from odesteer.evaluation.selection.progress import StagedProgress
-from odesteer.evaluation.selection.result import Goal, Trial, Tuned
-from odesteer.evaluation.selection.settings import (
+from odesteer.evaluation.selection.effect import (
     NEW_TOKENS,
+    EffectMeter,
     Prompt,
+    StagedProgress,
     amounts_of,
+    by_judge,
+    by_probe,
     candidates_of,
     late_block,
+    learn,
     prompts_of,
     split,
 )
+from odesteer.evaluation.selection.result import Goal, Trial, Tuned, choose, judged
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress
 from odesteer.methods import Method, find_method

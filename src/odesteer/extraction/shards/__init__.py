@@ -1,6 +1,6 @@
 """Sharded extraction of activations from large data sets."""
 
 from odesteer.extraction.shards.dataset import Shard, Shards
-from odesteer.extraction.shards.extract import extract_shards
+from odesteer.extraction.shards.worker import extract_shards
 
 __all__ = ["Shard", "Shards", "extract_shards"]

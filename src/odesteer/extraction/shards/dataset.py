@@ -12,8 +12,7 @@ from torch import Tensor
 
 from odesteer.common.limits import brief
 from odesteer.extraction.cache.store import digest
-from odesteer.extraction.shards.directory import ShardFolder, header, read_about
-from odesteer.extraction.shards.plan import ShardPlan, parts
+from odesteer.extraction.shards.directory import ShardFolder, ShardPlan, header, parts, read_about
 
 
 class Shard(NamedTuple):

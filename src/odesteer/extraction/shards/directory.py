@@ -1,17 +1,25 @@
-"""Directory of shards.
+"""Directory of shards, and the assignment of texts to them.
 
-    DIR/extraction.json           what is extracted: contrast, model, layers, tokens, ...
+DIR/extraction.json           what is extracted: contrast, model, layers, tokens, ...
     DIR/shards/N.safetensors      shard N, written whole
     DIR/claims/N                  somebody is at shard N
 
 A shard holds the places of its texts in the contrast (`positive`, `negative`), for every layer
 (by its index) a matrix of their activations, positives first, and in its header the hash of
 extraction.json and its number: a file that is cut off, or another directory's, is computed again.
+
+Assignment of texts to shards.
+
+Shard k of K has the positives from n k / K to n (k + 1) / K and the negatives from m k / K to
+m (k + 1) / K. So both classes are in every shard, in the contrast's order; texts with one prompt,
+which begin alike, are in the same shard where rows of both classes belong together; and nothing
+depends on who computes, which is why it never changes what is computed.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +32,65 @@ from odesteer.common.files import write_whole
 from odesteer.common.jobs.directory import WorkFolder, refuse_other
 from odesteer.common.limits import MAX_LAYERS, parse_json, read_json
 from odesteer.extraction.cache.store import digest
-from odesteer.extraction.shards.plan import ShardPlan
+
+ROWS = 2048  # texts a shard: 19 MB a layer of 2304 numbers, minutes of work on a CPU
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What is in a shard.
+
+    Attributes:
+        number: its place among all shards.
+        positive: places of its positive texts in the contrast.
+        negative: places of its negative texts.
+    """
+
+    number: int
+    positive: range
+    negative: range
+
+    @property
+    def weight(self) -> int:
+        """How many texts."""
+        return len(self.positive) + len(self.negative)
+
+    @property
+    def needs(self) -> Sequence[int]:
+        return ()
+
+    @property
+    def fold(self) -> int:
+        return self.number
+
+    @property
+    def keeps(self) -> bool:
+        return False
+
+
+def parts(n: int, m: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
+    """The shards of n positive and m negative texts.
+
+    Args:
+        n, m: at least 1 each.
+        rows_per_shard: about how many texts a shard has at most; more where a class has fewer
+            texts than there would be shards.
+
+    Raises:
+        ValueError: for fewer than 2 rows, one of each class.
+    """
+    if rows_per_shard < 2:
+        raise ValueError(
+            f"A shard has at least one positive and one negative text; got {rows_per_shard} rows "
+            f"per shard."
+        )
+    count = min(-(-(n + m) // rows_per_shard), n, m)
+
+    def cut(size: int, k: int) -> range:
+        return range(size * k // count, size * (k + 1) // count)
+
+    return tuple(ShardPlan(k, cut(n, k), cut(m, k)) for k in range(count))
+
 
 ABOUT, SCHEMA = "extraction.json", 1
 # Texts of a class, and shards: far beyond what anybody has, and soon counted.

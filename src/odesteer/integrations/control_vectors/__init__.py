@@ -1,10 +1,13 @@
 """Control vectors of other libraries, read and written."""
 
-from odesteer.integrations.control_vectors.divergence import Divergence, divergence
 from odesteer.integrations.control_vectors.files import FORMATS, read_vectors, write_vectors
-from odesteer.integrations.control_vectors.flatten import Fidelity, flattened
-from odesteer.integrations.control_vectors.objects import vectors_of
-from odesteer.integrations.control_vectors.vectors import Vectors
+from odesteer.integrations.control_vectors.flatten import (
+    Divergence,
+    Fidelity,
+    divergence,
+    flattened,
+)
+from odesteer.integrations.control_vectors.vectors import Vectors, vectors_of
 
 __all__ = [
     "FORMATS",

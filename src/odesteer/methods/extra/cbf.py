@@ -16,8 +16,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import SafetyField, VectorField

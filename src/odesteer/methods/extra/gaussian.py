@@ -17,9 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.covariance import class_covariances, pooled_covariance, pooled_whitening
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
+from odesteer.methods.estimators import class_covariances, pooled_covariance, pooled_whitening
 from odesteer.ode import Angle, Dose, GaussianBarrier, GradientField, MetricBarrier, VectorField
 
 

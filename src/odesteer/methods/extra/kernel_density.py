@@ -21,9 +21,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.covariance import pooled_whitening
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
+from odesteer.methods.estimators import pooled_whitening
 from odesteer.methods.odesteer.paper import median_distance
 from odesteer.methods.samples import Samples
 from odesteer.ode import Angle, Dose, GradientField, MixtureBarrier, VectorField, Whitening

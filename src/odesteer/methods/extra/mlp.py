@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
+from odesteer.methods.estimators import best_sharpness
 from odesteer.methods.samples import Progress, Samples
-from odesteer.methods.temperature import best_sharpness
 from odesteer.methods.training import Recipe, hold_out, learning, train
 from odesteer.ode import Angle, Dose, GradientField, Network, NetworkBarrier, VectorField
 

@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Learnt, Method
-from odesteer.methods.facts import MethodInfo
-from odesteer.methods.odesteer.kernel_machine import KernelMachine, fit_folds, held_out_log_odds
-from odesteer.methods.odesteer.rank import sufficient_rank
+from odesteer.methods.base import Learnt, Method, MethodInfo
+from odesteer.methods.odesteer.kernel_machine import (
+    KernelMachine,
+    fit_folds,
+    held_out_log_odds,
+    sufficient_rank,
+)
 from odesteer.methods.odesteer.whitened_sphere import WhitenedSphere, view
 from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField

@@ -18,8 +18,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.base import Method
-from odesteer.methods.facts import MethodInfo
+from odesteer.methods.base import Method, MethodInfo
 from odesteer.methods.samples import Samples
 from odesteer.ode import Dose, FourierBarrier, GradientField, SketchBarrier, VectorField
 

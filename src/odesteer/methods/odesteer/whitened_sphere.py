@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.methods.covariance import whitening_about
+from odesteer.methods.estimators import whitening_about
 from odesteer.methods.odesteer.kernel_machine import Expansion, expand
 from odesteer.methods.samples import Samples
 from odesteer.ode import Whitening

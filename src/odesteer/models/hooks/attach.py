@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from odesteer.models import compatibility
 from odesteer.models.hooks.handle import Handle, LayerHandle
 from odesteer.models.hooks.positions import Positions, check_positions
-from odesteer.models.hooks.steers import Steers
 from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.layers import (
     attention_output,
@@ -32,6 +31,7 @@ from odesteer.models.layers import (
     input_width,
     layer_index,
 )
+from odesteer.models.steers import Steers
 
 
 def attach(

@@ -13,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.models.hooks.forward_call import ForwardCall
 from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
-from odesteer.models.hooks.prometheus import Counts, exposition
-from odesteer.models.hooks.stats import Callback, RunningStats, measure
-from odesteer.models.hooks.steers import Steers
-from odesteer.models.hooks.token_tracker import TokenTracker
-from odesteer.models.hooks.torch_compile import force_recompile
-from odesteer.models.hooks.weak_hook import WeakHook
+from odesteer.models.hooks.registration import WeakHook, force_recompile
+from odesteer.models.hooks.stats import Callback, Counts, RunningStats, exposition, measure
+from odesteer.models.hooks.token_tracker import ForwardCall, TokenTracker
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
+from odesteer.models.steers import Steers
 from odesteer.ode import Dose, PerRow
 
 Undo = list[Callable[[], None]]

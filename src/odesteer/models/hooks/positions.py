@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from odesteer.common.registry import lookup
-from odesteer.models.hooks.forward_call import ForwardCall
+from odesteer.models.hooks.token_tracker import ForwardCall
 
 Positions = str | Tensor
 POSITIONS = ("last+generated", "generated", "prompt", "all")

@@ -1,19 +1,45 @@
-"""Barrier interface, linear and affine barriers.
+"""Barrier interface, linear barriers, Boolean algebra, preconditioning.
 
-    h : R^d -> R,   C = {a : h(a) >= 0} is the region where we want activations to be
+h : R^d -> R,   C = {a : h(a) >= 0} is the region where we want activations to be
 
 A steering method that reads its data as two classes has h(a) = log p+(a)/p-(a), the
 log density ratio of the positive and the negative activations.
 
 Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM
 Alignment", ICLR 2026, https://arxiv.org/abs/2602.17560, section 4.
+
+Boolean algebra of barriers.
+
+    "A and B"  h = min(h_A, h_B)   or, smoothly,  -log(e^-h_A + e^-h_B)
+    "A or B"   h = max(h_A, h_B)   or, smoothly,   log(e^h_A + e^h_B)
+    "not A"    h = -h_A            (`Barrier.affine(-1)`)
+
+min and max describe the intersection and the union of the regions exactly; the smooth
+forms have one field everywhere and differ from them by at most log(number of parts):
+soft "and" is below min, so h >= 0 still implies that every part is >= 0.
+
+Barrier whose gradient is preconditioned by a metric.
+
+    v ~ G grad h(a),   G = S^2 = Sigma^2p up to scale
+
+grad h . G grad h > 0 for every symmetric positive definite G, so h rises along all of them. G = I
+prefers directions in which h changes fast and activations hardly vary; G = Sigma the ones in
+which they really do. For two Gaussians of one covariance Sigma, G = Sigma makes the discriminant's
+field the mean difference: Sigma Sigma^-1 (mean+ - mean-).
+
+Source: Zhao et al., "ODESteer", ICLR 2026, https://arxiv.org/abs/2602.17560, for the field;
+Amari, "Natural Gradient Works Efficiently in Learning", Neural Computation 10, 1998, for
+gradients in a metric.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from odesteer.ode.whitening import Whitening
 
 
 class Sphere(NamedTuple):
@@ -161,3 +187,102 @@ class AffineBarrier(Barrier):
 
     def affine(self, scale: float, offset: float = 0.0) -> "AffineBarrier":
         return AffineBarrier(self.barrier, scale * self.scale, scale * self.offset + offset)
+
+
+class _Junction(Barrier):
+    """Shared by "and" and "or": with sign -1 an "and" is an "or" of the negated parts."""
+
+    sign: float
+
+    def __init__(self, parts: Sequence[Barrier], soft: bool = True):
+        super().__init__()
+        if not parts:
+            raise ValueError(f"{type(self).__name__} needs at least one barrier; got none.")
+        self.parts = nn.ModuleList(parts)
+        self.soft = bool(soft)
+
+    @property
+    def _barriers(self) -> list[Barrier]:
+        return cast("list[Barrier]", list(self.parts))
+
+    @property
+    def width(self) -> int | None:
+        return next((p.width for p in self._barriers if p.width is not None), None)
+
+    def _signed_values(self, a: Tensor) -> Tensor:
+        return torch.stack([self.sign * part.value(a) for part in self._barriers], dim=-1)
+
+    def _shares(self, a: Tensor) -> Tensor:
+        """How much each part's gradient counts: softmax, or one-hot at the active part."""
+        values = self._signed_values(a)
+        if self.soft:
+            return torch.softmax(values, dim=-1)
+        return nn.functional.one_hot(values.argmax(dim=-1), len(self.parts)).to(values.dtype)
+
+    def value(self, a: Tensor) -> Tensor:
+        values = self._signed_values(a)
+        joined = torch.logsumexp(values, dim=-1) if self.soft else values.amax(dim=-1)
+        return self.sign * joined
+
+    def gradient(self, a: Tensor) -> Tensor:
+        gradients = torch.stack([part.gradient(a) for part in self._barriers], dim=-1)
+        return (gradients * self._shares(a).unsqueeze(-2)).sum(dim=-1)
+
+    def ascent(self, a: Tensor) -> Tensor:
+        # A blend of ascents under different metrics need not raise h; one part's own does.
+        if self.soft:
+            return self.gradient(a)
+        ascents = torch.stack([part.ascent(a) for part in self._barriers], dim=-1)
+        return (ascents * self._shares(a).unsqueeze(-2)).sum(dim=-1)
+
+
+class AndBarrier(_Junction):
+    """All parts at once: -log sum_i e^-h_i (soft) or min_i h_i.
+
+    Args:
+        parts: at least one barrier of the same width.
+        soft: the smooth form (default) or the minimum.
+    """
+
+    sign = -1.0
+
+
+class OrBarrier(_Junction):
+    """Any part: log sum_i e^h_i (soft) or max_i h_i.
+
+    Args:
+        parts: at least one barrier of the same width.
+        soft: the smooth form (default) or the maximum.
+    """
+
+    sign = 1.0
+
+
+class MetricBarrier(Barrier):
+    """h as it is, with the ascent S^2 grad h.
+
+    Args:
+        barrier: h.
+        whitening: y = S^-1 (a - m); the ascent is steepest in y.
+    """
+
+    def __init__(self, barrier: Barrier, whitening: Whitening):
+        super().__init__()
+        self.barrier = barrier
+        self.whitening = whitening
+
+    def value(self, a: Tensor) -> Tensor:
+        return self.barrier.value(a)
+
+    def gradient(self, a: Tensor) -> Tensor:
+        return self.barrier.gradient(a)
+
+    def ascent(self, a: Tensor) -> Tensor:
+        return self.whitening.power(self.barrier.gradient(a), 2)
+
+    @property
+    def width(self) -> int | None:
+        return self.barrier.width
+
+    def affine(self, scale: float, offset: float = 0.0) -> "MetricBarrier":
+        return MetricBarrier(self.barrier.affine(scale, offset), self.whitening)

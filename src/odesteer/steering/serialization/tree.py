@@ -1,22 +1,126 @@
-"""Description of a field as a JSON tree with tensors, and its reconstruction.
+"""Description of a field as a JSON tree with tensors, its checks and its reconstruction.
 
 A field, barrier or whitening is its class name, its constructor's arguments and its
 tensors. `describe` turns one into a JSON tree plus named tensors; `rebuild` reverses it,
 only for the classes listed in `CLASSES`, and only with arguments of the types and shapes that
 they take: what is read may be anybody's.
+
+Tensor shapes of each serializable class.
+
+Letters are sizes: in one part, the same letter is the same size, and `d` is the width that all
+parts of a part share. "" is a single number, "|" stands between what is equally allowed.
+
+Validation of a deserialized steering: attribute types, then a trial run.
+
+Every attribute must be of its type, and a few activations must go to finite places: parts whose
+sizes disagree, or numbers that overflow, do not get past that. The same is asked before a
+steering is written, so that whatever was written can be read.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+import torch
 from torch import Tensor, nn
 
 from odesteer import ode
 from odesteer.common.registry import lookup
-from odesteer.steering.serialization import shapes
+from odesteer.ode import Whitening
+
+if TYPE_CHECKING:
+    from odesteer.steering.layer_steering import LayerSteering
+
+
+SHAPES: dict[str, dict[str, str]] = {
+    "ConstantField": {"direction": "d"},
+    "Dense": {"weight": "o i", "bias": "o"},
+    "FormBarrier": {"centre": "d", "matrix": "d d|d", "slope": "d", "constant": ""},
+    "FourierBarrier": {"frequency": "n d", "offset": "n", "coef": "n", "bias": ""},
+    "GaussianBarrier": {"centre": "d", "matrix": "d d|d", "slope": "d", "constant": ""},
+    "LinearBarrier": {"weight": "d", "bias": ""},
+    "MixtureBarrier": {
+        "positive": "n d",
+        "negative": "m d",
+        "positive_weights": "n",
+        "negative_weights": "m",
+    },
+    "NetworkBarrier": {"centre": "d", "scale": "|d"},
+    "QuadraticBarrier": {"basis": "d k", "curvature": "k", "slope": "k", "constant": ""},
+    "RectifiedField": {"centre": "d", "scale": "", "mean": "d", "spread": "", "basis": "d k"},
+    "RotationField": {"theta": "d"},
+    "SketchBarrier": {"index": "p e", "sign": "p e", "weight": "n", "bias": ""},
+    "TransportField": {"low": "d", "high": "d"},
+    "Whitening": {"centre": "d", "directions": "d r", "stretch": "r"},
+}
+# Squares of larger numbers overflow in float32, where not every activation need show it.
+LARGEST = 1e18
+# Hash buckets; every other tensor holds real numbers.
+_INTEGERS = {("SketchBarrier", "index")}
+
+
+def check(name: str, arguments: Mapping[str, Any]) -> None:
+    """Whether these are the tensors and parts of the class of that name.
+
+    Raises:
+        ValueError: for a tensor of another shape or type, numbers that nothing can be computed
+            with, or parts of different widths.
+    """
+    sizes: dict[str, int] = {}
+    for part in _parts(arguments):
+        width = _width(part)
+        if width is not None and sizes.setdefault("d", width) != width:
+            raise ValueError(
+                f"a {name} holds parts of the widths {sizes['d']} and {width}; they must be one"
+            )
+    for argument, forms in SHAPES.get(name, {}).items():
+        value = arguments.get(argument)
+        if not isinstance(value, Tensor):
+            continue
+        if value.dtype.is_floating_point == ((name, argument) in _INTEGERS):
+            raise ValueError(f"the {argument} of a {name} cannot be of type {value.dtype}")
+        if not bool((value.abs() <= LARGEST).all()):
+            raise ValueError(
+                f"the {argument} of a {name} holds NaN, infinity or a number beyond {LARGEST:g}"
+            )
+        if not any(_fits(value, form.split(), sizes) for form in forms.split("|")):
+            known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
+            allowed = " or ".join(f"[{form.replace(' ', ', ')}]" for form in forms.split("|"))
+            raise ValueError(
+                f"the {argument} of a {name} is {allowed}{' with ' if known else ''}{known}; got "
+                f"{list(value.shape)}"
+            )
+    if sizes.get("d") == 0:
+        raise ValueError(f"a {name} of width 0 steers nothing")
+
+
+def _fits(tensor: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:
+    """Whether the shape agrees with the sizes known so far, which it adds to."""
+    found = dict(sizes)
+    if tensor.dim() != len(letters) or any(
+        found.setdefault(letter, size) != size
+        for letter, size in zip(letters, tensor.shape, strict=True)
+    ):
+        return False
+    sizes.update(found)
+    return True
+
+
+def _parts(arguments: Mapping[str, Any]) -> Iterator[nn.Module]:
+    for value in arguments.values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, nn.Module):
+                yield part
+
+
+def _width(part: nn.Module) -> int | None:
+    if isinstance(part, Whitening):
+        return part.centre.shape[0]
+    return getattr(part, "width", None)
+
 
 # Whole numbers count repetitions (of a flow's steps): more is a mistake, or meant to hang.
 MAX_REPETITIONS = 1000
@@ -109,7 +213,7 @@ def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
             # Not the repr of tensors and modules, which may be as long as they are.
             shown = value if isinstance(value, str | int | float) else type(value)
             raise ValueError(f"the {argument} of a {name} cannot be {shown!r:.80}")
-    shapes.check(name, arguments)
+    check(name, arguments)
     return cls(**arguments)
 
 
@@ -131,7 +235,7 @@ def _is(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Sequence:
         return isinstance(value, list) and all(_is(each, *get_args(hint)) for each in value)
     if hint is float:
-        return type(value) in (int, float) and abs(value) <= shapes.LARGEST
+        return type(value) in (int, float) and abs(value) <= LARGEST
     if hint is int:
         return type(value) is int and 0 <= value <= MAX_REPETITIONS
     return isinstance(value, hint)
@@ -142,3 +246,71 @@ def _arguments(name: str) -> dict[str, Any]:
     """The arguments of a class of `CLASSES`, and their types."""
     signature = inspect.signature(CLASSES[name], eval_str=True)
     return {key: parameter.annotation for key, parameter in signature.parameters.items()}
+
+
+# Attributes that are JSON values as they are, and of which type.
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "solver": (str,),
+    "steps": (int,),
+    "layer": (int, type(None)),
+    "method": (str,),
+    "hyperparameters": (dict,),
+    "receipts": (dict,),
+    "model": (dict,),
+    "site": (str,),
+}
+# More would keep whoever loads the steering waiting for every token.
+MAX_STEPS = 1000
+# Of the trial: enough to see a flow diverge that does so early.
+_TRIAL_STEPS = 50
+# What can go wrong in the arithmetic of parts that do not belong together.
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a steering that are kept as they are.
+
+    Raises:
+        ValueError: for a value of another type, or more than `MAX_STEPS` steps.
+        KeyError: for one that is missing.
+    """
+    # Files from before there were other sites do not name it.
+    values = {key: config[key] for key in _PLAIN if key != "site"}
+    values["site"] = config.get("site", "residual")
+    for key, kinds in _PLAIN.items():
+        value = values[key]
+        if type(value) not in kinds or (isinstance(value, str) and len(value) > 1000):
+            raise ValueError(f"its {key} cannot be {value!r:.80}")
+    if values["steps"] > MAX_STEPS:
+        raise ValueError(f"steps may be at most {MAX_STEPS}; got {values['steps']}")
+    return values
+
+
+def calibration_of(values: Any) -> dict[str, float]:
+    """Scale and offset; ValueError unless they are numbers and scale > 0."""
+    if not isinstance(values, dict) or set(values) != {"scale", "offset"}:
+        raise ValueError(f"its calibration is scale and offset; got {values!r:.80}")
+    if any(type(each) not in (int, float) for each in values.values()) or not values["scale"] > 0:
+        raise ValueError(f"its calibration needs a scale > 0 and an offset; got {values!r:.80}")
+    return values
+
+
+def try_out(steering: "LayerSteering") -> None:
+    """ValueError unless activations 0, 1, a drawn one and a large one go to finite places."""
+    shape = (4, steering.hidden_size or 1)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape, generator=generator, dtype=torch.float32)
+    rows[0], rows[1] = 0.0, 1.0
+    # The largest coordinates of language models are some thousands.
+    rows[3] *= 1000.0
+    trial = replace(steering, steps=min(steering.steps, _TRIAL_STEPS))
+    found = {"activation": trial(rows), "velocity": trial.velocity(rows)}
+    if steering.field.barrier is not None:
+        found["log-odds"] = trial.log_odds(rows)
+    for what, values in found.items():
+        expected = shape[:1] if what == "log-odds" else shape
+        if values.shape != expected or not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"its {type(steering.field).__name__} gives activations {list(shape)} a {what} "
+                f"{list(values.shape)} that is of another shape or not finite"
+            )

@@ -1,11 +1,12 @@
-"""Runner of the conformance suite.
+"""Runner of the conformance suite and its table.
 
 Each check runs on each architecture, first with the unsteered model: what the model itself
 cannot do (a recurrent model has no static cache) says nothing about a library.
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +17,9 @@ from typing import Any, Literal
 import torch
 
 from odesteer.common.registry import lookup
-from odesteer.testing.suite import forward_checks, generate_checks  # noqa: F401
 from odesteer.testing.suite.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES
-from odesteer.testing.suite.check import CHECKS as CHECKS
+from odesteer.testing.suite.testbed import CHECKS as CHECKS
 from odesteer.testing.suite.testbed import Testbed
 
 Outcome = Literal["pass", "fail", "not offered", "not possible"]
@@ -178,3 +178,60 @@ def _said(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     return f"{type(error).__name__}: {lines[0]} ({place})"
+
+
+Runs = Mapping[str, Sequence[Result]]  # by library
+
+
+def rows(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
+    """(check, its question, a cell a library), the last row over all checks.
+
+    A cell: architectures right / of those possible; a dash where the library does not offer it.
+    """
+    names = dict.fromkeys(result.check for results in runs.values() for result in results)
+    for name in names:
+        cells = [_cell([r for r in results if r.check == name]) for results in runs.values()]
+        yield name, " ".join(CHECKS[name].question.split()), cells
+    yield "all", "", [_cell(results) for results in runs.values()]
+
+
+def table(runs: Runs) -> str:
+    """The rows as Markdown."""
+    lines = [f"| check | | {' | '.join(runs)} |", "|---|---|" + "---|" * len(runs)]
+    lines += [
+        f"| {name} | {question} | {' | '.join(cells)} |" for name, question, cells in rows(runs)
+    ]
+    return "\n".join(lines)
+
+
+def report(runs: Runs) -> str:
+    """Markdown: the table, what was wrong, and what was not asked of anybody and why."""
+    wrong = [
+        f"| {name} | {r.check} | {r.architecture} | {_plain(r.reason)} |"
+        for name, results in runs.items()
+        for r in results
+        if r.outcome == "fail"
+    ]
+    impossible = dict.fromkeys(
+        f"| {r.check} | {r.architecture} | {_plain(r.reason)} |"
+        for results in runs.values()
+        for r in results
+        if r.outcome == "not possible"
+    )
+    parts = [table(runs)]
+    if wrong:
+        parts.append("\n".join(["| wrong | check | architecture | |", "|---|---|---|---|", *wrong]))
+    if impossible:
+        head = ["| not possible without steering | architecture | |", "|---|---|---|"]
+        parts.append("\n".join([*head, *impossible]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(results: Sequence[Result]) -> str:
+    counts = Counter(result.outcome for result in results)
+    asked = counts["pass"] + counts["fail"]
+    return f"{counts['pass']} / {asked}" if asked else "–"
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("|", "/")

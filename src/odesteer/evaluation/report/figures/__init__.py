@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from odesteer.evaluation.report.columns import headline
-from odesteer.evaluation.report.figures.drawing import Drawing
-from odesteer.evaluation.report.figures.overview import overview_drawing
-from odesteer.evaluation.report.figures.sweeps import sweep_drawings
-from odesteer.evaluation.report.figures.tradeoff import tradeoff_drawing
-from odesteer.evaluation.report.measures import Measure
+from odesteer.evaluation.report.figures.charts import (
+    overview_drawing,
+    sweep_drawings,
+    tradeoff_drawing,
+)
+from odesteer.evaluation.report.figures.style import Drawing
+from odesteer.evaluation.report.measures import Measure, headline
 from odesteer.evaluation.report.rows import Row
 from odesteer.evaluation.report.run import Run
 from odesteer.evaluation.report.table import Table

@@ -7,12 +7,18 @@ every barrier on held-out rows.
 import matplotlib
 import numpy as np
 
-from odesteer.evaluation.report.barrier_table import held_out
-from odesteer.evaluation.report.figures.drawing import Drawing
-from odesteer.evaluation.report.figures.style import FAINT, STYLE_HERE, canvas, label_ends, look
+from odesteer.evaluation.report.figures.style import (
+    FAINT,
+    STYLE_HERE,
+    Drawing,
+    canvas,
+    label_ends,
+    look,
+)
 from odesteer.evaluation.report.plots import draw_flow
 from odesteer.evaluation.report.rows import method_rank, name_of
 from odesteer.evaluation.report.run import Run
+from odesteer.evaluation.report.tables import held_out
 from odesteer.steering.calibration import reliability
 
 

@@ -1,4 +1,4 @@
-"""Colours and markers of methods.
+"""Colours, markers and files of figures.
 
 Colours are those of `odesteer.evaluation.report.plots` and others that colour-blind readers can
 tell apart; each
@@ -6,9 +6,14 @@ method also has a marker of its own, so that figures read in grey. A method look
 in every report, whatever else is in it. Lines are labelled where they end.
 """
 
+import io
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -150,3 +155,53 @@ def _bottom(block: Sequence[float], gap: float) -> float:
 
 def _top(block: Sequence[float], gap: float) -> float:
     return _bottom(block, gap) + gap * (block[1] - 1)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what it shows in words.
+
+    Attributes:
+        name: of its file.
+        title: a line.
+        caption: what is drawn, and how to read it.
+        figure: drawn under `STYLE_HERE`.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure = field(repr=False, compare=False)
+
+    def file(self, kind: str) -> bytes:
+        """As a "png", "pdf" or "svg" file, on a white page."""
+        with matplotlib.rc_context(STYLE_HERE):
+            out = io.BytesIO()
+            # Without dates, the same run gives the same bytes.
+            dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+            self.figure.savefig(out, format=kind, facecolor="white", metadata=dates or None)
+        return out.getvalue()
+
+    def inline(self, page: str = "figure") -> str:
+        """As an SVG element of an HTML page, in the page's own colours.
+
+        HTML knows SVG without namespaces. Ids begin with `page` and the name, since a page has
+        several figures.
+        """
+        with matplotlib.rc_context(STYLE_HERE):
+            out = io.StringIO()
+            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        text = out.getvalue()
+        text = text[text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+        text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+        text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{page}-{self.name}-", text)
+        text = text.replace(INK, "currentColor").replace(PAGE, "var(--page)")
+        for colour, variable in NIGHT.items():
+            text = text.replace(colour, f"var({variable})")
+        text = re.sub(r"\n\s*", "\n", text)
+        size = re.search(r'viewBox="[^"]*"', text)
+        assert size is not None  # matplotlib always writes one
+        opening = f'<svg {size[0]} role="img" aria-label="{escape(self.title, quote=True)}">'
+        return opening + text[text.index(">", text.index("<svg")) + 1 :]

@@ -1,0 +1,235 @@
+"""`odesteer export`, `import`, `push` and `pull`: steerings in other formats and on the Hub."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from odesteer.cli import options
+from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
+from odesteer.cli.load_steering import read_contrast, with_dose
+
+
+@teaching_errors
+def export(
+    steering: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A directory written by `odesteer fit`.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A .gguf, .svec, .safetensors or .pt file to write."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="The model it steers, to see where a field moves and what that changes."
+        ),
+    ] = None,
+    contrast: Annotated[
+        Path | None,
+        typer.Option(
+            "--contrast",
+            "-c",
+            help="JSONL, CSV or Parquet whose negatives are moved; the packaged moods by default.",
+        ),
+    ] = None,
+    columns: options.Columns = None,
+    strength: options.Strength = None,
+    angle: options.Angle = None,
+    target: options.Target = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where a vector hardly stands for the field.")
+    ] = False,
+    cache: options.Cache = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a steering as a control vector: GGUF (llama.cpp, repeng), .svec, plain or lm-eval's.
+
+    A vector is exact for a constant field. Any other is flattened to its mean displacement of the
+    negatives of --contrast, which should be held out from fitting; how well that stands for it is
+    printed, kept in the file, and refused where it is poor. With --model, also how far the next
+    token is from that under the field itself.
+
+    Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
+    """
+    from odesteer.common.registry import lookup
+    from odesteer.integrations.control_vectors import FORMATS, divergence, flattened, write_vectors
+    from odesteer.steering import load
+
+    lookup(FORMATS, output.suffix, "kind of control vector")
+    one = with_dose(load(steering), parse_dose(strength, angle, target), spread=False)
+    rows = apart = None
+    if model is not None:
+        import odesteer as ods
+        from odesteer.extraction.tokenize import check_tokens
+        from odesteer.models.loading import load_model
+
+        data = read_contrast(contrast, columns=columns)
+        parts = one.parts
+        tokens = check_tokens(str(parts[0].receipts.get("tokens", "last")))
+        language_model, tokenizer = load_model(model, say)
+        with progress("Reading texts") as callback:
+            read = ods.activations(
+                language_model,
+                tokenizer,
+                data,
+                [part.layer for part in parts if part.layer is not None],
+                tokens=tokens,
+                progress=callback,
+                cache=cache,
+            )
+        rows = {layer: negative for layer, (_, negative) in read.items()}
+    vectors, fidelity = flattened(one, rows, force)
+    if model is not None:
+        with progress("Comparing next tokens") as callback:
+            apart = divergence(
+                language_model,
+                tokenizer,
+                one,
+                vectors,
+                data.negative,
+                data.template,
+                callback,
+            )
+        vectors = vectors.noted("odesteer.kl", str(apart))
+    path = write_vectors(vectors, output)
+    if as_json:
+        told: dict[str, Any] = {str(layer): one._asdict() for layer, one in fidelity.items()}
+        kl = None if apart is None else apart._asdict()
+        out.print_json(data={"path": str(path), "fidelity": told, "kl": kl})
+        return
+    out.print(f"Wrote {path}: {len(vectors.directions)} directions of width {vectors.width}")
+    for layer, found in fidelity.items():
+        out.print(f"Layer {layer}: {found if found.n else 'exact, a constant field'}")
+    if apart is not None:
+        out.print(f"Next token: {apart}")
+
+
+@teaching_errors
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .gguf, .svec or .safetensors file.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory to write the steering to.")
+    ],
+    strength: Annotated[
+        float, typer.Option(help="The scale, as other libraries call it; negative steers away.")
+    ] = 1.0,
+    as_extracted: Annotated[
+        bool,
+        typer.Option(
+            "--as-extracted",
+            help="Of llama.cpp's own generator: its numbers are one above where it read.",
+        ),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read another library's control vector as a steering; nothing in the file is executed.
+
+    llama.cpp adds it to every token: steer with --positions all to do the same.
+
+    Example: odesteer import happy.gguf --out happy
+    """
+    from odesteer.integrations.control_vectors import read_vectors
+
+    vectors = read_vectors(file, as_extracted)
+    one = vectors.steering(strength)
+    path = one.save_pretrained(output)
+    layers = list(vectors.directions)
+    if as_json:
+        out.print_json(data={"path": str(path), "layers": layers, "width": vectors.width})
+        return
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+    kind = f", of a {vectors.model_type}" if vectors.model_type else ""
+    out.print(f"Wrote {path}: {len(layers)} vectors of width {vectors.width} at {where}{kind}")
+
+
+Repository = Annotated[
+    str, typer.Argument(metavar="REPOSITORY", help="On the Hub, such as me/truthful.")
+]
+
+
+@teaching_errors
+def push(
+    steering: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A directory written by `odesteer fit`.")
+    ],
+    repository: Repository,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Of a repository that is made now; else your default."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch to write to, made if it is not there.")
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", help="Of the commit; the method and layer.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a steering to the Hugging Face Hub: its three files as they are, in one commit.
+
+    The directory is read and checked first, so what is pushed can be loaded. Its README.md is the
+    model card; what you have added to it goes along. Log in with `hf auth login`, or set HF_TOKEN:
+    a token is never an argument, which the shell's history and the list of processes would show.
+
+    Example: odesteer push gloomy me/gloomy --private
+    """
+    import odesteer as ods
+    from odesteer.steering import hub
+
+    if not steering.is_dir():
+        raise FileNotFoundError(
+            f"No steering at '{steering}': there is no such directory; `odesteer fit --out` "
+            f"writes one."
+        )
+    one = ods.load(steering)
+    say(f"Writing {steering} to {repository}")
+    commit = hub.push(
+        one, steering, repository, private=private, revision=revision, commit_message=message
+    )
+    if as_json:
+        out.print_json(data={"repository": repository, "commit": commit})
+        return
+    out.print(f"Wrote {commit}", soft_wrap=True)
+    at = "" if revision is None else f" --revision {revision}"
+    out.print(f"Anybody who may read it: [bold]odesteer pull {repository}{at} --out DIR[/]")
+
+
+@teaching_errors
+def pull(
+    repository: Repository,
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory to write the steering to.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, a tag or a commit; the newest of main.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a steering from the Hugging Face Hub, checked before it is written.
+
+    Only its own three files are fetched, and nothing in them is executed.
+
+    Example: odesteer pull me/gloomy --out gloomy
+    """
+    import odesteer as ods
+    from odesteer.steering import hub
+
+    if Path(repository).exists():
+        raise ValueError(
+            f"'{repository}' is a directory here, which every command takes as it is: a Hub "
+            f"repository of that name can be read from another directory."
+        )
+    say(f"Reading {repository}")
+    source = hub.locate(repository, revision)
+    one = ods.load(source)
+    path = hub.copy(source, output)
+    if as_json:
+        layers = [part.layer for part in one.parts]
+        out.print_json(data={"path": str(path), "method": one.method, "layers": layers})
+        return
+    out.print(f"Wrote {path}: {one.method} at layer {one.layer}, {one.dose}")

@@ -1,0 +1,365 @@
+"""Charts of a run: overview, sweeps, effect against damage.
+
+Figures of sweeps over dose, layer or steps.
+
+Figures 3 (CAA by layer), 4 (steps at a fixed T), 5 (T) and 6 (ODESteer by layer) of the paper,
+from any run that varies one of them and keeps the others: drawn is the paired difference to the
+unsteered model with its interval, a line a method.
+
+Figure of effect against damage, with the Pareto front.
+
+Effect (paired difference to the unsteered model) over damage (KL or perplexity), a line a method
+and a point a dose. The Pareto front goes through the points of which no other has as much effect
+with less damage or more effect with as much.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from odesteer.evaluation.report.figures.style import (
+    FAINT,
+    INK,
+    STYLE_HERE,
+    Drawing,
+    canvas,
+    label_ends,
+    look,
+    zero_line,
+    zero_line_down,
+)
+from odesteer.evaluation.report.rows import PROMPT, Row, amount, dose_words, steered, unsteered
+from odesteer.evaluation.report.table import Column, Line, Table, headings, number
+from odesteer.evaluation.statistics.paired_tests import PairedDifference
+
+MOST = 40  # rows that can still be read
+LONGEST = 38  # characters of a label
+_ROW, _MARGIN = 0.165, 0.75  # inches
+
+
+def overview_drawing(table: Table, column: int) -> Drawing | None:
+    """Paired differences with their intervals, in the order of the main table.
+
+    None where there is nothing to compare, or more than can be read; sweeps have figures of their
+    own.
+    """
+    lines = [line for line in table.lines if _change(line, column) is not None]
+    groups = headings(lines)
+    rows = len(lines) + len(groups)
+    if len(lines) < 2 or rows > MOST:
+        return None
+    one = table.columns[column]
+    with matplotlib.rc_context(STYLE_HERE):
+        height = _ROW * rows + _MARGIN
+        figure, axes = canvas((4.9, height))
+        longest = max(len(text) for group, own in groups for text in (group, *_labels(own)))
+        figure.subplots_adjust(
+            left=0.03 + min(longest, LONGEST) * 0.0133,
+            right=0.97,
+            bottom=0.5 / height,
+            top=1.0 - 0.1 / height,
+        )
+        zero_line_down(axes)
+        names, place = [], 0
+        for heading, own in groups:
+            names.append((place, heading, FAINT))
+            for line, label in zip(own, _labels(own), strict=True):
+                place += 1
+                names.append((place, label, INK))
+                mean, low, high = _change(line, column) or (np.nan,) * 3
+                cell = line.cells[column]
+                look_ = look(line.method)
+                axes.plot([low, high], [place, place], color=look_.colour, linewidth=1.4)
+                # Hollow: not significant. The same is said by the asterisks of the table.
+                filled = cell is not None and cell.significant
+                axes.plot(mean, place, marker=look_.marker, color=look_.colour, markersize=5,
+                          markerfacecolor=look_.colour if filled else "none")  # fmt: skip
+            place += 1
+        axes.set_yticks([y for y, _, _ in names], [name for _, name, _ in names])
+        for tick, (_, _, colour) in zip(axes.get_yticklabels(), names, strict=True):
+            tick.set_color(colour)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"change of {one.label} {one.arrow}")
+    caption = (
+        f"Paired difference of {one.label} to the unsteered model with 95 % intervals; a filled "
+        f"mark is significant after Holm's correction within the main table."
+    )
+    return Drawing("overview", f"{one.label} of all conditions", caption, figure)
+
+
+def _labels(lines: Sequence[Line]) -> list[str]:
+    """With the setting where a label alone would stand there twice."""
+    plain = [line.label for line in lines]
+    full = [
+        f"{line.label}, {line.setting}" if plain.count(line.label) > 1 else line.label
+        for line in lines
+    ]
+    return [text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in full]
+
+
+def _change(line: Line, column: int) -> tuple[float, float, float] | None:
+    cell = line.cells[column]
+    if cell is None or cell.difference is None or np.isnan(cell.difference.interval.mean):
+        return None
+    return cell.difference.interval[:3]
+
+
+LEAST = 3  # points that make a curve
+
+
+class Axis(NamedTuple):
+    """What is varied: its value in a row, and all that has to be the same."""
+
+    name: str
+    title: str
+    label: str
+    value: Callable[[Row], float | None]
+    fixed: Callable[[Row], tuple[Any, ...]]
+
+
+class Point(NamedTuple):
+    x: float
+    change: PairedDifference
+
+
+def _layer(row: Row) -> float | None:
+    layer = row.condition.layer
+    return float(layer) if isinstance(layer, int) else None
+
+
+def _type(row: Row) -> str:
+    return str((row.condition.dose or {}).get("type"))
+
+
+AXES = (
+    Axis("dose", "Dose response", "dose", lambda row: amount(row.condition.dose),
+         lambda row: (_type(row), repr(row.condition.layer), row.condition.steps)),
+    Axis("layer", "Effect by layer", "layer steered (0-based block)", _layer,
+         lambda row: (dose_words(row.condition.dose), row.condition.steps)),
+    Axis("steps", "Effect by solver steps", "steps of the solver",
+         lambda row: row.condition.steps,
+         lambda row: (dose_words(row.condition.dose), repr(row.condition.layer))),
+)  # fmt: skip
+_DOSES = {
+    "angle": "angle: path length / ‖a‖",
+    "path-length": "path length",
+    "time": "strength T: integration time",
+    "target": "budget of the target",
+}
+_PAPER = {"dose": "Figure 5", "layer": "Figures 3 and 6", "steps": "Figure 4"}
+
+
+def sweep_drawings(rows: Sequence[Row], table: Table, column: int) -> list[Drawing]:
+    """A figure for everything that the run varies while it keeps the rest."""
+    changes = {
+        line.id: cell.difference
+        for line in table.lines
+        if (cell := line.cells[column]) is not None and cell.difference is not None
+    }
+    unsteered = next((line for line in table.lines if line.method == "none"), None)
+    base = unsteered.cells[column] if unsteered else None
+    start = float("nan") if base is None or base.value is None else base.value.mean
+    found = []
+    for axis in AXES:
+        for place, (fixed, curves) in enumerate(_curves(axis, rows, changes).items()):
+            name = axis.name if place == 0 else f"{axis.name}-{place + 1}"
+            found.append(_drawn(axis, fixed, curves, table.columns[column], start, name))
+    return found
+
+
+def _curves(
+    axis: Axis, rows: Sequence[Row], changes: Mapping[str, PairedDifference]
+) -> dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]]:
+    """By what is fixed, by (method, label): points from left to right."""
+    found: dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]] = {}
+    for row in steered(rows):
+        x = axis.value(row)
+        if row.condition.chosen or row.condition.id not in changes or x is None:
+            continue
+        curves = found.setdefault(axis.fixed(row), {})
+        curves.setdefault((row.method, row.label), []).append(Point(x, changes[row.condition.id]))
+    for fixed, curves in found.items():
+        found[fixed] = {
+            key: sorted(points)
+            for key, points in curves.items()
+            if len({point.x for point in points}) >= LEAST
+        }
+    return {fixed: curves for fixed, curves in found.items() if curves}
+
+
+def _drawn(
+    axis: Axis,
+    fixed: tuple[Any, ...],
+    curves: Mapping[tuple[str, str], list[Point]],
+    column: Column,
+    start: float,
+    name: str,
+) -> Drawing:
+    with matplotlib.rc_context(STYLE_HERE):
+        figure, axes = canvas()
+        zero_line(axes)
+        width = max(p.x for points in curves.values() for p in points)
+        for place, ((method, _), points) in enumerate(curves.items()):
+            # Intervals at one place are drawn beside each other.
+            shift = 0.006 * width * (place - (len(curves) - 1) / 2)
+            _curve(axes, method, points, shift)
+        axes.set(
+            xlabel=_DOSES.get(str(fixed[0]), axis.label) if axis.name == "dose" else axis.label,
+            ylabel=f"change of {column.label} {column.arrow}",
+        )
+        places = sorted({point.x for points in curves.values() for point in points})
+        if len(places) <= 10:
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+        elif axis.name != "dose":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        label_ends(
+            axes,
+            [
+                (points[-1].x, points[-1].change.interval.mean, label, look(method).colour)
+                for (method, label), points in curves.items()
+            ],
+            zero=f"unsteered {number(start, column.digits)}",
+        )
+    groups = max(point.change.groups for points in curves.values() for point in points)
+    caption = (
+        f"{axis.title} ({_PAPER[axis.name]} of the paper){_kept(axis, fixed)}: {column.label}, "
+        f"paired difference to the unsteered model with 95 % intervals, {groups} groups."
+    )
+    return Drawing(name, f"{axis.title}: {column.label}", caption, figure)
+
+
+def _curve(axes: Axes, method: str, points: Sequence[Point], shift: float) -> None:
+    colour, marker, line = look(method)
+    x = np.array([point.x for point in points]) + shift
+    mean, low, high = np.array([point.change.interval[:3] for point in points]).T
+    spread = np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0))
+    axes.errorbar(x, mean, yerr=spread, color=colour, fmt="none", capsize=1.5, linewidth=0.8,
+                  alpha=0.6, zorder=2)  # fmt: skip
+    axes.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=4.5, linewidth=1.4,
+              zorder=3)  # fmt: skip
+
+
+def _kept(axis: Axis, fixed: tuple[Any, ...]) -> str:
+    """What is the same for all points, in words."""
+    if axis.name == "dose":
+        layer, steps = fixed[1], fixed[2]
+        said = [f"layer {layer}" if layer != "None" else "", f"{steps} steps" if steps else ""]
+    elif axis.name == "layer":
+        said = [fixed[0], f"{fixed[1]} steps" if fixed[1] else ""]
+    else:
+        said = [fixed[0], f"layer {fixed[1]}" if fixed[1] != "None" else ""]
+    known = [words for words in said if words]
+    return f" at {', '.join(known)}" if known else ""
+
+
+class Spot(NamedTuple):
+    """One condition: damage and effect with its interval."""
+
+    damage: float
+    effect: float
+    low: float
+    high: float
+    method: str
+    label: str
+
+
+def tradeoff_drawing(rows: Sequence[Row], table: Table, effect: int, damage: int) -> Drawing | None:
+    """The figure of two columns of the main table; None where fewer than two rows have both."""
+    base = unsteered(rows)
+    lines = _lines(rows, table, effect, damage)
+    spots = [spot for own in lines for spot in own]
+    if base is None or len(spots) < 2:
+        return None
+    column, cost = table.columns[effect], table.columns[damage]
+    start = _damage_of_unsteered(table, damage)
+    wanted = -1.0 if column.better == "lower" else 1.0
+    with matplotlib.rc_context(STYLE_HERE):
+        figure, axes = canvas()
+        zero_line(axes)
+        ends = []
+        for own in lines:
+            last = own[-1]
+            _line(axes, own, start)
+            ends.append((last.damage, last.effect, last.label, look(last.method).colour))
+        front = pareto([(start, 0.0), *((s.damage, s.effect) for s in spots)], wanted)
+        axes.plot(*zip(*front, strict=True), color=INK, linewidth=1.1, linestyle=":", zorder=4,
+                  drawstyle="steps-post")  # fmt: skip
+        axes.plot(start, 0.0, "o", color=INK, markersize=5, zorder=5)
+        axes.set(
+            xlabel=f"{cost.label}{' (nats a token)' if cost.key == 'kl' else ''}",
+            ylabel=f"change of {column.label} {column.arrow}",
+        )
+        label_ends(axes, ends, zero="unsteered")
+    caption = (
+        f"Effect against damage. Each point is a dose, larger ones farther along the line; bars "
+        f"are 95 % intervals of the paired difference, the dot is the unsteered model. On the "
+        f"dotted line, the Pareto front, no other condition has as much for less {cost.label}."
+    )
+    name = f"effect-against-{cost.key.split()[0]}"
+    return Drawing(name, f"{column.label} against {cost.label}", caption, figure)
+
+
+def pareto(points: Sequence[tuple[float, float]], wanted: float) -> list[tuple[float, float]]:
+    """Points on the front of (damage, effect), from least to most damage.
+
+    Args:
+        points: (damage, effect).
+        wanted: +1 where more effect is better, -1 where less is.
+    """
+    front: list[tuple[float, float]] = []
+    for damage, effect in sorted(points, key=lambda p: (p[0], -wanted * p[1])):
+        if not front or wanted * effect > wanted * front[-1][1]:
+            front.append((damage, effect))
+    return front
+
+
+def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[list[Spot]]:
+    """Spots that differ in their dose alone, from the least to the most damage.
+
+    Where a run varies doses, its lines are shown alone: single conditions, such as those of a
+    sweep over layers, would hide them. What was chosen on validation data is one more dose.
+    """
+    by_id = {line.id: line for line in table.lines if line.source == "run"}
+    found: dict[tuple[object, ...], list[Spot]] = {}
+    chosen: dict[str, list[Spot]] = {}
+    for row in rows:
+        one, other = (by_id[row.condition.id].cells[i] for i in (effect, damage))
+        if row.method == PROMPT or one is None or other is None:
+            continue
+        if one.difference is None or other.value is None:
+            continue
+        mean, low, high, _ = one.difference.interval
+        c = row.condition
+        spot = Spot(other.value.mean, mean, low, high, row.method, row.label)
+        if np.isfinite([spot.damage, spot.effect]).all():
+            if c.chosen:
+                chosen.setdefault(row.family, []).append(spot)
+            else:
+                found.setdefault((row.family, repr(c.layer), c.steps), []).append(spot)
+    for family, own in chosen.items():
+        places = [key for key in found if key[0] == family] or [(family,)]
+        found.setdefault(places[0] if len(places) == 1 else (family, "chosen"), []).extend(own)
+    lines = [sorted(own, key=lambda spot: spot.damage) for own in found.values()]
+    return [own for own in lines if len(own) > 1] or lines
+
+
+def _damage_of_unsteered(table: Table, damage: int) -> float:
+    line = next(line for line in table.lines if line.method == "none" and line.source == "run")
+    cell = line.cells[damage]
+    return 0.0 if cell is None or cell.value is None else cell.value.mean
+
+
+def _line(axes: Axes, own: Sequence[Spot], start: float) -> None:
+    colour, marker, line = look(own[0].method)
+    x = np.array([s.damage for s in own])
+    mean, low, high = np.array([[s.effect, s.low, s.high] for s in own]).T
+    spread = np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0))
+    axes.errorbar(x, mean, yerr=spread, color=colour, fmt="none", capsize=1.5, linewidth=0.8,
+                  alpha=0.6, zorder=2)  # fmt: skip
+    axes.plot([start, *x], [0.0, *mean], color=colour, linestyle=line, linewidth=1.3, zorder=3)
+    axes.plot(x, mean, color=colour, marker=marker, linestyle="none", markersize=4.5, zorder=3)

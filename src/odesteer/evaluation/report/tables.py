@@ -1,0 +1,294 @@
+"""Tables of a report: main table, barriers, example texts.
+
+Main table: what every condition does.
+
+Every row by every measure, with what is unscored, and the paired difference to the unsteered
+model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from odesteer.evaluation.report.measures import Measure
+from odesteer.evaluation.report.rows import (
+    RANDOM,
+    Row,
+    layer_words,
+    method_rank,
+    name_of,
+    steered,
+    unsteered,
+)
+from odesteer.evaluation.report.run import Answer, Run
+from odesteer.evaluation.report.table import Cell, Column, Line, Table
+from odesteer.evaluation.statistics import jackknife as diversity
+from odesteer.evaluation.statistics import paired_tests as estimate
+from odesteer.evaluation.statistics.bootstrap import Interval, interval
+from odesteer.evaluation.statistics.paired_tests import NAN, PairedDifference
+from odesteer.steering.calibration import binary_quality
+
+
+def main_table(rows: Sequence[Row], measures: Sequence[Measure]) -> Table:
+    """Every row by every measure, with the paired difference to the unsteered model."""
+    base = unsteered(rows)
+    lines = tuple(
+        Line(
+            row.label,
+            row.setting,
+            row.heading,
+            tuple(cell(measure, row, base) for measure in measures),
+            n=(len(row.answers), row.groups),
+            method=row.method,
+            id=row.condition.id,
+        )
+        for row in rows
+    )
+    notes = [] if base else ["There is no unsteered condition, so no difference to it."]
+    return Table(
+        "main",
+        "All conditions",
+        tuple(map(Column.of, measures)),
+        lines,
+        notes=tuple(notes),
+    ).corrected()
+
+
+def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
+    """One measure of a row; None where the row has nothing to measure it on."""
+    beside = base.beside(row) if base else []
+    if measure.grams:
+        texts = measure.texts(row.keyed)
+        if not texts:
+            return None
+        own, missing = diversity.value(texts, measure.grams), len(row.answers) - len(texts)
+    else:
+        units = measure.units(row.keyed, beside)
+        own = estimate.value(measure.statistic, units)
+        missing = int((~units.known).sum())
+        judges = set(measure.judges[0])
+        if own.n == 0 and not any(judges & set(answer.reasons) for _, answer in row.keyed):
+            return None  # nobody tried: a prompt displaces nothing, and nothing of it is missing
+    apart = None
+    if measure.tested and base is not None and row is not base:
+        apart = versus(measure, row, base, base)
+        apart = apart if apart.interval.n else None
+    return Cell(own, apart, missing)
+
+
+def versus(measure: Measure, one: Row, other: Row, base: Row | None) -> PairedDifference:
+    """one - other on the cases of both; `base` is what wins are counted against."""
+    beside = other.beside(one)
+    keys = {key for key, _ in beside}
+    own = [pair for pair in one.keyed if pair[0] in keys]
+    against = base.beside(one) if base else []
+    if measure.grams:
+        generated = {key for key, a in own if a.generation} & {k for k, a in beside if a.generation}
+        first = measure.texts([pair for pair in own if pair[0] in generated])
+        second = measure.texts([pair for pair in beside if pair[0] in generated])
+        return diversity.difference(first, second, measure.grams)
+    return estimate.difference(
+        measure.statistic, measure.units(own, against), measure.units(beside, against)
+    )
+
+
+COLUMNS = (
+    Column("auc", "AUC", "higher", note="chance that a positive row ranks above a negative one"),
+    Column("pair_accuracy", "Pair accuracy", "higher",
+           note="pairs in which the positive row ranks higher; a tie is half, chance is 0.5"),
+    Column("log_loss", "Log-loss", "lower", note="nats; chance is 0.693 for even classes"),
+    Column("ece", "Calibration error", "lower", note="ten bins of equal count, even priors"),
+)  # fmt: skip
+
+
+def barrier_table(run: Run) -> Table | None:
+    """Every condition's barrier on held-out rows, folds together; None where none is stored."""
+    lines = []
+    seen = set()
+    for name, log_odds, labels, groups in held_out(run):
+        condition = run.conditions[name]
+        # Doses share a barrier; it is the same numbers again.
+        once = (condition.method, log_odds.tobytes())
+        if once in seen or len(np.unique(labels)) < 2:
+            continue
+        seen.add(once)
+        quality = binary_quality(log_odds, labels, balanced=True)
+        cells = (
+            Cell(Interval(quality.auc, NAN, NAN, quality.n)),
+            _pairs(log_odds, labels, groups),
+            Cell(Interval(quality.log_loss, NAN, NAN, quality.n)),
+            Cell(Interval(quality.ece, NAN, NAN, quality.n)),
+        )
+        where = dict.fromkeys(
+            (str(b.get("part", "test")), layer_words(b.get("layer", condition.layer)))
+            for b in run.barriers
+            if b["condition"] == name
+        )
+        layer = "; ".join(f"{part}, layer {layer}" for part, layer in where)
+        count = len(set(groups)) if groups is not None else len(labels)
+        n = (len(labels), count)
+        lines.append(Line(name_of(condition), layer, "", cells, n, method=condition.method))
+    if not lines:
+        return None
+    lines.sort(key=lambda line: method_rank(line.method))
+    return Table("barriers", "Barriers on held-out rows", COLUMNS, tuple(lines), versus="")
+
+
+def ranks_pairs(table: Table) -> tuple[str, ...]:
+    """How many barriers rank held-out pairs better than chance, in a sentence."""
+    place = [column.key for column in table.columns].index("pair_accuracy")
+    found = [(line, line.cells[place]) for line in table.lines]
+    told = [(line, cell.value) for line, cell in found if cell is not None and cell.value]
+    if not told:
+        return ()
+    above = sum(value.low > 0.5 for _, value in told)
+    line, best = max(told, key=lambda each: each[1].mean)
+    return (
+        f"Held-out pairs: the interval of {above} of {len(told)} barriers is above chance, not "
+        f"corrected for their number; the most, picked after the fact, has {line.label} with "
+        f"{best.mean:.3f} [{best.low:.3f}, {best.high:.3f}] of {best.n} pairs.",
+    )
+
+
+def held_out(run: Run) -> list[tuple[str, np.ndarray, np.ndarray, list[str] | None]]:
+    """(condition, log-odds, labels, groups or None): of test rows, else of validation rows."""
+    found = []
+    for name in run.conditions:
+        stored = [line for line in run.barriers if line["condition"] == name]
+        # A benchmark whose test prompts have no answers to rank is measured on its validation part.
+        own = [line for line in stored if line.get("part", "test") == "test"] or stored
+        if not own:
+            continue
+        log_odds = np.concatenate([np.asarray(b["log_odds"], dtype=float) for b in own])
+        labels = np.concatenate([np.asarray(b["labels"], dtype=float) for b in own])
+        if len(log_odds) != len(labels):
+            raise ValueError(
+                f"A barrier of '{name}' in '{run.path}' has {len(log_odds)} log-odds and "
+                f"{len(labels)} labels; it needs one each."
+            )
+        groups = (
+            [str(g) for b in own for g in b["groups"]] if all("groups" in b for b in own) else None
+        )
+        found.append((name, log_odds, labels, groups))
+    return found
+
+
+def _pairs(log_odds: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None) -> Cell | None:
+    """Over groups: the mean over their pairs of positive and negative rows."""
+    if groups is None:
+        return None
+    names, shares = np.asarray(groups), []
+    for group in np.unique(names):
+        own = names == group
+        positive, negative = log_odds[own & (labels == 1)], log_odds[own & (labels == 0)]
+        if len(positive) and len(negative):
+            wins = 0.5 * (np.sign(positive[:, None] - negative) + 1.0)
+            shares.append(float(wins.mean()))
+    return Cell(interval(np.array(shares))) if shares else None
+
+
+MOST_ROWS, MOST_PAIRS = 24, 6
+LONGEST = 1_500  # characters of a text that are shown
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: what was asked, both answers, and their scores (None: unscored, and why)."""
+
+    prompt: str
+    left: str
+    right: str
+    before: float | None
+    after: float | None
+    why: str = ""
+
+    @property
+    def change(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A condition's texts beside the unsteered ones, sorted by how much `score` changed."""
+
+    label: str
+    setting: str
+    score: str
+    pairs: tuple[Pair, ...]
+    of: int
+
+
+def side_by_side(
+    rows: Sequence[Row], measure: Measure, pairs: int = MOST_PAIRS
+) -> tuple[Beside, ...]:
+    """Every steered condition, or one a method where there are many of them.
+
+    Args:
+        rows: of a run.
+        measure: whose first judge's score sorts.
+        pairs: shown of each.
+    """
+    base, shown = unsteered(rows), _shown(rows)
+    if base is None or not measure.judges[0]:
+        return ()
+    judge = measure.judges[0][0]
+    found = []
+    for row in shown:
+        there = dict(base.beside(row))
+        own = [_pair(there[key], answer, judge) for key, answer in row.keyed if key in there]
+        # An unscored text is not a small change: it stands after those that are known.
+        own.sort(key=lambda p: np.inf if p.change is None else -abs(p.change))
+        if own:
+            found.append(Beside(row.label, row.setting, judge, tuple(own[:pairs]), len(own)))
+    return tuple(found)
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    own = [row for row in steered(rows) if row.method != RANDOM]
+    if len(own) <= MOST_ROWS:
+        return own
+    chosen = [row for row in own if row.condition.chosen]
+    if chosen:
+        return chosen
+    # One a method: in the middle of what was tried, neither without effect nor broken.
+    by_method: dict[str, list[Row]] = {}
+    for row in own:
+        by_method.setdefault(row.family, []).append(row)
+    return [of[len(of) // 2] for of in by_method.values()]
+
+
+def _pair(before: Answer, after: Answer, judge: str) -> Pair:
+    why = "; ".join(
+        f"{side}: {answer.reasons.get(judge) or 'not judged'}"
+        for side, answer in (("left", before), ("right", after))
+        if answer.scores.get(judge) is None
+    )
+    left, right = _text(before), _text(after)
+    scores = before.scores.get(judge), after.scores.get(judge)
+    return Pair(_asked(after.prompt), left, right, *scores, why)
+
+
+def _asked(prompt: Any) -> str:
+    """A prompt as text: of chat messages, the last one's."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        prompt = prompt[-1].get("content", "")
+    return _short(str(prompt))
+
+
+def _text(answer: Answer) -> str:
+    """The generation, or of given answers the likeliest ones."""
+    if answer.generation is not None:
+        return _short(answer.generation)
+    if not answer.choices:
+        return ""
+    names = list(answer.choices)
+    logprobs = np.array([answer.choices[name] for name in names], dtype=float)
+    shares = np.exp(logprobs - np.logaddexp.reduce(logprobs))
+    best = np.argsort(-shares, kind="stable")[:3]
+    return "\n".join(f"{shares[i]:.0%} {_short(names[i])}" for i in best)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

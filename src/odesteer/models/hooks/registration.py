@@ -1,0 +1,106 @@
+"""Hooks that die with their owner, and their effect on compiled graphs.
+
+Forward hooks that die with their owner and forbid copying or pickling the model.
+
+Something that goes away with its owner, and that no copy of the model takes along: the copy's
+`generate` would run the original model.
+
+Recompilation of torch.compile graphs when hooks change.
+
+torch.compile does not look at hooks again once it has compiled a module (torch 2.13,
+`skip_nnmodule_hook_guards`): a steering attached later would be ignored in silence. It does
+look at the `forward` that a module has of its own, so each change of hooks changes that.
+"""
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class Hook:
+    """A hook that keeps a model from being copied or pickled."""
+
+    def __init__(self, run: Callable[..., Any]):
+        self._run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    def __deepcopy__(self, _memo: object) -> "Hook":
+        raise TypeError("A model cannot be copied while it is steered: remove the steering first.")
+
+    def __reduce__(self) -> str:
+        raise TypeError("A model cannot be pickled while it is steered: remove the steering first.")
+
+
+class WeakHook(Hook):
+    """One that does not keep the object whose method it runs, and does nothing without it."""
+
+    def __init__(self, method: Callable[..., Any]):
+        reference = weakref.WeakMethod(method)
+
+        def run(*args: Any) -> Any:
+            alive = reference()
+            return None if alive is None else alive(*args)
+
+        super().__init__(run)
+
+
+# By module: how many marks it carries, and the forward of its own that it had before them.
+_marks: "weakref.WeakKeyDictionary[nn.Module, tuple[int, Any]]" = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def force_recompile(module: nn.Module) -> Callable[[], None]:
+    """Have graphs with this module compiled anew; the undo does so again.
+
+    When the last mark is gone the module has its own forward back, and graphs compiled
+    without any mark are used again.
+    """
+    reference = weakref.ref(module)
+
+    def undo() -> None:
+        alive = reference()
+        if alive is not None:
+            _change(alive, -1)
+
+    _change(module, 1)
+    return undo
+
+
+def _change(module: Any, by: int) -> None:
+    with _lock:
+        count, own = _marks.get(module, (0, vars(module).get("forward")))
+        if count + by:
+            _marks[module] = (count + by, own)
+            module.forward = _another(module, own)
+        else:
+            del _marks[module]
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+def _another(module: Any, own: Any) -> Callable[..., Any]:
+    """A function like no other that does what the module's forward did before any mark."""
+    inner = type(module).forward.__get__(module) if own is None else own
+    # Somebody else's own (accelerate's offloading) is kept. The class's only weakly: a module
+    # that held its own bound method could be freed by the cycle collector alone.
+    known = weakref.WeakMethod(inner) if own is None else lambda: own
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        run: Any = known()
+        return run(*args, **kwargs)
+
+    # Others read it; and `__wrapped__` would hold the module.
+    signed: Any = forward
+    signed.__signature__ = inspect.signature(inner)
+    del signed.__wrapped__
+    return forward
