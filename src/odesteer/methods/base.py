@@ -223,9 +223,10 @@ def _unusable(steering: Steering, samples: Samples) -> str | None:
     """What is not finite in the precision that the steering is used in, if anything is."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
         return "what it learnt is not finite"
-    rows = samples.rows
-    # Those learnt from, and one of ordinary size.
-    some = rows[:: max(1, len(rows) // CHECKED)].float()
+    classes = samples.positive, samples.negative
+    step = max(1, sum(map(len, classes)) // CHECKED)
+    # Some of those learnt from, and one of ordinary size.
+    some = torch.cat([rows[::step].float() for rows in classes])
     some = torch.cat([some, torch.ones_like(some[:1])])
     if steering.field.barrier is not None:
         unknown = int((~torch.isfinite(steering.probability(some))).sum())
