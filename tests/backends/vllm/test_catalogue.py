@@ -92,7 +92,7 @@ def test_another_version_is_refused(config: dict) -> None:
         (lambda f: configuration({"x" * 129: f["kind"]}), "no name"),
         (lambda f: configuration(f, {"kind": "plain"}), "twice"),
         (lambda f: configuration(f, {"x": "kind & nobody"}), "Unknown steering 'nobody'"),
-        (lambda f: configuration(f, {"x": "kind & two"}), "several layers"),
+        (lambda f: configuration(f, {"x": "kind & two"}), "the same layers"),
         (lambda f: configuration(f, check="hardly"), "hardly"),
     ],
 )
