@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from odesteer import Steering
-from odesteer.backends.vllm import ask
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import ask, options
 from odesteer.backends.vllm.prefix_cache import keys
 from odesteer.backends.vllm.registry import SteeringRegistry, _catalogue, configuration
 from odesteer.backends.vllm.request import KEY, parse

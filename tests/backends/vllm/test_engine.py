@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from tests.helpers import models as tiny
 
 from odesteer import Angle, PathLength, Sampling, Steering, Target, load
-from odesteer.backends.vllm import Engine, VLLMBackend
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import Engine, VLLMBackend, options
 from odesteer.backends.vllm.engine import _generation
 from odesteer.backends.vllm.registered import RegisteredSteerings, starts
 from odesteer.backends.vllm.registry import SteeringRegistry
