@@ -9,7 +9,7 @@ import torch
 
 from odesteer import Steering
 from odesteer.backends.vllm import ask, options
-from odesteer.backends.vllm.prefix_cache import keys
+from odesteer.backends.vllm.plugin import keys
 from odesteer.backends.vllm.registry import SteeringRegistry, _catalogue, configuration
 from odesteer.backends.vllm.request import KEY, parse
 from odesteer.backends.vllm.request_validation import (

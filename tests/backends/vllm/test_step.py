@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, doses
-from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.request import parse
+from odesteer.backends.vllm.request import ask, parse
 from odesteer.backends.vllm.runner_hooks import Served, first_runner, second_runner
 from odesteer.ode import Angle, DoseBatch, Time
 

@@ -12,7 +12,7 @@ from typing import Any
 from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.install import install
 from odesteer.backends.vllm.registry import SteeringRegistry
-from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
+from odesteer.backends.vllm.request import SteeringRequest, asks_of
 from odesteer.backends.vllm.steered_layer import NOTHING, SteeredLayer
 
 
@@ -71,13 +71,6 @@ class Served:
             self._asks.pop(request, None)
         for place in self.places:
             place.forget(requests)
-
-
-def asks_of(params: Any) -> tuple[SteeringRequest, ...]:
-    """What sampling parameters ask for; nothing for a pooling request."""
-    extra = getattr(params, "extra_args", None)
-    value = None if extra is None else extra.get(KEY)
-    return () if value is None else parse(value)
 
 
 def first_runner(runner: Any) -> list[ScheduledRequest]:
