@@ -6,9 +6,8 @@ from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 from odesteer import Steering
-from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import ScheduledRequest, StepBatch
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
+from odesteer.backends.vllm.request import ask, parse
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.ode import ConstantField, Dense, Network, RotationField, Target, Time
 

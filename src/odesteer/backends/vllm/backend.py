@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.registered import starts
+from odesteer.backends.vllm.registry import starts
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress

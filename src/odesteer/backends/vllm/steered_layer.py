@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from odesteer.backends.vllm.runner_hooks import RowSpan, StepBatch, doses, to_device
+from odesteer.backends.vllm.batch import RowSpan, StepBatch, doses, to_device
 from odesteer.ode import DoseBatch, columns_of
 from odesteer.steering import LayerSteering
 
