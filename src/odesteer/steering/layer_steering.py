@@ -95,7 +95,7 @@ class LayerSteering:
         find_solver(self.solver)
         lookup(dict.fromkeys(SITES), self.site, "site")
         dose = self.dose  # refuses a strength that is no number
-        if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
+        if self.field.gated and not isinstance(dose, PerRow) and dose.size < 0:
             warnings.warn(
                 f"A negative strength of '{self.method}' does not go back: its gate opens on the "
                 f"other side, so other rows move than at a positive one. To undo a move, keep the "
@@ -291,7 +291,7 @@ class LayerSteering:
         field_ = self._placed_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
-        if field_.one_way and dose.size < 0:
+        if field_.gated and dose.size < 0:
             return field_.reversed(), dose.scaled(-1.0)
         return field_, dose
 

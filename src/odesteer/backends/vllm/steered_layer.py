@@ -49,7 +49,7 @@ class SteeredLayer:
         device = torch.device(device)
         self.moved = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in parts}
         # A field with a gate goes backwards as another field, made here and not at every step.
-        self._away = {name: ~part for name, part in parts.items() if part.field.one_way}
+        self._away = {name: ~part for name, part in parts.items() if part.field.gated}
         self._velocities: dict[tuple[str, str], Tensor] = {}
         # By steering and direction: the doses of all rows, [4, rows], and whether any is set.
         self._buffers: dict[tuple[str, bool], Tensor] = {}
