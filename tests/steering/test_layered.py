@@ -269,7 +269,7 @@ def test_a_model_without_such_heads_says_so():
 class _FromPrompt(VectorField):
     """v = the prompt's activation, reversed: a different constant for each prompt."""
 
-    reads_prompt = True
+    prompt_conditioned = True
 
     def forward(self, a):
         return a.flip(-1)

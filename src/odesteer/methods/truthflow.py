@@ -129,7 +129,7 @@ class TruthFlow(Method):
                 spread,
                 basis,
                 self.points,
-                reads_prompt=samples.prompts is not None,
+                prompt_conditioned=samples.prompts is not None,
             )
             return field.to(samples.positive.dtype)
 

@@ -113,7 +113,7 @@ class LayerSteering:
     @property
     def decides(self) -> bool:
         """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
-        return self.field.reads_prompt or find_solver(self.solver).adaptive
+        return self.field.prompt_conditioned or find_solver(self.solver).adaptive
 
     # ---- what it does to an activation
 
@@ -164,7 +164,7 @@ class LayerSteering:
             )
 
     def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
+        """v at prompts' last tokens [..., d], in float32: what `prompt_conditioned` fields keep."""
         with _exact(prompt):
             return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 

@@ -138,11 +138,11 @@ class SteeredLayer:
     # ---- inside
 
     def _prompts(self, name: str, part: LayerSteering) -> list[tuple[str, int]]:
-        return self.step.prompt_ends.get(name, []) if part.field.reads_prompt else []
+        return self.step.prompt_ends.get(name, []) if part.field.prompt_conditioned else []
 
     def _velocity(self, name: str, part: LayerSteering, shares: list[RowSpan]) -> Tensor | None:
         """For a field that reads the prompt: what it made of each row's, [n, d]."""
-        if not part.field.reads_prompt:
+        if not part.field.prompt_conditioned:
             return None
         kept = [
             self._velocities[share.of.request, name].expand(len(share.rows), -1) for share in shares

@@ -52,13 +52,13 @@ class VectorField(nn.Module, ABC):
         unit_speed: promises ||v|| = 1 wherever v is not 0.
         gated: v is 0 on one side of a gate. A negative dose then follows the reversed
             field, whose gate opens on the other side, instead of this one backwards.
-        reads_prompt: v is decided by the activation of the prompt's last token, and is the
+        prompt_conditioned: v is decided by the activation of the prompt's last token, and is the
             same for all tokens that follow; `forward` takes that activation.
     """
 
     unit_speed: bool = False
     gated: bool = False
-    reads_prompt: bool = False
+    prompt_conditioned: bool = False
 
     def __init__(self, barrier: Barrier | None = None):
         super().__init__()
