@@ -133,7 +133,7 @@ class LayerSteering:
             return a
         with _exact(a):
             field_, dose = self._directed(a, dose, velocity)
-            time = dose.common_time(field_)
+            time = dose.uniform_time(field_)
             return ode.solve(
                 field_,
                 a,
@@ -264,7 +264,7 @@ class LayerSteering:
 
     def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
         """The value of h at which the dose's probability is reached, of all rows or of each."""
-        stop = dose.stops(a)
+        stop = dose.stop_levels(a)
         if stop is None:
             return None
         if isinstance(stop, Tensor):
