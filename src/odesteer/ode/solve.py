@@ -42,7 +42,7 @@ def solve(
     # Every solver but the one that asks for a sphere is exact along a line.
     plain = level is None and not isinstance(solver, GreatCircle)
     if plain and isinstance(time, float) and time != 0.0:
-        there = field.after(a.to(dtype), time)
+        there = field.closed_form(a.to(dtype), time)
         if there is not None:
             return in_type_of(a, there)
     # A number is filled in on the device: copying it there would wait for the device.

@@ -81,7 +81,7 @@ class VectorField(nn.Module, ABC):
         """The same ODE from `a`, in the cheapest coordinates known."""
         return Reduction(self, a, lambda x: x)
 
-    def after(self, a: Tensor, time: float) -> Tensor | None:
+    def closed_form(self, a: Tensor, time: float) -> Tensor | None:
         """a(time) in closed form, where there is one that needs no solver."""
         return None
 
@@ -137,7 +137,7 @@ class ConstantField(VectorField):
     def forward(self, a: Tensor) -> Tensor:
         return self.direction.expand_as(a)
 
-    def after(self, a: Tensor, time: float) -> Tensor:
+    def closed_form(self, a: Tensor, time: float) -> Tensor:
         return torch.add(a, self.direction, alpha=time)
 
     @property
