@@ -30,7 +30,7 @@ class Flow(Protocol):
     def value(self, x: Tensor, /) -> Tensor:
         """The barrier h at x."""
 
-    def turn(self, x: Tensor, time: Tensor, /) -> Tensor:
+    def rotate(self, x: Tensor, time: Tensor, /) -> Tensor:
         """The great-circle step, for fields tangent to a sphere."""
 
     def length(self, x: Tensor, /) -> Tensor:
@@ -94,7 +94,7 @@ class VectorField(nn.Module, ABC):
             )
         return self.barrier.value(a)
 
-    def turn(self, a: Tensor, time: Tensor) -> Tensor:
+    def rotate(self, a: Tensor, time: Tensor) -> Tensor:
         """a along its great circle for `time`; raises ValueError if the flow is on no sphere."""
         sphere = None if self.barrier is None else self.barrier.sphere(a)
         if sphere is None or not self.unit_speed:

@@ -61,7 +61,7 @@ class PlaneFlow(NamedTuple):
         """h, [..., 2] -> [...]."""
         return (self.cosine * x[..., 0] + self.sine * x[..., 1]) / x.norm(dim=-1)
 
-    def turn(self, x: Tensor, time: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Exact: x turned by gamma `time` [..., 1]."""
         angle = self.speed * time
         return angle.cos() * x + angle.sin() * torch.stack([-x[..., 1], x[..., 0]], dim=-1)

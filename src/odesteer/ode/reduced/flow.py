@@ -66,7 +66,7 @@ class ReducedFlow(NamedTuple):
         half = torch.addcmul(frame.slope, frame.curvature, u, value=0.5)
         return (half * u).sum(dim=-1) + frame.constant
 
-    def turn(self, x: Tensor, time: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Along the great circle of y, whose initial speed in a is 1, for `time` [..., 1]."""
         tangent, radius, in_y = self._tangent(x)
         in_a = in_y if self.cross is None else self.length(tangent)

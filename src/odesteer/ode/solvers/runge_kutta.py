@@ -146,7 +146,7 @@ class GreatCircle(FixedStep):
     """
 
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
-        return flow.turn(x, dt)
+        return flow.rotate(x, dt)
 
 
 @dataclass(frozen=True)
