@@ -59,7 +59,7 @@ class Method(ABC):
     """Learns a field from positive and negative activations.
 
     Its fields are the hyperparameters, and nothing else is stored in it: `fit` returns a
-    `Steering`. Subclasses say what they learn in `learn`, and may choose hyperparameters
+    `Steering`. Subclasses say what they learn in `fit_field`, and may choose hyperparameters
     from the data in `tune`.
 
     Args:
@@ -84,12 +84,12 @@ class Method(ABC):
     solver: str = "euler"
 
     @abstractmethod
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         """The field, from [n, d] and [m, d] in float64."""
 
     def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         """The field, for methods that read more than two matrices or take long to learn."""
-        return self.learn(samples.positive, samples.negative)
+        return self.fit_field(samples.positive, samples.negative)
 
     def tune(self, samples: Samples) -> "Method":
         """The method with every hyperparameter that is left to the data chosen."""

@@ -64,7 +64,7 @@ class HPR(Method):
     min_steps: int = 1000
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return self.learn_from(Samples(positive, negative))
 
     def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:

@@ -29,7 +29,7 @@ class MedianDifference(Method):
         source="the example package of odesteer",
     )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return ConstantField(positive.median(dim=0).values - negative.median(dim=0).values)
 
 

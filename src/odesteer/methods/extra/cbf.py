@@ -64,7 +64,7 @@ class SafetyFilter(Method):
     def tune(self, samples: Samples) -> "SafetyFilter":
         return replace(self, estimate=self.estimate.tune(samples))
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return self.learn_from(Samples(positive, negative))
 
     def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:

@@ -85,7 +85,7 @@ class MixtureODESteer(Method):
         losses = [_calibrated_loss(row, labels) for row in values]
         return replace(self, bandwidth=bandwidths[int(np.argmin(losses))])
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         whitening = self._whitening(samples)
         bandwidth = self._bandwidth(whitening, samples)

@@ -101,7 +101,7 @@ class ODESteer(Method):
         """gamma and C by held-out log-loss, then the rank by held-out fidelity of the field."""
         return self._tuned(self._view(samples), samples, None)[0]
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         view = self._view(samples)
         fits = fit_folds(view.expansion, samples.labels, [], *self._settings, 1.0)
