@@ -82,7 +82,7 @@ def test_one_study_learns_what_its_parts_learn_one_by_one(landmarks):
     chosen, field, (values, labels) = method.study(samples, 0)
     tuned = method.tune(samples)
     assert chosen == tuned
-    again = tuned.learn_from(samples)
+    again = tuned.fit_samples(samples)
     a = torch.cat(two_gaussians(50, 50, 20, seed=3)).double()
     # In single precision, other columns beside them round otherwise.
     loose = {"rtol": 0.0, "atol": 1e-6 if landmarks == 2000 else 5e-3}

@@ -87,7 +87,7 @@ class Method(ABC):
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         """The field, from [n, d] and [m, d] in float64."""
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         """The field, for methods that read more than two matrices or take long to learn."""
         return self.fit_field(samples.positive, samples.negative)
 
@@ -96,7 +96,7 @@ class Method(ABC):
         return self
 
     def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
-        """`tune`, `learn_from` and `held_out` in one, for methods in which they share work.
+        """`tune`, `fit_samples` and `held_out` in one, for methods in which they share work.
 
         Args:
             samples: the data.
@@ -104,7 +104,7 @@ class Method(ABC):
             progress: see `fit`.
         """
         method = self.tune(samples)
-        field = method.learn_from(samples, progress)
+        field = method.fit_samples(samples, progress)
         if seed is None or field.barrier is None:
             return Learnt(method, field, None)
         return Learnt(method, field, method.held_out(samples, seed))
@@ -200,7 +200,7 @@ class Method(ABC):
         """
         values, labels = [], []
         for fit, test in samples.folds(5, seed):
-            field = self.learn_from(samples.subset(fit))
+            field = self.fit_samples(samples.subset(fit))
             if field.barrier is None:
                 return None
             values.append(field.barrier.value(samples.rows[test]).detach().cpu().numpy())

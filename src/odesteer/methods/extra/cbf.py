@@ -65,10 +65,10 @@ class SafetyFilter(Method):
         return replace(self, estimate=self.estimate.tune(samples))
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
-        barrier = self.estimate.learn_from(samples, progress).barrier
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+        barrier = self.estimate.fit_samples(samples, progress).barrier
         if barrier is None:
             raise ValueError(
                 f"safety-filter needs a method with a barrier; {self.estimate.name} has none. "

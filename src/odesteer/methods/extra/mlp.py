@@ -69,9 +69,9 @@ class NetworkODESteer(Method):
     seed: int = 0
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         with learning():
             rows = samples.rows.float()
             labels = torch.as_tensor(samples.labels).to(rows)
