@@ -46,7 +46,7 @@ CHECKED = 256
 SMALLEST, LARGEST = 1e-15, 1e15
 
 
-class Learnt(NamedTuple):
+class FitResult(NamedTuple):
     """The method with what it chose, its field, and `Method.held_out` of it."""
 
     method: "Method"
@@ -95,7 +95,9 @@ class Method(ABC):
         """The method with every hyperparameter that is left to the data chosen."""
         return self
 
-    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
+    def fit_and_validate(
+        self, samples: Samples, seed: int | None, progress: Progress | None = None
+    ) -> FitResult:
         """`tune`, `fit_samples` and `held_out` in one, for methods in which they share work.
 
         Args:
@@ -106,8 +108,8 @@ class Method(ABC):
         method = self.tune(samples)
         field = method.fit_samples(samples, progress)
         if seed is None or field.barrier is None:
-            return Learnt(method, field, None)
-        return Learnt(method, field, method.held_out(samples, seed))
+            return FitResult(method, field, None)
+        return FitResult(method, field, method.held_out(samples, seed))
 
     def fit(
         self,
@@ -145,7 +147,9 @@ class Method(ABC):
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
         try:
-            method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+            method, learnt, held_out = self.fit_and_validate(
+                samples, seed if calibrate else None, progress
+            )
         except (ArithmeticError, RuntimeError, ValueError) as error:
             if not _is_out_of_scale(samples):
                 raise

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Learnt, Method, MethodInfo
+from odesteer.methods.base import FitResult, Method, MethodInfo
 from odesteer.methods.odesteer.kernel_machine import (
     KernelMachine,
     fit_folds,
@@ -119,7 +119,9 @@ class ODESteer(Method):
         fits = fit_folds(view.expansion, samples.labels, folds, *self._settings, 1.0)
         return _density_ratio(held_out_log_odds(fits, folds, 0), samples)
 
-    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
+    def fit_and_validate(
+        self, samples: Samples, seed: int | None, progress: Progress | None = None
+    ) -> FitResult:
         """As every method's, with one set of coordinates and inner products for all of it.
 
         The folds that chose gamma and C also give the held-out values of that choice, as
@@ -129,8 +131,8 @@ class ODESteer(Method):
         method, machine, log_odds = self._tuned(view, samples, seed)
         field = method._field(view, machine, samples)
         if seed is None or log_odds is None:
-            return Learnt(method, field, None)
-        return Learnt(method, field, _density_ratio(log_odds, samples))
+            return FitResult(method, field, None)
+        return FitResult(method, field, _density_ratio(log_odds, samples))
 
     @property
     def _settings(self) -> tuple[float, tuple[float]]:
