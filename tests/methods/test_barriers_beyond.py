@@ -189,11 +189,15 @@ def test_how_many_rows_a_class_has_does_not_shift_h(method):
 
 def test_the_bandwidth_is_chosen_from_the_multiples_and_a_given_one_is_kept():
     samples = MixtureODESteer().check(*rings(100, 1))
-    narrow = MixtureODESteer().tune(samples).bandwidth
-    wide = MixtureODESteer().tune(MixtureODESteer().check(*two_gaussians(60, 60, 12))).bandwidth
+    narrow = MixtureODESteer().select_hyperparameters(samples).bandwidth
+    wide = (
+        MixtureODESteer()
+        .select_hyperparameters(MixtureODESteer().check(*two_gaussians(60, 60, 12)))
+        .bandwidth
+    )
     # Rings need a kernel that sees the gap; two Gaussians are best told apart by a plane.
     assert narrow < 0.5 * wide
-    assert MixtureODESteer(bandwidth=0.7).tune(samples).bandwidth == 0.7
+    assert MixtureODESteer(bandwidth=0.7).select_hyperparameters(samples).bandwidth == 0.7
 
 
 def test_landmarks_bound_the_centres_of_each_class():

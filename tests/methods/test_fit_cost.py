@@ -80,7 +80,7 @@ def test_one_study_learns_what_its_parts_learn_one_by_one(landmarks):
     method = ODESteer(landmarks=landmarks)
     samples = method.check(*two_gaussians(90, 90, 20, seed=2))
     chosen, field, (values, labels) = method.fit_and_validate(samples, 0)
-    tuned = method.tune(samples)
+    tuned = method.select_hyperparameters(samples)
     assert chosen == tuned
     again = tuned.fit_samples(samples)
     a = torch.cat(two_gaussians(50, 50, 20, seed=3)).double()

@@ -60,7 +60,7 @@ class Method(ABC):
 
     Its fields are the hyperparameters, and nothing else is stored in it: `fit` returns a
     `Steering`. Subclasses say what they learn in `fit_field`, and may choose hyperparameters
-    from the data in `tune`.
+    from the data in `select_hyperparameters`.
 
     Args:
         steps: fixed steps of the solver.
@@ -91,21 +91,23 @@ class Method(ABC):
         """The field, for methods that read more than two matrices or take long to learn."""
         return self.fit_field(samples.positive, samples.negative)
 
-    def tune(self, samples: Samples) -> "Method":
+    def select_hyperparameters(self, samples: Samples) -> "Method":
         """The method with every hyperparameter that is left to the data chosen."""
         return self
 
     def fit_and_validate(
         self, samples: Samples, seed: int | None, progress: Progress | None = None
     ) -> FitResult:
-        """`tune`, `fit_samples` and `held_out` in one, for methods in which they share work.
+        """Fit, and compute held-out values, in one go for methods in which both share work.
+
+        The same as `select_hyperparameters`, `fit_samples` and `held_out` in a row.
 
         Args:
             samples: the data.
             seed: of the folds whose values are held out; None: none are wanted.
             progress: see `fit`.
         """
-        method = self.tune(samples)
+        method = self.select_hyperparameters(samples)
         field = method.fit_samples(samples, progress)
         if seed is None or field.barrier is None:
             return FitResult(method, field, None)

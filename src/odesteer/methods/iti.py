@@ -126,7 +126,7 @@ class HeadITI(Method):
             if any(at == layer for at, _ in best)
         }
 
-    def tune(self, samples: Samples) -> "HeadITI":
+    def select_hyperparameters(self, samples: Samples) -> "HeadITI":
         if self.heads is not None:
             return self
         accuracies = self._accuracies(samples)

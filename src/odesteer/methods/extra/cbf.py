@@ -61,8 +61,8 @@ class SafetyFilter(Method):
                 f"safety-filter needs alpha > 0 and reach > 0; got {self.alpha} and {self.reach}."
             )
 
-    def tune(self, samples: Samples) -> "SafetyFilter":
-        return replace(self, estimate=self.estimate.tune(samples))
+    def select_hyperparameters(self, samples: Samples) -> "SafetyFilter":
+        return replace(self, estimate=self.estimate.select_hyperparameters(samples))
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return self.fit_samples(Samples(positive, negative))

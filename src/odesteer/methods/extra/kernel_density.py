@@ -72,7 +72,7 @@ class MixtureODESteer(Method):
                 f"{self.landmarks}, {self.folds} and {self.p}."
             )
 
-    def tune(self, samples: Samples) -> "MixtureODESteer":
+    def select_hyperparameters(self, samples: Samples) -> "MixtureODESteer":
         """The bandwidth with the least held-out log-loss, each one at its own best scale."""
         if self.bandwidth is not None:
             return self

@@ -97,7 +97,7 @@ class ODESteer(Method):
             if value is not None and not value > 0:
                 raise ValueError(f"odesteer needs {name} > 0 or None; got {value}.")
 
-    def tune(self, samples: Samples) -> "ODESteer":
+    def select_hyperparameters(self, samples: Samples) -> "ODESteer":
         """gamma and C by held-out log-loss, then the rank by held-out fidelity of the field."""
         return self._tuned(self._view(samples), samples, None)[0]
 
