@@ -87,7 +87,7 @@ def test_one_study_learns_what_its_parts_learn_one_by_one(landmarks):
     # In single precision, other columns beside them round otherwise.
     loose = {"rtol": 0.0, "atol": 1e-6 if landmarks == 2000 else 5e-3}
     torch.testing.assert_close(field.barrier.value(a), again.barrier.value(a), **loose)
-    held_out, same = tuned.held_out(samples, 0)
+    held_out, same = tuned.held_out_values(samples, 0)
     assert (labels == same).all()
     assert abs(values - held_out).max() < loose["atol"]
 
@@ -97,7 +97,7 @@ def test_held_out_values_of_other_folds_are_of_those_folds():
     samples = method.check(*two_gaussians(90, 90, 20, seed=2))
     for seed in (0, 1):
         values = method.fit_and_validate(samples, seed).held_out[0]
-        assert abs(values - method.held_out(samples, seed)[0]).max() < 1e-6
+        assert abs(values - method.held_out_values(samples, seed)[0]).max() < 1e-6
     first, second = (method.fit_and_validate(samples, seed).held_out[0] for seed in (0, 1))
     assert abs(first - second).max() > 1e-3
 

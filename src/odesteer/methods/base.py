@@ -47,7 +47,7 @@ SMALLEST, LARGEST = 1e-15, 1e15
 
 
 class FitResult(NamedTuple):
-    """The method with what it chose, its field, and `Method.held_out` of it."""
+    """Fitted field, the method with its chosen hyperparameters, and its held-out values."""
 
     method: "Method"
     field: VectorField
@@ -100,7 +100,7 @@ class Method(ABC):
     ) -> FitResult:
         """Fit, and compute held-out values, in one go for methods in which both share work.
 
-        The same as `select_hyperparameters`, `fit_samples` and `held_out` in a row.
+        The same as `select_hyperparameters`, `fit_samples` and `held_out_values` in a row.
 
         Args:
             samples: the data.
@@ -111,7 +111,7 @@ class Method(ABC):
         field = method.fit_samples(samples, progress)
         if seed is None or field.barrier is None:
             return FitResult(method, field, None)
-        return FitResult(method, field, method.held_out(samples, seed))
+        return FitResult(method, field, method.held_out_values(samples, seed))
 
     def fit(
         self,
@@ -199,7 +199,9 @@ class Method(ABC):
         """The method to fit at each layer, where several are read and some may be left out."""
         return dict.fromkeys(data, self)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """h of every row by a field learnt without its group, and its label.
 
         None where the data cannot be split, or the method has no barrier.
@@ -261,8 +263,8 @@ def _overflow(name: str, samples: Samples, what: str) -> ValueError:
 
 
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
-    """Quality of the method's calibrated barrier on held-out groups, or None: see `held_out`."""
-    held_out = method.held_out(samples, seed)
+    """Return the quality of the calibrated barrier on held-out groups, or None without one."""
+    held_out = method.held_out_values(samples, seed)
     return None if held_out is None else platt(*held_out, name=method.name)[1]
 
 

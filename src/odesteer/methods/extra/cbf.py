@@ -78,5 +78,7 @@ class SafetyFilter(Method):
         limit = self.alpha * self.reach * float(radius)
         return SafetyField(barrier, self.alpha, self.margin, limit=limit or None)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
-        return self.estimate.held_out(samples, seed)
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.estimate.held_out_values(samples, seed)

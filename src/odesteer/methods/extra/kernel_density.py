@@ -91,7 +91,9 @@ class MixtureODESteer(Method):
         bandwidth = self._bandwidth(whitening, samples)
         return GradientField(self._barrier(whitening, samples, bandwidth))
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """As every method's, in coordinates shared by the folds: they pool the classes."""
         folds = samples.folds(5, seed)
         if not folds:

@@ -107,7 +107,9 @@ class ODESteer(Method):
         fits = fit_folds(view.expansion, samples.labels, [], *self._settings, 1.0)
         return self._field(view, fits.machine(view.expansion, 0), samples)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """As every method's, on landmarks shared by all folds.
 
         Centre and covariance pool all rows: they carry nothing of the labels.
@@ -125,7 +127,7 @@ class ODESteer(Method):
         """As every method's, with one set of coordinates and inner products for all of it.
 
         The folds that chose gamma and C also give the held-out values of that choice, as
-        `held_out` would again, where it would draw the same folds.
+        `held_out_values` would again, where it would draw the same folds.
         """
         view = self._view(samples)
         method, machine, log_odds = self._tuned(view, samples, seed)
