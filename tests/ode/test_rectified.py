@@ -6,7 +6,7 @@ from torch import Tensor
 
 from odesteer import Steering
 from odesteer.ode import Dense, Hourglass, RectifiedField, trajectory
-from odesteer.ode.solvers.runge_kutta import SOLVERS
+from odesteer.ode.solvers import SOLVERS
 
 D, K = 6, 4
 

@@ -12,7 +12,7 @@ from odesteer.ode.fields.base import VectorField, compute_dtype
 from odesteer.ode.reduced.integrate import Integration, in_type_of, is_finite_and_not_zero
 from odesteer.ode.reduced.solve import frame_of
 from odesteer.ode.reduced.solve import solve as solve_reduced
-from odesteer.ode.solvers.runge_kutta import GreatCircle, Solver
+from odesteer.ode.solvers import GreatCircle, Solver
 
 
 def solve(

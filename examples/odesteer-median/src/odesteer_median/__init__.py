@@ -33,6 +33,6 @@ class MedianDifference(Method):
         return ConstantField(positive.median(dim=0).values - negative.median(dim=0).values)
 
 
-# The second-order method with the smallest bound on its error; the tableau checks its order.
+# The second-order method with the smallest bound on its error.
 # Source: Ralston, "Runge-Kutta methods with minimum error bounds", Math. Comp. 16, 1962.
 RALSTON = RungeKutta(Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), order=2))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.flow import enter, leave
-from odesteer.ode.solvers.runge_kutta import Solver
+from odesteer.ode.solvers import Solver
 
 
 class Integration(NamedTuple):

@@ -14,7 +14,7 @@ from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.integrate import Inner, Integration
 from odesteer.ode.reduced.kernels import numba_loop as cpu
 from odesteer.ode.reduced.kernels import triton_launch as gpu
-from odesteer.ode.solvers.runge_kutta import Solver
+from odesteer.ode.solvers import Solver
 
 __all__ = ["inner", "passage"]
 

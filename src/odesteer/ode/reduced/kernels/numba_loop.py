@@ -24,7 +24,7 @@ from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.integrate import Inner, Integration, ReducedResult
-from odesteer.ode.solvers.runge_kutta import SOLVERS, Solver
+from odesteer.ode.solvers import SOLVERS, Solver
 
 # A tangent shorter than this share of q is rounding; see
 # `odesteer.ode.barriers.quadratic.is_above_noise`.

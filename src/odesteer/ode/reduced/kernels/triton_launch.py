@@ -19,7 +19,7 @@ from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration
-from odesteer.ode.solvers.runge_kutta import SOLVERS
+from odesteer.ode.solvers import SOLVERS
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
