@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from odesteer.ode.barriers.base import Barrier
 from odesteer.ode.barriers.quadratic import QuadraticBarrier, unit_or_zero
-from odesteer.ode.reduced.flow import enter, leave
+from odesteer.ode.reduced.flow import displacement, project
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -200,13 +200,13 @@ class GradientField(VectorField):
         barrier = self.barrier
         if not isinstance(barrier, QuadraticBarrier):
             return super().reduce(a)
-        frame = barrier.frame
-        x = a - frame.centre
-        flow, start = enter(frame, x @ frame.entrance, x.norm(dim=-1, keepdim=True))
+        basis = barrier.reduced_basis
+        x = a - basis.centre
+        flow, start = project(basis, x @ basis.projection, x.norm(dim=-1, keepdim=True))
 
         def lift(state: Tensor) -> Tensor:
-            shift, change = leave(start, state)
-            return a + shift * x + change @ frame.exit
+            shift, change = displacement(start, state)
+            return a + shift * x + change @ basis.lift
 
         return Reduction(flow, start, lift)
 
