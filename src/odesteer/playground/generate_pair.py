@@ -85,7 +85,11 @@ class Stream:
         """A field that reads the prompt keeps what it read; the handle that kept it is gone."""
         for row, steering in enumerate(self._steerings):
             # Those of several layers would need every layer's; no method makes them.
-            if steering is not None and len(steering.parts) == 1 and steering.field.reads_prompt:
+            if (
+                steering is not None
+                and len(steering.parts) == 1
+                and steering.field.prompt_conditioned
+            ):
                 velocity = steering.only.velocity(prompt[row])
                 given = GivenField(velocity, steering.field.barrier)
                 self._steerings[row] = steering.replace(field=given)

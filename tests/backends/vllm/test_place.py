@@ -163,7 +163,7 @@ def test_what_was_moved_is_counted(stream) -> None:
 class Remembers(ConstantField):
     """Moves along the prompt's last activation."""
 
-    reads_prompt = True
+    prompt_conditioned = True
 
     def forward(self, a: Tensor) -> Tensor:
         return a

@@ -164,7 +164,7 @@ class SteeringRegistry:
                     f"strength."
                 )
             late = ask.start in ("last_prompt", "generated")
-            if part.field.reads_prompt and not late:
+            if part.field.prompt_conditioned and not late:
                 raise ValueError(
                     f"{KEY}: '{ask.name}' reads the prompt's last token first, so it starts at "
                     f"last_prompt or generated; got {ask.start!r}."
