@@ -60,13 +60,13 @@ misnamed = odesteer_more:Misnamed
 broken = odesteer_more:nothing
 three = odesteer_more:no_method
 
-[odesteer.steering.solvers]
+[odesteer.solvers]
 ralston = odesteer_median:RALSTON
 
-[odesteer.evaluation.judges]
+[odesteer.judges]
 length = odesteer_more:Length
 
-[odesteer.evaluation.benchmarks]
+[odesteer.benchmarks]
 moods = odesteer_more:Moods
 
 [odesteer.backends]

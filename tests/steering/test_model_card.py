@@ -1,5 +1,6 @@
 """The README.md of a steering says what is so, in Markdown and front matter that tools read."""
 
+import dataclasses
 import re
 
 import pytest
@@ -201,14 +202,14 @@ def test_a_fingerprint_changes_with_everything_that_is_learnt_from():
     assert base.sha256 == contrast().sha256 and len(base.sha256) == 64
     first, *others = base.positive
     changed = [
-        base.replace(template="plain"),
-        base.replace(positive=base.negative, negative=base.positive),
-        base.replace(positive=tuple(others)),
-        base.replace(positive=(*others, first)),
+        dataclasses.replace(base, template="plain"),
+        dataclasses.replace(base, positive=base.negative, negative=base.positive),
+        dataclasses.replace(base, positive=tuple(others)),
+        dataclasses.replace(base, positive=(*others, first)),
     ]
     for key, value in {"response": "x", "prompt": "x", "group": "x", "reward": 1.0}.items():
-        example = first.replace(**{key: value})
-        changed.append(base.replace(positive=(example, *others)))
+        example = dataclasses.replace(first, **{key: value})
+        changed.append(dataclasses.replace(base, positive=(example, *others)))
     assert len({base.sha256, *(each.sha256 for each in changed)}) == len(changed) + 1
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     assert len(Contrast.from_pairs([chat], [chat]).sha256) == 64
