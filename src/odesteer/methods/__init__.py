@@ -1,6 +1,6 @@
-"""Steering methods, one file a paper; `METHODS` is the table.
+"""Steering methods, one file per paper, and their table `METHODS`.
 
-Another package adds a method, a `Method` class, under the entry-point group "odesteer.methods":
+Another package adds a `Method` class under the entry-point group "odesteer.methods":
 
     [project.entry-points."odesteer.methods"]
     median = "my_package:MedianDifference"
@@ -53,19 +53,19 @@ GROUP = "odesteer.methods"
 
 
 def find_method(name: str) -> type[Method]:
-    """A method's class by its name, ours or another package's.
+    """Return a method's class by name, from here or from another package.
 
     Raises:
-        ValueError: for an unknown name; says which there are. Also for an entry point of another
-            name than its method's.
+        ValueError: for an unknown name, listing the known ones, or an entry point whose name is
+            not its method's.
     """
-    found: type[Method] = resolve(METHODS, name, "method", GROUP, Method)
-    if found.name != name:
+    method: type[Method] = resolve(METHODS, name, "method", GROUP, Method)
+    if method.name != name:
         raise ValueError(
-            f"The entry point '{name}' leads to {found.__name__}, whose name is '{found.name}': "
+            f"The entry point '{name}' leads to {method.__name__}, whose name is '{method.name}': "
             f"its package should call both the same."
         )
-    return found
+    return method
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Base class of methods.
+"""Base class of steering methods.
 
-A method learns a vector field from two matrices. Held-out calibration and the making of the
-`Steering` are the same for all of them and live here; checking the data is in `samples`.
+A method fits a vector field to two matrices. Held-out calibration and the construction of the
+`Steering` are common to all methods and live here; the data are validated in `samples`.
 """
 
 import warnings
@@ -14,22 +14,22 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.samples import Groups, Progress, Samples, checked
+from odesteer.methods.samples import Groups, Progress, Samples, validate
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
 
 
 class MethodInfo(NamedTuple):
-    """A method's row in the table of all methods (`odesteer methods`).
+    """Row of a method in the table of `odesteer methods`.
 
     Attributes:
         field: v(a), as a formula.
-        barrier: h(a), or "-" where the method has none.
-        exact: what the exact flow of the field is.
-        strength: what a plain number as strength means.
+        barrier: h(a), or "-" if the method has none.
+        exact: the exact flow of the field.
+        strength: the meaning of a plain number as strength.
         source: authors, venue, year and link.
-        keeps_norm: ||a|| stays what it was, to rounding, with the method's own solver.
+        keeps_norm: the method's default solver keeps ||a||, to rounding.
     """
 
     field: str
@@ -40,9 +40,9 @@ class MethodInfo(NamedTuple):
     keeps_norm: bool = False
 
 
-# Rows of the data whose probability is looked at before a fit is handed out.
+# Rows of the data whose probability is checked before a fit is returned.
 CHECKED = 256
-# Beyond, products of activations leave float32.
+# Beyond these sizes products of activations leave float32.
 SMALLEST, LARGEST = 1e-15, 1e15
 
 
@@ -56,28 +56,28 @@ class FitResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Learns a field from positive and negative activations.
+    """Method that fits a field to positive and negative activations.
 
-    Its fields are the hyperparameters, and nothing else is stored in it: `fit` returns a
-    `Steering`. Subclasses say what they learn in `fit_field`, and may choose hyperparameters
-    from the data in `select_hyperparameters`.
+    A frozen dataclass whose fields are the hyperparameters; `fit` returns a `Steering`. Subclasses
+    implement `fit_field`, and may choose hyperparameters from the data in
+    `select_hyperparameters`.
 
     Args:
-        steps: fixed steps of the solver.
+        steps: number of fixed steps of the solver.
         solver: a name in `odesteer.ode.SOLVERS`.
     """
 
     name: ClassVar[str]
     facts: ClassVar[MethodInfo] = MethodInfo("not said", "-", "not said", "not said", "not said")
     default_strength: ClassVar[Dose | float] = 1.0
-    # Row i of both classes answers the same prompt, and the method learns from that.
+    # Whether row i of both classes must answer the same prompt.
     needs_pairs: ClassVar[bool] = False
-    # What of the model it learns from: the tokens pooled and the place, see `extraction`, and
-    # whether it also reads the last prompt token's activation.
+    # Activations to learn from: the tokens pooled and the site, see `odesteer.extraction`, and
+    # whether the last prompt token's activation is needed too.
     tokens: ClassVar[str] = "last"
     site: ClassVar[str] = "residual"
     reads_prompts: ClassVar[bool] = False
-    # At several layers, a later one learns from activations that the earlier ones have moved.
+    # At several layers, whether a later one learns from activations moved by the earlier ones.
     incremental: ClassVar[bool] = False
 
     steps: int = 1
@@ -85,26 +85,26 @@ class Method(ABC):
 
     @abstractmethod
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
-        """The field, from [n, d] and [m, d] in float64."""
+        """Fit the field to [n, d] positives and [m, d] negatives in float64."""
 
     def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
-        """The field, for methods that read more than two matrices or take long to learn."""
+        """Fit the field; for methods that use more than two matrices or report progress."""
         return self.fit_field(samples.positive, samples.negative)
 
     def select_hyperparameters(self, samples: Samples) -> "Method":
-        """The method with every hyperparameter that is left to the data chosen."""
+        """Return the method with every hyperparameter set that is left to the data."""
         return self
 
     def fit_and_validate(
         self, samples: Samples, seed: int | None, progress: Progress | None = None
     ) -> FitResult:
-        """Fit, and compute held-out values, in one go for methods in which both share work.
+        """Fit the field and compute held-out values, for methods in which both share work.
 
-        The same as `select_hyperparameters`, `fit_samples` and `held_out_values` in a row.
+        Equivalent to `select_hyperparameters`, `fit_samples` and `held_out_values` in a row.
 
         Args:
             samples: the data.
-            seed: of the folds whose values are held out; None: none are wanted.
+            seed: of the folds; None for no held-out values.
             progress: see `fit`.
         """
         method = self.select_hyperparameters(samples)
@@ -127,29 +127,28 @@ class Method(ABC):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Steering:
-        """A steering from activations of the two classes.
+        """Fit a steering to activations of the two classes.
 
         Args:
             positive: [n, d].
             negative: [m, d].
-            layer: the decoder block they are the outputs of.
-            strength: the dose; the method's own default where it is None.
-            groups: which rows belong together (say, to one prompt), one sequence a class;
-                without it row i of both classes belong together where n = m.
-            rewards: graded labels [n] and [m]; only methods that say so read them.
-            prompts: activations [n, d] of each pair's last prompt token; only methods that
-                say so read them.
-            calibrate: learn P(positive | a) from held-out values of the barrier (5 folds).
+            layer: the decoder block whose outputs they are.
+            strength: the dose; None for the method's default.
+            groups: group of each row (say, its prompt), one sequence for each class; by default
+                row i of both classes is one group if n = m.
+            rewards: graded labels [n] and [m], for methods that use them.
+            prompts: activations [n, d] of each pair's last prompt token, for methods that use them.
+            calibrate: fit P(positive | a) to held-out values of the barrier (5 folds).
             seed: of the folds.
-            progress: called with (steps done, steps in all) by methods that train.
+            progress: called with (steps done, total steps) by methods that train.
 
         Raises:
-            ValueError: naming the method, for shapes that do not match, an empty class, NaN
-                or infinity, or unpaired rows where pairs are needed.
+            ValueError: for shapes that do not match, an empty class, NaN or infinity, or unpaired
+                rows where pairs are needed.
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
         try:
-            method, learnt, held_out = self.fit_and_validate(
+            method, field, held_out = self.fit_and_validate(
                 samples, seed if calibrate else None, progress
             )
         except (ArithmeticError, RuntimeError, ValueError) as error:
@@ -157,8 +156,8 @@ class Method(ABC):
                 raise
             reason = str(error).partition("\n")[0].rstrip(".")
             raise _overflow(self.name, samples, reason) from error
-        # What is learnt lives where activations come from, in the precision it is used in.
-        field = learnt.to(positive.device, torch.float32)
+        # On the device of the activations, in the precision of use.
+        field = field.to(positive.device, torch.float32)
         calibration = Calibration()
         receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
         if held_out is not None:
@@ -168,8 +167,8 @@ class Method(ABC):
             values, labels = held_out
             log_odds = calibration.scale * values + calibration.offset
             curve = [
-                {key: round(value, 4) for key, value in each._asdict().items()}
-                for each in reliability(log_odds, labels, balanced=True)
+                {key: round(value, 4) for key, value in point._asdict().items()}
+                for point in reliability(log_odds, labels, balanced=True)
             ]
             receipts |= {"held_out": quality._asdict(), "reliability": curve}
         steering = Steering(
@@ -190,21 +189,21 @@ class Method(ABC):
         return steering
 
     def for_model(self, head_width: int | None) -> "Method":
-        """The method with what it must know of the model."""
+        """Return the method with the settings that depend on the model."""
         return self
 
     def choose_layers(
         self, data: dict[int, tuple[Tensor, Tensor]], groups: tuple[Groups, Groups], seed: int
     ) -> "dict[int, Method]":
-        """The method to fit at each layer, where several are read and some may be left out."""
+        """Return the method to fit at each layer; layers may be left out."""
         return dict.fromkeys(data, self)
 
     def held_out_values(
         self, samples: Samples, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """h of every row by a field learnt without its group, and its label.
+        """Return h of every row by a field fitted without its group, and the labels.
 
-        None where the data cannot be split, or the method has no barrier.
+        Returns None if the data cannot be split, or the method has no barrier.
         """
         values, labels = [], []
         for fit, test in samples.folds(5, seed):
@@ -223,28 +222,28 @@ class Method(ABC):
         rewards: tuple[Tensor, Tensor] | None = None,
         prompts: Tensor | None = None,
     ) -> Samples:
-        """The data in float64, or a ValueError that says what is wrong with it."""
-        return checked(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
+        """Validate the data; return it in float64, or raise a ValueError with the reason."""
+        return validate(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
 
 
 def _unusable(steering: Steering, samples: Samples) -> str | None:
-    """What is not finite in the precision that the steering is used in, if anything is."""
+    """Return what is not finite in the precision of use, or None."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
         return "what it learnt is not finite"
     classes = samples.positive, samples.negative
     step = max(1, sum(map(len, classes)) // CHECKED)
-    # Some of those learnt from, and one of ordinary size.
-    some = torch.cat([rows[::step].float() for rows in classes])
-    some = torch.cat([some, torch.ones_like(some[:1])])
+    # Training rows, and one of ordinary size.
+    sample = torch.cat([rows[::step].float() for rows in classes])
+    sample = torch.cat([sample, torch.ones_like(sample[:1])])
     if steering.field.barrier is not None:
-        unknown = int((~torch.isfinite(steering.probability(some))).sum())
-        if unknown:
-            return f"P(positive) is NaN on {unknown} of {len(some)} rows"
+        count = int((~torch.isfinite(steering.probability(sample))).sum())
+        if count:
+            return f"P(positive) is NaN on {count} of {len(sample)} rows"
     return None
 
 
 def _scale(samples: Samples) -> tuple[float, float]:
-    """The largest value, and the largest distance of a coordinate from its mean."""
+    """Return the largest value, and the largest distance of a coordinate from its mean."""
     rows = samples.rows
     return float(rows.abs().max()), float((rows - rows.mean(dim=0)).abs().max())
 
@@ -270,7 +269,7 @@ def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQ
 
 
 def platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibration, BinaryQuality]:
-    """sigmoid(scale h + offset) fitted on held-out h, both classes weighing the same."""
+    """Fit sigmoid(scale h + offset) to held-out h, with equal weight for both classes."""
     spread = float(values.std()) or 1.0
     model = LogisticRegression(C=1e4, class_weight="balanced").fit(values[:, None] / spread, labels)
     scale, offset = float(model.coef_[0, 0]) / spread, float(model.intercept_[0])
@@ -281,8 +280,8 @@ def platt(values: np.ndarray, labels: np.ndarray, name: str) -> tuple[Calibratio
             f"another layer, may help.",
             stacklevel=4,
         )
-        # Nearly flat, and increasing, so that a target is out of reach rather than inverted.
+        # Nearly flat but increasing, so that a target is out of reach rather than inverted.
         scale, offset = 1e-3 / spread, 0.0
-    # The two numbers fitted here are common to all rows, so the quality is as good as held out.
+    # Only two numbers are fitted to all rows, so the quality is practically held out.
     log_odds = scale * values + offset
     return Calibration(scale, offset), binary_quality(log_odds, labels, balanced=True)

@@ -1,14 +1,10 @@
 """Baselines: the unsteered model and a random direction.
 
-No steering: the unsteered model as a method.
+    v(a) = 0
+    v(a) = u,  u drawn uniformly from the unit sphere
 
-v(a) = 0
-
-A random direction: what any push of that size does.
-
-v(a) = u,  u drawn uniformly from the unit sphere
-
-The control of every comparison: what a method does beyond it is owed to the direction it learnt.
+The random direction is the control of every comparison: a method's effect beyond it is due to the
+direction that it learnt.
 """
 
 from dataclasses import dataclass
@@ -23,7 +19,7 @@ from odesteer.ode import ConstantField, VectorField, ZeroField
 
 @dataclass(frozen=True)
 class NoSteering(Method):
-    """Moves nothing: the row that every comparison needs."""
+    """Unsteered model: no activation moves."""
 
     name: ClassVar[str] = "none"
     facts: ClassVar[MethodInfo] = MethodInfo(
@@ -41,7 +37,7 @@ class NoSteering(Method):
 
 @dataclass(frozen=True)
 class RandomDirection(Method):
-    """Moves every activation along one direction that knows nothing of the data.
+    """Random unit direction, independent of the data.
 
     Args:
         seed: of the direction.
@@ -60,5 +56,5 @@ class RandomDirection(Method):
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(positive.shape[1], generator=generator, dtype=torch.float64)
-        return ConstantField(torch.nn.functional.normalize(drawn, dim=0))
+        normal = torch.randn(positive.shape[1], generator=generator, dtype=torch.float64)
+        return ConstantField(torch.nn.functional.normalize(normal, dim=0))

@@ -18,11 +18,11 @@ from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 @dataclass(frozen=True)
 class CAA(Method):
-    """Moves every activation along the difference of the class means.
+    """Contrastive activation addition: the difference of the class means.
 
     The field is constant, so one Euler step is exact and a number as `strength` is the
     multiplier of the paper: a + strength * (mean(positive) - mean(negative)). The original
-    fits at the letter token of A/B questions; here the rows are whatever is given.
+    fits at the letter token of A/B questions; here any rows may be given.
     """
 
     name: ClassVar[str] = "caa"
@@ -35,7 +35,7 @@ class CAA(Method):
     )
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
-        above, below = positive.mean(dim=0), negative.mean(dim=0)
-        difference = above - below
-        barrier = LinearBarrier(difference, -difference @ (above + below) / 2)
+        mean_positive, mean_negative = positive.mean(dim=0), negative.mean(dim=0)
+        difference = mean_positive - mean_negative
+        barrier = LinearBarrier(difference, -difference @ (mean_positive + mean_negative) / 2)
         return ConstantField(difference, barrier)

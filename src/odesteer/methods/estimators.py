@@ -1,9 +1,7 @@
-"""Estimators that several methods share: covariance, linear probe, temperature.
+"""Shared estimators: covariance, linear probe, temperature.
 
-Temperature scaling of a log density ratio.
-
-One number t makes t h as honest as it can be: the temperature 1/t that minimises the
-cross-entropy of held-out rows. It changes no decision and no direction of steering.
+Temperature scaling multiplies a log density ratio h by the t that minimises the cross-entropy of
+held-out rows; the temperature is 1/t. It changes no decision and no direction of steering.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
 https://arxiv.org/abs/1706.04599
@@ -20,15 +18,15 @@ from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier, Whitening
 from odesteer.ode.eigen import largest_eigenpairs
 
-# Below this many rows or dimensions all eigenvectors cost less than looking for the largest.
+# Below this many rows or dimensions a full eigendecomposition is cheaper than block Lanczos.
 DENSE = 1024
 
 
 def shrunk_covariance(rows: Tensor, shrinkage: float | None = None) -> Tensor:
-    """The shrunk covariance [d, d] of rows [n, d]: symmetric positive definite.
+    """Estimate the shrunk covariance [d, d] of rows [n, d], symmetric positive definite.
 
     (1 - s) S + s tr(S)/d I with the s that is closest to the true covariance in expectation
-    (Ledoit-Wolf), or the one given.
+    (Ledoit-Wolf), unless `shrinkage` is given.
     """
     centred = rows - rows.mean(dim=0)
     covariance = centred.mT @ centred / len(rows)
@@ -37,7 +35,7 @@ def shrunk_covariance(rows: Tensor, shrinkage: float | None = None) -> Tensor:
     mean = covariance.diagonal().mean()
     covariance = (1.0 - shrinkage) * covariance
     covariance.diagonal().add_(shrinkage * mean)
-    # Rows that hardly differ (or one row alone) shrink to nothing: keep it invertible.
+    # Rows that hardly differ, or a single row, give almost 0: keep the matrix invertible.
     floor = max(1e-6 * float(rows.square().mean()), torch.finfo(rows.dtype).tiny ** 0.5)
     if float(covariance.diagonal().mean()) > floor:
         return covariance
@@ -45,7 +43,7 @@ def shrunk_covariance(rows: Tensor, shrinkage: float | None = None) -> Tensor:
 
 
 def ledoit_wolf(centred: Tensor, squared: Tensor) -> float:
-    """The shrinkage s in 0..1 of centred rows [n, d], given ||S||^2 = sum_ij S_ij^2.
+    """Compute the shrinkage s in 0..1 of centred rows [n, d], given ||S||^2 = sum_ij S_ij^2.
 
         s = min(b, e) / e,  e = (||S||^2 - tr(S)^2/d) / d,
         b = (sum_k ||x_k||^4 / n - ||S||^2) / (n d)
@@ -58,12 +56,12 @@ def ledoit_wolf(centred: Tensor, squared: Tensor) -> float:
     total, spread = float(squared), float(lengths.sum() / n)
     excess = (total - spread**2 / d) / d
     noise = min((float(lengths.square().sum()) / n - total) / (n * d), excess)
-    # One dimension has nothing to shrink towards.
+    # In one dimension there is no other target to shrink to.
     return 0.0 if d == 1 or noise <= 0.0 else noise / excess
 
 
 def pooled_covariance(positive: Tensor, negative: Tensor, shrinkage: float | None = None) -> Tensor:
-    """The shrunk covariance about each class's own mean; I where no row differs from it."""
+    """Estimate the shrunk covariance about the class means; I if no row differs from its mean."""
     centred = torch.cat([rows - rows.mean(dim=0) for rows in (positive, negative)])
     if not bool(centred.any()):
         return torch.eye(centred.shape[1]).to(centred)
@@ -73,34 +71,34 @@ def pooled_covariance(positive: Tensor, negative: Tensor, shrinkage: float | Non
 def class_covariances(
     positive: Tensor, negative: Tensor, shrinkage: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Shrunk covariances of both classes; a class of one or two rows takes the pooled one.
+    """Estimate both shrunk covariances; the pooled one for a class of one or two rows.
 
-    Two rows lie on a line, and Ledoit-Wolf sees no noise in it: it would not shrink at all.
+    Two rows lie on a line, in which Ledoit-Wolf finds no noise: it would not shrink at all.
     """
-    above, below = (
+    covariance_positive, covariance_negative = (
         shrunk_covariance(rows, shrinkage)
         if len(rows) > 2
         else pooled_covariance(positive, negative, shrinkage)
         for rows in (positive, negative)
     )
-    return above, below
+    return covariance_positive, covariance_negative
 
 
 def pooled_whitening(rows: Tensor, p: float, rank: int) -> Whitening:
-    """y = Sigma^-p (a - m) of rows of both classes: their mean and shrunk covariance.
+    """Whiten rows of both classes, y = Sigma^-p (a - m), by their mean and shrunk covariance.
 
-    It pools the classes, so that it carries nothing of the labels into a fold.
+    The classes are pooled, so that no labels leak into a fold.
     """
     centre = rows.mean(dim=0)
     return whitening_about(centre, rows - centre, p, rank)
 
 
 def whitening_about(centre: Tensor, centred: Tensor, p: float, rank: int) -> Whitening:
-    """`pooled_whitening` of rows that are centred already, [n, d].
+    """Compute `pooled_whitening` of centred rows [n, d].
 
-    Shrinking moves eigenvalues and leaves directions, so the smaller of S [d, d] and the
-    inner products of the rows [n, n] has all that is needed: the largest variances, and the
-    mean of the others by the trace.
+    Shrinkage changes eigenvalues, not eigenvectors, so the smaller of S [d, d] and the inner
+    products of the rows [n, n] suffices: it gives the largest variances, and the mean of the
+    others by the trace.
     """
     n, d = centred.shape
     rank = min(rank, d - 1)
@@ -115,9 +113,9 @@ def whitening_about(centre: Tensor, centred: Tensor, p: float, rank: int) -> Whi
     values, vectors = _largest(small, min(rank, n - 1 if wide else rank))
     del small
     if wide:
-        # Directions in which no row differs have the variance of the rest, like all others.
-        seen = values > torch.finfo(values.dtype).eps * n * values.max()
-        values, vectors = values[seen], centred.mT @ vectors[:, seen]
+        # Directions without variance belong to the rest.
+        nonzero = values > torch.finfo(values.dtype).eps * n * values.max()
+        values, vectors = values[nonzero], centred.mT @ vectors[:, nonzero]
         vectors = torch.linalg.qr(vectors).Q
     if len(values) == 0:
         return Whitening(centre)
@@ -128,7 +126,7 @@ def whitening_about(centre: Tensor, centred: Tensor, p: float, rank: int) -> Whi
 
 
 def _products(factor: Tensor) -> Tensor:
-    """factor @ factor.mT, each product computed once."""
+    """Compute F F^T of a factor F, each product once."""
     size = len(factor)
     out = factor.new_empty(size, size)
     step = max(256, size // 8)
@@ -139,25 +137,25 @@ def _products(factor: Tensor) -> Tensor:
 
 
 def _largest(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest eigenvalues of a positive semi-definite matrix, and eigenvectors."""
-    found = None
+    """Return the `count` largest eigenpairs of a positive semi-definite matrix."""
+    pairs = None
     if len(matrix) > DENSE:
-        found = largest_eigenpairs(lambda block: matrix @ block, matrix, count)
-    if found is None:
+        pairs = largest_eigenpairs(lambda block: matrix @ block, matrix, count)
+    if pairs is None:
         values, vectors = torch.linalg.eigh(matrix)
         return values[len(values) - count :], vectors[:, len(values) - count :]
-    return found
+    return pairs
 
 
 def linear_probe(samples: Samples, C: float = 1.0) -> LinearBarrier:
-    """theta . a + b + log(n-/n+): the log density ratio of logistic regression on raw rows.
+    """Fit theta . a + b + log(n-/n+), the log density ratio of logistic regression.
 
     Args:
         samples: the two classes.
         C: inverse L2 regularisation.
     """
-    # Newton reaches the optimum in a few steps where lbfgs, on raw activations whose
-    # scales differ by orders of magnitude, still has not after 1,000.
+    # On raw activations, whose scales differ by orders of magnitude, Newton's method converges in
+    # a few steps; lbfgs has not after 1,000.
     model = LogisticRegression(C=C, solver="newton-cholesky", max_iter=100)
     model.fit(samples.rows.cpu().numpy(), samples.labels)
     theta = torch.as_tensor(model.coef_[0]).to(samples.positive)
@@ -165,26 +163,26 @@ def linear_probe(samples: Samples, C: float = 1.0) -> LinearBarrier:
 
 
 class Sharpness(NamedTuple):
-    """`factor` t, and the mean cross-entropy of t h in nats (0.693 knows nothing)."""
+    """Factor t, and the mean cross-entropy of t h in nats (0.693 is chance)."""
 
     factor: float
     log_loss: float
 
 
 def best_sharpness(values: np.ndarray, labels: np.ndarray) -> Sharpness:
-    """The t in 1/1000..1000 with the least cross-entropy, both classes weighing the same.
+    """Find the t in 1/1000..1000 with the least cross-entropy, with equal class weights.
 
     Args:
         values: log density ratios h of held-out rows, [n].
-        labels: 1 or 0, [n], some of each.
+        labels: 1 or 0, [n]; both must occur.
     """
     weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1.0 - labels.mean()))
-    # The loss is convex in t, so its slope rises: bisection, in the logarithm of t.
+    # The loss is convex in t, so its slope increases: bisection in log t.
     low, high = -np.log(1000.0), np.log(1000.0)
     for _ in range(50):
         middle = (low + high) / 2
-        chance = 0.5 * (1.0 + np.tanh(np.exp(middle) * values / 2))
-        if np.average(values * (chance - labels), weights=weights) > 0:
+        probability = 0.5 * (1.0 + np.tanh(np.exp(middle) * values / 2))
+        if np.average(values * (probability - labels), weights=weights) > 0:
             high = middle
         else:
             low = middle

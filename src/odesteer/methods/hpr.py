@@ -1,10 +1,10 @@
-"""Householder pseudo-rotation (HPR): turn an activation, and keep its norm.
+"""Householder pseudo-rotation (HPR): rotation of an activation at constant norm.
 
     v(a) = gamma(a) ||a|| u(a)  where theta.a < 0, else 0;  gamma = pi sigmoid(network(a))
     h(a) = theta.a / (||theta|| ||a||)
 
-u is the tangent at a towards theta: the plane of a and theta is that of a and its Householder
-reflection, on whose other side the probe says positive.
+u is the tangent at a towards theta. The plane of a and theta contains the Householder reflection of
+a, which the probe classifies as positive.
 
 Source: Pham and Nguyen, "Householder Pseudo-Rotation: A Novel Approach to Activation Editing
 in LLMs with Direction-Magnitude Perspective", EMNLP 2024, https://arxiv.org/abs/2409.10053
@@ -25,22 +25,22 @@ from odesteer.ode import Network, RotationField, VectorField
 
 @dataclass(frozen=True)
 class HPR(Method):
-    """Rotates what a probe calls negative towards the positive side, by a predicted angle.
+    """Rotation of rows that a probe classifies as negative, by a predicted angle.
 
-    A probe without bias and a network for the angle learn together: the cross-entropy of the
-    probe plus the squared error of the angle, which for a negative is the one to the positive
-    of its pair and for a positive 0. Half the strength is half the angle; ||a|| is kept. A
-    negative strength turns what the probe calls positive, see `RotationField`.
+    A probe without bias and a network for the angle are trained together, on the cross-entropy of
+    the probe plus the squared error of the angle. The angle of a negative is that to the positive
+    of its pair; of a positive it is 0. Half the strength is half the angle; ||a|| is kept. A
+    negative strength rotates rows classified as positive, see `RotationField`.
 
-    Differences from the original: all rows are divided by one number, so that the learning
-    rate suits any model (an angle stays what it is); a few rows are visited for more than 5
-    epochs; of epochs with equally many right probe answers, the one with the smallest
-    held-out loss is kept; the rotation is written with two vectors instead of a d x d matrix.
+    Differences from the original: all rows are divided by one number, so that the learning rate
+    suits any model (angles do not change); few rows are trained for more than 5 epochs; of epochs
+    with equal probe accuracy, the one with the smallest held-out loss is kept; the rotation uses
+    two vectors instead of a d x d matrix.
 
     Args:
         epochs, batch, lr: of AdamW, the original's.
-        warmup: share of the steps over which the rate climbs.
-        min_steps: more epochs, if fewer steps than that would be made.
+        warmup: fraction of the steps over which the rate increases.
+        min_steps: the number of epochs is raised to make at least this many steps.
         seed: of the weights, the shuffling and the held-out fifth of the pairs.
     """
 
@@ -88,8 +88,8 @@ class HPR(Method):
                 return probe + (predicted - angles[index]).square().mean()
 
             def score() -> float:
-                right = ((rows[test] @ theta > 0) == (labels[test] == 1)).sum()
-                return float(right) + 1.0 / (1.0 + float(loss(test)))
+                correct = ((rows[test] @ theta > 0) == (labels[test] == 1)).sum()
+                return float(correct) + 1.0 / (1.0 + float(loss(test)))
 
             recipe = Recipe(self.epochs, self.batch, self.lr, warmup=self.warmup)
             train(
@@ -106,5 +106,5 @@ class HPR(Method):
 
 
 def _angles(samples: Samples) -> Tensor:
-    """[n]: the angle from each negative to its positive."""
+    """Return the angle from each negative to its positive, [n]."""
     return torch.acos(cosine_similarity(samples.negative, samples.positive).clamp(-1.0, 1.0))

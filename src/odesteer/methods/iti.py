@@ -1,19 +1,18 @@
 """Inference-Time Intervention (ITI), on the residual stream and on attention heads.
 
-v(a) = theta / ||theta||,  optionally times sigma, the spread of theta^ . a
+On the residual stream (`ITI`):
+
+    v(a) = theta / ||theta||,  optionally times sigma, the spread of theta^ . a
     h(a) = theta . a + b + log(n-/n+)   from logistic regression
 
-Source: Li et al., "Inference-Time Intervention: Eliciting Truthful Answers from a Language
-Model", NeurIPS 2023, https://arxiv.org/abs/2306.03341
-
-Inference-Time Intervention (ITI) as published: on single attention heads.
+On single attention heads, as published (`HeadITI`):
 
     v(a)_h = sigma_h u_h for the K chosen heads h, 0 for the others
     u_h = (mean+ - mean-) / ||mean+ - mean-||,  sigma_h the spread of the projections u_h . a_h
     h(a) = v . (a - (mean+ + mean-) / 2)
 
-a is the outputs of a layer's attention heads side by side (the input of their output
-projection). The heads are those whose logistic probes do best on held-out rows.
+There a is the concatenation of a layer's attention heads (the input of their output projection),
+and the chosen heads are those whose logistic probes are most accurate on held-out rows.
 
 Source: Li et al., "Inference-Time Intervention: Eliciting Truthful Answers from a Language
 Model", NeurIPS 2023, https://arxiv.org/abs/2306.03341
@@ -35,7 +34,7 @@ from odesteer.ode import ConstantField, Dose, LinearBarrier, VectorField
 
 @dataclass(frozen=True)
 class ITI(Method):
-    """Moves every activation along the unit normal of a linear probe.
+    """Unit normal of a linear probe on the residual stream.
 
     The original intervenes on single attention heads; this is the form that ODESteer's
     paper compares with: one logistic regression on the layer's output.
@@ -43,7 +42,7 @@ class ITI(Method):
     Args:
         C: inverse L2 regularisation of the probe.
         spread: multiply by the standard deviation of the projections on the normal, as the
-            original does; then `strength` counts in standard deviations.
+            original does; `strength` is then in standard deviations.
     """
 
     name: ClassVar[str] = "iti"
@@ -70,18 +69,18 @@ class ITI(Method):
 
 @dataclass(frozen=True)
 class HeadITI(Method):
-    """Moves the heads that know best, each along its own mean difference.
+    """Mean differences of the attention heads with the most accurate probes.
 
-    Fitted at several layers, the heads are chosen over all of them together and layers without
-    a chosen head are left out; `odesteer.fit` does that over the whole model.
+    Fitted at several layers, the heads are chosen among all of them, and layers without a chosen
+    head are left out; `odesteer.fit` does that over the whole model.
 
     Args:
         num_heads: K.
-        head_dim: width of one head; None takes the model's, or the whole row as one head.
-        heads: the chosen heads; None chooses them.
-        probe: move along the probe's weights instead of the mean difference.
+        head_dim: width of a head; None for the model's, or the whole row as one head.
+        heads: the heads to move; None to choose them.
+        probe: use the probe's weights instead of the mean difference.
         C: inverse L2 regularisation of the probes.
-        folds: of their cross-validation.
+        folds: number of cross-validation folds.
         seed: of the folds.
     """
 
@@ -119,11 +118,13 @@ class HeadITI(Method):
             for layer, rows in data.items()
             for head, accuracy in enumerate(self._accuracies(self.check(*rows, groups)))
         }
-        best = sorted(scores, key=lambda place: -scores[place])[: self.num_heads]
+        heads: dict[int, list[int]] = {}
+        for layer, head in sorted(scores, key=lambda key: -scores[key])[: self.num_heads]:
+            heads.setdefault(layer, []).append(head)
         return {
-            layer: replace(self, heads=tuple(sorted(h for at, h in best if at == layer)))
+            layer: replace(self, heads=tuple(sorted(heads[layer])))
             for layer in data
-            if any(at == layer for at, _ in best)
+            if layer in heads
         }
 
     def select_hyperparameters(self, samples: Samples) -> "HeadITI":
@@ -135,11 +136,11 @@ class HeadITI(Method):
         )
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
-        above, below = self._split(positive), self._split(negative)
-        direction = above.mean(dim=0) - below.mean(dim=0)  # [heads, head_dim]
+        heads_positive, heads_negative = self._split(positive), self._split(negative)
+        rows = torch.cat([heads_positive, heads_negative])
+        direction = heads_positive.mean(dim=0) - heads_negative.mean(dim=0)  # [heads, head_dim]
         if self.probe:
             labels = Samples(positive, negative).labels
-            rows = torch.cat([above, below])
             weights = [
                 _regression(self.C).fit(rows[:, head].cpu().numpy(), labels).coef_[0]
                 for head in range(rows.shape[1])
@@ -147,19 +148,19 @@ class HeadITI(Method):
             direction = torch.as_tensor(np.stack(weights)).to(positive)
         norm = direction.norm(dim=-1, keepdim=True)
         unit = torch.where(norm > 0, direction / norm, torch.zeros_like(direction))
-        # The spread over both classes, as large as the activations themselves vary.
-        projection = (torch.cat([above, below]) * unit).sum(dim=-1)
+        # The spread over both classes together.
+        projection = (rows * unit).sum(dim=-1)
         velocity = unit * projection.std(dim=0, correction=0).unsqueeze(-1)
         if self.heads is not None:
-            chosen = velocity.new_zeros(len(velocity), 1)
-            chosen[list(self.heads)] = 1.0
-            velocity = velocity * chosen
+            mask = velocity.new_zeros(len(velocity), 1)
+            mask[list(self.heads)] = 1.0
+            velocity = velocity * mask
         velocity = velocity.flatten()
         middle = (positive.mean(dim=0) + negative.mean(dim=0)) / 2
         return ConstantField(velocity, LinearBarrier(velocity, -velocity @ middle))
 
     def _split(self, rows: Tensor) -> Tensor:
-        """[n, d] -> [n, heads, head_dim]."""
+        """Split rows [n, d] into heads [n, heads, head_dim]."""
         width = rows.shape[1] if self.head_dim is None else self.head_dim
         if rows.shape[1] % width:
             raise ValueError(
@@ -169,16 +170,16 @@ class HeadITI(Method):
         return rows.reshape(len(rows), -1, width)
 
     def _accuracies(self, samples: Samples) -> np.ndarray:
-        """Held-out accuracy of each head's probe, [heads]; the class means' where none is held."""
+        """Return each head's held-out probe accuracy [heads]; on training rows without folds."""
         heads = self._split(samples.rows).cpu().numpy()
         labels = samples.labels
         folds = samples.folds(self.folds, self.seed) or [(np.arange(len(labels)),) * 2]
-        right = np.zeros((len(labels), heads.shape[1]))
+        correct = np.zeros((len(labels), heads.shape[1]))
         for fit, test in folds:
             for head in range(heads.shape[1]):
                 probe = _regression(self.C).fit(heads[fit, head], labels[fit])
-                right[test, head] = probe.predict(heads[test, head]) == labels[test]
-        return right.mean(axis=0)
+                correct[test, head] = probe.predict(heads[test, head]) == labels[test]
+        return correct.mean(axis=0)
 
 
 def _regression(C: float) -> LogisticRegression:

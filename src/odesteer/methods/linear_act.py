@@ -1,4 +1,4 @@
-"""Linear-AcT: optimal transport of each coordinate by itself.
+"""Linear-AcT: optimal transport of each coordinate.
 
     M_j(a) = w_j a_j + b_j
     w = sum(y~ x~) / sum(x~^2),  b = mean+ - w mean-,  x~, y~: sorted, centred negatives, positives
@@ -24,14 +24,14 @@ from odesteer.ode import FormBarrier, TransportField, VectorField
 
 @dataclass(frozen=True)
 class LinearAcT(Method):
-    """Carries every coordinate of the negatives to that of the positives by a line.
+    """Linear transport of each coordinate from the negatives to the positives.
 
     Strength s moves a to a + s (M(a) - a): the lambda of the paper, 1 is the whole map. The
     original pools each text's activations by their mean (`tokens="mean"` when extracting)
-    and fits layer after layer, later layers seeing what the earlier ones have moved.
+    and fits layer after layer, to activations that the earlier layers have moved.
 
     Args:
-        support: leave coordinates outside the negatives' range where they are.
+        support: keep coordinates outside the negatives' range.
     """
 
     name: ClassVar[str] = "linear-act"
@@ -49,26 +49,26 @@ class LinearAcT(Method):
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         levels = max(len(positive), len(negative))
         target, source = quantiles(positive, levels), quantiles(negative, levels)
-        above, below = target.mean(dim=0), source.mean(dim=0)
-        x, y = source - below, target - above
+        mean_target, mean_source = target.mean(dim=0), source.mean(dim=0)
+        x, y = source - mean_source, target - mean_target
         power = x.square().sum(dim=0)
-        # A coordinate whose negatives are all alike can only be shifted.
+        # A coordinate without variance among the negatives can only be shifted.
         w = torch.where(power > 0, (x * y).sum(dim=0) / power, torch.ones_like(power))
-        potential = FormBarrier(below, w - 1.0, above - below)
-        middle = potential.value((above + below) / 2)
+        potential = FormBarrier(mean_source, w - 1.0, mean_target - mean_source)
+        middle = potential.value((mean_target + mean_source) / 2)
         bounds = (negative.amin(dim=0), negative.amax(dim=0)) if self.support else (None, None)
         return TransportField(potential.affine(1.0, -float(middle)), None, *bounds)
 
 
 def quantiles(rows: Tensor, levels: int) -> Tensor:
-    """Quantiles of each column at (i + 1/2) / levels: [n, d] -> [levels, d].
+    """Compute quantiles of each column at (i + 1/2) / levels: [n, d] -> [levels, d].
 
-    Between order statistics they are interpolated; with levels = n they are the sorted rows.
+    They are interpolated between order statistics; with levels = n they are the sorted rows.
     """
     ordered = rows.sort(dim=0).values
     position = (torch.arange(levels).to(rows) + 0.5) / levels * len(rows) - 0.5
     position = position.clamp(0.0, len(rows) - 1.0).unsqueeze(-1)
     low = position.floor().long().squeeze(-1)
     high = (low + 1).clamp_max(len(rows) - 1)
-    share = position - position.floor()
-    return ordered[low] * (1 - share) + ordered[high] * share
+    fraction = position - position.floor()
+    return ordered[low] * (1 - fraction) + ordered[high] * fraction

@@ -1,4 +1,4 @@
-"""RE-Control: climb a value network.
+"""RE-Control: gradient ascent on a value network.
 
     V(a) = W3 relu(W2 relu(W1 a^ + b1) + b2) + b3,  a^ = (a - mean) / spread
     h(a) = V(a) - eps,   v(a) = grad V(a)
@@ -23,24 +23,24 @@ from odesteer.ode import Angle, Dose, Network, NetworkBarrier, PlainGradientFiel
 
 @dataclass(frozen=True)
 class REControl(Method):
-    """Takes gradient steps on a value that a small network reads off the activation.
+    """Gradient ascent on a value predicted from the activation by a small network.
 
-    The gradient is not normalised: a number as `strength` is the number of steps times their
-    size (the original: 30 steps of size 1). How long a gradient is depends on the network and
-    on the model's units, so the default dose is an angle, which depends on neither.
+    The gradient is not normalised: a number as `strength` is the number of steps times their size
+    (the original: 30 steps of size 1). The length of the gradient depends on the network and the
+    model's units, so the default dose is an angle, which depends on neither.
 
-    Differences from the original: it learns V by temporal differences on the last layer's
-    states of generated tokens, from a reward at the last token. Here V learns from labelled
-    rows of any layer. Labels 1 and 0 with the logistic loss make V a log density ratio, which
-    (unlike a probability) has a slope everywhere; graded `rewards` with the squared error make
-    it the reward. Rows are centred and divided by one number, so that the learning rate suits
-    any model; training stops when held-out rows no longer gain.
+    Differences from the original: it fits V by temporal differences to the last layer's states of
+    generated tokens, with a reward at the last token. Here V is fitted to labelled rows of any
+    layer. Labels 1 and 0 with the logistic loss make V a log density ratio, which (unlike a
+    probability) has a slope everywhere; graded `rewards` with the squared error make it the
+    reward. Rows are centred and divided by one number, so that the learning rate suits any model;
+    training stops when the held-out loss no longer improves.
 
     Args:
         eps: h = V - eps; None: 0 for labels (even odds), the mean reward for rewards.
         epochs, batch, lr: of Adam, the original's.
-        patience: stop after so many epochs without a better held-out loss.
-        min_steps: more epochs, and patience, if fewer steps than that would be made.
+        patience: epochs without a better held-out loss before training stops.
+        min_steps: epochs and patience are raised to make at least this many steps.
         seed: of the weights, the shuffling and the held-out fifth of the groups.
     """
 
@@ -76,13 +76,13 @@ class REControl(Method):
             scale = rows[fit].square().mean().sqrt()
             scale = torch.where(scale > 0, scale, torch.ones_like(scale))
             rows = rows / scale
-            lesson = self._lesson(samples, fit)
-            wanted = lesson.wanted.to(rows)
+            objective = self._objective(samples, fit)
+            targets = objective.targets.to(rows)
             d = rows.shape[1]
             network = Network.draw([d, d, d, 1], "relu", generator).to(rows.device)
 
             def loss(index: Tensor) -> Tensor:
-                return lesson.criterion(network(rows[index])[:, 0], wanted[index])
+                return objective.criterion(network(rows[index])[:, 0], targets[index])
 
             recipe = Recipe(self.epochs, self.batch, self.lr, patience=self.patience)
             train(
@@ -94,16 +94,17 @@ class REControl(Method):
                 score=lambda: -float(loss(test)),
                 progress=progress,
             )
-            value = NetworkBarrier(network, centre, scale, 0.0).affine(lesson.unit, lesson.zero)
-            eps = lesson.even if self.eps is None else self.eps
+            value = NetworkBarrier(network, centre, scale, 0.0)
+            value = value.affine(objective.unit, objective.zero)
+            eps = objective.eps if self.eps is None else self.eps
             return PlainGradientField(value.affine(1.0, -eps).to(samples.positive.dtype))
 
-    def _lesson(self, samples: Samples, fit: Tensor) -> "_Lesson":
+    def _objective(self, samples: Samples, fit: Tensor) -> "_Objective":
         if samples.rewards is None:
             labels = torch.as_tensor(samples.labels)
-            # The log odds lose what the class sizes alone say.
+            # The log odds minus the log prior odds.
             zero = -samples.log_prior_odds
-            return _Lesson(binary_cross_entropy_with_logits, labels, 1.0, zero, 0.0)
+            return _Objective(binary_cross_entropy_with_logits, labels, 1.0, zero, 0.0)
         rewards = samples.rewards
         mean, spread = float(rewards[fit].mean()), float(rewards[fit].std(correction=0))
         if spread == 0:
@@ -111,17 +112,21 @@ class REControl(Method):
                 f"{self.name} needs rewards that differ; all {len(fit)} are {mean:g}. Without "
                 f"rewards it learns from the two classes alone."
             )
-        return _Lesson(mse_loss, (rewards - mean) / spread, spread, mean, mean)
+        return _Objective(mse_loss, (rewards - mean) / spread, spread, mean, mean)
 
 
-class _Lesson(NamedTuple):
-    """What the network learns, and how its output becomes V = unit * output + zero.
+class _Objective(NamedTuple):
+    """Loss and targets of the network, with V = unit * output + zero.
 
-    `wanted` is [n + m], and `even` the eps that is taken for None.
+    Attributes:
+        criterion: loss of outputs and targets.
+        targets: [n + m].
+        unit, zero: see above.
+        eps: the default of `REControl.eps`.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
-    wanted: Tensor
+    targets: Tensor
     unit: float
     zero: float
-    even: float
+    eps: float

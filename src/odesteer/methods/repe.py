@@ -3,7 +3,7 @@
     v(a) = u1,  h(a) = u1 . (a - (mean+ + mean-) / 2)
 
 u1 is the first principal component of the differences positive_i - negative_i of rows that
-answer the same prompt, taken in both orders, pointing so that positives project higher.
+answer the same prompt, taken in both orders, with the sign for which positives project higher.
 
 Source: Zou et al., "Representation Engineering: A Top-Down Approach to AI Transparency",
 2023, https://arxiv.org/abs/2310.01405
@@ -21,11 +21,11 @@ from odesteer.ode import ConstantField, LinearBarrier, VectorField
 
 @dataclass(frozen=True)
 class RepE(Method):
-    """Moves every activation along the unit direction in which pairs differ most.
+    """First principal direction of the differences within pairs.
 
-    The original takes each difference in a random order, which keeps the shift that all pairs
-    have in common from being centred away. Taking both orders is the limit of that and needs
-    no seed: the differences then have mean 0, and u1 maximises the mean of (u . difference)^2.
+    The original takes each difference in a random order, so that centring does not remove the
+    shift common to all pairs. Taking both orders is the limit of that and needs no seed: the
+    differences then have mean 0, and u1 maximises the mean of (u . difference)^2.
     """
 
     name: ClassVar[str] = "repe"

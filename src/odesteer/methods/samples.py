@@ -1,4 +1,4 @@
-"""Samples: what a method learns from, validated."""
+"""Training data of a method and their validation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,20 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 Groups = Sequence[Any] | Tensor | np.ndarray
-Progress = Callable[[int, int], None]  # steps done, steps in all
+Progress = Callable[[int, int], None]  # steps done, total steps
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Two classes of activations at one layer.
+    """Activations of two classes at one layer.
 
     Attributes:
         positive: [n, d].
         negative: [m, d].
-        groups: [n + m] integers, positives first; rows of one group (one prompt, say) are
-            never split between fitting and testing.
-        rewards: [n + m] graded labels, positives first, for methods that read them.
-        prompts: [n, d], the last prompt token's activation of each pair of rows, for methods
-            that read it.
+        groups: [n + m] integers, positives first; rows of a group (say, one prompt) are never
+            split between fitting and testing.
+        rewards: [n + m] graded labels, positives first, for methods that use them.
+        prompts: [n, d], the last prompt token's activation of each pair, for methods that use it.
     """
 
     positive: Tensor
@@ -35,21 +34,21 @@ class Samples:
 
     @property
     def rows(self) -> Tensor:
-        """[n + m, d], positives first."""
+        """All rows [n + m, d], positives first."""
         return torch.cat([self.positive, self.negative])
 
     @property
     def labels(self) -> np.ndarray:
-        """[n + m]: 1 for positive, 0 for negative."""
+        """Labels [n + m]: 1 for positive, 0 for negative."""
         return np.repeat([1, 0], [len(self.positive), len(self.negative)])
 
     @property
     def log_prior_odds(self) -> float:
-        """log(n / m): what a probability learnt here must lose to become a density ratio."""
+        """log(n / m), to be subtracted from log-odds for a log density ratio."""
         return float(np.log(len(self.positive) / len(self.negative)))
 
     def folds(self, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(fit rows, test rows) of a stratified split by group; empty if it cannot be made."""
+        """Split rows by group, stratified: (fit, test) indices; empty if impossible."""
         if self.groups is None:
             return []
         labels = self.labels
@@ -62,7 +61,7 @@ class Samples:
         return [(fit, test) for fit, test in splits if 0 < labels[fit].sum() < len(fit)]
 
     def subset(self, index: np.ndarray) -> "Samples":
-        """The samples at those rows of `rows`."""
+        """Take the samples at these indices of `rows`."""
         positive = index[index < len(self.positive)]
         negative = index[index >= len(self.positive)] - len(self.positive)
         return Samples(
@@ -74,7 +73,7 @@ class Samples:
         )
 
 
-def checked(
+def validate(
     name: str,
     needs_pairs: bool,
     positive: Tensor,
@@ -83,7 +82,11 @@ def checked(
     rewards: tuple[Tensor, Tensor] | None = None,
     prompts: Tensor | None = None,
 ) -> Samples:
-    """The data in float64, or a ValueError that says what is wrong with it for method `name`."""
+    """Return the data in float64.
+
+    Raises:
+        ValueError: for data that method `name` cannot learn from, with the reason.
+    """
     shapes = f"positive {list(positive.shape)} and negative {list(negative.shape)}"
     if positive.dim() != 2 or negative.dim() != 2 or positive.shape[1] != negative.shape[1]:
         raise ValueError(
@@ -105,10 +108,10 @@ def checked(
             )
         parts.append(("prompt", prompts))
     for label, rows in parts:
-        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-        if bad:
+        count = int((~torch.isfinite(rows)).any(dim=1).sum())
+        if count:
             raise ValueError(
-                f"{name} needs finite activations; {bad} of {len(rows)} {label} rows hold "
+                f"{name} needs finite activations; {count} of {len(rows)} {label} rows hold "
                 f"NaN or infinity ({shapes}). Drop them, or load the model in float32 or "
                 f"bfloat16 if it overflows in float16."
             )

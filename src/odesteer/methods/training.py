@@ -1,12 +1,12 @@
 """Training loop shared by learnt methods.
 
-One loop for all learnt methods: shuffled mini-batches from a generator, AdamW, optional
+Shuffled mini-batches from a generator, AdamW, optional
 warm-up and cosine decay, a score after each epoch, early stopping, the best epoch restored.
 
-    with learning():                                     # autograd on, whatever the caller did
+    with learning():                                     # autograd on, also under no_grad
         generator = torch.Generator().manual_seed(seed)  # for the weights and the shuffling
         fit, test = hold_out(samples, seed=seed)         # row indices; no group on both sides
-        rows, labels = samples.rows.float(), ...         # made in here, so autograd takes them
+        rows, labels = samples.rows.float(), ...         # made inside, for autograd
         network = Network.draw([d, 64, 1], "silu", generator).to(rows.device)
         train(
             list(network.buffers()),
@@ -17,11 +17,11 @@ warm-up and cosine decay, a score after each epoch, early stopping, the best epo
             score=lambda: -float(criterion(network(rows[test]), labels[test])),
             progress=progress,
         )
-    # network is trained in place and needs no gradient any more; give it back as wide as the
-    # rows came, network.to(samples.positive.dtype): barriers are asked about those
+    # The network is trained in place. Return it in the precision of the rows,
+    # network.to(samples.positive.dtype), in which barriers are evaluated.
 
-The same seed gives the same tensors to the bit on one machine, and the global random state
-is neither read nor changed. (A loss that draws numbers draws them from `generator` too.)
+The same seed gives the same tensors to the bit on one machine, and the global random state is
+neither read nor changed. (A loss that draws numbers should use `generator` too.)
 """
 
 import math
@@ -39,20 +39,20 @@ from odesteer.methods.samples import Progress, Samples
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Settings of a training run.
 
     Args:
         epochs: at most; each visits every row once.
-        batch: rows a step; the last batch of an epoch may be smaller.
-        lr: of AdamW at its highest.
+        batch: rows in a step; the last batch of an epoch may be smaller.
+        lr: maximum learning rate of AdamW.
         weight_decay: of AdamW, decoupled; 0 makes it Adam.
-        warmup: share of all steps, in 0..1, over which the rate climbs linearly from 0.
-        cosine: let the rate fall to 0 along a cosine after the warm-up; else it stays.
-        patience: stop after so many epochs without a better score; None: never.
-        clip: largest norm of a step's gradient; None: any.
+        warmup: fraction of all steps, in 0..1, over which the rate increases linearly from 0.
+        cosine: decay the rate to 0 along a cosine after the warm-up; else it is constant.
+        patience: stop after this number of epochs without a better score; None: never.
+        clip: maximum norm of a step's gradient; None for no clipping.
 
     Raises:
-        ValueError: for numbers that make no training.
+        ValueError: for values out of range.
     """
 
     epochs: int = 100
@@ -77,9 +77,9 @@ class Recipe:
             )
 
     def for_steps(self, steps: int, rows: int) -> "Recipe":
-        """At least `steps` steps on `rows` rows: more epochs, and as much more patience.
+        """Raise epochs, and patience in proportion, to at least `steps` steps on `rows` rows.
 
-        A paper's epochs are meant for its data; on a few rows they are a few steps.
+        A paper's epochs are meant for its data; on few rows they are few steps.
         """
         epochs = max(self.epochs, math.ceil(steps / math.ceil(rows / self.batch)))
         if self.patience is None or epochs == self.epochs:
@@ -87,7 +87,7 @@ class Recipe:
         return replace(self, epochs=epochs, patience=self.patience * epochs // self.epochs)
 
     def rate(self, step: int, total: int) -> float:
-        """The learning rate of step 0 <= step < total."""
+        """Return the learning rate of step 0 <= step < total."""
         warm = math.ceil(self.warmup * total)
         if step < warm:
             return self.lr * (step + 1) / warm
@@ -97,7 +97,7 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-    """What happened: the epoch kept (0-based), its score, and the mean loss of every epoch.
+    """Epoch kept (0-based), its score, and the mean loss of every epoch.
 
     Without a score the last epoch is kept and `score` is None.
     """
@@ -109,31 +109,31 @@ class Trained(NamedTuple):
 
 @contextmanager
 def learning() -> Iterator[None]:
-    """Autograd is on inside, also under the caller's no_grad or inference_mode.
+    """Enable autograd, also under the caller's no_grad or inference_mode.
 
-    A tensor made under inference_mode cannot enter autograd: inside, take a copy of it
-    (any operation makes one: `samples.rows`, `.float()` to another type, `.clone()`).
+    A tensor made under inference_mode cannot enter autograd: copy it inside (any operation does:
+    `samples.rows`, `.float()` to another type, `.clone()`).
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def by_pair(samples: Samples) -> Samples:
-    """The samples of a method that learns from pairs: row i of both classes is one group."""
+    """Group samples by pairs, row i of both classes, unless they have groups."""
     pairs = np.arange(len(samples.positive))
     return samples if samples.groups is not None else replace(samples, groups=np.tile(pairs, 2))
 
 
 def hold_out(samples: Samples, share: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(fit rows, validation rows): int64 indices into `samples.rows`, sorted.
+    """Split into (fit rows, validation rows): sorted int64 indices into `samples.rows`.
 
-    Both classes are on both sides in proportion, and no group is on two. Rows without
-    groups are each their own. Where no such split exists (one group in a class) both are all
-    rows: then a score is one of fit, and early stopping says nothing of new rows.
+    The split is stratified by class and keeps groups together; without groups each row is one. If
+    no such split exists (one group in a class), both are all rows: scores and early stopping then
+    measure the fit, not generalisation.
     """
     if samples.groups is None:
-        own = np.arange(len(samples.positive) + len(samples.negative))
-        samples = replace(samples, groups=own)
+        groups = np.arange(len(samples.positive) + len(samples.negative))
+        samples = replace(samples, groups=groups)
     folds = samples.folds(max(2, round(1.0 / share)), seed)
     everything = np.arange(len(samples.labels))
     fit, test = folds[0] if folds else (everything, everything)
@@ -153,27 +153,27 @@ def train(
     score: Callable[[], float] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Change `tensors` in place until `loss` is small, and leave them without gradients.
+    """Minimise `loss` over `tensors` in place; leave them without gradients.
 
     Args:
-        tensors: floating-point leaves, such as `list(network.buffers())`; none of them made
-            under inference_mode.
-        loss: the mean loss [] of the rows at an int64 index [batch].
-        rows: the indices to visit, [n] int64; or n, for 0..n-1.
-        recipe: how long and how fast.
+        tensors: floating-point leaves, such as `list(network.buffers())`, not made under
+            inference_mode.
+        loss: mean loss [] of the rows at an int64 index [batch].
+        rows: indices of the training rows, [n] int64; or n, for 0..n-1.
+        recipe: settings of the run.
         generator: of the shuffling, on the CPU.
-        score: higher is better; called without autograd after every epoch. The tensors of
-            the best epoch are the ones left. None: those of the last.
-        progress: called with (epochs done, epochs at most), at last with both equal.
+        score: called without autograd after every epoch, higher is better. The tensors of the best
+            epoch are restored; without a score, those of the last are kept.
+        progress: called with (epochs done, maximum epochs), at the end with both equal.
 
     Raises:
         ValueError: if there are no rows.
         RuntimeError: if the loss or the score is not finite.
     """
-    visited = torch.arange(rows) if isinstance(rows, int) else rows
-    if len(visited) == 0:
+    index = torch.arange(rows) if isinstance(rows, int) else rows
+    if len(index) == 0:
         raise ValueError("Training needs at least one row; got none.")
-    batches = math.ceil(len(visited) / recipe.batch)
+    batches = math.ceil(len(index) / recipe.batch)
     total = recipe.epochs * batches
     losses: list[float] = []
     best: Trained | None = None
@@ -184,24 +184,24 @@ def train(
         try:
             optimiser = torch.optim.AdamW(tensors, recipe.lr, weight_decay=recipe.weight_decay)
             for epoch in range(recipe.epochs):
-                order = torch.randperm(len(visited), generator=generator).to(visited.device)
-                summed = torch.zeros((), device=visited.device, dtype=torch.float32)
-                for number, part in enumerate(visited[order].split(recipe.batch)):
+                order = torch.randperm(len(index), generator=generator).to(index.device)
+                summed = torch.zeros((), device=index.device, dtype=torch.float32)
+                for batch, part in enumerate(index[order].split(recipe.batch)):
                     for group in optimiser.param_groups:
-                        group["lr"] = recipe.rate(epoch * batches + number, total)
+                        group["lr"] = recipe.rate(epoch * batches + batch, total)
                     optimiser.zero_grad()
-                    now = loss(part)
-                    now.backward()
+                    batch_loss = loss(part)
+                    batch_loss.backward()
                     if recipe.clip is not None:
                         torch.nn.utils.clip_grad_norm_(tensors, recipe.clip)
                     optimiser.step()
-                    summed = summed + now.detach() * len(part)
-                losses.append(_finite(float(summed) / len(visited), "loss", epoch, recipe))
+                    summed = summed + batch_loss.detach() * len(part)
+                losses.append(_finite(float(summed) / len(index), "loss", epoch, recipe))
                 if score is not None:
                     with torch.no_grad():
-                        reached = _finite(float(score()), "score", epoch, recipe)
-                    if best is None or best.score is None or reached > best.score:
-                        best = Trained(epoch, reached, losses)
+                        epoch_score = _finite(float(score()), "score", epoch, recipe)
+                    if best is None or best.score is None or epoch_score > best.score:
+                        best = Trained(epoch, epoch_score, losses)
                         kept = [tensor.detach().clone() for tensor in tensors]
                 if progress is not None:
                     progress(epoch + 1, recipe.epochs)

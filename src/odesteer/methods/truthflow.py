@@ -1,4 +1,4 @@
-"""TruthFlow: a correction of its own for each prompt, from a rectified flow.
+"""TruthFlow: a correction for each prompt, predicted by a rectified flow.
 
     x0_i = a_i, last token of the prompt;  x1_i = positive_i - negative_i
     min over u of  E ||u((1 - s) x0_i + s x1_i, s) - (x1_i - x0_i)||^2,  s uniform on [0, 1]
@@ -19,34 +19,34 @@ from odesteer.methods.samples import Progress, Samples
 from odesteer.methods.training import Recipe, by_pair, hold_out, learning, train
 from odesteer.ode import Dose, Hourglass, RectifiedField, VectorField
 
-# Where the held-out loss is looked at: the same times after every epoch.
+# Number of times s at which the held-out loss is evaluated, the same after every epoch.
 _TIMES = 4
 
 
 @dataclass(frozen=True)
 class TruthFlow(Method):
-    """Adds the correction that a flow predicts from the prompt's last token.
+    """Correction predicted by a flow from the prompt's last token.
 
-    With `prompts`, v is decided once a prompt and added to every token. Without, x0 is the
-    negative row itself and each activation predicts its own correction.
+    With `prompts`, v is computed once for each prompt and added to every token. Without, x0 is the
+    negative row itself and each activation predicts its correction.
 
-    A flow carries one distribution into another, noise included: where a prompt decides the
+    A flow maps one distribution to another, noise included. Where the prompt determines the
     correction, it finds it; where the corrections are mostly noise, it predicts one of them
-    rather than their mean, which `CAA` takes (measured in docs/methods.md).
+    rather than their mean, which is `CAA` (measured in docs/methods.md).
 
-    Differences from the original, all for few pairs: prompts and corrections are each centred
-    and divided by one number before the flow learns between them (a prompt is many times as
-    long as a correction, and a small error of the one would drown the other); training makes
-    at least `min_steps` steps, and keeps the epoch with the smallest loss on held-out pairs;
-    the network normalises each row by itself (LayerNorm).
+    Differences from the original, all for few pairs: prompts and corrections are each centred and
+    divided by one number before the flow is trained (a prompt is many times as long as a
+    correction, and a small error of the one would dominate the other); training makes at least
+    `min_steps` steps, and keeps the epoch with the smallest loss on held-out pairs; the network
+    normalises each row (LayerNorm).
 
     Args:
-        k: directions the correction may have; fewer where there are fewer pairs.
+        k: dimension of the span of corrections; at most the number of pairs.
         points: of the midpoint rule.
-        depth: how often the network halves its width.
+        depth: number of times that the network halves its width.
         epochs, batch, lr, weight_decay: of AdamW with a cosine.
-        patience: stop after so many epochs without a better held-out loss.
-        min_steps: more epochs, and patience, if fewer steps than that would be made.
+        patience: epochs without a better held-out loss before training stops.
+        min_steps: epochs and patience are raised to make at least this many steps.
         seed: of the weights, the shuffling and the held-out fifth of the pairs.
     """
 
@@ -82,8 +82,8 @@ class TruthFlow(Method):
         with learning():
             generator = torch.Generator().manual_seed(self.seed)
             n = len(samples.positive)
-            # A pair is in the half in which its positive is.
-            fit, test = (side[side < n] for side in hold_out(samples, seed=self.seed))
+            # A pair belongs to the part of its positive.
+            fit, test = (part[part < n] for part in hold_out(samples, seed=self.seed))
             corrections = (samples.positive - samples.negative).float()
             prompts = (samples.negative if samples.prompts is None else samples.prompts).float()
             prompts, centre, scale = _standardised(prompts, fit)
@@ -92,8 +92,8 @@ class TruthFlow(Method):
 
             def loss(index: Tensor, time: Tensor) -> Tensor:
                 start, end = prompts[index], targets[index]
-                at = (1.0 - time) * start + time * end
-                return (flow(at, time) - (end - start)).square().mean()
+                x = (1.0 - time) * start + time * end
+                return (flow(x, time) - (end - start)).square().mean()
 
             def sampled(index: Tensor) -> Tensor:
                 return loss(index, _uniform(len(index), generator).to(prompts))
@@ -139,9 +139,9 @@ def _uniform(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _standardised(rows: Tensor, fit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows - centre) / scale, centre [d], scale []: of the rows at `fit`."""
+    """Return (rows - centre) / scale, centre [d] and scale [], estimated on the rows `fit`."""
     centre = rows[fit].mean(dim=0)
     scale = (rows[fit] - centre).square().mean().sqrt()
-    # Corrections that are all alike have no spread.
+    # Equal corrections have no spread.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (rows - centre) / scale, centre, scale

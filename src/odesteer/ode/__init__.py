@@ -1,4 +1,4 @@
-"""The mathematics of steering: barriers, fields, solvers and doses. Imports torch alone."""
+"""Mathematics of steering: barriers, fields, solvers and doses; needs torch alone."""
 
 from odesteer.ode.barriers.base import (
     AffineBarrier,

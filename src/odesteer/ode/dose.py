@@ -1,13 +1,12 @@
 """Doses: time, path length, angle, target.
 
-    Time(T)              integration time T, what the paper calls strength
-    PathLength(T)        so long that a field of any speed travels T at its initial speed
+    Time(T)              integration time T, the paper's strength
+    PathLength(T)        the time in which a field at its initial speed travels T
     Angle(theta)         path length theta ||a||: transfers between models and layers
     Target(p, budget)    until P(desired | a) >= p, at most as far as the budget
 
-A dose of its own for each row of a batch is `odesteer.ode.dose_batch.PerRow`.
-
-A number means `Time`. Under a unit-speed field time and path length are the same.
+`odesteer.ode.dose_batch.PerRow` gives each row of a batch its dose. A number means `Time`. Under a
+unit-speed field time and path length are the same.
 """
 
 import math
@@ -21,23 +20,23 @@ from odesteer.ode.fields.base import VectorField, compute_dtype
 
 
 class Dose(ABC):
-    """How long each row is integrated, and at which probability it may stop."""
+    """Integration time of each row, and the probability at which it may stop."""
 
     @property
     def stop_at(self) -> float | None:
-        """The probability at which a row stops, or None to spend the whole dose."""
+        """Probability at which a row stops, or None to spend the whole dose."""
         return None
 
     def stop_levels(self, a: Tensor) -> float | Tensor | None:
-        """`stop_at` of the rows of a [..., d]: of all of them, or of each [...]."""
+        """Return `stop_at` for rows a [..., d]: one for all, or one for each [...]."""
         return self.stop_at
 
     @abstractmethod
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        """Signed integration time of each row: [..., d] of any type -> [...], `compute_dtype`."""
+        """Return signed integration times: [..., d] of any type -> [...] in `compute_dtype`."""
 
     def uniform_time(self, field: VectorField) -> float | None:
-        """The time of all rows, where it is one number whatever the rows are."""
+        """Return the time if it is the same number for any rows, else None."""
         return None
 
     @property
@@ -52,7 +51,7 @@ class Dose(ABC):
 
     @abstractmethod
     def scaled(self, factor: float) -> "Dose":
-        """The dose `factor` times as large; -1 goes the other way."""
+        """Return the dose `factor` times as large; -1 goes the other way."""
 
 
 def _finite(name: str, value: float) -> float:
@@ -64,7 +63,7 @@ def _finite(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class _Amount(Dose):
-    """Shared by the doses that are one signed number."""
+    """Base of the doses that are one signed number."""
 
     amount: float
 
@@ -85,13 +84,13 @@ class _Amount(Dose):
 
 @dataclass(frozen=True)
 class Time(_Amount):
-    """Integration time T; for a constant field the multiplier of its vector."""
+    """Integration time T; for a constant field, the multiplier of its vector."""
 
     def __str__(self) -> str:
         return f"strength {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return _everywhere(a, self.amount)
+        return _uniform(a, self.amount)
 
     def uniform_time(self, field: VectorField) -> float:
         return self.amount
@@ -99,13 +98,13 @@ class Time(_Amount):
 
 @dataclass(frozen=True)
 class PathLength(_Amount):
-    """Length travelled in activation space, at the field's initial speed."""
+    """Path length in activation space, at the field's initial speed."""
 
     def __str__(self) -> str:
         return f"path length {self.amount:g}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
-        return at_speed(field, a, _everywhere(a, self.amount))
+        return at_speed(field, a, _uniform(a, self.amount))
 
     def uniform_time(self, field: VectorField) -> float | None:
         return self.amount if field.unit_speed else None
@@ -113,7 +112,7 @@ class PathLength(_Amount):
 
 @dataclass(frozen=True)
 class Angle(_Amount):
-    """Length travelled over ||a||, in radians for a flow on the sphere about 0."""
+    """Path length over ||a||; in radians for a flow on the sphere about 0."""
 
     def __str__(self) -> str:
         return f"angle {self.amount:g}"
@@ -123,12 +122,12 @@ class Angle(_Amount):
         return at_speed(field, a, self.amount * norm)
 
 
-def _everywhere(a: Tensor, amount: float) -> Tensor:
+def _uniform(a: Tensor, amount: float) -> Tensor:
     return a.new_full(a.shape[:-1], amount, dtype=compute_dtype(a.dtype))
 
 
 def at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
-    """The time in which the field, at its speed in a [..., d], travels `length` [...]."""
+    """Return the time in which the field, at its speed in a [..., d], travels `length` [...]."""
     if field.unit_speed:
         return length
     speed = field(a.to(length.dtype)).norm(dim=-1)
@@ -140,12 +139,12 @@ class Target(Dose):
     """Stop each row where its calibrated probability reaches `probability`.
 
     A row that is already there is returned bit for bit. A row that cannot get there spends
-    the whole budget. The promise holds in the precision it is solved in: a cast back to
-    bfloat16 can lose as much as that precision does (about 0.001 of probability).
+    the whole budget. The guarantee holds in the precision of the solution: a cast back to
+    bfloat16 may lose about 0.001 of probability.
 
     Args:
         probability: in (0, 1).
-        budget: at most this far: a positive number (`Time`) or another dose.
+        budget: the largest dose: a positive number (`Time`) or another dose.
 
     Raises:
         ValueError: for a probability outside (0, 1) or a budget that is not positive.
@@ -193,7 +192,7 @@ class Target(Dose):
 
 
 def as_dose(strength: "Dose | float") -> Dose:
-    """A dose as it is, and a number as `Time`."""
+    """Convert a number to `Time`; return a dose unchanged."""
     return strength if isinstance(strength, Dose) else Time(strength)
 
 

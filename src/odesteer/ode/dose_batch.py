@@ -1,10 +1,9 @@
-"""Batch of doses, one a row.
+"""Doses that differ from row to row of a batch.
 
-One batch, one passage: the doses become columns of numbers, so that rows of any strength and
-any target cost what rows of one strength cost.
+The doses become columns of numbers, so that rows of any strength and any target are solved at the
+cost of rows of one strength.
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,34 +13,10 @@ from odesteer.ode.dose import Angle, Dose, PathLength, Target, Time, as_dose, at
 from odesteer.ode.fields.base import VectorField, compute_dtype
 
 
-class _Table(Dose):
-    """Shared by the doses that stand in a table, a column a row of the batch."""
+class DoseBatch(Dose):
+    """Table of doses, such as a device buffer that is refilled for every batch.
 
-    @abstractmethod
-    def _columns(self, a: Tensor) -> Tensor:
-        """Time, path length, angle, where it stops; for a [n, ..., d]: [4, n, 1, ...]."""
-
-    def time(self, field: VectorField, a: Tensor) -> Tensor:
-        time, length, angle, _ = self._columns(a)
-        if self._turns:
-            length = length + angle * torch.linalg.vector_norm(a, dim=-1, dtype=length.dtype)
-        return (time + at_speed(field, a, length)).expand(a.shape[:-1])
-
-    def stop_levels(self, a: Tensor) -> Tensor | None:
-        if self.stop_at is None:
-            return None
-        return self._columns(a)[3].expand(a.shape[:-1])
-
-    @property
-    @abstractmethod
-    def _turns(self) -> bool:
-        """Whether any dose may be an angle."""
-
-
-class DoseBatch(_Table):
-    """The table itself, such as a buffer on a device that is filled anew for every batch.
-
-    Whatever the numbers are, the same operations run: a CUDA graph may hold them.
+    The operations do not depend on the numbers, so that a CUDA graph may contain them.
 
     Args:
         numbers: [4, n]; of each row the integration time, path length, angle (at most one is not
@@ -57,11 +32,24 @@ class DoseBatch(_Table):
         return f"a dose of its own for each of {self.numbers.shape[1]} rows"
 
     def _columns(self, a: Tensor) -> Tensor:
+        """Return `numbers` for activations a [n, ..., d]: [4, n, 1, ...]."""
         numbers = self.numbers.to(a.device, compute_dtype(a.dtype))
         return numbers.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
 
+    def time(self, field: VectorField, a: Tensor) -> Tensor:
+        time, length, angle, _ = self._columns(a)
+        if self._has_angles:
+            length = length + angle * torch.linalg.vector_norm(a, dim=-1, dtype=length.dtype)
+        return (time + at_speed(field, a, length)).expand(a.shape[:-1])
+
+    def stop_levels(self, a: Tensor) -> Tensor | None:
+        if self.stop_at is None:
+            return None
+        return self._columns(a)[3].expand(a.shape[:-1])
+
     @property
-    def _turns(self) -> bool:
+    def _has_angles(self) -> bool:
+        """Whether any dose may be an angle."""
         return True
 
     @property
@@ -74,22 +62,22 @@ class DoseBatch(_Table):
 
     @property
     def size(self) -> float:
-        """Only its sign means anything."""
+        """1 or -1: only the sign is known."""
         return -1.0 if self._backwards else 1.0
 
-    def scaled(self, factor: float) -> "DoseBatch":
+    def scaled(self, factor: float) -> Dose:
         numbers = torch.cat([self.numbers[:3] * factor, self.numbers[3:]])
         return DoseBatch(numbers, self._backwards != (factor < 0), self._stopping)
 
 
-class PerRow(_Table):
-    """A dose of its own for each row of a batch.
+class PerRow(DoseBatch):
+    """One dose for each row of a batch.
 
-    Requests with different strengths and targets can share one forward pass. With beams, each
+    Requests with different strengths and targets can share one forward pass. With beams, a
     prompt's beams have its dose. It belongs to a batch, so it is not saved.
 
     Args:
-        doses: one a row, each a number (`Time`) or a dose: `Angle`, `PathLength`, `Target`.
+        doses: one for each row, a number (`Time`) or a dose: `Angle`, `PathLength`, `Target`.
 
     Raises:
         ValueError: for no doses, or one that is itself a `PerRow`.
@@ -99,25 +87,21 @@ class PerRow(_Table):
         self.doses = tuple(as_dose(dose) for dose in doses)
         if not self.doses or any(isinstance(dose, PerRow) for dose in self.doses):
             raise ValueError("PerRow needs at least one dose, each of a row; got none or another.")
-        # Columns: integration time, path length, angle, probability at which it stops.
-        self._numbers = torch.tensor([columns_of(dose) for dose in self.doses], dtype=torch.float64)
-        self._has_angles = bool((self._numbers[:, 2] != 0).any())
-        # Asked for every token.
-        stops = [dose.stop_at for dose in self.doses if dose.stop_at is not None]
-        self._stop_at = max(stops, default=None)
+        columns = [columns_of(dose) for dose in self.doses]
+        super().__init__(torch.tensor(columns, dtype=torch.float64).mT)
+        # Properties that are read for every token.
+        self._any_angle = bool((self.numbers[2] != 0).any())
+        self._stop_at = max((d.stop_at for d in self.doses if d.stop_at is not None), default=None)
         self._is_zero = all(dose.is_zero for dose in self.doses)
-        self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __repr__(self) -> str:
         return f"PerRow({list(self.doses)})"
 
-    def __str__(self) -> str:
-        return f"a dose of its own for each of {len(self.doses)} rows"
-
     def at(self, rows: Tensor, batch: int) -> "PerRow":
-        """The doses of activations that lie in these rows [n] of a batch."""
-        chosen = rows.cpu() // self._repeats(batch)
-        return PerRow([self.doses[i] for i in chosen.tolist()])
+        """Return the doses of activations in these rows [n] of a batch."""
+        index = rows.cpu() // self._repeats(batch)
+        return PerRow([self.doses[i] for i in index.tolist()])
 
     def _repeats(self, batch: int) -> int:
         if batch % len(self.doses):
@@ -130,16 +114,16 @@ class PerRow(_Table):
         if a.dim() < 2:
             raise ValueError(f"PerRow needs a batch of activations [b, ..., d]; got {[*a.shape]}.")
         key = (a.device, compute_dtype(a.dtype))
-        if key not in self._placed:
-            self._placed[key] = self._numbers.mT.to(*key)
-        columns, repeats = self._placed[key], self._repeats(a.shape[0])
+        if key not in self._on_device:
+            self._on_device[key] = self.numbers.to(*key)
+        columns, repeats = self._on_device[key], self._repeats(a.shape[0])
         if repeats > 1:
             columns = columns.repeat_interleave(repeats, dim=1)
         return columns.reshape(4, a.shape[0], *[1] * (a.dim() - 2))
 
     @property
-    def _turns(self) -> bool:
-        return self._has_angles
+    def _has_angles(self) -> bool:
+        return self._any_angle
 
     @property
     def stop_at(self) -> float | None:
@@ -152,7 +136,7 @@ class PerRow(_Table):
 
     @property
     def size(self) -> float:
-        """The largest dose, whatever its unit; its sign is that of all.
+        """The largest dose, whatever its unit; all doses have its sign.
 
         Raises:
             ValueError: if some rows go forwards and others backwards.
@@ -170,7 +154,7 @@ class PerRow(_Table):
 
 
 def columns_of(dose: Dose) -> tuple[float, float, float, float]:
-    """Integration time, path length, angle, and where it stops: 1 is nowhere."""
+    """Return integration time, path length, angle and stopping probability (1: nowhere)."""
     budget = as_dose(dose.budget) if isinstance(dose, Target) else dose
     kinds = (Time, PathLength, Angle)
     time, length, angle = (budget.size if isinstance(budget, kind) else 0.0 for kind in kinds)

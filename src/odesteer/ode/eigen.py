@@ -2,9 +2,9 @@
 
     span{Q, M Q, M^2 Q, ...} -> T = Q^T M Q = W theta W^T -> M (Q W) = (Q W) theta
 
-Block Lanczos with a random start and full reorthogonalisation. M is given by its products, so
-it need not be formed. A pair counts as found when its residual ||M v - theta v|| is small; the
-basis grows until all are, or until the dense decomposition is cheaper.
+Block Lanczos with a random start and full reorthogonalisation. M is given by its products, so it
+need not be formed. A pair has converged when its residual ||M v - theta v|| is small; the basis
+grows until all have, or until the dense decomposition is cheaper.
 
 Source: Golub and Underwood, "The block Lanczos method for computing eigenvalues", 1977; Musco
 and Musco, "Randomized Block Krylov Methods", NeurIPS 2015, https://arxiv.org/abs/1504.05477.
@@ -23,15 +23,15 @@ TOLERANCE = 1e-4
 def largest_eigenpairs(
     product: Callable[[Tensor], Tensor], start: Tensor, count: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Eigenvalues [count], largest magnitude first, and orthonormal eigenvectors [d, count].
+    """Compute eigenvalues [count], largest magnitude first, and eigenvectors [d, count].
 
     Args:
         product: [d, b] -> M [d, b], M symmetric.
         start: any tensor [d, ...] of the precision and device to work in.
-        count: how many pairs.
+        count: number of pairs.
 
     Returns:
-        None where more than a third of all directions would be needed: decompose M instead.
+        None if more than a third of all directions would be needed: decompose M instead.
     """
     d, eps = start.shape[0], torch.finfo(start.dtype).eps
     limit, check = d // 3, 4 * count
@@ -46,23 +46,23 @@ def largest_eigenpairs(
         block, size = moved, size + BLOCK
         if size < check:
             continue
-        known, seen = basis[:, :size], image[:, :size]
-        form = known.mT @ seen
+        Q, MQ = basis[:, :size], image[:, :size]
+        form = Q.mT @ MQ
         values, rotation = torch.linalg.eigh((form + form.mT) / 2)
         order = values.abs().argsort(descending=True)[:count]
         values, rotation = values[order], rotation[:, order]
-        vectors = known @ rotation
-        residual = (seen @ rotation - vectors * values).norm(dim=0)
-        # An error within a group of nearly the same eigenvalue hardly changes M.
-        enough = TOLERANCE * values.abs() + 64 * eps * values.abs().max()
-        if bool((residual <= enough).all()):
+        vectors = Q @ rotation
+        residual = (MQ @ rotation - vectors * values).norm(dim=0)
+        # An error within a group of nearly equal eigenvalues hardly changes M.
+        tolerance = TOLERANCE * values.abs() + 64 * eps * values.abs().max()
+        if bool((residual <= tolerance).all()):
             return values, vectors
         check = size + size // 4
     return None
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """Orthonormal columns that are also orthogonal to the basis."""
+    """Return orthonormal columns that are also orthogonal to the basis."""
     for _ in range(2):  # twice is enough (Kahan)
         block = block - basis @ (basis.mT @ block)
         block = torch.linalg.qr(block).Q

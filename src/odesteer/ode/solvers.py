@@ -103,47 +103,47 @@ Seven stages; the last one, first-same-as-last, is not reused here.
 
 
 class Solver(ABC):
-    """Integrates a flow from x for `time`.
+    """Solver of dx/dt = flow(x), x(0) = x.
 
     Attributes:
-        adaptive: whether how many steps it takes depends on the rows, as a CUDA graph cannot.
+        adaptive: whether the number of steps depends on the rows, which no CUDA graph allows.
     """
 
     adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
-        """One step of signed length dt [..., 1]."""
+        """Take one step of signed length dt [..., 1]."""
 
     @abstractmethod
     def integrate(
         self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
     ) -> Tensor:
-        """x(time).
+        """Return x(time).
 
         Args:
             flow: the ODE.
             x: the start, [..., k].
-            time: signed, one a row, [...].
-            steps: how many fixed steps, >= 1; adaptive solvers choose their own.
-            level: stop each row where the barrier reaches this value (one for all, or one a
-                row [...]), inside the step; a row that starts there stays.
+            time: signed time of each row, [...].
+            steps: number of fixed steps, >= 1; ignored by adaptive solvers.
+            level: stop each row where the barrier reaches this value (one for all rows, or one for
+                each [...]), inside the step; a row that starts there stays.
         """
 
     def path(self, flow: Flow, x: Tensor, time: Tensor, steps: int) -> Tensor:
-        """The states at 0, time/steps, ..., time: [steps + 1, ..., k]."""
+        """Return the states at 0, time/steps, ..., time: [steps + 1, ..., k]."""
         states = [x]
         for _ in range(steps):
             states.append(self.integrate(flow, states[-1], time / steps, 1))
         return torch.stack(states)
 
     def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float) -> Tensor:
-        """From x, the part of the step dt [..., 1] after which the barrier is at `level`.
+        """Step from x to where the barrier is at `level`, for rows that cross within dt [..., 1].
 
-        The step's result is a smooth function of its length; Ridders' method finds the
-        length where h = level. Of the bracket's ends the one with h >= level is returned,
-        so the promise holds at the activation itself. The count of iterations is fixed and
-        nothing is read back from the device. Only for rows that cross within dt.
+        The step's result is a smooth function of its length; Ridders' method finds the length
+        where h = level. Of the bracket's ends the one with h >= level is returned, so that the
+        bound holds at the activation itself. The number of iterations is fixed and nothing is read
+        back from the device.
 
         Source: Ridders, "A new algorithm for computing a single root of a real continuous
         function", IEEE Transactions on Circuits and Systems 26, 1979.
@@ -164,20 +164,21 @@ class Solver(ABC):
             curve = (f_middle.square() - f_low * f_high).clamp_min(0.0).sqrt()
             shift = torch.where(curve > 0, f_middle / curve, torch.zeros_like(curve))
             guess = middle - (middle - low) * shift + nudge
-            guessed, f_guess = move(guess)
-            for at, f, moved in ((middle, f_middle, state), (guess, f_guess, guessed)):
+            guess_state, f_guess = move(guess)
+            points = ((middle, f_middle, state), (guess, f_guess, guess_state))
+            for length, f, moved in points:
                 # Either point may tighten either end; signs and not sizes decide.
-                nearer = (f >= 0) & ((at - low).abs() <= (high - low).abs())
-                best, high = torch.where(nearer, moved, best), torch.where(nearer, at, high)
+                nearer = (f >= 0) & ((length - low).abs() <= (high - low).abs())
+                best, high = torch.where(nearer, moved, best), torch.where(nearer, length, high)
                 f_high = torch.where(nearer, f, f_high)
-                farther = (f < 0) & ((at - high).abs() <= (high - low).abs())
-                low, f_low = torch.where(farther, at, low), torch.where(farther, f, f_low)
+                farther = (f < 0) & ((length - high).abs() <= (high - low).abs())
+                low, f_low = torch.where(farther, length, low), torch.where(farther, f, f_low)
         return best
 
 
 @dataclass(frozen=True)
 class FixedStep(Solver):
-    """Shared by the solvers whose steps are all alike."""
+    """Base of the solvers with steps of equal length."""
 
     def integrate(
         self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
@@ -194,7 +195,7 @@ class FixedStep(Solver):
         crossed = torch.zeros_like(done)
         for _ in range(steps):
             after = self.step(flow, x, dt)
-            # A row that crosses the level waits before the step in which it does.
+            # A row that crosses the level stays at the start of that step.
             crossed = crossed | (~done & (flow.value(after) >= level))
             done = done | crossed
             x = torch.where(done.unsqueeze(-1), x, after)
@@ -203,7 +204,7 @@ class FixedStep(Solver):
 
 @dataclass(frozen=True)
 class RungeKutta(FixedStep):
-    """Fixed steps of an explicit Runge-Kutta method.
+    """Explicit Runge-Kutta method with fixed steps.
 
     Args:
         tableau: the method's coefficients.
@@ -217,10 +218,10 @@ class RungeKutta(FixedStep):
 
 @dataclass(frozen=True)
 class GreatCircle(FixedStep):
-    """Steps along great circles: the sphere of the barrier is kept to rounding.
+    """Lie-Euler method on a sphere: steps along great circles, order 1.
 
-    The Lie-Euler method of a flow on a sphere (order 1). Euler leaves the sphere,
-    ||a_K||^2 = ||a_0||^2 + T^2/K after K steps of T/K; this does not, at the same cost.
+    It stays on the barrier's sphere to rounding. Euler's method leaves it, with
+    ||a_K||^2 = ||a_0||^2 + T^2/K after K steps of T/K, at the same cost.
     """
 
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ class GreatCircle(FixedStep):
 
 @dataclass(frozen=True)
 class Adaptive(Solver):
-    """Steps of their own size in every row, from an embedded error estimate.
+    """Adaptive steps in each row, from an embedded error estimate.
 
     The error of a step may be `tolerance` times its length (error per unit step), so the
     result is within about `tolerance` times the path length of the exact flow.
@@ -237,7 +238,7 @@ class Adaptive(Solver):
     Args:
         tableau: a pair with `b_error`.
         tolerance: > 0, relative to the displacement.
-        max_steps: RuntimeError beyond that many.
+        max_steps: RuntimeError beyond this number.
     """
 
     adaptive: ClassVar[bool] = True
@@ -253,8 +254,8 @@ class Adaptive(Solver):
             )
 
     @property
-    def _difference(self) -> list[float]:
-        """The coefficients of a step's error: the method's less those of the embedded one."""
+    def _error_weights(self) -> list[float]:
+        """Coefficients of the error estimate: b minus b_error."""
         pairs = zip(self.tableau.b, self.tableau.b_error or self.tableau.b, strict=True)
         return [b - error for b, error in pairs]
 
@@ -268,31 +269,31 @@ class Adaptive(Solver):
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
         left = time.unsqueeze(-1).clone()
         dt = left / 10
-        # A row is done when less is left than the arithmetic can resolve.
+        # A row is done when the remaining time is below the precision.
         smallest = left.abs() * torch.finfo(x.dtype).eps
-        # Where the field is not smooth (at the top of h it turns around) no step is small
-        # enough for the tolerance: such rows go on in steps of this length.
+        # Where the field is not smooth (it reverses at a maximum of h) no step is small enough for
+        # the tolerance: such rows go on in steps of this length.
         shortest = left.abs() / 250
-        there = torch.zeros_like(left, dtype=torch.bool)
+        stays = torch.zeros_like(left, dtype=torch.bool)
         if level is not None:
             value = flow.value(x)
-            there, level = (value >= level).unsqueeze(-1), _above(level, value)
-        crossed = torch.zeros_like(there)
+            stays, level = (value >= level).unsqueeze(-1), _above(level, value)
+        crossed = torch.zeros_like(stays)
         for _ in range(self.max_steps):
-            active = (left.abs() > smallest) & ~there & ~crossed
+            active = (left.abs() > smallest) & ~stays & ~crossed
             if not bool(active.any()):
                 break
             dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
             after, slopes = _stages(self.tableau, flow, x, dt)
-            size = flow.length(dt * _combine(self._difference, slopes))
+            size = flow.length(dt * _combine(self._error_weights, slopes))
             allowed = self.tolerance * dt.abs() * flow.length(flow(x))
             ratio = size / allowed.clamp_min(torch.finfo(x.dtype).tiny)
-            # NaN counts as accepted: what overflows is not to keep the others waiting.
+            # NaN counts as accepted: an overflowing row must not stop the others.
             accepted = active & (~(ratio > 1) | (dt.abs() <= shortest))
             if level is not None:
-                # Waits before the step, whose length it keeps.
-                now = accepted & (flow.value(after) >= level).unsqueeze(-1)
-                crossed, accepted = crossed | now, accepted & ~now
+                # Stays at the start of the step, and keeps its length.
+                crosses = accepted & (flow.value(after) >= level).unsqueeze(-1)
+                crossed, accepted = crossed | crosses, accepted & ~crosses
             x = torch.where(accepted, after, x)
             left = torch.where(accepted, left - dt, left)
             # The error per unit step shrinks with the 4th power for a pair of order 5(4).
@@ -315,13 +316,13 @@ class Adaptive(Solver):
 
 
 def _above(level: Tensor | float, value: Tensor) -> Tensor:
-    """Where rows of h = value [...] stop, so that h >= level holds in spite of rounding."""
+    """Raise `level` for rows with h = value [...], so that h >= level holds after rounding."""
     size = level.abs() if isinstance(level, Tensor) else abs(level)
     return level + _ABOVE * torch.finfo(value.dtype).eps * (1.0 + value.abs() + size)
 
 
 def _stages(tableau: Tableau, flow: Flow, x: Tensor, dt: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """One Runge-Kutta step and the slopes of its stages."""
+    """Take one Runge-Kutta step; return it and the slopes of its stages."""
     slopes: list[Tensor] = []
     for row in tableau.a:
         slopes.append(flow(x + dt * _combine(row, slopes) if any(row) else x))

@@ -2,10 +2,10 @@
 
     y = S^-1 (a - m),   S = Sigma^p up to scale = I + U (diag(stretch) - I) U^T
 
-m is the centre of the sphere; Sigma is a covariance with r directions U of its own and
-one common variance elsewhere, so S and its inverse cost two thin products. p = 0 (no
-directions) is the plain centred sphere, p = 1/4 the metric Sigma^1/2, p = 1/2 full
-whitening: taking the gradient in y is taking it in a under the metric G = S^2.
+m is the centre of the sphere. Sigma is a covariance with r eigenvectors U and one common variance
+elsewhere, so S and its inverse cost two thin products. p = 0 (no directions) is the plain centred
+sphere, p = 1/4 the metric Sigma^1/2, p = 1/2 full whitening: the gradient in y is the gradient in
+a under the metric G = S^2.
 """
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 
 class Whitening(nn.Module):
-    """The change of coordinates a <-> y.
+    """Change of coordinates y = S^-1 (a - m).
 
     Args:
         centre: m, [d].
         directions: U, [d, r] with orthonormal columns; r = 0 means S = I.
-        stretch: [r], positive: how much longer than elsewhere S makes each direction.
+        stretch: [r], positive; the factor by which S stretches each direction.
 
     Raises:
         ValueError: if the shapes do not fit or a stretch is not positive.
@@ -47,16 +47,16 @@ class Whitening(nn.Module):
     def from_covariance(
         centre: Tensor, covariance: Tensor, power: float, rank: int = 128
     ) -> "Whitening":
-        """S = Sigma^power with the `rank` largest eigenvalues kept and the others averaged.
+        """Make S = Sigma^power; keep the `rank` largest eigenvalues, average the others.
 
-        Keeping a few directions and one variance for the rest is probabilistic PCA
-        (Tipping and Bishop, 1999); it regularises, and it is what makes S thin.
+        A few directions and one variance for the rest is probabilistic PCA (Tipping and Bishop,
+        1999); it regularises, and makes S thin.
 
         Args:
             centre: [d].
             covariance: [d, d], symmetric positive semi-definite.
             power: p >= 0; 0 gives S = I.
-            rank: r, the directions with a variance of their own; capped at d - 1.
+            rank: r, the number of directions kept; capped at d - 1.
         """
         rank = min(rank, covariance.shape[0] - 1)
         if power == 0.0 or rank <= 0:
@@ -71,8 +71,14 @@ class Whitening(nn.Module):
     def from_spectrum(
         centre: Tensor, variances: Tensor, directions: Tensor, rest: Tensor, power: float
     ) -> "Whitening":
-        """S = Sigma^power of a Sigma with those variances [r] along those directions [d, r],
-        and the variance `rest` [] along all others.
+        """Make S = Sigma^power of a spectrum.
+
+        Args:
+            centre: [d].
+            variances: [r].
+            directions: [d, r], orthonormal columns.
+            rest: variance along all other directions, [].
+            power: p.
         """
         floor = torch.finfo(variances.dtype).eps * variances.max()
         ratio = variances.clamp_min(floor) / rest.clamp_min(floor)
@@ -80,15 +86,15 @@ class Whitening(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """True where S = I."""
+        """True if S = I."""
         return self.stretch.shape[0] == 0
 
     def power(self, x: Tensor, exponent: int) -> Tensor:
-        """S^exponent x for x [..., d]: 1 leaves y for a, -1 enters it, 2 is the metric."""
+        """Return S^exponent x for x [..., d]: 1 maps y to a, -1 maps a to y, 2 is the metric."""
         if self.is_plain:
             return x
         return x + ((x @ self.directions) * (self.stretch**exponent - 1.0)) @ self.directions.mT
 
     def forward(self, a: Tensor) -> Tensor:
-        """y = S^-1 (a - m)."""
+        """Return y = S^-1 (a - m)."""
         return self.power(a - self.centre, -1)

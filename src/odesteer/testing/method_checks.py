@@ -1,15 +1,14 @@
 """Checks that every steering method passes.
 
     import pytest
-    from odesteer.testing import PROMISES, Trial
+    from odesteer.testing import METHOD_CHECKS, FittedMethod
 
-    @pytest.mark.parametrize("promise", PROMISES.values(), ids=PROMISES)
-    def test_my_method_keeps(promise):
-        promise(Trial.of(MedianDifference()))
+    @pytest.mark.parametrize("check", METHOD_CHECKS.values(), ids=METHOD_CHECKS)
+    def test_my_method(check):
+        check(FittedMethod.of(MedianDifference()))
 
-Or all at once, without pytest: `check_method(MedianDifference())`. The data are two Gaussians in
-12 dimensions, 60 rows each; a method that needs minutes for them is made cheaper by its own
-hyperparameters.
+`check_method(MedianDifference())` runs all of them without pytest. The data are two Gaussians in
+12 dimensions, 60 rows each; give a slow method cheaper hyperparameters.
 """
 
 import dataclasses
@@ -30,18 +29,18 @@ from odesteer.steering import Steering
 WIDTH, ROWS = 12, 60
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Promise = Callable[["FittedMethod"], None]
-METHOD_CHECKS: dict[str, Promise] = {}
-"""By name: each raises AssertionError where it is broken. Its docstring says what is promised."""
+MethodCheck = Callable[["FittedMethod"], None]
+METHOD_CHECKS: dict[str, MethodCheck] = {}
+"""Checks by name; each raises AssertionError, and its docstring states the requirement."""
 
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """A method, and what it learnt from two Gaussians.
+    """Method with a steering fitted to two Gaussians.
 
     Attributes:
-        method: with its hyperparameters.
-        steering: what it learnt from `positive` and `negative`.
+        method: the method with its hyperparameters.
+        steering: fitted to `positive` and `negative`.
         positive, negative: [60, 12].
     """
 
@@ -52,13 +51,13 @@ class FittedMethod:
 
     @classmethod
     def of(cls, method: Method) -> "FittedMethod":
-        """Fit the method once, for all promises."""
+        """Fit the method once, for all checks."""
         positive, negative = two_gaussians(ROWS, ROWS, seed=1)
         return cls(method, method.fit(positive, negative, layer=1), positive, negative)
 
     @cached_property
     def again(self) -> tuple[Steering, list[str]]:
-        """A second fit, made at most once, and which of its inputs it changed."""
+        """Second fit, made at most once, and the names of the inputs that it changed."""
         positive, negative = self.positive.clone(), self.negative.clone()
         settings = repr(self.method)
         steering = self.method.fit(positive, negative, layer=1)
@@ -67,31 +66,31 @@ class FittedMethod:
             "negative rows": torch.equal(negative, self.negative),
             "method": repr(self.method) == settings,
         }
-        return steering, [name for name, kept in same.items() if not kept]
+        return steering, [name for name, unchanged in same.items() if not unchanged]
 
     @property
     def rows(self) -> Tensor:
-        """[400, 12]: rows that it has not seen, of both classes."""
+        """Held-out rows of both classes, [400, 12]."""
         return torch.cat(two_gaussians(200, 200, seed=7))
 
     @property
     def moves(self) -> bool:
-        """Whether it moves anything at all, as all methods but "none" do."""
+        """Whether any row moves, as with every method but "none"."""
         return bool((self.steering.with_strength(0.5)(self.rows) != self.rows).any())
 
     def moved(self, strength: Dose | float) -> Tensor:
-        """[n, 12]: the unseen rows that a steering moves: all, or those on one side of its gate."""
+        """Return the held-out rows that a steering moves: all, or one side of its gate, [n, 12]."""
         moved = (self.steering.with_strength(strength)(self.rows) != self.rows).any(dim=-1)
         if not self.steering.field.gated:
             still = int((~moved).sum())
             assert not still, f"strength {strength} leaves {still} rows where they are"
-        # A gate that hardly opens would make every promise about the moved rows empty.
+        # A gate that hardly opens would make every check of the moved rows vacuous.
         assert moved.float().mean() > 0.2, f"strength {strength} moves {moved.float().mean():.0%}"
         return self.rows[moved]
 
 
 def two_gaussians(n: int, m: int, d: int = WIDTH, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """[n, d] of N(centre + shift, I) and [m, d] of N(centre - shift, I), 1.6 apart."""
+    """Draw [n, d] of N(centre + shift, I) and [m, d] of N(centre - shift, I), 1.6 apart."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.linspace(-1.0, 2.0, d)
     shift = 0.8 * torch.nn.functional.normalize(torch.cos(torch.arange(d).float()), dim=0)
@@ -100,142 +99,142 @@ def two_gaussians(n: int, m: int, d: int = WIDTH, seed: int = 0) -> tuple[Tensor
 
 
 def check_method(method: Method) -> None:
-    """Raise AssertionError, with every promise that the method breaks."""
-    trial = FittedMethod.of(method)
-    reasons = {name: _why_broken(promise, trial) for name, promise in METHOD_CHECKS.items()}
-    broken = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
-    assert not broken, f"{method.name} breaks {len(broken)} promises:\n" + "\n".join(broken)
+    """Run all checks of a method; raise one AssertionError that lists the failed ones."""
+    fitted = FittedMethod.of(method)
+    reasons = {name: _failure(check, fitted) for name, check in METHOD_CHECKS.items()}
+    failed = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+    assert not failed, f"{method.name} breaks {len(failed)} promises:\n" + "\n".join(failed)
 
 
-def _why_broken(promise: Promise, trial: FittedMethod) -> str | None:
+def _failure(check: MethodCheck, fitted: FittedMethod) -> str | None:
     try:
-        promise(trial)
+        check(fitted)
     except AssertionError as error:
-        return str(error) or str(promise.__doc__)
+        return str(error) or str(check.__doc__)
     return None
 
 
-def _promise(promise: Promise) -> Promise:
-    METHOD_CHECKS[promise.__name__.replace("_", "-")] = promise
-    return promise
+def _check(check: MethodCheck) -> MethodCheck:
+    METHOD_CHECKS[check.__name__.replace("_", "-")] = check
+    return check
 
 
-@_promise
-def shape_and_type(trial: FittedMethod) -> None:
-    """What comes out has the shape and type of what goes in, and is finite."""
+@_check
+def shape_and_type(fitted: FittedMethod) -> None:
+    """Return finite results of the same shape and type."""
     for dtype in TYPES:
         for shape in ((WIDTH,), (7, WIDTH), (2, 3, WIDTH), (0, WIDTH)):
             count = torch.Size(shape[:-1]).numel()
-            a = trial.rows[:count].reshape(shape).to(dtype)
-            out = trial.steering.with_strength(0.7)(a)
+            a = fitted.rows[:count].reshape(shape).to(dtype)
+            out = fitted.steering.with_strength(0.7)(a)
             assert out.shape == a.shape, f"{list(a.shape)} became {list(out.shape)}"
             assert out.dtype == dtype, f"{dtype} became {out.dtype}"
             assert bool(torch.isfinite(out).all()), f"not finite in {dtype}"
 
 
-@_promise
-def half_precision(trial: FittedMethod) -> None:
-    """Half precision is the float32 result, rounded once."""
+@_check
+def half_precision(fitted: FittedMethod) -> None:
+    """Give in half precision the float32 result, rounded once."""
     for dtype in (torch.float16, torch.bfloat16):
-        steering, a = trial.steering.with_strength(0.7), trial.rows.to(dtype)
+        steering, a = fitted.steering.with_strength(0.7), fitted.rows.to(dtype)
         assert torch.equal(steering(a), steering(a.float()).to(dtype)), f"{dtype} differs"
 
 
-@_promise
-def double_precision(trial: FittedMethod) -> None:
-    """float64 agrees with float32 to rounding."""
-    steering, a = trial.steering.with_strength(0.7), trial.rows
+@_check
+def double_precision(fitted: FittedMethod) -> None:
+    """Agree in float64 and float32, to rounding."""
+    steering, a = fitted.steering.with_strength(0.7), fitted.rows
     torch.testing.assert_close(steering(a.double()).float(), steering(a), atol=2e-4, rtol=1e-4)
 
 
-@_promise
-def leading_dimensions(trial: FittedMethod) -> None:
-    """[..., d] is steered row by row, whatever stands before d."""
-    steering, a = trial.steering.with_strength(0.7), trial.rows[:24]
+@_check
+def leading_dimensions(fitted: FittedMethod) -> None:
+    """Steer [..., d] row by row, for any leading dimensions."""
+    steering, a = fitted.steering.with_strength(0.7), fitted.rows[:24]
     flat = steering(a)
     torch.testing.assert_close(steering(a.reshape(2, 3, 4, WIDTH)).reshape(-1, WIDTH), flat)
     torch.testing.assert_close(steering(a[5]), flat[5])
 
 
-@_promise
-def independent_rows(trial: FittedMethod) -> None:
-    """A row does not depend on the other rows of its batch, to the bit."""
-    steering, a = trial.steering.with_strength(0.7), trial.rows[:16]
+@_check
+def independent_rows(fitted: FittedMethod) -> None:
+    """Steer each row independently of its batch, to the bit."""
+    steering, a = fitted.steering.with_strength(0.7), fitted.rows[:16]
     others = 100 * torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
     others[3] = a[3]
     assert torch.equal(steering(a)[3], steering(others)[3]), "another batch, another result"
 
 
-@_promise
-def strength_zero(trial: FittedMethod) -> None:
-    """Strength zero returns the activation bit for bit."""
+@_check
+def strength_zero(fitted: FittedMethod) -> None:
+    """Return the activation bit for bit at strength zero."""
     for zero in (0, 0.0, -0.0, Angle(0.0), PathLength(0.0)):
         for dtype in TYPES:
-            a = trial.rows.to(dtype)
-            assert torch.equal(trial.steering.with_strength(zero)(a), a), f"{zero!r} in {dtype}"
+            a = fitted.rows.to(dtype)
+            assert torch.equal(fitted.steering.with_strength(zero)(a), a), f"{zero!r} in {dtype}"
 
 
-@_promise
-def strengths_differ(trial: FittedMethod) -> None:
-    """More strength moves every row further, in both directions."""
-    if not trial.moves:
+@_check
+def strengths_differ(fitted: FittedMethod) -> None:
+    """Move every row further with more strength, in both directions."""
+    if not fitted.moves:
         return
     for sign in (1, -1):
-        mine = trial.moved(sign * 0.5)
-        way = [
-            (trial.steering.with_strength(sign * s)(mine) - mine).norm(dim=-1)
+        rows = fitted.moved(sign * 0.5)
+        lengths = [
+            (fitted.steering.with_strength(sign * s)(rows) - rows).norm(dim=-1)
             for s in (0.25, 0.5, 1.0)
         ]
-        rising = (way[0] > 0) & (way[0] < way[1]) & (way[1] < way[2])
-        assert bool(rising.all()), f"not at {int((~rising).sum())} of {len(mine)} rows"
+        rising = (lengths[0] > 0) & (lengths[0] < lengths[1]) & (lengths[1] < lengths[2])
+        assert bool(rising.all()), f"not at {int((~rising).sum())} of {len(rows)} rows"
 
 
-@_promise
-def barrier_rises(trial: FittedMethod) -> None:
-    """A short way raises the log-odds of every row it moves; without a barrier there are none."""
-    if trial.steering.field.barrier is None:
+@_check
+def barrier_rises(fitted: FittedMethod) -> None:
+    """Raise the log-odds of every row with a small step; without a barrier give none."""
+    if fitted.steering.field.barrier is None:
         try:
-            trial.steering.log_odds(trial.rows)
+            fitted.steering.log_odds(fitted.rows)
         except ValueError:
             return
         raise AssertionError("it has no barrier, and gives log-odds")
-    steering = trial.steering.with_strength(PathLength(0.02))
-    mine = trial.moved(PathLength(0.02)).double()
-    rises = steering.log_odds(steering(mine)) > steering.log_odds(mine)
-    assert bool(rises.all()), f"not at {int((~rises).sum())} of {len(mine)} rows"
+    steering = fitted.steering.with_strength(PathLength(0.02))
+    rows = fitted.moved(PathLength(0.02)).double()
+    rises = steering.log_odds(steering(rows)) > steering.log_odds(rows)
+    assert bool(rises.all()), f"not at {int((~rises).sum())} of {len(rows)} rows"
 
 
-@_promise
-def deterministic(trial: FittedMethod) -> None:
-    """The same data and seed give equal tensors and an equal calibration."""
-    again, _ = trial.again
-    one, two = trial.steering.field.state_dict(), again.field.state_dict()
-    assert one.keys() == two.keys(), f"{sorted(one)} and {sorted(two)}"
-    for key in one:
-        assert torch.equal(one[key], two[key]), key
-    assert trial.steering.calibration == again.calibration, "the calibrations differ"
+@_check
+def deterministic(fitted: FittedMethod) -> None:
+    """Fit equal tensors and an equal calibration to the same data and seed."""
+    again, _ = fitted.again
+    first, second = fitted.steering.field.state_dict(), again.field.state_dict()
+    assert first.keys() == second.keys(), f"{sorted(first)} and {sorted(second)}"
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+    assert fitted.steering.calibration == again.calibration, "the calibrations differ"
 
 
-@_promise
-def nothing_is_changed(trial: FittedMethod) -> None:
-    """Fitting leaves its inputs and the method, a frozen dataclass, unchanged."""
-    _, changed = trial.again
+@_check
+def nothing_is_changed(fitted: FittedMethod) -> None:
+    """Leave the inputs and the method, a frozen dataclass, unchanged when fitting."""
+    _, changed = fitted.again
     assert not changed, f"fitting changed the {', the '.join(changed)}"
     try:
-        trial.method.steps = 3  # type: ignore[misc]
+        fitted.method.steps = 3  # type: ignore[misc]
     except dataclasses.FrozenInstanceError:
         return
     raise AssertionError("its attributes can be set: make it a dataclass with frozen=True")
 
 
-@_promise
-def half_precision_data(trial: FittedMethod) -> None:
-    """Rows in half precision, or with gradients, can be learnt from; nothing learnt has any."""
-    positive = trial.positive.half().requires_grad_(True)
-    steering = trial.method.fit(positive, trial.negative.half())
+@_check
+def half_precision_data(fitted: FittedMethod) -> None:
+    """Fit rows in half precision or with gradients; no fitted tensor has gradients."""
+    positive = fitted.positive.half().requires_grad_(True)
+    steering = fitted.method.fit(positive, fitted.negative.half())
     torch.testing.assert_close(
-        steering.with_strength(0.5)(trial.rows),
-        trial.steering.with_strength(0.5)(trial.rows),
+        steering.with_strength(0.5)(fitted.rows),
+        fitted.steering.with_strength(0.5)(fitted.rows),
         atol=0.1,
         rtol=0.1,
     )
@@ -243,37 +242,37 @@ def half_precision_data(trial: FittedMethod) -> None:
     assert not tracked, f"{tracked} need gradients"
 
 
-@_promise
-def tiny_classes(trial: FittedMethod) -> None:
-    """A few rows, one of each class, and unequal classes (unless pairs are needed) are enough."""
+@_check
+def tiny_classes(fitted: FittedMethod) -> None:
+    """Fit few rows, one of each class, and unequal classes (unless pairs are needed)."""
     for n, m in ((40, 9), (1, 1), (6, 5)):
-        m = n if trial.method.needs_pairs else m
-        steering = trial.method.fit(trial.positive[:n], trial.negative[:m]).with_strength(0.5)
-        assert bool(torch.isfinite(steering(trial.rows)).all()), f"not finite from {n} and {m}"
+        m = n if fitted.method.needs_pairs else m
+        steering = fitted.method.fit(fitted.positive[:n], fitted.negative[:m]).with_strength(0.5)
+        assert bool(torch.isfinite(steering(fitted.rows)).all()), f"not finite from {n} and {m}"
 
 
-@_promise
-def saved_and_loaded(trial: FittedMethod) -> None:
-    """What was saved steers, when loaded, to the bit as before; its fields are data, not code."""
+@_check
+def saved_and_loaded(fitted: FittedMethod) -> None:
+    """Steer to the bit as before after saving and loading; fields are data, not code."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = trial.steering.save_pretrained(Path(folder) / "it")
+            path = fitted.steering.save_pretrained(Path(folder) / "it")
         except ValueError as error:
             raise AssertionError(str(error)) from None
         loaded = Steering.from_pretrained(path)
-    assert torch.equal(loaded(trial.rows), trial.steering(trial.rows)), "steers otherwise"
-    assert as_dose(loaded.strength) == as_dose(trial.steering.strength), "another dose"
+    assert torch.equal(loaded(fitted.rows), fitted.steering(fitted.rows)), "steers otherwise"
+    assert as_dose(loaded.strength) == as_dose(fitted.steering.strength), "another dose"
     for name in ("solver", "steps", "layer", "method", "calibration", "receipts"):
-        one, other = getattr(loaded, name), getattr(trial.steering, name)
-        assert one == other, f"{name} is {one!r} instead of {other!r}"
+        value, expected = getattr(loaded, name), getattr(fitted.steering, name)
+        assert value == expected, f"{name} is {value!r} instead of {expected!r}"
 
 
-@_promise
-def hyperparameters_are_remembered(trial: FittedMethod) -> None:
-    """Every hyperparameter is in the repr and, as JSON, in what was learnt."""
-    shown, kept = repr(trial.method), trial.steering.hyperparameters
-    for field in dataclasses.fields(trial.method):
-        value = f"{field.name}={getattr(trial.method, field.name)!r}"
-        assert value in shown, f"{value} is not in {shown}"
-        assert field.name in kept, f"{field.name} is not in {sorted(kept)}"
-    json.dumps(kept, allow_nan=False)
+@_check
+def hyperparameters_are_remembered(fitted: FittedMethod) -> None:
+    """Keep every hyperparameter in the repr and, as JSON, in the steering."""
+    text, saved = repr(fitted.method), fitted.steering.hyperparameters
+    for field in dataclasses.fields(fitted.method):
+        value = f"{field.name}={getattr(fitted.method, field.name)!r}"
+        assert value in text, f"{value} is not in {text}"
+        assert field.name in saved, f"{field.name} is not in {sorted(saved)}"
+    json.dumps(saved, allow_nan=False)

@@ -1,9 +1,9 @@
-"""A safety filter: move only what leaves the desired region, and no more than needed.
+"""Safety filter: the smallest move of rows outside the desired region.
 
     v(a) = max(0, -alpha (h(a) - margin)) G grad h / (grad h . G grad h)
 
-h is the barrier of another method, ODESteer's unless told otherwise. Rows with h >= margin
-stay bit for bit; along the exact flow the deficit of the others is (h(0) - margin) e^(-alpha T).
+h is the barrier of another method, by default ODESteer's. Rows with h >= margin stay bit for bit;
+along the exact flow the deficit of the others is (h(0) - margin) e^(-alpha T).
 
 Source: Ames et al., "Control Barrier Function Based Quadratic Programs for Safety Critical
 Systems", IEEE Transactions on Automatic Control 62, 2017, https://arxiv.org/abs/1609.06408; the
@@ -24,19 +24,18 @@ from odesteer.ode import SafetyField, VectorField
 
 @dataclass(frozen=True)
 class SafetyFilter(Method):
-    """Raises h to the margin where it is below, exponentially in the strength.
+    """Filter that raises h towards the margin, exponentially in the strength.
 
-    Strength is time: after T the deficit is e^(-alpha T) of what it was. A negative strength
-    filters the other way, keeping -h above the margin. It never crosses the margin, so the
-    two thirds of the way that strength 1 goes (alpha 1) may call for a margin above 0.
+    Strength is time: after T the deficit is e^(-alpha T) of the initial one. A negative strength
+    keeps -h above the margin. No row crosses the margin, and strength 1 closes two thirds of the
+    deficit (alpha 1), so a margin above 0 may be needed.
 
     Args:
         alpha: the rate.
         margin: the value of h to keep, in nats of log density ratio.
-        reach: how far a row may be moved for each unit of alpha T, over the median distance of
-            the rows from their mean. Only rows next to a critical point of h, where no
-            direction raises it, ask for more.
-        estimate: the method whose barrier it is.
+        reach: largest move for each unit of alpha T, over the median distance of the rows from
+            their mean. Only rows near a critical point of h would need more.
+        estimate: the method that fits the barrier.
     """
 
     name: ClassVar[str] = "safety-filter"

@@ -1,10 +1,10 @@
-"""ODESteer with Gaussian classes: discriminant analysis, in closed form.
+"""ODESteer with Gaussian classes: linear or quadratic discriminant analysis.
 
     h(a) = log N(a; mean+, S+) - log N(a; mean-, S-),   v = G grad h / ||G grad h||, G = S^2p
 
-Linear when the classes share one covariance (LDA): then h(a) = (mean+ - mean-) . S^-1 a + const,
-and a straight line solves the flow exactly. Quadratic when each has its own (QDA).
-Covariances are shrunk towards a multiple of I. Fits in milliseconds, with no iteration.
+h is linear if the classes share one covariance (LDA): h(a) = (mean+ - mean-) . S^-1 a + const, and
+a straight line is the exact flow. It is quadratic otherwise (QDA). Covariances are shrunk towards a
+multiple of I. The fit is in closed form and takes milliseconds.
 
 Source: Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 2nd ed., 2009,
 section 4.3; the field is that of Zhao et al., "ODESteer", ICLR 2026,
@@ -24,19 +24,18 @@ from odesteer.ode import Angle, Dose, GaussianBarrier, GradientField, MetricBarr
 
 @dataclass(frozen=True)
 class GaussianODESteer(Method):
-    """Follows the gradient of the log ratio of two Gaussians.
+    """Gradient flow of the log ratio of two Gaussians.
 
-    LDA is the default: on activations with hundreds of dimensions and as many rows, the
-    quadratic part of QDA is mostly noise, and its field with it (docs/equal-dose.md). QDA's h
-    is unbounded, and far from the rows it says nothing: keep the dose small. A class of one or
-    two rows takes the covariance of both.
+    LDA is the default: with hundreds of dimensions and as many rows, the quadratic part of QDA is
+    mostly noise, and so is its field (docs/equal-dose.md). QDA's h is unbounded and meaningless
+    far from the rows: keep the dose small. A class of one or two rows takes the pooled covariance.
 
     Args:
-        shared: one covariance for both classes (LDA); False: one for each (QDA).
+        shared: one covariance for both classes (LDA) or one for each (QDA).
         shrinkage: s in (1 - s) S + s tr(S)/d I, in 0..1; None: Ledoit-Wolf for each class.
-        p: of the metric: 0 is the plain gradient, which favours directions of little variance;
-            at 1/2 the field of LDA is CAA's.
-        covariance_rank: directions of the metric with a variance of their own.
+        p: exponent of the metric; 0 is the plain gradient, which favours directions of little
+            variance; at 1/2 the field of LDA is CAA's.
+        covariance_rank: eigenvalues of Sigma kept; the others are averaged.
     """
 
     name: ClassVar[str] = "odesteer-gaussian"
@@ -66,11 +65,11 @@ class GaussianODESteer(Method):
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         if self.shared:
-            above, below = pooled_covariance(positive, negative, self.shrinkage), None
+            covariances = pooled_covariance(positive, negative, self.shrinkage), None
         else:
-            above, below = class_covariances(positive, negative, self.shrinkage)
+            covariances = class_covariances(positive, negative, self.shrinkage)
         barrier = GaussianBarrier.from_moments(
-            positive.mean(dim=0), above, negative.mean(dim=0), below
+            positive.mean(dim=0), covariances[0], negative.mean(dim=0), covariances[1]
         )
         rows = torch.cat([positive, negative])
         whitening = pooled_whitening(rows, self.p, self.covariance_rank)

@@ -4,8 +4,8 @@
     h(a) = log mean_i K(y, y+_i) - log mean_j K(y, y-_j),  K(y, x) = exp(-||y - x||^2 / 2 s^2)
     v(a) = Sigma^2p grad h / ||Sigma^2p grad h||
 
-The most flexible barrier here: nothing is assumed of the classes' shapes. s, the bandwidth,
-is chosen by held-out log-loss; as it grows h becomes linear, the mean difference in y.
+The most flexible barrier here: it assumes nothing about the densities. The bandwidth s is chosen by
+held-out log-loss; as it grows h becomes linear, along the mean difference in y.
 
 Source: Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 2nd ed., 2009,
 section 6.6 (kernel density classification); the field is that of Zhao et al., "ODESteer",
@@ -31,15 +31,15 @@ from odesteer.steering.calibration import binary_quality
 
 @dataclass(frozen=True)
 class MixtureODESteer(Method):
-    """Follows the gradient of the log ratio of two kernel density estimates.
+    """Gradient flow of the log ratio of two kernel density estimates.
 
     Args:
-        bandwidth: of the kernel, in units of y; None: chosen among `multiples`.
-        multiples: of the median distance between rows, for the choice.
-        p: how far the coordinates y are whitened, 0 (not at all) to 1/2 (fully); see ODESteer.
-        covariance_rank: directions of Sigma with a variance of their own.
-        landmarks: rows of each class that serve as centres; more than that use a random subset.
-        folds: of the choice, by group.
+        bandwidth: of the kernel, in units of y; None to choose it among `multiples`.
+        multiples: candidate bandwidths over the median distance between rows.
+        p: exponent of the whitening, 0 (none) to 1/2 (full); see `ODESteer`.
+        covariance_rank: eigenvalues of Sigma kept; the others are averaged.
+        landmarks: maximum number of centres of a class; of more rows, a random subset.
+        folds: of the cross-validation, by group.
         seed: of the folds and the landmarks.
     """
 
@@ -73,7 +73,7 @@ class MixtureODESteer(Method):
             )
 
     def select_hyperparameters(self, samples: Samples) -> "MixtureODESteer":
-        """The bandwidth with the least held-out log-loss, each one at its own best scale."""
+        """Choose the bandwidth with the least held-out log-loss, each at its best scale."""
         if self.bandwidth is not None:
             return self
         median = self._bandwidth(self._whitening(samples), samples)
@@ -94,7 +94,7 @@ class MixtureODESteer(Method):
     def held_out_values(
         self, samples: Samples, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """As every method's, in coordinates shared by the folds: they pool the classes."""
+        """Return held-out values, in coordinates shared by the folds, which pool the classes."""
         folds = samples.folds(5, seed)
         if not folds:
             return None
@@ -108,11 +108,11 @@ class MixtureODESteer(Method):
         folds: list[tuple[np.ndarray, np.ndarray]],
         bandwidths: Sequence[float],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """h of every tested row for every bandwidth [bandwidths, n], and the labels [n]."""
+        """Return held-out h for every bandwidth [bandwidths, n], and the labels [n]."""
         whitening, values = self._whitening(samples), []
         for fit, test in folds:
-            part, rows = samples.subset(fit), samples.rows[test]
-            barriers = [self._barrier(whitening, part, bandwidth) for bandwidth in bandwidths]
+            subset, rows = samples.subset(fit), samples.rows[test]
+            barriers = [self._barrier(whitening, subset, bandwidth) for bandwidth in bandwidths]
             values.append(torch.stack([barrier.value(rows) for barrier in barriers]))
         labels = np.concatenate([samples.labels[test] for _, test in folds])
         return torch.cat(values, dim=1).cpu().numpy(), labels
@@ -121,7 +121,7 @@ class MixtureODESteer(Method):
         return pooled_whitening(samples.rows, self.p, self.covariance_rank)
 
     def _bandwidth(self, whitening: Whitening, samples: Samples) -> float:
-        """The one given, or the median distance."""
+        """Return the bandwidth given, or the median distance."""
         generator = torch.Generator().manual_seed(self.seed)
         return self.bandwidth or median_distance(whitening(samples.rows), generator)
 
@@ -135,8 +135,9 @@ class MixtureODESteer(Method):
 
 
 def _calibrated_loss(values: np.ndarray, labels: np.ndarray) -> float:
-    """Log-loss of the best scale * h + offset: a wide kernel blurs both classes, which
-    shrinks and shifts h without spoiling its order. Infinite where the scale is not positive.
+    """Return the log-loss of the best scale * h + offset; infinite if scale <= 0.
+
+    A wide kernel blurs both classes, which shrinks and shifts h but keeps its order.
     """
     column = values[:, None] / (values.std() or 1.0)
     model = LogisticRegression(C=1e4, class_weight="balanced").fit(column, labels)

@@ -1,11 +1,10 @@
-"""ODESteer with a small neural network as the log density ratio.
+"""ODESteer with a multilayer perceptron as the log density ratio.
 
     h(a) = (net((a - mean) / std) - log(n+/n-)) / temperature
     v(a) = G grad h / ||G grad h||,  G = diag(std^2)
 
-A classifier trained by cross-entropy estimates log p(positive | a) / p(negative | a); less
-the log prior odds, that is the log density ratio. The temperature is fitted on rows that
-the network was not trained on.
+A classifier trained by cross-entropy estimates log p(positive | a) / p(negative | a); minus the log
+prior odds, that is the log density ratio. The temperature is fitted on held-out rows.
 
 Source: Sugiyama, Suzuki, Kanamori, "Density Ratio Estimation in Machine Learning", 2012,
 section 4.2 (probabilistic classification); Guo et al., "On Calibration of Modern Neural
@@ -29,21 +28,20 @@ from odesteer.ode import Angle, Dose, GradientField, Network, NetworkBarrier, Ve
 
 @dataclass(frozen=True)
 class NetworkODESteer(Method):
-    """Follows the gradient of a multilayer perceptron's log density ratio.
+    """Gradient flow of a multilayer perceptron's log density ratio.
 
-    A fifth of the groups is held out to stop the training and to fit the temperature; the
-    epoch with their least cross-entropy is kept. The gradient is taken in standardised
-    coordinates. Where there are no rows the network says nothing, however sure it sounds:
-    keep the dose small.
+    A fifth of the groups is held out for early stopping and the temperature; the epoch with their
+    least cross-entropy is kept. The gradient is taken in standardised coordinates. Far from the
+    rows the network is confident without evidence: keep the dose small.
 
     Args:
         hidden: widths of the hidden layers.
         activation: "relu", "gelu", "silu" or "tanh".
-        epochs: at most.
-        batch: rows a step.
+        epochs: maximum number.
+        batch: rows in a step.
         lr: of AdamW.
         weight_decay: of AdamW.
-        patience: epochs without a better held-out cross-entropy before it stops.
+        patience: epochs without a better held-out cross-entropy before training stops.
         seed: of the weights, the shuffling and the split.
     """
 

@@ -1,11 +1,11 @@
 """Polynomial kernel logistic regression and the rank of its field.
 
-log p(positive | y) / p(negative | y) = sum_i w_i (gamma x_i . y + c0)^2 + b
+    log p(positive | y) / p(negative | y) = sum_i w_i (gamma x_i . y + c0)^2 + b
 
-The kernel is exact: an eigendecomposition of the Gram matrix of the landmarks (all rows,
-or a random subset when there are many: the Nystroem method) gives features whose inner
-products are the kernel, and an ordinary regularised logistic regression on them is the
-kernel machine. x_i . y is computed once, since the kernel of every gamma is a function of it.
+The kernel is exact. An eigendecomposition of the Gram matrix of the landmarks (all rows, or a
+random subset of many: the Nystroem method) gives features whose inner products are the kernel;
+regularised logistic regression on them is the kernel machine. x_i . y is computed once, as the
+kernel of every gamma is a function of it.
 
 Source: Zhu and Hastie, "Kernel Logistic Regression and the Import Vector Machine", 2005,
 https://doi.org/10.1198/106186005X25619; Williams and Seeger, "Using the Nystroem Method to
@@ -28,7 +28,7 @@ Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 class KernelMachine(NamedTuple):
-    """sum_i weights_i (gamma support_i . y + c0)^2 + bias."""
+    """Function sum_i weights_i (gamma support_i . y + c0)^2 + bias."""
 
     support: Tensor
     weights: Tensor
@@ -36,11 +36,11 @@ class KernelMachine(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """Rows and their inner products with the landmarks.
+    """Rows, landmarks and their inner products.
 
     Attributes:
         rows: [n, d] of unit length.
-        support: the landmarks, [m, d]; all rows where there are few.
+        support: the landmarks, [m, d]; all rows if there are few.
         cross: rows . support, [n, m].
         gram: support . support, [m, m].
     """
@@ -52,9 +52,12 @@ class Expansion(NamedTuple):
 
 
 class Machines(NamedTuple):
-    """Kernel machines on one expansion, one a column.
+    """Kernel machines on one expansion, one in each column.
 
-    `weights` of the landmarks [m, c], `bias` [c], `log_odds` of every row [n, c].
+    Attributes:
+        weights: of the landmarks, [m, c].
+        bias: [c].
+        log_odds: of every row, [n, c].
     """
 
     weights: Tensor
@@ -67,7 +70,7 @@ class Machines(NamedTuple):
 
 
 def expand(rows: Tensor, landmarks: int, seed: int) -> Expansion:
-    """Unit rows [n, d] on at most so many of them."""
+    """Choose landmarks among unit rows [n, d], and compute the inner products."""
     if len(rows) <= landmarks:
         gram = rows @ rows.mT
         return Expansion(rows, rows, gram, gram)
@@ -87,27 +90,28 @@ def fit_machines(
     used: Tensor,
     C: Sequence[float],
 ) -> Machines:
-    """The kernel machines of labels [n], 0 or 1: one a column of `used` [n, c] and a C [c]."""
+    """Fit a kernel machine to labels [n], 0 or 1, for each column of `used` [n, c] and C [c]."""
     values, vectors = torch.linalg.eigh((gamma * expansion.gram + c0).square())
-    # Below are features that rounding made. Single precision leaves out a few of the kernel's
-    # too; they are so short that the penalty lets them do nothing.
+    # Smaller eigenvalues are rounding. Single precision also drops a few real features, so short
+    # that the penalty suppresses them.
     exact = values.dtype == torch.float64
     kept = values > (1e-10 if exact else 1e-6) * values[-1]
     to_weights = vectors[:, kept] / values[kept].sqrt()
     kernel = (gamma * expansion.cross).add_(c0).square_()
     strengths = torch.tensor(list(C), dtype=torch.float32)
-    found = regress(kernel, to_weights, torch.as_tensor(labels).to(kernel.device), used, strengths)
-    weights = to_weights @ found.weight
-    return Machines(weights, found.bias, found.log_odds.double().cpu().numpy())
+    target = torch.as_tensor(labels).to(kernel.device)
+    solution = regress(kernel, to_weights, target, used, strengths)
+    weights = to_weights @ solution.weight
+    return Machines(weights, solution.bias, solution.log_odds.double().cpu().numpy())
 
 
 def fit_machine(
     rows: Tensor, labels: np.ndarray, gamma: float, C: float, c0: float, landmarks: int, seed: int
 ) -> KernelMachine:
-    """The kernel machine of unit rows [n, d] and labels 0 or 1."""
+    """Fit the kernel machine of unit rows [n, d] and labels 0 or 1."""
     expansion = expand(rows, landmarks, seed)
-    everything = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
-    return fit_machines(expansion, labels, gamma, c0, everything, (C,)).machine(expansion, 0)
+    used = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+    return fit_machines(expansion, labels, gamma, c0, used, (C,)).machine(expansion, 0)
 
 
 def fit_folds(
@@ -118,22 +122,22 @@ def fit_folds(
     Cs: Sequence[float],
     c0: float,
 ) -> Machines:
-    """Machines without each fold's test rows, and then one with all rows, for every C.
+    """Fit machines without each fold's test rows, and one with all rows, for every C.
 
-    Column C * (folds + 1) + fold. The landmarks are shared: features depend on the rows and
-    not on the labels, and an exact machine's solution lies in the span of its own rows.
+    Column C * (folds + 1) + fold. The landmarks are shared: features depend on the rows and not on
+    the labels, and an exact machine's solution lies in the span of its rows.
     """
     used = torch.zeros(len(labels), len(folds) + 1, dtype=torch.bool)
     for column, (fit, _) in enumerate(folds):
         used[fit, column] = True
     used[:, -1] = True
-    every_C = np.repeat(Cs, len(folds) + 1)
+    columns_C = np.repeat(Cs, len(folds) + 1)
     used = used.repeat(1, len(Cs)).to(expansion.rows.device)
-    return fit_machines(expansion, labels, gamma, c0, used, every_C.tolist())
+    return fit_machines(expansion, labels, gamma, c0, used, columns_C.tolist())
 
 
 def held_out_log_odds(machines: Machines, folds: Folds, choice: int) -> np.ndarray:
-    """Of `fit_folds` at the C of that index: each row's by the fold without it, [n].
+    """Return each row's log-odds by the fold without it, [n], for the C at index `choice`.
 
     NaN for rows that no fold tests.
     """
@@ -143,7 +147,7 @@ def held_out_log_odds(machines: Machines, folds: Folds, choice: int) -> np.ndarr
     return out
 
 
-# Looked for among so many, which cost the less to find the fewer they are; then among all.
+# Numbers of eigenpairs to search in turn; the fewer, the cheaper. None is all of them.
 SIZES = (32, 128, 512, None)
 ROWS = 1000
 
@@ -157,16 +161,15 @@ def sufficient_rank(
     test: Tensor,
     fidelity: float,
 ) -> int:
-    """The smallest rank whose field agrees with the full one on every test row (of more than
-    1,000, on about so many of them).
+    """Find the smallest rank whose field agrees with the full one on the test rows.
 
     Args:
         expansion: of the unit rows y.
-        machine: learnt without the test rows.
-        gamma, c0: its kernel's.
+        machine: fitted without the test rows.
+        gamma, c0: of its kernel.
         whitening: the coordinates y.
-        test: indices of rows.
-        fidelity: the least cosine between the fields.
+        test: indices of rows; of more than 1,000, about as many are used.
+        fidelity: smallest cosine allowed between the fields.
     """
     test = test[:: max(1, len(test) // ROWS)]
     y = expansion.rows[test].double()
@@ -190,7 +193,7 @@ def sufficient_rank(
 def _agreement(
     barrier: QuadraticBarrier, a: Tensor, field: Tensor, fidelity: float
 ) -> Callable[[int], bool]:
-    """Whether the barrier's unit field at a rank is the given one everywhere, in k + 1 numbers."""
+    """Make a test of whether the barrier's field at a rank agrees with `field` at all a."""
     basis = barrier.reduced_basis
     x = a - basis.centre
     flow, start = project(basis, x @ basis.projection, x.norm(dim=-1, keepdim=True))
@@ -215,8 +218,8 @@ def _field(
     whitening: Whitening,
     test: Tensor,
 ) -> Tensor:
-    """The unit field of the whole machine, from its kernel: [test, d]."""
-    # In the rows' own precision: a cosine of 0.999 needs no more.
+    """Return the machine's full unit field at the test rows, from its kernel: [test, d]."""
+    # In the precision of the rows: a cosine of 0.999 needs no more.
     y, support = expansion.rows[test], machine.support
     slopes = (gamma * expansion.cross[test] + c0) * (2 * gamma * machine.weights)
     gradient = (slopes @ support).double()

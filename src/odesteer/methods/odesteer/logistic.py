@@ -1,13 +1,13 @@
-"""Simultaneous solution of many logistic regressions on the same features.
+"""Many logistic regressions on the same features, solved jointly.
 
     minimise over theta, b:  sum_i u_i log(1 + exp(-s_i f_i)) + ||theta||^2 / 2 C
     f = phi theta + b,  s = 2 label - 1,  u in {0, 1}
 
-One regression a column: which rows it sees (u) and its C. Newton's method, its equations by
-conjugate gradients, so that all columns share every product with phi, and one product with
-twenty columns costs little more than with one. The preconditioner is the diagonal of the
-Hessian with one common weight for all rows: features should be nearly orthogonal, as those made
-of a kernel's eigenvectors are.
+Each column is one regression, with its rows (u) and its C. Newton's method, with its equations
+solved by conjugate gradients, so that all columns share every product with phi: a product with
+twenty columns costs little more than with one. The preconditioner is the diagonal of the Hessian
+with one common weight for all rows; features should be nearly orthogonal, as those from a kernel's
+eigenvectors are.
 
 The optimum is scikit-learn's `LogisticRegression(C)`, which solves one column at a time.
 
@@ -27,7 +27,7 @@ SAMPLE = 512
 
 
 class Regressions(NamedTuple):
-    """The solutions, one a column: theta [l, c], b [c], and f of every row [n, c]."""
+    """Solutions, one in each column: theta [l, c], b [c], and f of every row [n, c]."""
 
     weight: Tensor
     bias: Tensor
@@ -35,9 +35,9 @@ class Regressions(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """The objective and its derivatives at centred features, f = (phi - mean) theta + b.
+    """Objective and its derivatives at centred features, f = (phi - mean) theta + b.
 
-    Centring leaves theta as it is and makes b nearly independent of it.
+    Centring does not change theta, and makes b nearly independent of it.
     """
 
     features: Tensor  # [n, m]
@@ -57,7 +57,7 @@ class _Problem(NamedTuple):
         return self.mixing.mT @ (self.features.mT @ rows) - self.mean * total, total
 
     def size(self, gradient: Tensor, slope: Tensor) -> Tensor:
-        """The squared length of a gradient in the preconditioner's metric, [c]."""
+        """Return the squared norm of a gradient in the preconditioner's metric, [c]."""
         return (gradient.square() * self.scale).sum(dim=0) + slope.square() * self.bias_scale
 
     def loss(self, f: Tensor, theta: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class _Problem(NamedTuple):
 def regress(
     features: Tensor, mixing: Tensor, labels: Tensor, used: Tensor, C: Tensor
 ) -> Regressions:
-    """All regressions to the optimum, up to rounding.
+    """Solve all regressions to the optimum, up to rounding.
 
     phi = features mixing is never formed: n m l products would cost more than all steps.
 
@@ -77,16 +77,16 @@ def regress(
         features: [n, m].
         mixing: [m, l].
         labels: [n], 0 or 1.
-        used: u, [n, c], which rows each column sees.
+        used: u, [n, c], the rows of each column.
         C: [c], inverse regularisation of each column.
     """
     columns = used.shape[1]
     labels, used, C = labels.to(features)[:, None], used.to(features), C.to(features)
     mean = mixing.mT @ features.mean(dim=0)[:, None]
     share = used.mean() * TYPICAL_WEIGHT
-    # Some rows tell the columns' lengths well enough for a preconditioner.
-    some = features[:: max(1, len(features) // SAMPLE)] @ mixing
-    spread = len(features) * (some.square().mean(dim=0)[:, None] - mean.square()).clamp_min(0.0)
+    # A sample of rows estimates the features' scales well enough for a preconditioner.
+    sample = features[:: max(1, len(features) // SAMPLE)] @ mixing
+    spread = len(features) * (sample.square().mean(dim=0)[:, None] - mean.square()).clamp_min(0.0)
     scale = 1.0 / (share * spread + 1.0 / C)
     problem = _Problem(
         features, mixing, mean, labels, used, C, scale, 1.0 / (share * len(features))
@@ -99,12 +99,12 @@ def regress(
         probability = f.sigmoid()
         gradient, slope = problem.backward(used * (labels - probability))
         gradient = gradient - theta / C
-        # Half of this is what the loss would still fall, by the preconditioner's Hessian.
+        # Twice the expected decrease of the loss, by the preconditioner's Hessian.
         left = problem.size(gradient, slope)
         if bool((left <= 8 * eps * used.sum(dim=0)).all()):
             break
         weight = used * probability * (1 - probability)
-        # The closer to the optimum, the more a Newton step is worth.
+        # The closer to the optimum, the more accurate the Newton step.
         start = left.sum() if start is None else start
         accuracy = min(0.1, float(left.sum() / start) ** 0.5)
         d_theta, d_bias, d_f = _newton_step(problem, weight, gradient, slope, accuracy)
@@ -126,7 +126,7 @@ def _newton_step(
     slope: Tensor,
     accuracy: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """H^-1 gradient by preconditioned conjugate gradients: theta, b, and the change of f."""
+    """Solve H step = gradient by preconditioned conjugate gradients: theta, b, change of f."""
     theta, bias = torch.zeros_like(gradient), torch.zeros_like(slope)
     change = torch.zeros_like(weight)
     d_theta, d_bias = problem.scale * gradient, problem.bias_scale * slope
@@ -143,7 +143,7 @@ def _newton_step(
         last, left = left, problem.size(gradient, slope)
         if bool((left <= accuracy**2 * first).all()):
             break
-        turn = left / last.clamp_min(tiny)
-        d_theta = problem.scale * gradient + turn * d_theta
-        d_bias = problem.bias_scale * slope + turn * d_bias
+        ratio = left / last.clamp_min(tiny)
+        d_theta = problem.scale * gradient + ratio * d_theta
+        d_bias = problem.bias_scale * slope + ratio * d_bias
     return theta, bias, change

@@ -1,13 +1,13 @@
-"""ODESteer: the flow of the log density ratio, estimated as well as a quadratic can be.
+"""ODESteer: gradient flow of an exact quadratic log density ratio.
 
     y = Sigma^-p (a - m),  h(a) = log p+(a)/p-(a) = y^T A y + g . y + const  on ||y|| = 1
     v(a) = Sigma^2p grad h / ||Sigma^2p grad h||
 
-The object is the paper's; the estimate differs from its configuration (`PaperODESteer`) in
-four ways, each measured in docs/barriers.md: the sphere is centred at the mean m of the
-activations, the degree-2 kernel is exact instead of sketched, gamma and C are chosen by
-cross-validation, and the gradient may be taken in partially whitened coordinates (p).
-The ODE is solved in k + 1 dimensions (`odesteer.ode.reduced.flow`), along great circles.
+The flow is the paper's; its estimate differs from the paper's (`PaperODESteer`) in four ways, each
+measured in docs/barriers.md: the sphere is centred at the mean m of the activations, the degree-2
+kernel is exact instead of sketched, gamma and C are chosen by cross-validation, and the gradient
+may be taken in partially whitened coordinates (p). The ODE is solved in k + 1 dimensions
+(`odesteer.ode.reduced.flow`), along great circles.
 
 Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM Alignment",
 ICLR 2026, https://arxiv.org/abs/2602.17560
@@ -27,31 +27,31 @@ from odesteer.methods.odesteer.kernel_machine import (
     held_out_log_odds,
     sufficient_rank,
 )
-from odesteer.methods.odesteer.whitened_sphere import WhitenedSphere, view
+from odesteer.methods.odesteer.whitened_sphere import WhitenedSphere, whiten
 from odesteer.methods.samples import Progress, Samples
 from odesteer.ode import Angle, Dose, GradientField, QuadraticBarrier, VectorField
 
 
 @dataclass(frozen=True)
 class ODESteer(Method):
-    """Follows the gradient of an exact quadratic log density ratio on the centred sphere.
+    """Gradient flow of an exact quadratic log density ratio on the centred sphere.
 
-    Fitting takes a second or two for a thousand rows, and memory that grows with the rows: they
-    are brought into their coordinates once, and each gamma costs an eigendecomposition of the
-    landmarks' Gram matrix and one solution for all folds and Cs together (perf/fit.py).
+    Fitting takes a second or two for a thousand rows; its memory grows with the rows. Coordinates
+    are computed once, and each gamma costs an eigendecomposition of the landmarks' Gram matrix and
+    one joint solution for all folds and Cs (perf/fit.py).
 
     Args:
-        gamma: kernel scale, how quadratic the barrier may be; None: chosen among `gammas`.
-        C: inverse regularisation; None: chosen among `Cs`.
-        rank: eigenvalues of A kept; None: the fewest with which the field's cosine to the
-            full field is at least `fidelity` on held-out rows.
-        p: how far the coordinates are whitened: 0 is the plain centred sphere, 1/4 takes the
-            gradient in the metric Sigma^1/2, 1/2 whitens fully. The default is the setting
-            that steered best at equal damage in a first study (docs/barriers.md); at p = 0
-            the barrier is as good, and its field follows directions with less variance.
-        covariance_rank: directions of Sigma with a variance of their own.
-        landmarks: rows the kernel is expanded on; more rows than that use a random subset, and
-            float32 inside.
+        gamma: kernel scale, the weight of the quadratic part; None to choose it among `gammas`.
+        C: inverse regularisation; None to choose it among `Cs`.
+        rank: number of eigenvalues of A kept; None for the smallest with which the field's cosine
+            to the full field is at least `fidelity` on held-out rows.
+        p: exponent of the whitening: 0 is the plain centred sphere, 1/4 takes the gradient in the
+            metric Sigma^1/2, 1/2 whitens fully. The default steered best at equal damage in a
+            first study (docs/barriers.md); at p = 0 the barrier is as good, and its field follows
+            directions with less variance.
+        covariance_rank: eigenvalues of Sigma kept; the others are averaged.
+        landmarks: maximum number of rows in the kernel expansion; of more rows, a random subset is
+            used, with float32 inside.
         folds: of the cross-validation, by group.
         fidelity: see `rank`.
         gammas, Cs: the grid.
@@ -98,112 +98,112 @@ class ODESteer(Method):
                 raise ValueError(f"odesteer needs {name} > 0 or None; got {value}.")
 
     def select_hyperparameters(self, samples: Samples) -> "ODESteer":
-        """gamma and C by held-out log-loss, then the rank by held-out fidelity of the field."""
-        return self._tuned(self._view(samples), samples, None)[0]
+        """Choose gamma and C by held-out log-loss, then the rank by held-out fidelity."""
+        return self._select(self._sphere(samples), samples, None)[0]
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
-        view = self._view(samples)
-        fits = fit_folds(view.expansion, samples.labels, [], *self._settings, 1.0)
-        return self._field(view, fits.machine(view.expansion, 0), samples)
+        sphere = self._sphere(samples)
+        fits = fit_folds(sphere.expansion, samples.labels, [], *self._settings, 1.0)
+        return self._field(sphere, fits.machine(sphere.expansion, 0), samples)
 
     def held_out_values(
         self, samples: Samples, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """As every method's, on landmarks shared by all folds.
+        """Return held-out values, with landmarks, centre and covariance shared by the folds.
 
-        Centre and covariance pool all rows: they carry nothing of the labels.
+        These pool all rows and do not depend on the labels.
         """
         folds = samples.folds(5, seed)
         if not folds:
             return None
-        view = self._view(samples)
-        fits = fit_folds(view.expansion, samples.labels, folds, *self._settings, 1.0)
+        sphere = self._sphere(samples)
+        fits = fit_folds(sphere.expansion, samples.labels, folds, *self._settings, 1.0)
         return _density_ratio(held_out_log_odds(fits, folds, 0), samples)
 
     def fit_and_validate(
         self, samples: Samples, seed: int | None, progress: Progress | None = None
     ) -> FitResult:
-        """As every method's, with one set of coordinates and inner products for all of it.
+        """Fit and validate with one set of coordinates and inner products.
 
-        The folds that chose gamma and C also give the held-out values of that choice, as
-        `held_out_values` would again, where it would draw the same folds.
+        The folds that chose gamma and C also give the held-out values of that choice, if
+        `held_out_values` would draw the same folds.
         """
-        view = self._view(samples)
-        method, machine, log_odds = self._tuned(view, samples, seed)
-        field = method._field(view, machine, samples)
+        sphere = self._sphere(samples)
+        method, machine, log_odds = self._select(sphere, samples, seed)
+        field = method._field(sphere, machine, samples)
         if seed is None or log_odds is None:
             return FitResult(method, field, None)
         return FitResult(method, field, _density_ratio(log_odds, samples))
 
     @property
     def _settings(self) -> tuple[float, tuple[float]]:
-        """gamma and C, where nothing is left to choose or to choose by: those that were best
-        on real activations.
-        """
+        """Gamma and C, with the best values on real activations as defaults."""
         return self.gamma or 1.0, (self.C or 1.0,)
 
-    def _view(self, samples: Samples) -> WhitenedSphere:
-        return view(samples, self.p, self.covariance_rank, self.landmarks, self.seed)
+    def _sphere(self, samples: Samples) -> WhitenedSphere:
+        return whiten(samples, self.p, self.covariance_rank, self.landmarks, self.seed)
 
-    def _tuned(
-        self, view: WhitenedSphere, samples: Samples, seed: int | None
+    def _select(
+        self, sphere: WhitenedSphere, samples: Samples, seed: int | None
     ) -> "tuple[ODESteer, KernelMachine, np.ndarray | None]":
-        """What is chosen, its machine on all rows, and held-out log-odds by folds of `seed`."""
+        """Return the choice, its machine on all rows, and held-out log-odds by folds of `seed`."""
         folds, labels = samples.folds(self.folds, self.seed), samples.labels
         if not folds:
             method = replace(self, gamma=self.gamma or 1.0, C=self.C or 1.0)
-            fits = fit_folds(view.expansion, labels, [], *method._settings, 1.0)
-            return method, fits.machine(view.expansion, 0), None
+            fits = fit_folds(sphere.expansion, labels, [], *method._settings, 1.0)
+            return method, fits.machine(sphere.expansion, 0), None
         gammas = self.gammas if self.gamma is None else (self.gamma,)
         Cs = self.Cs if self.C is None else (self.C,)
         best = None
         for gamma in gammas:
-            fits = fit_folds(view.expansion, labels, folds, gamma, Cs, 1.0)
+            fits = fit_folds(sphere.expansion, labels, folds, gamma, Cs, 1.0)
             for choice, C in enumerate(Cs):
                 log_odds = held_out_log_odds(fits, folds, choice)
                 wrong = np.where(labels == 1, -log_odds, log_odds)
                 loss = float(np.nanmean(np.logaddexp(0.0, wrong)))
                 if best is None or loss < best.loss:
                     column = choice * (len(folds) + 1)
-                    first = fits.machine(view.expansion, column)
-                    whole = fits.machine(view.expansion, column + len(folds))
+                    first = fits.machine(sphere.expansion, column)
+                    whole = fits.machine(sphere.expansion, column + len(folds))
                     best = _Best(loss, gamma, C, log_odds, first, whole)
         assert best is not None
         method = replace(self, gamma=best.gamma, C=best.C)
         if method.rank is None:
-            test = torch.as_tensor(folds[0][1]).to(view.expansion.rows.device)
-            # Chosen on four fifths of the rows and used with all of them, which need a
-            # little more: half of the loss that `fidelity` allows is kept in reserve.
-            enough = 1.0 - (1.0 - self.fidelity) / 2
+            test = torch.as_tensor(folds[0][1]).to(sphere.expansion.rows.device)
+            # Chosen on four fifths of the rows but used with all, which need a slightly higher
+            # rank: half of the loss that `fidelity` allows is kept in reserve.
+            fidelity = 1.0 - (1.0 - self.fidelity) / 2
             rank = sufficient_rank(
-                view.expansion, best.first, best.gamma, 1.0, view.whitening, test, enough
+                sphere.expansion, best.first, best.gamma, 1.0, sphere.whitening, test, fidelity
             )
             method = replace(method, rank=rank)
         log_odds = best.log_odds
         if seed is not None and (seed, 5) != (self.seed, self.folds):
-            others = samples.folds(5, seed)
-            if not others:
+            folds = samples.folds(5, seed)
+            if not folds:
                 return method, best.whole, None
-            fits = fit_folds(view.expansion, labels, others, *method._settings, 1.0)
-            log_odds = held_out_log_odds(fits, others, 0)
+            fits = fit_folds(sphere.expansion, labels, folds, *method._settings, 1.0)
+            log_odds = held_out_log_odds(fits, folds, 0)
         return method, best.whole, log_odds
 
-    def _field(self, view: WhitenedSphere, machine: KernelMachine, samples: Samples) -> VectorField:
+    def _field(
+        self, sphere: WhitenedSphere, machine: KernelMachine, samples: Samples
+    ) -> VectorField:
         barrier = QuadraticBarrier.from_kernel(
             machine.support,
             machine.weights,
             self._settings[0],
             1.0,
             machine.bias - samples.log_prior_odds,
-            view.whitening,
+            sphere.whitening,
             self.rank,
         )
         return GradientField(barrier)
 
 
 class _Best(NamedTuple):
-    """The least held-out log-loss so far; machines without the first fold and of all rows."""
+    """Best held-out log-loss so far, with machines without the first fold and of all rows."""
 
     loss: float
     gamma: float

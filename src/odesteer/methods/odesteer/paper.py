@@ -1,10 +1,10 @@
-"""ODESteer in the configuration of its paper, and the paper's two ablations of it.
+"""ODESteer in the paper's configuration, with its two ablations.
 
     h(a) = w . phi(a / ||a||) + b + log(n-/n+),   v = grad h / ||grad h||,   10 Euler steps
 
 phi is the polynomial count sketch (gamma 0.1, c0 1, degree 2, 8,000 components), w and b come
-from logistic regression with C = 1. Kept as it is, so that results can be compared;
-`ODESteer` estimates the same object better.
+from logistic regression with C = 1. Kept for comparison with the paper's results; `ODESteer`
+estimates the same flow better.
 
 Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM Alignment",
 ICLR 2026, https://arxiv.org/abs/2602.17560, section 5 and Table 3.
@@ -25,7 +25,7 @@ from odesteer.ode import Dose, FourierBarrier, GradientField, SketchBarrier, Vec
 
 @dataclass(frozen=True)
 class PaperODESteer(Method):
-    """The paper's barrier, field and solver.
+    """ODESteer with the paper's barrier, field and solver.
 
     Args:
         degree: of the polynomial kernel.
@@ -62,7 +62,7 @@ class PaperODESteer(Method):
     def fit_sketch(
         self, positive: Tensor, negative: Tensor, index: Tensor, sign: Tensor
     ) -> SketchBarrier:
-        """The barrier on given hashes [degree, d + 1]."""
+        """Fit the barrier on given hashes [degree, d + 1]."""
         samples = Samples(positive, negative)
         empty = positive.new_zeros(self.components)
         sketch = SketchBarrier(index, sign, empty, 0.0, self.gamma, self.c0)
@@ -72,7 +72,7 @@ class PaperODESteer(Method):
 
 @dataclass(frozen=True)
 class OneStepODESteer(PaperODESteer):
-    """The paper's first ablation: one Euler step of the whole length instead of ten."""
+    """Ablation of the paper: one Euler step of the whole length instead of ten."""
 
     name: ClassVar[str] = "odesteer-one-step"
 
@@ -81,11 +81,11 @@ class OneStepODESteer(PaperODESteer):
 
 @dataclass(frozen=True)
 class FourierODESteer(Method):
-    """The paper's code also has random Fourier features as the barrier's features.
+    """Variant in the paper's code: a barrier of random Fourier features.
 
     Args:
         components: D.
-        bandwidth: of the Gaussian kernel; None: the median distance between rows.
+        bandwidth: of the Gaussian kernel; None for the median distance between rows.
         C: inverse regularisation.
         seed: of the features.
     """
@@ -111,7 +111,7 @@ class FourierODESteer(Method):
         rows = samples.rows
         generator = torch.Generator().manual_seed(self.seed)
         bandwidth = self.bandwidth or median_distance(rows, generator)
-        # Drawn on the CPU, so that a seed means the same features on every device.
+        # Drawn on the CPU, so that a seed gives the same features on every device.
         single = torch.float32  # whatever torch's default is
         size = (self.components, rows.shape[1])
         frequency = torch.randn(size, generator=generator, dtype=single) / bandwidth
@@ -123,15 +123,15 @@ class FourierODESteer(Method):
 
 
 def _regression(features: Tensor, samples: Samples, C: float) -> tuple[Tensor, float]:
-    """Weights and the intercept of a log density ratio."""
+    """Fit weights and intercept of a log density ratio."""
     model = LogisticRegression(C=C, max_iter=1000).fit(features.cpu().numpy(), samples.labels)
     weight = torch.as_tensor(model.coef_[0]).to(features)
     return weight, float(model.intercept_[0]) - samples.log_prior_odds
 
 
 def median_distance(rows: Tensor, generator: torch.Generator) -> float:
-    """Over at most 1,000 rows; 1 where all rows are alike."""
-    chosen = rows[torch.randperm(len(rows), generator=generator)[:1000].to(rows.device)]
-    distances = torch.pdist(chosen)
+    """Return the median distance of at most 1,000 rows; 1 if all rows are equal."""
+    index = torch.randperm(len(rows), generator=generator)[:1000]
+    distances = torch.pdist(rows[index.to(rows.device)])
     median = float(distances.median()) if len(distances) else 0.0
     return median or 1.0

@@ -1,9 +1,9 @@
 """Barrier interface, linear barriers, Boolean algebra, preconditioning.
 
-h : R^d -> R,   C = {a : h(a) >= 0} is the region where we want activations to be
+    h : R^d -> R,   C = {a : h(a) >= 0} is the desired region
 
-A steering method that reads its data as two classes has h(a) = log p+(a)/p-(a), the
-log density ratio of the positive and the negative activations.
+For a method that learns from two classes, h(a) = log p+(a)/p-(a) is the log density ratio of
+positive and negative activations.
 
 Source: Zhao et al., "ODESteer: A Unified ODE-Based Steering Framework for LLM
 Alignment", ICLR 2026, https://arxiv.org/abs/2602.17560, section 4.
@@ -14,18 +14,18 @@ Boolean algebra of barriers.
     "A or B"   h = max(h_A, h_B)   or, smoothly,   log(e^h_A + e^h_B)
     "not A"    h = -h_A            (`Barrier.affine(-1)`)
 
-min and max describe the intersection and the union of the regions exactly; the smooth
-forms have one field everywhere and differ from them by at most log(number of parts):
-soft "and" is below min, so h >= 0 still implies that every part is >= 0.
+min and max are the exact intersection and union of the regions. The smooth forms have a smooth
+field and differ from them by at most log(number of parts): soft "and" is below min, so h >= 0
+still implies that every part is >= 0.
 
-Barrier whose gradient is preconditioned by a metric.
+Preconditioning of the gradient by a metric.
 
     v ~ G grad h(a),   G = S^2 = Sigma^2p up to scale
 
-grad h . G grad h > 0 for every symmetric positive definite G, so h rises along all of them. G = I
-prefers directions in which h changes fast and activations hardly vary; G = Sigma the ones in
-which they really do. For two Gaussians of one covariance Sigma, G = Sigma makes the discriminant's
-field the mean difference: Sigma Sigma^-1 (mean+ - mean-).
+grad h . G grad h > 0 for every symmetric positive definite G, so h rises along each such field.
+G = I favours directions in which activations hardly vary, G = Sigma those in which they do. For two
+Gaussians of one covariance Sigma, G = Sigma makes the discriminant's field the mean difference:
+Sigma Sigma^-1 (mean+ - mean-).
 
 Source: Zhao et al., "ODESteer", ICLR 2026, https://arxiv.org/abs/2602.17560, for the field;
 Amari, "Natural Gradient Works Efficiently in Learning", Neural Computation 10, 1998, for
@@ -43,10 +43,11 @@ from odesteer.ode.whitening import Whitening
 
 
 class Sphere(NamedTuple):
-    """The sphere that a barrier's own flow stays on, seen from one activation.
+    """Sphere that the flow of a barrier stays on, relative to an activation a.
 
-    `offset` [..., d] is a - centre; `radius` [..., 1] is the radius of curvature of the
-    flow's great circle there, in units of a.
+    Attributes:
+        offset: a - centre, [..., d].
+        radius: radius of curvature of the flow's great circle at a, in units of a, [..., 1].
     """
 
     offset: Tensor
@@ -54,40 +55,40 @@ class Sphere(NamedTuple):
 
 
 class Barrier(nn.Module, ABC):
-    """A scalar function h of an activation, positive where we want to be.
+    """Scalar function h of an activation, positive in the desired region.
 
-    `value` maps [..., d] to [...], `gradient` maps [..., d] to [..., d]; rows never
-    influence one another. Constructor arguments are stored under their own names, which
-    is all that `odesteer.steering.serialization.tree` needs to write and read any barrier.
+    `value` maps [..., d] to [...], `gradient` maps [..., d] to [..., d]; rows are independent.
+    Constructor arguments are stored as attributes of the same name, as
+    `odesteer.steering.serialization.tree` requires.
     """
 
     @abstractmethod
     def value(self, a: Tensor) -> Tensor:
-        """h(a): [..., d] -> [...]."""
+        """Evaluate h: [..., d] -> [...]."""
 
     @abstractmethod
     def gradient(self, a: Tensor) -> Tensor:
-        """grad h(a): [..., d] -> [..., d]."""
+        """Evaluate grad h: [..., d] -> [..., d]."""
 
     def ascent(self, a: Tensor) -> Tensor:
-        """G grad h(a) for the barrier's own metric G (the identity unless it says otherwise).
+        """Evaluate G grad h, G being the barrier's metric (the identity by default).
 
-        grad h . G grad h > 0 for every symmetric positive definite G, so following the
-        ascent raises h exactly as following the gradient does.
+        grad h . G grad h > 0 for every symmetric positive definite G, so the ascent raises h as
+        the gradient does.
         """
         return self.gradient(a)
 
     def sphere(self, a: Tensor) -> Sphere | None:
-        """The sphere the flow of `ascent` stays on, or None if it stays on none."""
+        """Return the sphere that the flow of `ascent` stays on, or None."""
         return None
 
     def affine(self, scale: float, offset: float = 0.0) -> "Barrier":
-        """The barrier scale * h + offset; scale -1 is "not"."""
+        """Return the barrier scale * h + offset; scale -1 is "not"."""
         return AffineBarrier(self, scale, offset)
 
     @property
     def width(self) -> int | None:
-        """d, or None where any width will do."""
+        """d, or None if any width is accepted."""
         return None
 
     def forward(self, a: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ class Barrier(nn.Module, ABC):
 class LinearBarrier(Barrier):
     """h(a) = weight . a + bias.
 
-    The log density ratio of two Gaussians with one covariance, and what a linear probe
-    learns. Its gradient is constant, so one Euler step solves its flow exactly.
+    The log density ratio of two Gaussians with one covariance, and the form of a linear probe.
+    Its gradient is constant, so one Euler step solves its flow exactly.
 
     Args:
         weight: [d].
@@ -129,9 +130,9 @@ class LinearBarrier(Barrier):
 class ModuleBarrier(Barrier):
     """h(a) = module(a) for any torch module R^d -> R; its gradient comes from autograd.
 
-    The module maps [n, d] to [n] or [n, 1] and must treat rows independently. It works
-    under `torch.no_grad` and `torch.inference_mode` too. It cannot be saved: a module is
-    code, and loading a steering never runs code.
+    The module maps [n, d] to [n] or [n, 1], each row independently. `torch.no_grad` and
+    `torch.inference_mode` are supported. It cannot be saved: a module is code, and loading a
+    steering never runs code.
 
     Args:
         module: any `torch.nn.Module`.
@@ -153,7 +154,7 @@ class ModuleBarrier(Barrier):
 
 
 class AffineBarrier(Barrier):
-    """scale * h(a) + offset: calibration (scale > 0) and negation (scale -1).
+    """scale * h(a) + offset, for calibration (scale > 0) and negation (scale -1).
 
     Args:
         barrier: h.
@@ -190,7 +191,7 @@ class AffineBarrier(Barrier):
 
 
 class _Junction(Barrier):
-    """Shared by "and" and "or": with sign -1 an "and" is an "or" of the negated parts."""
+    """Base of "and" and "or"; with sign -1, "and" is "or" of the negated parts."""
 
     sign: float
 
@@ -212,8 +213,8 @@ class _Junction(Barrier):
     def _signed_values(self, a: Tensor) -> Tensor:
         return torch.stack([self.sign * part.value(a) for part in self._barriers], dim=-1)
 
-    def _shares(self, a: Tensor) -> Tensor:
-        """How much each part's gradient counts: softmax, or one-hot at the active part."""
+    def _weights(self, a: Tensor) -> Tensor:
+        """Return the weight of each part's gradient: softmax, or one-hot at the active part."""
         values = self._signed_values(a)
         if self.soft:
             return torch.softmax(values, dim=-1)
@@ -221,23 +222,23 @@ class _Junction(Barrier):
 
     def value(self, a: Tensor) -> Tensor:
         values = self._signed_values(a)
-        joined = torch.logsumexp(values, dim=-1) if self.soft else values.amax(dim=-1)
-        return self.sign * joined
+        total = torch.logsumexp(values, dim=-1) if self.soft else values.amax(dim=-1)
+        return self.sign * total
 
     def gradient(self, a: Tensor) -> Tensor:
         gradients = torch.stack([part.gradient(a) for part in self._barriers], dim=-1)
-        return (gradients * self._shares(a).unsqueeze(-2)).sum(dim=-1)
+        return (gradients * self._weights(a).unsqueeze(-2)).sum(dim=-1)
 
     def ascent(self, a: Tensor) -> Tensor:
-        # A blend of ascents under different metrics need not raise h; one part's own does.
+        # A mean of ascents under different metrics need not raise h; the active part's does.
         if self.soft:
             return self.gradient(a)
         ascents = torch.stack([part.ascent(a) for part in self._barriers], dim=-1)
-        return (ascents * self._shares(a).unsqueeze(-2)).sum(dim=-1)
+        return (ascents * self._weights(a).unsqueeze(-2)).sum(dim=-1)
 
 
 class AndBarrier(_Junction):
-    """All parts at once: -log sum_i e^-h_i (soft) or min_i h_i.
+    """Intersection: -log sum_i e^-h_i (soft) or min_i h_i.
 
     Args:
         parts: at least one barrier of the same width.
@@ -248,7 +249,7 @@ class AndBarrier(_Junction):
 
 
 class OrBarrier(_Junction):
-    """Any part: log sum_i e^h_i (soft) or max_i h_i.
+    """Union: log sum_i e^h_i (soft) or max_i h_i.
 
     Args:
         parts: at least one barrier of the same width.
@@ -259,7 +260,7 @@ class OrBarrier(_Junction):
 
 
 class MetricBarrier(Barrier):
-    """h as it is, with the ascent S^2 grad h.
+    """Barrier h with the preconditioned ascent S^2 grad h.
 
     Args:
         barrier: h.

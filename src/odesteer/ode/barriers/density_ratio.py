@@ -18,9 +18,9 @@ Log ratio of two kernel density estimates.
     K(y, x) = exp(-||y - x||^2 / (2 bandwidth^2)),  the weights of a class sum to 1
     grad_y h = (mean_p x+ - mean_q x-) / bandwidth^2,  p_i ~ w_i K(y, x+_i), q_j ~ w_j K(y, x-_j)
 
-Any two densities can be told apart with enough rows and a small bandwidth; with a large one
-h becomes linear, along the difference of the class means in y. The gradient is the
-difference of two mean shifts: towards the near positives, away from the near negatives.
+With enough rows and a small bandwidth any two densities can be distinguished; with a large
+bandwidth h becomes linear, along the difference of the class means in y. The gradient is the
+difference of two mean shifts: towards near positives, away from near negatives.
 
 Source: Parzen, "On Estimation of a Probability Density Function and Mode", Annals of
 Mathematical Statistics 33, 1962, https://doi.org/10.1214/aoms/1177704472; Cheng, "Mean Shift,
@@ -40,10 +40,10 @@ from odesteer.ode.whitening import Whitening
 class GaussianBarrier(FormBarrier):
     """h(a) = x^T M x / 2 + slope . x + constant,  M = S-^-1 - S+^-1,  x = a - centre.
 
-    One product with M serves a value and a gradient, whichever two Gaussians it is made of;
-    `from_moments` makes it. h is unbounded: along an eigenvector of M with a positive
-    eigenvalue (there the positives vary more) it grows without limit on both sides, so that
-    h >= 0 far from all data says nothing; along the others it falls without limit.
+    One product with M gives a value or a gradient of any two Gaussians; see `from_moments`. h is
+    unbounded. Along an eigenvector of M with a positive eigenvalue, where the positives vary more,
+    it grows without limit on both sides, so that h >= 0 far from all data is not evidence; along
+    the others it falls without limit.
 
     Args:
         centre: [d].
@@ -59,7 +59,7 @@ class GaussianBarrier(FormBarrier):
         mean_negative: Tensor,
         covariance_negative: Tensor | None = None,
     ) -> "GaussianBarrier | LinearBarrier":
-        """The exact log density ratio; linear when both classes share a covariance.
+        """Compute the exact log density ratio; linear if both classes share a covariance.
 
         Computed in float64 from Cholesky factors: S^-1 and log det S.
 
@@ -71,19 +71,21 @@ class GaussianBarrier(FormBarrier):
         Raises:
             ValueError: if a covariance is not positive definite.
         """
-        above, below = mean_positive.double(), mean_negative.double()
-        centre, half = (above + below) / 2, (above - below) / 2
-        upper = _cholesky(covariance_positive, "positive")
+        plus, minus = mean_positive.double(), mean_negative.double()
+        centre, half = (plus + minus) / 2, (plus - minus) / 2
+        factor_plus = _cholesky(covariance_positive, "positive")
         if covariance_negative is None:
-            weight = torch.cholesky_solve(2 * half.unsqueeze(-1), upper)[:, 0]
+            weight = torch.cholesky_solve(2 * half.unsqueeze(-1), factor_plus)[:, 0]
             weight = weight.to(mean_positive)
             return LinearBarrier(weight, -(weight @ centre.to(weight)))
-        lower = _cholesky(covariance_negative, "negative")
-        precision, other = torch.cholesky_inverse(upper), torch.cholesky_inverse(lower)
-        matrix = other - precision
-        constant = half @ matrix @ half / 2 + _half_log_det(lower) - _half_log_det(upper)
-        slope = (precision + other) @ half
-        # Laid out as a file gives it back: a product in another layout rounds differently.
+        factor_minus = _cholesky(covariance_negative, "negative")
+        precision_plus = torch.cholesky_inverse(factor_plus)
+        precision_minus = torch.cholesky_inverse(factor_minus)
+        matrix = precision_minus - precision_plus
+        constant = half @ matrix @ half / 2
+        constant = constant + _half_log_det(factor_minus) - _half_log_det(factor_plus)
+        slope = (precision_plus + precision_minus) @ half
+        # In the memory layout of a loaded file: a product in another layout rounds differently.
         parts = (centre, matrix.contiguous(), slope, constant)
         return GaussianBarrier(*(part.to(mean_positive) for part in parts))
 
@@ -104,19 +106,19 @@ def _half_log_det(factor: Tensor) -> Tensor:
 
 
 class MixtureBarrier(Barrier):
-    """The log density ratio of two mixtures of Gaussians of one width.
+    """Log density ratio of two mixtures of Gaussians of one width.
 
-    ||y||^2 is common to both sums and cancels, so that a kernel is a dot product with its
-    centre: a value costs one product [..., d] x [d, n], no [..., n, d] tensor is made, and far
-    from all centres nothing under- or overflows: there h grows at most linearly.
+    ||y||^2 is common to both sums and cancels, so a kernel is a dot product with its centre. A
+    value costs one product [..., d] x [d, n] without an [..., n, d] tensor, and nothing under- or
+    overflows far from all centres, where h grows at most linearly.
 
     Args:
         whitening: the coordinates y.
         positive: centres x+, [n, d], in the coordinates y.
         negative: centres x-, [m, d].
         bandwidth: of the kernel, > 0, in units of y.
-        positive_weights: [n], positive; None: all alike.
-        negative_weights: [m], positive; None: all alike.
+        positive_weights: [n], positive; None: equal.
+        negative_weights: [m], positive; None: equal.
 
     Raises:
         ValueError: if the shapes do not fit, a class has no centre, or the bandwidth or a
@@ -164,20 +166,20 @@ class MixtureBarrier(Barrier):
         self.negative_heights = self._heights(self.negative, self.negative_weights)
 
     def _heights(self, centres: Tensor, weights: Tensor | None) -> Tensor:
-        """log w - ||x||^2 / (2 bandwidth^2), the weights summing to 1: [n]."""
+        """Return log w - ||x||^2 / (2 bandwidth^2) [n], with weights that sum to 1."""
         weights = torch.ones_like(centres[:, 0]) if weights is None else weights
         return (weights / weights.sum()).log() - centres.square().sum(dim=-1) / (
             2 * self.bandwidth**2
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "MixtureBarrier":
-        # Derived again in the new precision: fitted and loaded barriers agree to the bit.
+        # Computed again in the new precision: fitted and loaded barriers agree to the bit.
         super()._apply(*args, **kwargs)
         self._derive()
         return self
 
     def _log_kernels(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """log (w K), up to the common ||y||^2: [..., n] and [..., m]."""
+        """Return log (w K) up to the common ||y||^2: [..., n] and [..., m]."""
         scaled = y / self.bandwidth**2
         return (
             scaled @ self.positive.mT + self.positive_heights,
@@ -185,20 +187,20 @@ class MixtureBarrier(Barrier):
         )
 
     def value(self, a: Tensor) -> Tensor:
-        above, below = self._log_kernels(self.whitening(a))
-        return torch.logsumexp(above, dim=-1) - torch.logsumexp(below, dim=-1)
+        plus, minus = self._log_kernels(self.whitening(a))
+        return torch.logsumexp(plus, dim=-1) - torch.logsumexp(minus, dim=-1)
 
     def _gradient_in_y(self, a: Tensor) -> Tensor:
-        above, below = self._log_kernels(self.whitening(a))
-        towards = torch.softmax(above, dim=-1) @ self.positive
-        away = torch.softmax(below, dim=-1) @ self.negative
+        plus, minus = self._log_kernels(self.whitening(a))
+        towards = torch.softmax(plus, dim=-1) @ self.positive
+        away = torch.softmax(minus, dim=-1) @ self.negative
         return (towards - away) / self.bandwidth**2
 
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self._gradient_in_y(a), -1)
 
     def ascent(self, a: Tensor) -> Tensor:
-        """S grad_y h = S^2 grad_a h: steepest in y."""
+        """Return S grad_y h = S^2 grad_a h: steepest in y."""
         return self.whitening.power(self._gradient_in_y(a), 1)
 
     @property

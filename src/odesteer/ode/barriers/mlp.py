@@ -1,9 +1,9 @@
-"""Barrier given by a small neural network.
+"""Barrier given by a multilayer perceptron.
 
     x_0 = (a - centre) / scale,  x_i = act(W_i x_(i-1) + b_i),  h(a) = W_k x_(k-1) + b_k + offset
 
-A plain multilayer perceptron, whose gradient is written by hand: it needs no autograd, so
-it works under `torch.inference_mode` and costs one forward and one backward product a layer.
+The gradient is written by hand: without autograd it works under `torch.inference_mode` and costs
+one forward and one backward product per layer.
 """
 
 import math
@@ -18,7 +18,7 @@ from odesteer.ode.barriers.base import Barrier
 
 
 class Activation(NamedTuple):
-    """A nonlinearity and its derivative, both elementwise."""
+    """Elementwise nonlinearity and its derivative."""
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Dense(nn.Module):
-    """x -> W x + b: [..., in] -> [..., out].
+    """Linear layer x -> W x + b: [..., in] -> [..., out].
 
     Args:
         weight: W, [out, in].
@@ -72,11 +72,11 @@ class Dense(nn.Module):
 class Network(nn.Module):
     """Dense layers with one activation between them, and none after the last.
 
-    Its tensors are buffers, so that it is saved as any barrier is; to train it, hand
+    Its tensors are buffers, so that it is saved like any barrier. To train it, pass
     `list(network.buffers())` to `odesteer.methods.training.train`.
 
     Args:
-        layers: at least one, each as wide as the one before is tall.
+        layers: at least one; the inputs of each are the outputs of the one before.
         activation: "relu", "gelu" (exact), "silu" or "tanh".
 
     Raises:
@@ -98,12 +98,12 @@ class Network(nn.Module):
 
     @staticmethod
     def draw(widths: Sequence[int], activation: str, generator: torch.Generator) -> "Network":
-        """A random network in float32: every entry uniform in +-1/sqrt(in), as torch's layers.
+        """Draw a float32 network, each entry uniform in +-1/sqrt(in), as in torch.nn.Linear.
 
         Args:
             widths: of the input, of every hidden layer and of the output: at least two.
             activation: its name.
-            generator: on the CPU, so that a seed means the same network on every device.
+            generator: on the CPU, so that a seed gives the same network on every device.
         """
         layers = []
         for before, after in pairwise(widths):
@@ -115,33 +115,33 @@ class Network(nn.Module):
 
     @property
     def dense(self) -> list[Dense]:
-        """The layers, as what they are."""
+        """The layers, typed."""
         return cast("list[Dense]", list(self.layers))
 
     @property
     def width(self) -> int:
-        """The length of an input row."""
+        """Number of inputs."""
         return self.dense[0].weight.shape[1]
 
     @property
     def outputs(self) -> int:
-        """The length of an output row."""
+        """Number of outputs."""
         return self.dense[-1].weight.shape[0]
 
     def in_units(self, scale: Tensor) -> "Network":
-        """x -> network(x / scale), by its first weights; scale [] or [in]."""
+        """Return x -> network(x / scale), by its first weights; scale [] or [in]."""
         first, *others = self.dense
         return Network([Dense(first.weight / scale, first.bias), *others], self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Map [..., in] to [..., out]."""
         *hidden, last = self.dense
         for layer in hidden:
             x = self._act.function(layer(x))
         return last(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The one output [...] and its gradient with respect to x [..., in].
+        """Return the single output [...] and its gradient with respect to x [..., in].
 
         Raises:
             ValueError: if there is more than one output.
@@ -151,21 +151,21 @@ class Network(nn.Module):
             raise ValueError(
                 f"A gradient needs one output; this network has {last.weight.shape[0]}."
             )
-        before = []
+        inputs = []  # of the activations
         for layer in hidden:
-            before.append(layer(x))
-            x = self._act.function(before[-1])
+            inputs.append(layer(x))
+            x = self._act.function(inputs[-1])
         gradient = last.weight[0].expand_as(x)
-        for layer, at in zip(reversed(hidden), reversed(before), strict=True):
-            gradient = (gradient * self._act.derivative(at)) @ layer.weight
+        for layer, z in zip(reversed(hidden), reversed(inputs), strict=True):
+            gradient = (gradient * self._act.derivative(z)) @ layer.weight
         return last(x)[..., 0], gradient
 
 
 class NetworkBarrier(Barrier):
     """h(a) = network((a - centre) / scale) + offset.
 
-    Its ascent is steepest in the coordinates that the network reads, the metric scale^2 in a:
-    a coordinate that hardly varies has a large derivative, and is not what to move.
+    Its ascent is steepest in the scaled coordinates, the metric scale^2 in a: a coordinate that
+    hardly varies has a large derivative, and should not be moved most.
 
     Args:
         network: with d inputs and one output.

@@ -6,8 +6,8 @@ A degree-2 polynomial kernel machine on normalised activations is exactly this f
 With V (d x k, orthonormal) spanning the eigenvectors of A and g, and V^T A V = Lambda
 diagonal, it is  h = zeta . Lambda zeta + beta . zeta + const,  zeta = V^T y / ||y||.
 
-Its flow never leaves the span of V and the activation's own remainder, so the ODE in d
-dimensions is one in k + 1, exactly: see `odesteer.ode.reduced.flow`.
+Its flow stays in the span of V and the activation's remainder, so the ODE in d dimensions is one
+in k + 1, exactly: see `odesteer.ode.reduced.flow`.
 """
 
 from typing import Any

@@ -1,17 +1,17 @@
-"""Barriers of random features: polynomial count sketch and Fourier.
+"""Random-feature barriers: polynomial count sketch and Fourier features.
 
 Polynomial count-sketch barrier of the paper.
 
     h(a) = w . phi(a^) + b,   a^ = a / ||a||,   z = [sqrt(gamma) a^ ; sqrt(c0)]
     phi  = the count sketch of z (x) z (x) ... (degree factors), by FFT
 
-The sketch stands in for the polynomial kernel (gamma x . y + c0)^degree with hash noise.
+The sketch approximates the polynomial kernel (gamma x . y + c0)^degree, with hash noise.
 
 Source: Pham and Pagh, "Fast and scalable polynomial kernels via explicit feature maps",
 KDD 2013, https://doi.org/10.1145/2487575.2487591; used in Zhao et al., "ODESteer",
 ICLR 2026, https://arxiv.org/abs/2602.17560.
 
-Barrier of random Fourier features.
+Random Fourier features.
 
     h(a) = w . phi(a) + b,   phi(a) = sqrt(2/D) cos(W a + offset)
     grad h = -sqrt(2/D) W^T (w * sin(W a + offset))
@@ -35,7 +35,7 @@ from odesteer.ode.whitening import Whitening
 class SketchBarrier(Barrier):
     """h(a) = weight . phi(a / ||a||) + bias with the polynomial count sketch phi.
 
-    Costs degree + 1 FFTs of the number of components for a value or a gradient.
+    A value or a gradient costs degree + 1 FFTs of length `components`.
 
     Args:
         index: hash buckets, [degree, d + 1] int64 in 0..components-1.
@@ -79,13 +79,13 @@ class SketchBarrier(Barrier):
     def draw(
         d: int, degree: int, components: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Random hashes: index and sign, both [degree, d + 1]."""
+        """Draw random hashes: index and sign, both [degree, d + 1]."""
         index = torch.randint(components, (degree, d + 1), generator=generator)
         sign = 2 * torch.randint(2, (degree, d + 1), generator=generator) - 1
         return index, sign
 
     def _spectra(self, unit: Tensor) -> list[Tensor]:
-        """The Fourier transform of each factor's count sketch, [..., components // 2 + 1]."""
+        """Return the FFT of each factor's count sketch, [..., components // 2 + 1]."""
         z = torch.cat(
             [
                 math.sqrt(self.gamma) * unit,
@@ -100,7 +100,7 @@ class SketchBarrier(Barrier):
         return spectra
 
     def features(self, a: Tensor) -> Tensor:
-        """phi(a / ||a||): [..., d] -> [..., components]."""
+        """Evaluate phi(a / ||a||): [..., d] -> [..., components]."""
         spectra = self._spectra(_normalise(a)[0])
         product = torch.stack(spectra).prod(dim=0)
         return torch.fft.irfft(product, n=self.weight.shape[0])
@@ -133,7 +133,7 @@ class SketchBarrier(Barrier):
         return self.index.shape[1] - 1
 
     def quadratic(self) -> QuadraticBarrier:
-        """The same function as an exact quadratic form; degree 2 only.
+        """Convert to an exact quadratic form; degree 2 only.
 
         w . phi = z^T M z with M_ij = s1(i) s2(j) w[(i1(i) + i2(j)) mod components].
 
@@ -189,7 +189,7 @@ class FourierBarrier(Barrier):
         return self.frequency.shape[1]
 
     def features(self, a: Tensor) -> Tensor:
-        """phi(a): [..., d] -> [..., D]."""
+        """Evaluate phi: [..., d] -> [..., D]."""
         return self._amplitude * torch.cos(a @ self.frequency.mT + self.offset)
 
     def value(self, a: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Vector fields: the right-hand side of da/dt = v(a).
 
-A field maps activations [..., d] to velocities [..., d], each row by itself. It may know a
+A field maps activations [..., d] to velocities [..., d], each row independently. It may have a
 barrier that it raises, and cheaper coordinates in which the same ODE closes (`reduce`).
 """
 
@@ -17,28 +17,28 @@ from odesteer.ode.reduced.flow import displacement, project
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which activations of a type are solved: float64 stays, others float32."""
+    """Return the precision for solving activations: float64 stays, others are float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Flow(Protocol):
-    """What a solver needs to know of an ODE, in whatever coordinates."""
+    """Right-hand side of an ODE in some coordinates, as solvers use it."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """dx/dt."""
+        """Evaluate dx/dt."""
 
     def value(self, x: Tensor, /) -> Tensor:
-        """The barrier h at x."""
+        """Evaluate the barrier h at x."""
 
     def rotate(self, x: Tensor, time: Tensor, /) -> Tensor:
-        """The great-circle step, for fields tangent to a sphere."""
+        """Take a great-circle step, for fields tangent to a sphere."""
 
     def length(self, x: Tensor, /) -> Tensor:
-        """The length in activation space of a displacement, [..., 1]."""
+        """Return the length in activation space of a displacement, [..., 1]."""
 
 
 class Reduction(NamedTuple):
-    """An ODE in coordinates of its own: its flow, the start there, and the way back."""
+    """ODE in reduced coordinates: its flow, its start, and the map back."""
 
     flow: Flow
     start: Tensor
@@ -46,14 +46,14 @@ class Reduction(NamedTuple):
 
 
 class VectorField(nn.Module, ABC):
-    """v: [..., d] -> [..., d].
+    """Vector field v: [..., d] -> [..., d].
 
     Attributes:
-        unit_speed: promises ||v|| = 1 wherever v is not 0.
+        unit_speed: ||v|| = 1 wherever v is not 0.
         gated: v is 0 on one side of a gate. A negative dose then follows the reversed
             field, whose gate opens on the other side, instead of this one backwards.
-        prompt_conditioned: v is decided by the activation of the prompt's last token, and is the
-            same for all tokens that follow; `forward` takes that activation.
+        prompt_conditioned: v depends on the activation of the prompt's last token alone, and is
+            the same for all following tokens; `forward` takes that activation.
     """
 
     unit_speed: bool = False
@@ -66,27 +66,31 @@ class VectorField(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, a: Tensor) -> Tensor:
-        """v(a)."""
+        """Evaluate v(a)."""
 
     @abstractmethod
     def reversed(self) -> "VectorField":
-        """-v, with the barrier -h where there is one."""
+        """Return -v, with the barrier -h if there is one."""
 
     @property
     def width(self) -> int | None:
-        """d, or None where any width will do."""
+        """d, or None if any width is accepted."""
         return None if self.barrier is None else self.barrier.width
 
     def reduce(self, a: Tensor) -> Reduction:
-        """The same ODE from `a`, in the cheapest coordinates known."""
+        """Return the same ODE from `a`, in the cheapest coordinates known."""
         return Reduction(self, a, lambda x: x)
 
     def closed_form(self, a: Tensor, time: float) -> Tensor | None:
-        """a(time) in closed form, where there is one that needs no solver."""
+        """Return a(time) in closed form, or None if a solver is needed."""
         return None
 
     def value(self, a: Tensor) -> Tensor:
-        """h(a) of the barrier; raises ValueError if the field has none."""
+        """Evaluate the barrier h(a).
+
+        Raises:
+            ValueError: if the field has no barrier.
+        """
         if self.barrier is None:
             raise ValueError(
                 f"{type(self).__name__} has no barrier, so it cannot tell when a target is "
@@ -95,7 +99,11 @@ class VectorField(nn.Module, ABC):
         return self.barrier.value(a)
 
     def rotate(self, a: Tensor, time: Tensor) -> Tensor:
-        """a along its great circle for `time`; raises ValueError if the flow is on no sphere."""
+        """Move a along its great circle for `time`.
+
+        Raises:
+            ValueError: if the flow stays on no sphere.
+        """
         sphere = None if self.barrier is None else self.barrier.sphere(a)
         if sphere is None or not self.unit_speed:
             raise ValueError(
@@ -112,7 +120,7 @@ class VectorField(nn.Module, ABC):
 
 
 class ZeroField(VectorField):
-    """v = 0: the unsteered model."""
+    """Zero field v = 0: the unsteered model."""
 
     def forward(self, a: Tensor) -> Tensor:
         return torch.zeros_like(a)
@@ -122,11 +130,11 @@ class ZeroField(VectorField):
 
 
 class ConstantField(VectorField):
-    """v(a) = direction, any length. One Euler step is exact.
+    """Constant field v(a) = direction, of any length; one Euler step is exact.
 
     Args:
         direction: [d].
-        barrier: the barrier it raises, if any.
+        barrier: a barrier that it raises, if any.
     """
 
     def __init__(self, direction: Tensor, barrier: Barrier | None = None):
@@ -151,13 +159,13 @@ class ConstantField(VectorField):
 
 
 class GivenField(VectorField):
-    """A velocity of its own for each row, which the row keeps wherever it goes.
+    """Given velocity of each row, kept along its path.
 
-    What a field that freezes its velocity at the start reduces to (`reduce`).
+    The reduction (`reduce`) of a field that freezes its velocity at the start.
 
     Args:
-        velocity: [..., d], as the activations it is asked about.
-        barrier: the barrier it raises, if any.
+        velocity: [..., d], as the activations.
+        barrier: a barrier that it raises, if any.
     """
 
     def __init__(self, velocity: Tensor, barrier: Barrier | None = None):
@@ -174,7 +182,7 @@ class GivenField(VectorField):
 
 
 class GradientField(VectorField):
-    """v = G grad h / ||G grad h||, and 0 at critical points of h.
+    """Normalised gradient v = G grad h / ||G grad h||; 0 at critical points of h.
 
     Along it dh/dt = grad h . v >= 0 (Proposition 2 of ODESteer; ||grad h|| when G = I), so
     time is path length. A quadratic barrier is integrated in k + 1 dimensions.
@@ -212,7 +220,7 @@ class GradientField(VectorField):
 
 
 class PlainGradientField(VectorField):
-    """v = grad h, not normalised: h rises at the rate ||grad h||^2.
+    """Plain gradient v = grad h: h rises at the rate ||grad h||^2.
 
     Args:
         barrier: h.

@@ -1,4 +1,4 @@
-"""Maps as fields: rotation towards a direction, transport between distributions.
+"""Fields of maps: rotation towards a direction, transport between distributions.
 
 Rotation of an activation towards a direction.
 
@@ -6,8 +6,8 @@ Rotation of an activation towards a direction.
     gamma = pi sigmoid(angle(a)),   h(a) = theta.a^,   a^ = a / ||a||
 
 u lies in the plane of a and theta, which is the plane of a and its reflection in the
-hyperplane theta.a = 0. A row keeps the plane and the gamma it starts with, so its path is a
-great circle: a(t) = cos(t gamma) a + sin(t gamma) ||a|| u, and t = 1 turns it by gamma.
+hyperplane theta.a = 0. A row keeps its initial plane and gamma, so its path is a great circle:
+a(t) = cos(t gamma) a + sin(t gamma) ||a|| u, and t = 1 rotates it by gamma.
 
 Source: Pham and Nguyen, "Householder Pseudo-Rotation: A Novel Approach to Activation Editing
 in LLMs with Direction-Magnitude Perspective", EMNLP 2024, https://arxiv.org/abs/2409.10053
@@ -20,8 +20,8 @@ A transport map M that is optimal for the squared distance is the gradient of a 
 function psi (Brenier's theorem), so its displacement is the gradient of the barrier
 h(a) = psi(a) - ||a||^2 / 2. When M is affine, h is quadratic.
 
-A row keeps the velocity it starts with (displacement interpolation): a(t) = a + t (M(a) - a)
-is a straight line, exact with one Euler step, and t = 1 is the whole map.
+A row keeps its initial velocity (displacement interpolation): a(t) = a + t (M(a) - a) is a straight
+line, exact with one Euler step, and t = 1 is the whole map.
 
 Source: McCann, "A Convexity Principle for Interacting Gases", Advances in Mathematics 128,
 1997, https://doi.org/10.1006/aima.1997.1634
@@ -41,7 +41,7 @@ from odesteer.ode.whitening import Whitening
 
 
 class PlaneFlow(NamedTuple):
-    """A rotation at constant speed, in the coordinates (x1, x2) of a(t) = x1 a + x2 ||a|| u.
+    """Rotation at constant speed, in coordinates (x1, x2) of a(t) = x1 a + x2 ||a|| u.
 
     Attributes:
         speed: gamma, [..., 1]; 0 for rows that stay.
@@ -58,11 +58,11 @@ class PlaneFlow(NamedTuple):
         return self.speed * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
 
     def value(self, x: Tensor) -> Tensor:
-        """h, [..., 2] -> [...]."""
+        """Return h, [..., 2] -> [...]."""
         return (self.cosine * x[..., 0] + self.sine * x[..., 1]) / x.norm(dim=-1)
 
     def rotate(self, x: Tensor, time: Tensor) -> Tensor:
-        """Exact: x turned by gamma `time` [..., 1]."""
+        """Rotate x by gamma `time` [..., 1], exactly."""
         angle = self.speed * time
         return angle.cos() * x + angle.sin() * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
 
@@ -71,16 +71,16 @@ class PlaneFlow(NamedTuple):
 
 
 class RotationField(VectorField):
-    """Turns what a probe through the origin calls negative towards `theta`.
+    """Rotation towards `theta` of rows on the negative side of a probe through the origin.
 
-    `reversed()` is the field in the mirror: with the reflection H = I - 2 theta theta^T it is
-    H v(H a). It turns away from theta where theta.a > 0, by the angle that `angle` gives the
-    mirror image. (`angle` itself gives such rows no angle: it has learnt that they need none.)
+    `reversed()` is the mirrored field: with the reflection H = I - 2 theta theta^T it is H v(H a).
+    It rotates away from theta where theta.a > 0, by the angle of the mirror image. (`angle` was
+    trained to give these rows themselves no angle.)
 
     Args:
         theta: [d], of length 1.
-        angle: [d] -> 1; a row turns by pi sigmoid(angle(a)) in unit time.
-        mirrored: see above.
+        angle: [d] -> 1; a row rotates by pi sigmoid(angle(a)) in unit time.
+        mirrored: whether the field is reversed.
 
     Raises:
         ValueError: if theta is not of length 1, or `angle` does not map [d] to one number.
@@ -89,8 +89,8 @@ class RotationField(VectorField):
     gated = True
 
     def __init__(self, theta: Tensor, angle: Network, mirrored: bool = False):
-        right = angle.width == len(theta) and angle.outputs == 1
-        if not right or not abs(float(theta.norm()) - 1.0) < 1e-3:
+        fits = angle.width == len(theta) and angle.outputs == 1
+        if not fits or not abs(float(theta.norm()) - 1.0) < 1e-3:
             raise ValueError(
                 f"RotationField needs theta [d] of length 1 and a network [d] -> 1; got "
                 f"{list(theta.shape)} of length {float(theta.norm()):.4g} and [{angle.width}] -> "
@@ -109,21 +109,21 @@ class RotationField(VectorField):
         self.mirrored = mirrored
 
     def _plane(self, a: Tensor) -> tuple[PlaneFlow, Tensor]:
-        """The flow of each row, and its u [..., d]."""
+        """Return the flow of each row, and its u [..., d]."""
         radius = a.norm(dim=-1, keepdim=True)
         unit = unit_or_zero(a, radius)
         theta = -self.theta if self.mirrored else self.theta
         cosine = (unit @ theta).unsqueeze(-1)
         tangent = theta - cosine * unit
         length = tangent.norm(dim=-1, keepdim=True)
-        # Next to theta the difference above is mostly rounding; once more makes u orthogonal
-        # to a, and ||a|| is kept there too. On theta itself there is no plane to turn in.
+        # Near theta the difference above is mostly rounding; a second projection makes u orthogonal
+        # to a, so that ||a|| is kept there too. On theta itself there is no plane of rotation.
         u = unit_or_zero(tangent, length)
         u = u - (u * unit).sum(dim=-1, keepdim=True) * unit
         u = unit_or_zero(u, u.norm(dim=-1, keepdim=True))
-        turns = (cosine < 0) & is_above_noise(length, theta)
-        seen = a - 2.0 * (a @ theta).unsqueeze(-1) * theta if self.mirrored else a
-        speed = math.pi * torch.sigmoid(self.angle(seen)) * turns
+        rotates = (cosine < 0) & is_above_noise(length, theta)
+        image = a - 2.0 * (a @ theta).unsqueeze(-1) * theta if self.mirrored else a
+        speed = math.pi * torch.sigmoid(self.angle(image)) * rotates
         return PlaneFlow(speed, radius, cosine[..., 0], u @ theta), u
 
     def forward(self, a: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class RotationField(VectorField):
 
 
 class FormBarrier(Barrier):
-    """h(a) = x^T M x / 2 + slope . x + constant,  x = a - centre.
+    """Quadratic form h(a) = x^T M x / 2 + slope . x + constant,  x = a - centre.
 
     Args:
         centre: [d].
@@ -162,15 +162,15 @@ class FormBarrier(Barrier):
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=slope.dtype))
 
-    def _curved(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
         return x @ self.matrix if self.matrix.dim() == 2 else x * self.matrix
 
     def value(self, a: Tensor) -> Tensor:
         x = a - self.centre
-        return ((self._curved(x) / 2 + self.slope) * x).sum(dim=-1) + self.constant
+        return ((self._product(x) / 2 + self.slope) * x).sum(dim=-1) + self.constant
 
     def gradient(self, a: Tensor) -> Tensor:
-        return self._curved(a - self.centre) + self.slope
+        return self._product(a - self.centre) + self.slope
 
     @property
     def width(self) -> int:
@@ -183,11 +183,11 @@ class FormBarrier(Barrier):
 
 
 class TransportField(VectorField):
-    """v = grad h, each row along the straight line on which it starts.
+    """Gradient field v = grad h, each row along its initial straight line.
 
     Args:
         barrier: h, whose gradient is the displacement M(a) - a.
-        gate: rows move where this barrier is negative; None moves all.
+        gate: rows move where this barrier is negative; None: everywhere.
         low, high: [d]; a coordinate moves where it is between them; None for no bound.
     """
 

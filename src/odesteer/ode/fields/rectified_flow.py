@@ -3,9 +3,9 @@
     dx/ds = u(x, s),  x(0) = (a - centre) / scale,  s from 0 to 1
     v(a) = B B^T (mean + spread x(1))
 
-u is learnt on straight lines x_s = (1 - s) x_0 + s x_1 from prompts to corrections, so that
-its flow carries the one distribution into the other. B spans the main directions of the
-corrections seen in training: what lies outside of them is noise.
+u is trained on straight lines x_s = (1 - s) x_0 + s x_1 from prompts to corrections, so that its
+flow maps one distribution to the other. B spans the principal directions of the training
+corrections; the rest is noise.
 
 Source: Wang et al., "TruthFlow: Truthful LLM Generation via Representation Flow Correction",
 ICML 2025, https://arxiv.org/abs/2502.04556; Liu et al., "Flow Straight and Fast: Learning to
@@ -29,11 +29,11 @@ _FREQUENCIES = 8
 
 
 class Hourglass(nn.Module):
-    """u(x, s): a U-Net of dense layers, [n, d] at times [n, 1] -> [n, d].
+    """U-Net of dense layers u(x, s): [n, d] at times [n, 1] -> [n, d].
 
-    Each layer but the last reads (its input, time features), normalises its output to mean 0
-    and variance 1 over the row's own units, and passes it through SiLU. Going up, what went
-    down at that width is appended to the input; the last layer also sees x itself.
+    Each layer but the last takes (its input, time features), normalises its output over the row
+    (layer norm) and applies SiLU. Skip connections append the output of the same width on the way
+    down to the input on the way up; the last layer also takes x itself.
 
     Args:
         down: layers that narrow.
@@ -47,10 +47,10 @@ class Hourglass(nn.Module):
 
     @staticmethod
     def draw(d: int, depth: int, generator: torch.Generator) -> "Hourglass":
-        """A random network in float32 of widths d, d/2, ..., d/2^depth and back, which says 0."""
+        """Draw a float32 network of widths d, d/2, ..., d/2^depth and back, with output 0."""
         widths = [d, *(max(8, d // 2**i) for i in range(1, depth + 1))]
         down = [_dense(before, after, generator) for before, after in pairwise(widths)]
-        # What is appended doubles the input of every layer going up but the first.
+        # Skip connections double the input of every layer going up but the first.
         back = [widths[-1], *(2 * width for width in widths[-2:0:-1])]
         up = [
             _dense(before, after, generator)
@@ -61,18 +61,18 @@ class Hourglass(nn.Module):
 
     @property
     def width(self) -> int:
-        """d."""
+        """Number of inputs and outputs, d."""
         return cast(Dense, self.up[-1]).bias.shape[0]
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         features = _time_features(time).expand(*x.shape[:-1], 2 * _FREQUENCIES)
-        passed = [x]
+        skips = [x]
         for layer in self.down:
-            passed.append(_layer(layer, passed[-1], features))
-        x = passed.pop()
+            skips.append(_layer(layer, skips[-1], features))
+        x = skips.pop()
         *up, last = self.up
         for layer in up:
-            x = torch.cat([_layer(layer, x, features), passed.pop()], dim=-1)
+            x = torch.cat([_layer(layer, x, features), skips.pop()], dim=-1)
         return last(torch.cat([x, features], dim=-1))
 
 
@@ -88,14 +88,14 @@ def _layer(layer: nn.Module, x: Tensor, features: Tensor) -> Tensor:
 
 
 def _time_features(time: Tensor) -> Tensor:
-    """[n, 1] in 0..1 -> [n, 2 _FREQUENCIES]."""
+    """Map times [n, 1] in 0..1 to features [n, 2 _FREQUENCIES]."""
     count = torch.arange(1, _FREQUENCIES + 1, dtype=time.dtype, device=time.device)
     angle = math.pi * time * count
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class RectifiedField(VectorField):
-    """The correction that a rectified flow predicts, which a row keeps all its way.
+    """Correction predicted by a rectified flow, kept along the path.
 
     Args:
         flow: u.
@@ -104,10 +104,10 @@ class RectifiedField(VectorField):
         mean: of the corrections, [d].
         spread: of the corrections, [] or a number.
         basis: B, [d, k] with orthonormal columns.
-        points: of time at which the flow is known, >= 2: the midpoint rule goes from each to
-            the next.
+        points: number of times at which the flow is evaluated, >= 2; the midpoint rule steps from
+            each to the next.
         prompt_conditioned: a is the activation of the prompt's last token and v is kept for all
-            tokens that follow; else each activation predicts its own correction.
+            following tokens; otherwise each activation predicts its correction.
     """
 
     def __init__(
