@@ -1,4 +1,4 @@
-"""How well do the judges that run offline agree with people, or with a reference?
+"""Agreement of the judges that run offline with people, or with a reference.
 
     python experiments/judge_agreement.py            a minute; needs the data sets and extra eval
 

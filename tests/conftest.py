@@ -1,4 +1,4 @@
-"""Where is the shared data, and the golden reference beside it?"""
+"""Shared data, the golden reference beside it, and the order of slow tests."""
 
 import os
 from pathlib import Path

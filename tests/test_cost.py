@@ -1,4 +1,4 @@
-"""What does a steering add to a decoding step: how many operations, and does a GPU ever wait?
+"""Operations that a steering adds to a decoding step, and no wait of a GPU.
 
 Counts, within one run: seconds belong to `perf/`, where machines can be compared with themselves.
 """

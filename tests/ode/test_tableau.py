@@ -1,4 +1,4 @@
-"""Can a Runge-Kutta method with a wrong digit be made?"""
+"""A Runge-Kutta method with a wrong digit cannot be made."""
 
 from collections.abc import Iterator
 from dataclasses import replace
