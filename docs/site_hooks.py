@@ -1,4 +1,4 @@
-"""What does the site have that the folder of pages does not?
+"""Hooks of mkdocs: what the site has beyond the folder of pages.
 
 A page a method, from its class; a page a tutorial, from its notebook as it was executed; the
 README's neighbours (changes, contributing, security); equations, $...$ and $$...$$, as MathML,

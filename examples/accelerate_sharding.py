@@ -1,4 +1,4 @@
-"""Is a model that accelerate has spread over devices steered like one that lies in one place?
+"""Steering of a model that accelerate has spread over devices.
 
     python examples/accelerate_sharding.py
 

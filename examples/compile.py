@@ -1,4 +1,4 @@
-"""Does torch.compile see a steering come, change its dose, and go?
+"""Steering of a compiled model: attach, change the dose, take off.
 
     python examples/compile.py
 

@@ -1,4 +1,4 @@
-"""How does an Inspect AI evaluation ask a steered model?
+"""An Inspect AI evaluation of a steered model.
 
     pip install 'odesteer[inspect]'
     python examples/inspect_eval.py

@@ -1,4 +1,4 @@
-"""Does a LoRA adapter work on a steered model, and a steering on a model with an adapter?
+"""A LoRA adapter on a steered model, and a steering on a model with an adapter.
 
     python examples/peft_adapter.py
 

@@ -1,4 +1,4 @@
-"""What does a transformers pipeline write while a steering is on its model?
+"""A transformers pipeline whose model is steered.
 
     python examples/pipeline.py
 

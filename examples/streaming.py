@@ -1,4 +1,4 @@
-"""How does one watch a steered model write, and turn the dose while it does?
+"""Streaming from a steered model, with the dose turned while it writes.
 
     python examples/streaming.py
 

@@ -1,4 +1,4 @@
-"""Can TRL train a model on what the steered model writes?
+"""Training with TRL on what a steered model writes.
 
     pip install trl datasets
     python examples/trl_generation.py

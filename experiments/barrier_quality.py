@@ -1,4 +1,4 @@
-"""How well does each barrier estimate the log density ratio of real activations?
+"""Accuracy of each barrier as a log density ratio of real activations.
 
     python experiments/barrier_quality.py            the table, about ten minutes on 2 cores
 

@@ -1,4 +1,4 @@
-"""How do the ideas of docs/concepts.md look? Its pictures: docs/images/concepts-*.png.
+"""Pictures of docs/concepts.md: docs/images/concepts-*.png.
 
     python experiments/concept_figures.py        # some seconds
 

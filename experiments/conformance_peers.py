@@ -1,4 +1,4 @@
-"""Do other steering libraries pass the conformance suite?
+"""The conformance suite applied to other steering libraries.
 
 steering-vectors asks for transformers < 5 and repeng for numpy < 2, so each has an environment.
 From the root of the repository:

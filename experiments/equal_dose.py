@@ -1,4 +1,4 @@
-"""Which method brings real activations across an independent probe, all moved equally far?
+"""Methods compared by an independent probe, all activations moved equally far.
 
     python experiments/equal_dose.py --data jigsaw --activations jigsaw.safetensors
 

@@ -1,4 +1,4 @@
-"""How well do the judges that run offline agree with people, or with a reference?
+"""Agreement of the judges that run offline with people, or with a reference.
 
     python experiments/judge_agreement.py            a minute; needs the data sets and extra eval
 
@@ -10,7 +10,8 @@
 | vader | the package's sentences | bright or melancholy, as they were written |
 
 Model answers are those of the judges' training sets that are not TruthfulQA's own references,
-each once. No question is judged by a model that was trained on it (`judges/tfidf.py`). AUC: how
+each once. No question is judged by a model that was trained on it
+(`evaluation/judges/offline.py`). AUC: how
 often a text of the class is scored above one that is not. The interval is a 95 % bootstrap over
 questions or texts.
 """

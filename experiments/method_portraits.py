@@ -1,4 +1,4 @@
-"""How does each method look? The pictures of its page: docs/images/methods/NAME.png.
+"""Pictures of the methods' pages: docs/images/methods/NAME.png.
 
 python experiments/method_portraits.py        # about a minute
 """

@@ -1,4 +1,4 @@
-"""What is the difference between two methods over several runs, case by case?
+"""Difference between two methods over several runs, case by case.
 
     python experiments/paired.py odesteer caa runs/smollm2-rtp runs/smollm2-rtp-again
 

@@ -1,4 +1,4 @@
-"""Which way of steering TruthfulQA's answers is better at equal damage, on training questions?
+"""Ways of steering TruthfulQA's answers at equal damage, on training questions.
 
     python experiments/truthfulqa_trials.py     # an hour on a core; needs ODESTEER_DATA
 

@@ -1,4 +1,4 @@
-"""What is steering compared with, written as leanly as torch allows?
+"""Baselines of the speed tables, written as leanly as torch allows.
 
 Nobody should be faster than us because their code was written carelessly here: all that does
 not depend on the activation is computed once, beforehand.

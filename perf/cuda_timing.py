@@ -1,4 +1,4 @@
-"""How long does something take on a GPU, with and without the launches?
+"""Timing on a GPU, with and without the launches.
 
     eager       as Python calls it: what a model without CUDA graphs waits for
     replayed    as a CUDA graph: what the GPU itself takes

@@ -1,4 +1,4 @@
-"""What does steering cost while a real model generates on a CPU?
+"""Cost of steering while a real model generates on a CPU.
 
     python perf/decode.py [--batches 1 16] [--json decode.json]
 

@@ -1,4 +1,4 @@
-"""How much does steering slow generation down?
+"""Cost of steering while a model generates on a GPU.
 
     python perf/decode_gpu.py --out perf/results
     python perf/decode_gpu.py --tiny --out /tmp/results     # on a CPU, in seconds: tries the script

@@ -1,4 +1,4 @@
-"""What do a target, and doses of their own for every row, cost beside one dose for all?
+"""Cost of a target and of per-row doses, beside one dose for all rows.
 
     python perf/doses.py [--threads 1]
 

@@ -1,4 +1,4 @@
-"""How long does it take to read TruthfulQA's activations, and in how much memory?
+"""Time and memory of extracting TruthfulQA's activations.
 
 Ours beside what one writes without a library: a full forward pass with all hidden states and
 logits, padded batches of 10 texts in file order. Also with one ingredient more at a time.

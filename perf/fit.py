@@ -1,4 +1,4 @@
-"""How long does a fit take, beside the paper's configuration, and in how much memory?
+"""Time and memory of a fit, beside the paper's configuration.
 
     python perf/fit.py                               10,000 x 4,096, two minutes on 2 cores
     python perf/fit.py --rows 2000 --width 1024      a quick look

@@ -1,4 +1,4 @@
-"""What does steering add to a step of a served model?
+"""Cost of steering in a step of a served model.
 
     python perf/serve.py          in the environment that `make test-serving` makes
 

@@ -1,4 +1,4 @@
-"""Where does the time of one steering operation go?
+"""Time of each stage of one steering operation.
 
     python perf/stages.py [--threads 1]
 

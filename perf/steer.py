@@ -1,4 +1,4 @@
-"""What does the steering operation cost on a CPU, beside a vector addition and beside FFTs?
+"""Cost of the steering operation on a CPU, beside a vector addition and FFTs.
 
     python perf/steer.py [--threads 1] [--json steer.json]
 

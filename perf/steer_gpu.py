@@ -1,4 +1,4 @@
-"""How long does one steering operation take on a GPU?
+"""Cost of the steering operation on a GPU.
 
     python perf/steer_gpu.py --out perf/results
 

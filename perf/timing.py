@@ -1,4 +1,4 @@
-"""How is one way of computing something timed against another?
+"""Paired timing of two ways of computing something.
 
 In one process and by turns: a machine that is busy for a while is busy for all of them, so ratios
 within one repetition mean more than seconds do.

@@ -1,4 +1,4 @@
-"""What does `make serve-demo` serve? Two moods, fitted on sentences that the package has."""
+"""The two moods of `make serve-demo`, fitted on sentences that the package has."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where is the shared data, and the golden reference beside it?"""
+"""Shared data, the golden reference beside it, and the order of slow tests."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # Of the slow tests, those that take most of a minute, and the many that take less than a second.
-_LONG = {"test_tuning_real.py", "test_tutorials.py", "test_real_model.py", "test_docs.py"}
+_LONG = {"test_tune_real.py", "test_tutorials.py", "test_real_model.py", "test_docs.py"}
 _SHORT = {"test_conformance.py"}
 
 

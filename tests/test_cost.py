@@ -1,4 +1,4 @@
-"""What does a steering add to a decoding step: how many operations, and does a GPU ever wait?
+"""Operations that a steering adds to a decoding step, and no wait of a GPU.
 
 Counts, within one run: seconds belong to `perf/`, where machines can be compared with themselves.
 """
@@ -26,6 +26,7 @@ from odesteer.ode import (
     Whitening,
 )
 from odesteer.ode.reduced.kernels import numba_kernels
+from odesteer.steering import LayerSteering
 
 DOSES = [
     Time(0.5),
@@ -110,7 +111,7 @@ def _field(name: str) -> VectorField:
     return GradientField(QuadraticBarrier(whitening, basis, normal(4), normal(4), 0.1))
 
 
-def _without_values(steering: Steering) -> torch.Tensor:
+def _without_values(steering: LayerSteering) -> torch.Tensor:
     """Activations [4, 1, d] of shapes alone, for a steering that is now there too.
 
     The "meta" device has no memory: like a GPU it is not the CPU, and where a GPU would have to
@@ -130,7 +131,7 @@ def _without_values(steering: Steering) -> torch.Tensor:
 def test_no_value_is_read_back_from_the_device(name: str, solver: str, dose: Any) -> None:
     if solver == "great-circle" and name in ("constant", "linear"):
         pytest.skip("there is no sphere to stay on")
-    steering = Steering(_field(name), dose, solver=solver, steps=3, layer=0)
+    steering = LayerSteering(_field(name), dose, solver=solver, steps=3, layer=0)
     a = _without_values(steering)
     moved = steering(a)
     assert moved.shape == a.shape and moved.dtype == a.dtype and moved.is_meta
@@ -140,11 +141,13 @@ def test_no_value_is_read_back_from_the_device(name: str, solver: str, dose: Any
 def test_nor_is_any_by_the_hook_of_a_decoding_step(dose: Any) -> None:
     net, steering = model(), quadratic().with_strength(dose)
     with steering.attach(net) as handle:
-        a = _without_values(handle.steering)
-        state = handle._tracker._local
+        [part] = handle.parts
+        assert isinstance(part.steering, LayerSteering)
+        a = _without_values(part.steering)
+        state = part._tracker._local
         state.call, state.tokens = ForwardCall(9, 5, None, None), (4, 1)
         try:
-            assert handle._apply(a, WIDTH).shape == a.shape
+            assert part._apply(a, WIDTH).shape == a.shape
         finally:
             state.call = state.tokens = None
 

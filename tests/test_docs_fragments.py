@@ -1,4 +1,4 @@
-"""Is a block of the docs that needs more than Python and this package right as well?
+"""Blocks of the docs that need more than Python and this package are right.
 
 Blocks marked `py` go on from what stands before them on their page, or need a server or vLLM. Each
 runs here with something small in place of what it needs; our own functions are the real ones.

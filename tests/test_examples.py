@@ -1,4 +1,4 @@
-"""Does every file in examples/ run, and write what our own attach and generate write?"""
+"""Every file in examples/ runs, and writes what our own attach and generate write."""
 
 import inspect
 import runpy

@@ -1,4 +1,4 @@
-"""Does the library agree with the paper's reference implementation, on real activations?
+"""Agreement with the paper's reference implementation, on real activations.
 
 The golden outputs are float32, so "agree" is 1e-4 of the displacement; see golden.md.
 """

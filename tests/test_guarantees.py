@@ -1,4 +1,4 @@
-"""Which promise holds for which barrier, and where does it fail? docs/guarantees.md tells."""
+"""The promises of docs/guarantees.md: which barrier keeps which, and where it fails."""
 
 import math
 import re

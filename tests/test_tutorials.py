@@ -1,4 +1,4 @@
-"""Does every tutorial run in a fresh kernel, and print what is stored in it?
+"""Every tutorial runs in a fresh kernel and prints what is stored in it.
 
     python tests/test_tutorials.py       runs all of them and stores what they print
 

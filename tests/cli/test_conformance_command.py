@@ -1,4 +1,4 @@
-"""What does `odesteer conformance` print, and how does it end?"""
+"""Output and exit code of `odesteer conformance`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is the page of a method true, and does its example run?"""
+"""The page of a method is true, and its example runs."""
 
 import re
 

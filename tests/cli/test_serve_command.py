@@ -1,4 +1,4 @@
-"""Does `odesteer serve` start vLLM's server as it was asked to, and refuse before it is loaded?"""
+"""`odesteer serve` starts vLLM's server, and refuses before anything is loaded."""
 
 import json
 import shlex

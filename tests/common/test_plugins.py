@@ -1,4 +1,4 @@
-"""Does a part of another package work wherever one of ours does?
+"""A part of another package works wherever one of ours does.
 
 The package is `examples/odesteer-median`, found as an installed one is: by its entry points in a
 directory of the path. `.ci/run` installs it with pip, and runs its own tests.

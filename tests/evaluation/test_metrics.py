@@ -1,4 +1,4 @@
-"""Do the metrics have their known values, and does nothing unscored become a zero?"""
+"""Metrics have their known values, and an unscored case is never a zero."""
 
 import math
 

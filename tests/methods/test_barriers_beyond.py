@@ -1,4 +1,4 @@
-"""Do Gaussian, mixture and network barriers and the safety filter find the known answers?"""
+"""Gaussian, mixture and network barriers and the safety filter: known answers."""
 
 import copy
 import math

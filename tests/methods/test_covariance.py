@@ -1,4 +1,4 @@
-"""Is the covariance Ledoit and Wolf's, and the whitening the one of all its eigenvectors?"""
+"""The covariance is Ledoit and Wolf's, and its whitening uses all eigenvectors."""
 
 import numpy as np
 import pytest

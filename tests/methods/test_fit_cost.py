@@ -1,4 +1,4 @@
-"""What does a fit of many rows hold and compute? Counted, not timed."""
+"""Memory and operations of a fit of many rows: counted, not timed."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Does HPR learn which side a row is on, and the angle to the other?"""
+"""HPR learns which side a row is on, and the angle to the other."""
 
 import math
 

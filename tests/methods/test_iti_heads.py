@@ -1,4 +1,4 @@
-"""ITI on heads: are the heads that know the ones that move?"""
+"""ITI on heads moves the heads that know."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Are many regressions at once the ones that scikit-learn finds one at a time?"""
+"""Many regressions at once equal scikit-learn's, one at a time."""
 
 import numpy as np
 import pytest

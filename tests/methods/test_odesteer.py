@@ -1,4 +1,4 @@
-"""Does ODESteer estimate the log density ratio it says it follows?"""
+"""ODESteer estimates the log density ratio that it follows."""
 
 import time
 

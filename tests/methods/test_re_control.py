@@ -1,4 +1,4 @@
-"""Does RE-Control learn a value, and climb it?"""
+"""RE-Control learns a value and climbs it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""RepE: is the direction the one in which pairs differ?"""
+"""RepE's direction is the one in which pairs differ."""
 
 import torch
 from tests.helpers.models import two_gaussians

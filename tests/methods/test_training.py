@@ -1,4 +1,4 @@
-"""Is training repeatable, private about its randomness, and stopped at its best epoch?"""
+"""Training is repeatable, has its own generator, and stops at its best epoch."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""MiMiC and Linear-AcT: does the map carry one distribution onto the other?"""
+"""MiMiC and Linear-AcT carry one distribution onto the other."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Does TruthFlow predict the correction of a prompt it has not seen?"""
+"""TruthFlow predicts the correction of an unseen prompt."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Is a model whose weights lie elsewhere (offloaded, spread by a device map) steered the same?"""
+"""Offloaded and distributed weights change nothing in a steering."""
 
 import pytest
 import torch

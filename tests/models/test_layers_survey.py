@@ -1,4 +1,4 @@
-"""Of how many of transformers' architectures are the decoder blocks found, and of which not?"""
+"""The architectures of transformers whose decoder blocks are found, and the rest."""
 
 import pytest
 

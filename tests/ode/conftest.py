@@ -1,4 +1,4 @@
-"""Which barriers and activations do the tests of the mathematics share? All float64."""
+"""Barriers and activations shared by the tests of the mathematics, in float64."""
 
 from collections.abc import Callable, Sequence
 

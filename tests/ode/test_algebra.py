@@ -1,4 +1,4 @@
-"""Do "and", "or" and "not" of barriers obey logic?"""
+"""Conjunction, disjunction and negation of barriers obey logic."""
 
 import math
 from collections.abc import Callable

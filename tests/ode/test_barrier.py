@@ -1,4 +1,4 @@
-"""Is every barrier's gradient the gradient of its value, row by row?"""
+"""Every barrier's gradient is the gradient of its value, row by row."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Does the safety filter do the least that keeps h, and nothing where nothing is needed?"""
+"""The safety filter does the least that keeps h, and nothing where h is kept."""
 
 import math
 from collections.abc import Callable

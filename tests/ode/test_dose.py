@@ -1,4 +1,4 @@
-"""How long is a dose, in each of its units?"""
+"""The length of a dose in each of its units."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Does every row of a batch go as far as it would go alone with its own dose?"""
+"""Every row of a batch goes as far as it would alone with its own dose."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Are the largest eigenpairs those of the whole decomposition?"""
+"""The largest eigenpairs are those of the whole decomposition."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Does the gradient field raise its barrier, as Propositions 1 and 2 say, and where not?"""
+"""The gradient field raises its barrier where Propositions 1 and 2 say so."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Do random Fourier features give the kernel and the gradient they promise?"""
+"""Random Fourier features give the kernel and gradient they promise."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Is the Gaussian barrier the exact log density ratio, and linear when it should be?"""
+"""The Gaussian barrier is the exact log density ratio, linear when it should be."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Is the mixture barrier the log ratio of two kernel density estimates, near and far?"""
+"""The mixture barrier is the log ratio of two kernel density estimates."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Is a network's hand-written gradient the gradient, in every autograd mode and at every kink?"""
+"""A network's hand-written gradient is autograd's, in every mode, at every kink."""
 
 import math
 from collections.abc import Callable

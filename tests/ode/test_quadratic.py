@@ -1,4 +1,4 @@
-"""Is the quadratic barrier the form and the kernel it is made from, and is its flow k + 1 wide?"""
+"""The quadratic barrier is its form and kernel, and its flow is k + 1 wide."""
 
 from collections.abc import Callable
 

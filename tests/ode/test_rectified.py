@@ -1,4 +1,4 @@
-"""Does a rectified field integrate its flow, project, and keep what it found?"""
+"""A rectified field integrates its flow, projects, and survives being saved."""
 
 import pytest
 import torch

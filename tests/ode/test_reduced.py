@@ -1,4 +1,4 @@
-"""Is the compiled loop the flow it was made from, and does a batch cost what it should?"""
+"""The compiled loop equals the flow it was made from, at the cost promised."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Is HPR's flow a rotation in the plane of a and theta, by the predicted angle?"""
+"""HPR's flow rotates in the plane of a and theta by the predicted angle."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Is the count sketch the polynomial kernel, and degree 2 a quadratic form?"""
+"""The count sketch is the polynomial kernel, and degree 2 a quadratic form."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Does the solved flow start, stop and stay where it promises to?"""
+"""The solved flow starts, stops and stays where it promises to."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Does every solver converge at its order, count its steps, and keep what it says it keeps?"""
+"""Every solver converges at its order and counts its steps."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Are the kernels for GPUs the flow that they were made from, and do they keep out of the way?
+"""GPU kernels equal the flow they were made from, and step aside for others.
 
 Without a GPU they are interpreted on a CPU, which triton decides when it is imported: so
 `test_the_kernels_do_the_same_where_a_cpu_interprets_them` runs this file in a process of its own.

@@ -1,4 +1,4 @@
-"""Is y = S^-1 (a - m) with S a power of a covariance, and do the thin products agree?"""
+"""y = S^-1 (a - m) with S a power of a covariance; the thin products agree."""
 
 from collections.abc import Callable
 

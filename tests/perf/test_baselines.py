@@ -1,4 +1,4 @@
-"""Do the baselines of the speed tables compute what they stand for?"""
+"""The baselines of the speed tables compute what they stand for."""
 
 import pytest
 import torch

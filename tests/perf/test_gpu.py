@@ -1,4 +1,4 @@
-"""Do the scripts that measure on a GPU run, and do they measure what they say? On a CPU."""
+"""The scripts that measure on a GPU run on a CPU and measure what they say."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What do tests of a served model share: the steerings, and what transformers makes of them?
+"""Steerings of the tests of a served model, and transformers' answers to them.
 
 They run in an environment of their own, with vLLM in it: `make test-serving`.
 """

@@ -1,4 +1,4 @@
-"""Which requests are as different as requests of one batch can be?"""
+"""Requests as different as requests of one batch can be."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What do tests of a served model need besides the model?"""
+"""Helpers of the tests of a served model."""
 
 import os
 from contextlib import ExitStack

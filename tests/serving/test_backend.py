@@ -1,4 +1,4 @@
-"""Does an experiment see the same model through vLLM as through transformers?
+"""An experiment sees the same model through vLLM as through transformers.
 
 One engine answers all; it takes most of the time to start.
 """

@@ -1,4 +1,4 @@
-"""Does an engine that runs many requests at once steer each of them as transformers does alone?"""
+"""A batch of requests is steered as transformers steers each of them alone."""
 
 import os
 from typing import Any

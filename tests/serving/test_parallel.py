@@ -1,4 +1,4 @@
-"""Does a model that is spread over two workers steer as the whole one does?"""
+"""A model spread over two workers is steered as the whole one."""
 
 from pathlib import Path
 from typing import Any

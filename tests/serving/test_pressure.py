@@ -1,4 +1,4 @@
-"""Is a request steered right when the engine cuts it up, throws it out and reads it again?"""
+"""A request is steered right when it is cut up, preempted and read again."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Does the server that people start serve many clients at once, and refuse in words?"""
+"""The server serves many clients at once, and refuses in words."""
 
 import json
 import os

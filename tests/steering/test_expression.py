@@ -1,4 +1,4 @@
-"""Does an expression over names mean what it means in Python?"""
+"""An expression over names means what it means in Python."""
 
 import pytest
 import torch

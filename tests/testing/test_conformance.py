@@ -1,4 +1,4 @@
-"""Does odesteer pass its own conformance suite?"""
+"""odesteer passes its own conformance suite."""
 
 import pytest
 

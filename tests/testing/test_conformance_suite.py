@@ -1,4 +1,4 @@
-"""Can the conformance suite fail? It is asked of libraries that are wrong, and knows each."""
+"""The conformance suite fails libraries that are wrong, each with its mistake."""
 
 import gc
 import subprocess

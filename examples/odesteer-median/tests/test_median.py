@@ -1,4 +1,4 @@
-"""Does the method keep every promise, and does what it is for?"""
+"""The method passes every method check and moves activations towards the positives."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Is a loaded model armed where it should be, and refused where it cannot be?"""
+"""A loaded model is steered at the right layers, or refused."""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Does every process of a server have the steerings that it was started with, and no others?"""
+"""Every process of a server has the steerings it was started with, and no others."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is vLLM asked for what a caller gives the backend? Without vLLM: an engine that listens."""
+"""The backend passes vLLM what its caller gives it: a recording engine in its place."""
 
 import sys
 from pathlib import Path

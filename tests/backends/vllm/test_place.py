@@ -1,4 +1,4 @@
-"""Does the operator move the rows it should as the steering would, and no others by a bit?"""
+"""The operator moves its rows as the steering would, and no other row by a bit."""
 
 import pytest
 import torch

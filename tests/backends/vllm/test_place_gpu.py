@@ -1,4 +1,4 @@
-"""Does a CUDA graph that holds the operator follow its buffers, and does the operator wait?"""
+"""A CUDA graph with the operator follows its buffers and never waits for the host."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Does a request mean what it says, and is everything else refused in one line?"""
+"""A request means what it says; everything else is refused in one line."""
 
 import json
 

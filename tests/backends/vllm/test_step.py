@@ -1,4 +1,4 @@
-"""Are the rows that are steered those of the right tokens, however an engine cuts them?"""
+"""The steered rows are those of the right tokens, however an engine cuts them."""
 
 import random
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Does every benchmark keep what a part learns from apart from what another is judged on?"""
+"""Every benchmark keeps its texts to learn from apart from those judged."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Are MC1, MC2 and MC3 what their equations say?"""
+"""MC1, MC2 and MC3 equal their equations."""
 
 import math
 

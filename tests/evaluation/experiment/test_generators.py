@@ -1,4 +1,4 @@
-"""Is a run whose generations come from vLLM the same run? With an engine that stands for it."""
+"""A run is the same run with generations from a vLLM stand-in."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Is the agreement that a judge states the one that is measured?"""
+"""The agreement that a judge states is the one measured."""
 
 import re
 from importlib.metadata import version

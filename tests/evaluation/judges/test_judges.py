@@ -1,4 +1,4 @@
-"""What is true of every judge, and of those that read words?"""
+"""Laws of every judge, and of the judges that count words."""
 
 import gzip
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Do judges that are language models compute what their docstrings say? On tiny random models."""
+"""Language-model judges equal their docstrings, on tiny random models."""
 
 import pytest
 import torch

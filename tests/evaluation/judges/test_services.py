@@ -1,4 +1,4 @@
-"""Are judges behind an address asked patiently, once, and without showing the key?
+"""Remote judges retry, send each request once, and never show the key.
 
 A server on this machine plays their part.
 """

@@ -1,4 +1,4 @@
-"""Where does llama.cpp come from?"""
+"""llama.cpp, as the tests of control vectors load it."""
 
 import importlib.util
 import sys

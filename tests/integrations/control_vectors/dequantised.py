@@ -1,4 +1,4 @@
-"""How does a quantised model become a float32 file of the same numbers?"""
+"""A quantised model as a float32 file of the same numbers."""
 
 from pathlib import Path
 

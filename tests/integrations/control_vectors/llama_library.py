@@ -1,4 +1,4 @@
-"""How do the tests ask llama.cpp itself?
+"""llama.cpp's own functions, called through ctypes.
 
 The wheel of xllamacpp is llama.cpp in one shared library. Its Python names reach neither logits nor
 control vectors, but the library exports all of llama.h, and the reader of `--control-vector`. Those

@@ -1,4 +1,4 @@
-"""Is a vector's KL from the flow what next-token distributions say?"""
+"""A vector's KL from the flow equals that of the next-token distributions."""
 
 import json
 from pathlib import Path

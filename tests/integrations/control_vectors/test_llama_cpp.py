@@ -1,4 +1,4 @@
-"""Does SmolLM2, run by llama.cpp with a vector that we wrote, say what it says here?
+"""SmolLM2 in llama.cpp with an exported vector says what it says here.
 
 From its GGUF file as it is, llama.cpp computes products with quantised activations; from the same
 weights in float32 it has to agree.

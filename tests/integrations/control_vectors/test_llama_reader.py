@@ -1,4 +1,4 @@
-"""Does llama.cpp's own reader of `--control-vector` find in our files what we put there?"""
+"""llama.cpp's own reader of `--control-vector` finds what we wrote."""
 
 from pathlib import Path
 

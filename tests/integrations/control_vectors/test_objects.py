@@ -1,4 +1,4 @@
-"""Are other libraries' objects and files what they say, and is what we make of them added alike?
+"""Other libraries' objects and files are read right and added as they add them.
 
 The stand-ins have the names and types of repeng 0.4.0 and steering-vectors 0.12.2.
 """

@@ -1,4 +1,4 @@
-"""Do control vectors come through every file as they were, and does a field say what it loses?"""
+"""Control vectors survive every file format, and a field states what it loses."""
 
 import json
 from pathlib import Path

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from odesteer.common.registry import lookup
+from odesteer.testing.suite import checks as _checks  # noqa: F401  fills CHECKS
 from odesteer.testing.suite.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES
 from odesteer.testing.suite.checks import CHECKS
