@@ -68,15 +68,15 @@ def playground(
     from odesteer.playground.controller import Controller, runs_in
     from odesteer.playground.library import SharedModel
 
-    found = runs_in(runs) if runs is not None else {}
-    if runs is not None and not found:
+    directories = runs_in(runs) if runs is not None else {}
+    if runs is not None and not directories:
         raise ValueError(
             f"There is no run in '{runs}'; give a directory that `odesteer run` wrote."
         )
-    desk = SharedModel(*load_model(model, say), name=model)
-    shelf = saved(desk, named) if named else moods(desk, cache)
+    shared = SharedModel(*load_model(model, say), name=model)
+    library = saved(shared, named) if named else moods(shared, cache)
     page, address = serve(
-        Controller(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened
+        Controller(shared, library, keep, directories), "" if named else SYSTEM, host, port, opened
     )
     say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")
     page.block_thread()
@@ -90,32 +90,32 @@ def named_paths(given: list[str]) -> dict[str, Path]:
     return {check_name(name): Path(path) for name, path in found.items()}
 
 
-def saved(desk: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
+def saved(shared: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
     """Steerings from their directories, if they fit the model."""
     import odesteer as ods
     from odesteer.models.hooks.attach import check_fits
     from odesteer.playground.library import SavedSteering
 
-    shelf: dict[str, Source] = {}
+    library: dict[str, Source] = {}
     for name, path in named.items():
         one = ods.load(path)
         for part in one.parts:
-            check_fits(part, desk.model)
-        shelf[name] = SavedSteering(one, str(path))
-    return shelf
+            check_fits(part, shared.model)
+        library[name] = SavedSteering(one, str(path))
+    return library
 
 
-def moods(desk: "SharedModel", cache: bool) -> "dict[str, Source]":
+def moods(shared: "SharedModel", cache: bool) -> "dict[str, Source]":
     """The sentences of the demo, read and ranked."""
     from odesteer.evaluation.demo import contrast
     from odesteer.fitting import middle_layers
-    from odesteer.playground.library import learnable
+    from odesteer.playground.library import prepare_contrast
 
     with progress("Reading the demo's sentences") as callback:
-        found = learnable(
-            desk,
+        found = prepare_contrast(
+            shared,
             contrast()[0],
-            middle_layers(desk.model),
+            middle_layers(shared.model),
             callback,
             imports=("from odesteer.evaluation.demo import contrast",),
             code="contrast()[0]",

@@ -1,11 +1,11 @@
-"""Is the page of a method true, and does its example run?"""
+"""The page of each method holds its facts, and its example runs."""
 
 import re
 
 import pytest
+from docs.method_pages import method_page
 
 from odesteer import METHODS
-from odesteer.cli.method_page import method_page
 
 
 @pytest.mark.parametrize("name", METHODS)
