@@ -55,7 +55,7 @@ def _degree_one(fit: Samples, test: Tensor) -> np.ndarray:
 
 def _barrier(method: ITI | PaperODESteer | FourierODESteer) -> Row:
     def row(fit: Samples, test: Tensor) -> np.ndarray:
-        barrier = method.learn(fit.positive, fit.negative).barrier
+        barrier = method.fit_field(fit.positive, fit.negative).barrier
         assert barrier is not None
         return barrier.value(test).numpy() + fit.log_prior_odds
 

@@ -69,7 +69,7 @@ def run(which: str, pairs: int, width: int) -> dict[str, float]:
     elif which == "reference":
         log_odds = method.fit(positive, negative, calibrate=False).log_odds
     else:
-        barrier = method.learn(positive, negative).barrier
+        barrier = method.fit_field(positive, negative).barrier
         assert barrier is not None
         log_odds = barrier.value
     seconds, cpu, top = time.perf_counter() - start, time.process_time() - cpu, peak()

@@ -23,7 +23,7 @@ part() {
 
 part "$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'no CUDA device'"
 if "$PYTHON" -c "import pytest" 2>/dev/null; then
-    part "$PYTHON" -m pytest -m gpu tests/ode/test_fused_gpu.py tests/backends/vllm/test_place_gpu.py
+    part "$PYTHON" -m pytest -m gpu tests/ode/test_triton_kernels.py tests/backends/vllm/test_place_gpu.py
 fi
 part "$PYTHON" perf/steer_gpu.py --out "$OUT" ${STEER_ARGS:-}
 part "$PYTHON" perf/decode_gpu.py --out "$OUT" ${DECODE_ARGS:-}

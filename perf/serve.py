@@ -22,8 +22,7 @@ os.environ.update(
 from vllm import LLM, SamplingParams
 
 import odesteer as ods
-from odesteer.backends.vllm import ask, runner_hooks
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import ask, options, runner_hooks
 from odesteer.backends.vllm import install as arm
 from odesteer.evaluation.demo import contrast
 from odesteer.models.loading import load_model, local_copy

@@ -15,7 +15,7 @@ from steer import DIRECTIONS, repeated, steering
 from timing import interleaved, machine, markdown
 
 from odesteer.ode import SOLVERS, QuadraticBarrier
-from odesteer.ode.reduced import kernels as fused
+from odesteer.ode.reduced import kernels
 from odesteer.ode.reduced.integrate import Integration
 
 
@@ -26,30 +26,30 @@ def parts(d: int, n: int, k: int, directions: int) -> dict[str, Callable[[], obj
     one(a)
     barrier = one.barrier
     assert isinstance(barrier, QuadraticBarrier)
-    frame, solver = barrier.frame, SOLVERS["great-circle"]
+    basis, solver = barrier.reduced_basis, SOLVERS["great-circle"]
     time = 0.3 * torch.linalg.vector_norm(a, dim=-1)
-    course, x, result = Integration(time, solver, 10), torch.empty_like(a), torch.empty_like(a)
+    integration, x, result = Integration(time, solver, 10), torch.empty_like(a), torch.empty_like(a)
 
-    def enter() -> torch.Tensor:
-        torch.sub(a, frame.centre, out=x)
+    def centred() -> torch.Tensor:
+        torch.sub(a, basis.centre, out=x)
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
-    length, coordinates = enter(), x @ frame.entrance
-    inner = fused.inner(a, solver)
-    assert inner is not None, "the loop is compiled: pip install 'odesteer[fast]'"
-    shift, change, _ = inner(frame, coordinates, length, course)
+    length, coordinates = centred(), x @ basis.projection
+    integrator = kernels.integrator(a, solver)
+    assert integrator is not None, "the loop is compiled: pip install 'odesteer[fast]'"
+    shift, change, _ = integrator(basis, coordinates, length, integration)
 
-    def leave() -> None:
+    def scaled() -> None:
         torch.addcmul(a, x, shift, out=result)
 
     return {
         "whole": lambda: one(a),
         "dose": lambda: 0.3 * torch.linalg.vector_norm(a, dim=-1),
-        "a - m and its length": enter,
-        "product in": lambda: x @ frame.entrance,
-        "ten steps": lambda: inner(frame, coordinates, length, course),
-        "scaling": leave,
-        "product out": lambda: result.addmm_(change, frame.exit),
+        "a - m and its length": centred,
+        "product in": lambda: x @ basis.projection,
+        "ten steps": lambda: integrator(basis, coordinates, length, integration),
+        "scaling": scaled,
+        "product out": lambda: result.addmm_(change, basis.lift),
     }
 
 

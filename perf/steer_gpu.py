@@ -31,7 +31,7 @@ from perf.cuda_timing import table as markdown
 from torch import Tensor
 
 from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, SketchBarrier, Whitening, solve
-from odesteer.ode.reduced.kernels import triton_launch as gpu
+from odesteer.ode.reduced.kernels import triton_launch
 from odesteer.steering import Steering
 
 WIDTHS, BATCHES = (576, 2048, 4096, 8192), (1, 16, 64, 256, 1024)
@@ -63,14 +63,14 @@ def paper_of(d: int) -> Callable[[Tensor], Tensor]:
 
 
 def without_kernels(run: Run) -> Run:
-    known = gpu.runs_on
+    known = triton_launch.runs_on
 
     def plain() -> Any:
-        gpu.runs_on = never
+        triton_launch.runs_on = never
         try:
             return run()
         finally:
-            gpu.runs_on = known
+            triton_launch.runs_on = known
 
     return plain
 

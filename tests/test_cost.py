@@ -25,7 +25,7 @@ from odesteer.ode import (
     VectorField,
     Whitening,
 )
-from odesteer.ode.reduced.kernels import numba_loop as cpu
+from odesteer.ode.reduced.kernels import numba_kernels
 
 DOSES = [
     Time(0.5),
@@ -72,7 +72,7 @@ def test_a_vector_adds_a_handful_of_operations_to_a_token():
 
 
 def test_an_ode_adds_as_many_operations_to_a_token_whatever_its_steps():
-    if cpu.compiled() is None:
+    if numba_kernels.compiled() is None:
         pytest.skip("numba is not installed")
     few, many = (_added(quadratic().replace(steps=steps)) for steps in (1, 50))
     assert few == many <= 20

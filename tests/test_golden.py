@@ -123,7 +123,7 @@ def test_refitting_on_the_references_hashes_gives_its_field(golden: Golden) -> N
 
 
 def test_caa_learns_the_references_vector(golden: Golden) -> None:
-    learnt = CAA().learn(golden["positive"].double(), golden["negative"].double())
+    learnt = CAA().fit_field(golden["positive"].double(), golden["negative"].double())
     expected = golden["caa.vector"].double()
     assert float((learnt(golden["queries"].double()[0]) - expected).norm()) < 1e-4 * float(
         expected.norm()
@@ -132,7 +132,7 @@ def test_caa_learns_the_references_vector(golden: Golden) -> None:
 
 def test_iti_learns_the_references_direction(golden: Golden) -> None:
     # Measured 0.9987, all of it the reference's: its lbfgs stops that far from the optimum.
-    learnt = ITI().learn(golden["positive"].double(), golden["negative"].double())
+    learnt = ITI().fit_field(golden["positive"].double(), golden["negative"].double())
     direction = learnt(golden["queries"].double()[0])
     cosine = torch.cosine_similarity(direction, golden["iti.vector"].double(), dim=0)
     assert float(cosine) >= 0.99
@@ -141,7 +141,7 @@ def test_iti_learns_the_references_direction(golden: Golden) -> None:
 
 def test_iti_is_the_optimum_of_the_penalised_log_loss(golden: Golden) -> None:
     positive, negative = golden["positive"].double(), golden["negative"].double()
-    direction = ITI().learn(positive, negative)(positive[0])
+    direction = ITI().fit_field(positive, negative)(positive[0])
     rows = torch.cat([positive, negative]).numpy()
     labels = [1] * len(positive) + [0] * len(negative)
     probe = LogisticRegression(solver="newton-cholesky", tol=1e-12).fit(rows, labels)

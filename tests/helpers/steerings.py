@@ -72,7 +72,7 @@ FIELDS = {
         0.5,
         torch.linalg.qr(_random(D, 2)).Q,
         4,
-        reads_prompt=True,
+        prompt_conditioned=True,
     ),
     "plain gradient": lambda: ode.PlainGradientField(BARRIERS["network"]()),
 } | {name: lambda make=make: ode.GradientField(make()) for name, make in BARRIERS.items()}

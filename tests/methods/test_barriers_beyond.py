@@ -65,18 +65,18 @@ def two_known():
 
 def test_qda_approaches_the_true_log_ratio(two_known):
     above, below, positive, negative = two_known
-    barrier = GaussianODESteer(shared=False).learn(positive, negative).barrier
+    barrier = GaussianODESteer(shared=False).fit_field(positive, negative).barrier
     a = torch.cat([positive[:500], negative[:500]])
     truth = above.log_prob(a) - below.log_prob(a)
     assert float((barrier.value(a) - truth).abs().mean()) < 0.1
     # LDA cannot, however many rows it sees.
-    linear = GaussianODESteer(shared=True).learn(positive, negative).barrier
+    linear = GaussianODESteer(shared=True).fit_field(positive, negative).barrier
     assert float((linear.value(a) - truth).abs().mean()) > 0.5
 
 
 def test_lda_is_linear_along_the_inverse_covariance_times_the_mean_difference(two_known):
     _, _, positive, negative = two_known
-    barrier = GaussianODESteer(shared=True, shrinkage=0.1).learn(positive, negative).barrier
+    barrier = GaussianODESteer(shared=True, shrinkage=0.1).fit_field(positive, negative).barrier
     assert isinstance(barrier.barrier, LinearBarrier)
     centred = torch.cat([positive - positive.mean(dim=0), negative - negative.mean(dim=0)])
     sample = centred.mT @ centred / len(centred)
@@ -89,8 +89,8 @@ def test_lda_is_linear_along_the_inverse_covariance_times_the_mean_difference(tw
 
 def test_full_shrinkage_is_the_direction_of_caa(two_known):
     _, _, positive, negative = two_known
-    field = GaussianODESteer(shared=True, shrinkage=1.0, p=0.0).learn(positive, negative)
-    caa = CAA().learn(positive, negative)
+    field = GaussianODESteer(shared=True, shrinkage=1.0, p=0.0).fit_field(positive, negative)
+    caa = CAA().fit_field(positive, negative)
     a = positive[:5]
     torch.testing.assert_close(field(a), caa(a) / caa(a).norm(dim=-1, keepdim=True))
 
@@ -128,7 +128,7 @@ def test_a_shrinkage_beyond_one_is_refused(shrinkage):
 
 def test_without_shrinkage_fewer_rows_than_dimensions_are_refused_with_the_cure():
     with pytest.raises(ValueError, match=r"positive covariance \[30, 30\].*Shrink"):
-        GaussianODESteer(shared=False, shrinkage=0.0).learn(rows(10, 30, 1), rows(10, 30, 2))
+        GaussianODESteer(shared=False, shrinkage=0.0).fit_field(rows(10, 30, 1), rows(10, 30, 2))
 
 
 # ---- all of them
@@ -178,8 +178,8 @@ def test_two_gaussians_are_ranked_nearly_as_well_as_can_be(method):
 def test_how_many_rows_a_class_has_does_not_shift_h(method):
     positive, negative = two_gaussians(400, 400, 6, seed=1)
     fresh = torch.cat(two_gaussians(200, 200, 6, seed=2)).double()
-    even = method.learn(positive.double(), negative.double()).barrier.value(fresh)
-    uneven = method.learn(positive.double(), negative[:80].double()).barrier.value(fresh)
+    even = method.fit_field(positive.double(), negative.double()).barrier.value(fresh)
+    uneven = method.fit_field(positive.double(), negative[:80].double()).barrier.value(fresh)
     # Without the prior correction the shift would be log 5 = 1.6.
     assert abs(float((even - uneven).mean())) < 0.6
 
@@ -189,16 +189,20 @@ def test_how_many_rows_a_class_has_does_not_shift_h(method):
 
 def test_the_bandwidth_is_chosen_from_the_multiples_and_a_given_one_is_kept():
     samples = MixtureODESteer().check(*rings(100, 1))
-    narrow = MixtureODESteer().tune(samples).bandwidth
-    wide = MixtureODESteer().tune(MixtureODESteer().check(*two_gaussians(60, 60, 12))).bandwidth
+    narrow = MixtureODESteer().select_hyperparameters(samples).bandwidth
+    wide = (
+        MixtureODESteer()
+        .select_hyperparameters(MixtureODESteer().check(*two_gaussians(60, 60, 12)))
+        .bandwidth
+    )
     # Rings need a kernel that sees the gap; two Gaussians are best told apart by a plane.
     assert narrow < 0.5 * wide
-    assert MixtureODESteer(bandwidth=0.7).tune(samples).bandwidth == 0.7
+    assert MixtureODESteer(bandwidth=0.7).select_hyperparameters(samples).bandwidth == 0.7
 
 
 def test_landmarks_bound_the_centres_of_each_class():
     method = MixtureODESteer(landmarks=30, bandwidth=0.5)
-    barrier = method.learn(*(x.double() for x in rings(100, 1))).barrier
+    barrier = method.fit_field(*(x.double() for x in rings(100, 1))).barrier
     assert barrier.positive.shape == barrier.negative.shape == (30, 2)
     assert held_out_auc(barrier, *(x.double() for x in rings(300, 7))) > 0.99
 
@@ -216,7 +220,7 @@ def test_the_network_never_touches_the_global_random_state():
 
 def test_another_seed_gives_another_network_of_the_same_quality():
     data = [x.double() for x in rings(100, 1)]
-    one, two = (NetworkODESteer(epochs=40, seed=s).learn(*data).barrier for s in (0, 1))
+    one, two = (NetworkODESteer(epochs=40, seed=s).fit_field(*data).barrier for s in (0, 1))
     assert not torch.equal(one.value(data[0]), two.value(data[0]))
     for barrier in (one, two):
         assert held_out_auc(barrier, *(x.double() for x in rings(300, 7))) > 0.99

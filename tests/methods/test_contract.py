@@ -91,7 +91,7 @@ def test_small_strength_raises_what_a_held_out_probe_calls_positive(name, small)
 @moving_method
 def test_a_negative_strength_moves_other_rows_or_the_other_way(name):
     a = fresh()
-    if fitted(name).field.one_way:
+    if fitted(name).field.gated:
         there, back = ((fitted(name).with_strength(s)(a) != a).any(dim=-1) for s in (0.5, -0.5))
         assert not bool((there & back).any())
     else:

@@ -79,15 +79,15 @@ def test_gamma_and_C_cost_one_decomposition_a_gamma():
 def test_one_study_learns_what_its_parts_learn_one_by_one(landmarks):
     method = ODESteer(landmarks=landmarks)
     samples = method.check(*two_gaussians(90, 90, 20, seed=2))
-    chosen, field, (values, labels) = method.study(samples, 0)
-    tuned = method.tune(samples)
+    chosen, field, (values, labels) = method.fit_and_validate(samples, 0)
+    tuned = method.select_hyperparameters(samples)
     assert chosen == tuned
-    again = tuned.learn_from(samples)
+    again = tuned.fit_samples(samples)
     a = torch.cat(two_gaussians(50, 50, 20, seed=3)).double()
     # In single precision, other columns beside them round otherwise.
     loose = {"rtol": 0.0, "atol": 1e-6 if landmarks == 2000 else 5e-3}
     torch.testing.assert_close(field.barrier.value(a), again.barrier.value(a), **loose)
-    held_out, same = tuned.held_out(samples, 0)
+    held_out, same = tuned.held_out_values(samples, 0)
     assert (labels == same).all()
     assert abs(values - held_out).max() < loose["atol"]
 
@@ -96,9 +96,9 @@ def test_held_out_values_of_other_folds_are_of_those_folds():
     method = ODESteer(gamma=1.0, C=1.0, rank=3)
     samples = method.check(*two_gaussians(90, 90, 20, seed=2))
     for seed in (0, 1):
-        values = method.study(samples, seed).held_out[0]
-        assert abs(values - method.held_out(samples, seed)[0]).max() < 1e-6
-    first, second = (method.study(samples, seed).held_out[0] for seed in (0, 1))
+        values = method.fit_and_validate(samples, seed).held_out[0]
+        assert abs(values - method.held_out_values(samples, seed)[0]).max() < 1e-6
+    first, second = (method.fit_and_validate(samples, seed).held_out[0] for seed in (0, 1))
     assert abs(first - second).max() > 1e-3
 
 
@@ -106,10 +106,10 @@ def test_no_held_out_value_has_seen_the_label_of_its_row():
     method = ODESteer(gamma=1.0, C=1.0, rank=3)
     positive, negative = two_gaussians(40, 40, 20, seed=4)
     samples = method.check(positive, negative)
-    values = method.study(samples, 0).held_out[0]
+    values = method.fit_and_validate(samples, 0).held_out[0]
     swapped = Samples(samples.positive.clone(), samples.negative.clone(), samples.groups)
     # Pair 0 trades places: its own held-out values follow their rows, those of others change.
     swapped.positive[0], swapped.negative[0] = samples.negative[0], samples.positive[0]
-    after = method.study(swapped, 0).held_out[0]
+    after = method.fit_and_validate(swapped, 0).held_out[0]
     assert abs(after[0] - values[40]) < 1e-6 and abs(after[40] - values[0]) < 1e-6
     assert abs(after[1:40] - values[1:40]).max() > 1e-4

@@ -90,9 +90,9 @@ def test_progress_counts_up_to_the_total() -> None:
 
 def test_rows_without_groups_are_paired_by_index() -> None:
     positive, negative = (rows.double() for rows in two_gaussians(40, 40))
-    field = QUICK.learn(positive, negative)
+    field = QUICK.fit_field(positive, negative)
     groups = torch.arange(40).repeat(2).numpy()
-    same = QUICK.learn_from(Samples(positive, negative, groups))
+    same = QUICK.fit_samples(Samples(positive, negative, groups))
     assert torch.equal(field.theta, same.theta)
 
 

@@ -28,7 +28,7 @@ def test_the_informed_heads_are_chosen_and_only_they_move():
 
 def test_each_head_moves_along_its_mean_difference_by_its_own_spread():
     positive, negative = rows(300, informed=(2,), size=2.0)
-    field = HeadITI(num_heads=1, head_dim=WIDTH, heads=(2,)).learn(positive, negative)
+    field = HeadITI(num_heads=1, head_dim=WIDTH, heads=(2,)).fit_field(positive, negative)
     velocity = field.direction.reshape(HEADS, WIDTH)[2]
     above, below = (part.reshape(-1, HEADS, WIDTH)[:, 2] for part in (positive, negative))
     unit = torch.nn.functional.normalize(above.mean(dim=0) - below.mean(dim=0), dim=0)
@@ -39,7 +39,7 @@ def test_each_head_moves_along_its_mean_difference_by_its_own_spread():
 def test_the_probe_direction_is_an_option():
     positive, negative = rows(300, informed=(2,), size=2.0)
     for probe in (False, True):
-        field = HeadITI(head_dim=WIDTH, heads=(2,), probe=probe).learn(positive, negative)
+        field = HeadITI(head_dim=WIDTH, heads=(2,), probe=probe).fit_field(positive, negative)
         velocity = field.direction.reshape(HEADS, WIDTH)[2]
         assert int(velocity.abs().argmax()) == 2
         assert float(velocity[2]) > 0

@@ -19,7 +19,7 @@ def pairs(n=80, seed=0, shift=1.5):
 
 
 def direction(positive, negative):
-    return RepE().learn(positive, negative).direction
+    return RepE().fit_field(positive, negative).direction
 
 
 def test_the_direction_that_pairs_have_in_common_is_found_and_points_to_the_positives():
@@ -55,5 +55,5 @@ def test_without_noise_it_is_caas_direction():
     positive, _ = pairs()
     shift = torch.linspace(-1, 2, D).double()
     u = direction(positive, positive - shift)
-    caa = CAA().learn(positive, positive - shift).direction
+    caa = CAA().fit_field(positive, positive - shift).direction
     torch.testing.assert_close(u, caa / caa.norm())

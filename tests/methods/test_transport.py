@@ -19,7 +19,7 @@ def skewed(n, d=4, seed=0):
 
 
 POSITIVE, NEGATIVE = skewed(400, seed=1), skewed(300, seed=7)
-WHOLE = MiMiC(gated=False, ridge=0.0).learn(POSITIVE, NEGATIVE)
+WHOLE = MiMiC(gated=False, ridge=0.0).fit_field(POSITIVE, NEGATIVE)
 
 
 def test_the_mean_and_the_covariance_of_mimics_image_are_those_of_the_positives():
@@ -39,7 +39,7 @@ def test_the_matrix_is_the_optimal_one_symmetric_and_positive():
 
 def test_equal_covariances_leave_the_mean_difference_which_is_caa():
     shifted = NEGATIVE + torch.tensor([1.0, 0.0, -2.0, 0.5])
-    field = MiMiC(gated=False).learn(shifted, NEGATIVE)
+    field = MiMiC(gated=False).fit_field(shifted, NEGATIVE)
     torch.testing.assert_close(
         field(POSITIVE), torch.tensor([1.0, 0.0, -2.0, 0.5]).double().expand(400, 4)
     )
@@ -47,7 +47,7 @@ def test_equal_covariances_leave_the_mean_difference_which_is_caa():
 
 @pytest.mark.parametrize("method", [MiMiC(gated=False), LinearAcT(support=False)], ids=str)
 def test_the_displacement_is_the_gradient_of_the_barrier(method):
-    field = method.learn(POSITIVE, NEGATIVE)
+    field = method.fit_field(POSITIVE, NEGATIVE)
     a = randn(9, 4, seed=3).requires_grad_(True)
     (gradient,) = torch.autograd.grad(field.barrier.value(a).sum(), a)
     torch.testing.assert_close(field(a), gradient)
@@ -99,7 +99,7 @@ def test_mimic_is_finite_with_fewer_rows_than_dimensions():
     out = MiMiC().fit(positive, negative)(randn(30, 64, seed=3))
     assert bool(torch.isfinite(out).all())
     # The means still go where they should.
-    field = MiMiC(gated=False).learn(positive, negative)
+    field = MiMiC(gated=False).fit_field(positive, negative)
     torch.testing.assert_close(
         negative.mean(dim=0) + field(negative.mean(dim=0)), positive.mean(dim=0)
     )
@@ -108,7 +108,7 @@ def test_mimic_is_finite_with_fewer_rows_than_dimensions():
 def test_linear_act_finds_the_line_between_the_quantiles_when_there_is_one():
     w, b = torch.tensor([0.5, 2.0, 1.0, 3.0]).double(), torch.tensor([1.0, -1.0, 0.0, 4.0]).double()
     positive = (NEGATIVE * w + b)[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
-    field = LinearAcT(support=False).learn(positive, NEGATIVE)
+    field = LinearAcT(support=False).fit_field(positive, NEGATIVE)
     image = NEGATIVE + field(NEGATIVE)
     torch.testing.assert_close(image, NEGATIVE * w + b)
     torch.testing.assert_close(image.sort(dim=0).values, positive.sort(dim=0).values)
@@ -117,7 +117,7 @@ def test_linear_act_finds_the_line_between_the_quantiles_when_there_is_one():
 def test_linear_act_uses_every_row_of_unequal_classes():
     """The same law twice: nothing to move, whatever the counts, which dropping rows would miss."""
     line = torch.linspace(-1, 1, 301).double().unsqueeze(-1)
-    field = LinearAcT(support=False).learn(line[::3], line)
+    field = LinearAcT(support=False).fit_field(line[::3], line)
     assert float(field(line).abs().max()) < 0.01
     torch.testing.assert_close(quantiles(line, 301), line)
     many = quantiles(randn(50, 3), 400)
@@ -138,7 +138,7 @@ def test_linear_act_leaves_coordinates_outside_the_negatives_range_alone():
 def test_a_coordinate_that_never_varies_is_shifted():
     positive, negative = POSITIVE.clone(), NEGATIVE.clone()
     positive[:, 2], negative[:, 2] = 5.0, 3.0
-    field = LinearAcT().learn(positive, negative)
+    field = LinearAcT().fit_field(positive, negative)
     assert float(field(negative)[0, 2]) == pytest.approx(2.0)
 
 
@@ -153,7 +153,7 @@ def test_the_golden_maps(golden):
 
     some = [rows[:, :32].double() for rows in (positive, negative, queries)]
     # The reference's covariances are plain, with 0.01 on the diagonal.
-    field = MiMiC(ridge=0.01).learn(some[0], some[1])
+    field = MiMiC(ridge=0.01).fit_field(some[0], some[1])
     left = field.gate.value(some[2]) >= 0
     assert left.tolist() == golden["mimic32.gate"].bool().tolist()
     torch.testing.assert_close(

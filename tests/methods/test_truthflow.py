@@ -51,9 +51,9 @@ def planted(kind: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, T
 def test_known_corrections_are_predicted_for_fresh_prompts(kind: str, n: int, least: float) -> None:
     positive, negative, prompts, _ = planted(kind, n)
     steering = QUICK.fit(positive, negative, prompts=prompts)
-    assert steering.field.reads_prompt
+    assert steering.field.prompt_conditioned
     _, _, fresh, truth = planted(kind, 300, seed=1)
-    predicted = steering.velocity(fresh)
+    predicted = steering.only.velocity(fresh)
     assert cosine_similarity(predicted, truth, dim=-1).mean() > least
     assert 0.8 < predicted.norm(dim=-1).mean() / truth.norm(dim=-1).mean() < 1.2
 
@@ -61,7 +61,7 @@ def test_known_corrections_are_predicted_for_fresh_prompts(kind: str, n: int, le
 def test_without_prompts_each_negative_predicts_its_own_correction() -> None:
     positive, negative, _, _ = planted("by kind", 300)
     steering = QUICK.fit(positive, negative)
-    assert not steering.field.reads_prompt
+    assert not steering.field.prompt_conditioned
     _, fresh, _, truth = planted("by kind", 300, seed=1)
     moved = steering.with_strength(1.0)(fresh) - fresh
     assert cosine_similarity(moved, truth, dim=-1).mean() > 0.9
@@ -81,9 +81,9 @@ def test_the_correction_lies_in_the_main_directions_of_the_pairs() -> None:
 def test_the_units_of_the_activations_do_not_matter() -> None:
     positive, negative, prompts, _ = planted("linear", 60)
     method = TruthFlow(lr=1e-3, min_steps=50)
-    small = method.fit(positive, negative, prompts=prompts).velocity(prompts)
+    small = method.fit(positive, negative, prompts=prompts).only.velocity(prompts)
     large = method.fit(1024 * positive, 1024 * negative, prompts=1024 * prompts)
-    torch.testing.assert_close(large.velocity(1024 * prompts), 1024 * small)
+    torch.testing.assert_close(large.only.velocity(1024 * prompts), 1024 * small)
 
 
 def test_training_stops_early_and_progress_ends_at_the_total() -> None:
@@ -116,8 +116,8 @@ def test_it_detects_nothing_and_says_so(tmp_path) -> None:
     with pytest.raises(ValueError, match="no barrier"):
         steering.with_strength(Target(0.9, 1.0))(negative)
     loaded = Steering.from_pretrained(steering.save_pretrained(tmp_path / "it"))
-    assert loaded.field.reads_prompt
-    assert torch.equal(loaded.velocity(prompts), steering.velocity(prompts))
+    assert loaded.field.prompt_conditioned
+    assert torch.equal(loaded.only.velocity(prompts), steering.only.velocity(prompts))
 
 
 def test_unpaired_rows_are_refused() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from odesteer import Steering
 from odesteer.ode import Dense, Hourglass, RectifiedField, trajectory
-from odesteer.ode.solvers.runge_kutta import SOLVERS
+from odesteer.ode.solvers import SOLVERS
 
 D, K = 6, 4
 
@@ -42,8 +42,8 @@ def some_flow() -> Hourglass:
     )
 
 
-def field(flow: Hourglass, points: int = 16, reads_prompt: bool = False) -> RectifiedField:
-    return RectifiedField(flow, CENTRE, 2.0, MEAN, 0.5, BASIS, points, reads_prompt)
+def field(flow: Hourglass, points: int = 16, prompt_conditioned: bool = False) -> RectifiedField:
+    return RectifiedField(flow, CENTRE, 2.0, MEAN, 0.5, BASIS, points, prompt_conditioned)
 
 
 def test_a_fresh_network_says_zero_and_the_prompt_comes_out_as_it_went_in() -> None:
@@ -89,26 +89,29 @@ def test_a_row_keeps_the_correction_it_starts_with() -> None:
 
 
 def test_a_prompts_correction_is_added_to_whatever_follows() -> None:
-    steering = Steering(field(some_flow(), reads_prompt=True), 1.5)
+    steering = Steering(field(some_flow(), prompt_conditioned=True), 1.5).only
     following = normal(9, D, seed=8)
     velocity = steering.velocity(ROWS)
     torch.testing.assert_close(steering(following, velocity), following + 1.5 * velocity)
 
 
 def test_the_reversed_field_takes_the_correction_away() -> None:
-    f = field(some_flow(), reads_prompt=True)
+    f = field(some_flow(), prompt_conditioned=True)
     torch.testing.assert_close(f.reversed()(ROWS), -f(ROWS))
-    assert f.reversed().reads_prompt
+    assert f.reversed().prompt_conditioned
     steering = Steering(f, 0.7)
     torch.testing.assert_close((~steering)(ROWS), steering.with_strength(-0.7)(ROWS))
 
 
-@pytest.mark.parametrize("reads_prompt", [True, False])
-def test_a_saved_field_is_the_same_field(reads_prompt: bool, tmp_path) -> None:
-    steering = Steering(field(some_flow(), reads_prompt=reads_prompt).float())
-    loaded = Steering.from_pretrained(steering.save_pretrained(tmp_path / "it"))
+@pytest.mark.parametrize("prompt_conditioned", [True, False])
+def test_a_saved_field_is_the_same_field(prompt_conditioned: bool, tmp_path) -> None:
+    steering = Steering(field(some_flow(), prompt_conditioned=prompt_conditioned).float())
+    saved = steering.save_pretrained(tmp_path / "it")
+    # The name in files of 0.1.0, which must stay readable.
+    assert '"reads_prompt"' in (saved / "steering_config.json").read_text()
+    loaded = Steering.from_pretrained(saved)
     assert torch.equal(loaded(ROWS), steering(ROWS))
-    assert loaded.field.reads_prompt == reads_prompt
+    assert loaded.field.prompt_conditioned == prompt_conditioned
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

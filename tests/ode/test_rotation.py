@@ -157,7 +157,7 @@ def test_the_reduced_flow_starts_along_the_field_and_knows_its_barrier() -> None
     assert torch.equal(lift(start), ROWS)
     torch.testing.assert_close(lift(start + flow(start)) - ROWS, f(ROWS))
     torch.testing.assert_close(flow.length(flow(start))[:, 0], f(ROWS).norm(dim=-1))
-    later = flow.turn(start, torch.full((len(ROWS), 1), 0.3, dtype=torch.float64))
+    later = flow.rotate(start, torch.full((len(ROWS), 1), 0.3, dtype=torch.float64))
     torch.testing.assert_close(flow.value(later), f.value(lift(later)))
     torch.testing.assert_close(f.value(ROWS), ROWS @ THETA / ROWS.norm(dim=-1))
 

@@ -18,7 +18,7 @@ from odesteer.ode import (
     solve,
     trajectory,
 )
-from odesteer.ode.solvers.butcher import DOPRI5, EULER, RK4
+from odesteer.ode.solvers import DOPRI5, EULER, RK4
 
 Make = Callable[..., Tensor]
 Slope = Callable[[Sequence[int], Sequence[float]], float]

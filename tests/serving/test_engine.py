@@ -13,8 +13,7 @@ from tests.serving.mixed import ENDS, SHARED, requests
 from tests.serving.served import COMPOSED, ENGINE, language_model, steered, tokens
 from vllm import LLM, SamplingParams
 
-from odesteer.backends.vllm import ask
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import ask, options
 
 NEW = 12
 

@@ -10,8 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 
 import odesteer as ods
-from odesteer.backends.vllm import ask
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import ask, options
 from odesteer.ode import ConstantField
 
 D, LAYER, NEW = 128, 1, 16

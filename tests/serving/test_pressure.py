@@ -7,7 +7,7 @@ from tests.serving.mixed import requests
 from tests.serving.served import COMPOSED, ENGINE, tokens
 from vllm import LLM, SamplingParams
 
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import options
 
 NEW = 40  # long enough that requests grow out of the cache that they share
 

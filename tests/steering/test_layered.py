@@ -269,7 +269,7 @@ def test_a_model_without_such_heads_says_so():
 class _FromPrompt(VectorField):
     """v = the prompt's activation, reversed: a different constant for each prompt."""
 
-    reads_prompt = True
+    prompt_conditioned = True
 
     def forward(self, a):
         return a.flip(-1)
@@ -375,9 +375,9 @@ def test_graded_labels_of_a_contrast_reach_the_method():
     seen = []
 
     class Grader(CAA):
-        def learn_from(self, samples, progress=None):
+        def fit_samples(self, samples, progress=None):
             seen.append(samples.rewards)
-            return super().learn_from(samples, progress)
+            return super().fit_samples(samples, progress)
 
     rows = [
         {"positive": good, "negative": bad, "positive_reward": 4.0, "negative_reward": i}

@@ -46,8 +46,8 @@ CHECKED = 256
 SMALLEST, LARGEST = 1e-15, 1e15
 
 
-class Learnt(NamedTuple):
-    """The method with what it chose, its field, and `Method.held_out` of it."""
+class FitResult(NamedTuple):
+    """Fitted field, the method with its chosen hyperparameters, and its held-out values."""
 
     method: "Method"
     field: VectorField
@@ -59,8 +59,8 @@ class Method(ABC):
     """Learns a field from positive and negative activations.
 
     Its fields are the hyperparameters, and nothing else is stored in it: `fit` returns a
-    `Steering`. Subclasses say what they learn in `learn`, and may choose hyperparameters
-    from the data in `tune`.
+    `Steering`. Subclasses say what they learn in `fit_field`, and may choose hyperparameters
+    from the data in `select_hyperparameters`.
 
     Args:
         steps: fixed steps of the solver.
@@ -84,30 +84,34 @@ class Method(ABC):
     solver: str = "euler"
 
     @abstractmethod
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         """The field, from [n, d] and [m, d] in float64."""
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         """The field, for methods that read more than two matrices or take long to learn."""
-        return self.learn(samples.positive, samples.negative)
+        return self.fit_field(samples.positive, samples.negative)
 
-    def tune(self, samples: Samples) -> "Method":
+    def select_hyperparameters(self, samples: Samples) -> "Method":
         """The method with every hyperparameter that is left to the data chosen."""
         return self
 
-    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
-        """`tune`, `learn_from` and `held_out` in one, for methods in which they share work.
+    def fit_and_validate(
+        self, samples: Samples, seed: int | None, progress: Progress | None = None
+    ) -> FitResult:
+        """Fit, and compute held-out values, in one go for methods in which both share work.
+
+        The same as `select_hyperparameters`, `fit_samples` and `held_out_values` in a row.
 
         Args:
             samples: the data.
             seed: of the folds whose values are held out; None: none are wanted.
             progress: see `fit`.
         """
-        method = self.tune(samples)
-        field = method.learn_from(samples, progress)
+        method = self.select_hyperparameters(samples)
+        field = method.fit_samples(samples, progress)
         if seed is None or field.barrier is None:
-            return Learnt(method, field, None)
-        return Learnt(method, field, method.held_out(samples, seed))
+            return FitResult(method, field, None)
+        return FitResult(method, field, method.held_out_values(samples, seed))
 
     def fit(
         self,
@@ -145,7 +149,9 @@ class Method(ABC):
         """
         samples = self.check(positive, negative, groups, rewards, prompts)
         try:
-            method, learnt, held_out = self.study(samples, seed if calibrate else None, progress)
+            method, learnt, held_out = self.fit_and_validate(
+                samples, seed if calibrate else None, progress
+            )
         except (ArithmeticError, RuntimeError, ValueError) as error:
             if not _is_out_of_scale(samples):
                 raise
@@ -193,14 +199,16 @@ class Method(ABC):
         """The method to fit at each layer, where several are read and some may be left out."""
         return dict.fromkeys(data, self)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """h of every row by a field learnt without its group, and its label.
 
         None where the data cannot be split, or the method has no barrier.
         """
         values, labels = [], []
         for fit, test in samples.folds(5, seed):
-            field = self.learn_from(samples.subset(fit))
+            field = self.fit_samples(samples.subset(fit))
             if field.barrier is None:
                 return None
             values.append(field.barrier.value(samples.rows[test]).detach().cpu().numpy())
@@ -223,9 +231,10 @@ def _unusable(steering: Steering, samples: Samples) -> str | None:
     """What is not finite in the precision that the steering is used in, if anything is."""
     if not all(bool(torch.isfinite(tensor).all()) for tensor in steering.field.buffers()):
         return "what it learnt is not finite"
-    rows = samples.rows
-    # Those learnt from, and one of ordinary size.
-    some = rows[:: max(1, len(rows) // CHECKED)].float()
+    classes = samples.positive, samples.negative
+    step = max(1, sum(map(len, classes)) // CHECKED)
+    # Some of those learnt from, and one of ordinary size.
+    some = torch.cat([rows[::step].float() for rows in classes])
     some = torch.cat([some, torch.ones_like(some[:1])])
     if steering.field.barrier is not None:
         unknown = int((~torch.isfinite(steering.probability(some))).sum())
@@ -255,8 +264,8 @@ def _overflow(name: str, samples: Samples, what: str) -> ValueError:
 
 
 def held_out_quality(method: Method, samples: Samples, seed: int = 0) -> BinaryQuality | None:
-    """Quality of the method's calibrated barrier on held-out groups, or None: see `held_out`."""
-    held_out = method.held_out(samples, seed)
+    """Return the quality of the calibrated barrier on held-out groups, or None without one."""
+    held_out = method.held_out_values(samples, seed)
     return None if held_out is None else platt(*held_out, name=method.name)[1]
 
 

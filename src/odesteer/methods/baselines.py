@@ -35,7 +35,7 @@ class NoSteering(Method):
         keeps_norm=True,
     )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return ZeroField()
 
 
@@ -58,7 +58,7 @@ class RandomDirection(Method):
 
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(positive.shape[1], generator=generator, dtype=torch.float64)
         return ConstantField(torch.nn.functional.normalize(drawn, dim=0))

@@ -34,7 +34,7 @@ class CAA(Method):
         source="Rimsky et al., ACL 2024, arXiv 2312.06681",
     )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         above, below = positive.mean(dim=0), negative.mean(dim=0)
         difference = above - below
         barrier = LinearBarrier(difference, -difference @ (above + below) / 2)

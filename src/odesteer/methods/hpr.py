@@ -64,10 +64,10 @@ class HPR(Method):
     min_steps: int = 1000
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         samples = by_pair(samples)
         with learning():
             generator = torch.Generator().manual_seed(self.seed)

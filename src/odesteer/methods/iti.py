@@ -58,7 +58,7 @@ class ITI(Method):
     C: float = 1.0
     spread: bool = False
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         probe = linear_probe(samples, self.C)
         theta = probe.weight
@@ -126,7 +126,7 @@ class HeadITI(Method):
             if any(at == layer for at, _ in best)
         }
 
-    def tune(self, samples: Samples) -> "HeadITI":
+    def select_hyperparameters(self, samples: Samples) -> "HeadITI":
         if self.heads is not None:
             return self
         accuracies = self._accuracies(samples)
@@ -134,7 +134,7 @@ class HeadITI(Method):
             self, heads=tuple(sorted(int(h) for h in np.argsort(-accuracies)[: self.num_heads]))
         )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         above, below = self._split(positive), self._split(negative)
         direction = above.mean(dim=0) - below.mean(dim=0)  # [heads, head_dim]
         if self.probe:

@@ -46,7 +46,7 @@ class LinearAcT(Method):
 
     support: bool = True
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         levels = max(len(positive), len(negative))
         target, source = quantiles(positive, levels), quantiles(negative, levels)
         above, below = target.mean(dim=0), source.mean(dim=0)

@@ -52,7 +52,7 @@ class MiMiC(Method):
     gated: bool = True
     ridge: float | None = None
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         above, below = positive.mean(dim=0), negative.mean(dim=0)
         if self.ridge is None:
             target, source = class_covariances(positive, negative)

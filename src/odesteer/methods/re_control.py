@@ -63,10 +63,10 @@ class REControl(Method):
     min_steps: int = 1000
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         with learning():
             generator = torch.Generator().manual_seed(self.seed)
             fit, test = hold_out(samples, seed=self.seed)

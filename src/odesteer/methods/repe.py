@@ -38,7 +38,7 @@ class RepE(Method):
         source="Zou et al. 2023, arXiv 2310.01405",
     )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         difference = positive - negative
         # Right singular vectors of D are the principal directions of [D; -D].
         direction = torch.linalg.svd(difference, full_matrices=False).Vh[0]

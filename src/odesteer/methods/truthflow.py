@@ -74,10 +74,10 @@ class TruthFlow(Method):
     min_steps: int = 2000
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         samples = by_pair(samples)
         with learning():
             generator = torch.Generator().manual_seed(self.seed)
@@ -129,7 +129,7 @@ class TruthFlow(Method):
                 spread,
                 basis,
                 self.points,
-                reads_prompt=samples.prompts is not None,
+                prompt_conditioned=samples.prompts is not None,
             )
             return field.to(samples.positive.dtype)
 

@@ -27,8 +27,7 @@ from odesteer.ode.fields.cbf import SafetyField
 from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
 from odesteer.ode.solve import solve, trajectory
-from odesteer.ode.solvers.butcher import Tableau
-from odesteer.ode.solvers.runge_kutta import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver
+from odesteer.ode.solvers import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver, Tableau
 from odesteer.ode.whitening import Whitening
 
 __all__ = [

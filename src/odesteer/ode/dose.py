@@ -28,7 +28,7 @@ class Dose(ABC):
         """The probability at which a row stops, or None to spend the whole dose."""
         return None
 
-    def stops(self, a: Tensor) -> float | Tensor | None:
+    def stop_levels(self, a: Tensor) -> float | Tensor | None:
         """`stop_at` of the rows of a [..., d]: of all of them, or of each [...]."""
         return self.stop_at
 
@@ -36,7 +36,7 @@ class Dose(ABC):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         """Signed integration time of each row: [..., d] of any type -> [...], `compute_dtype`."""
 
-    def common_time(self, field: VectorField) -> float | None:
+    def uniform_time(self, field: VectorField) -> float | None:
         """The time of all rows, where it is one number whatever the rows are."""
         return None
 
@@ -93,7 +93,7 @@ class Time(_Amount):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return _everywhere(a, self.amount)
 
-    def common_time(self, field: VectorField) -> float:
+    def uniform_time(self, field: VectorField) -> float:
         return self.amount
 
 
@@ -107,7 +107,7 @@ class PathLength(_Amount):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return at_speed(field, a, _everywhere(a, self.amount))
 
-    def common_time(self, field: VectorField) -> float | None:
+    def uniform_time(self, field: VectorField) -> float | None:
         return self.amount if field.unit_speed else None
 
 
@@ -173,8 +173,8 @@ class Target(Dose):
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return as_dose(self.budget).time(field, a)
 
-    def common_time(self, field: VectorField) -> float | None:
-        return as_dose(self.budget).common_time(field)
+    def uniform_time(self, field: VectorField) -> float | None:
+        return as_dose(self.budget).uniform_time(field)
 
     @property
     def stop_at(self) -> float:

@@ -27,7 +27,7 @@ class _Table(Dose):
             length = length + angle * torch.linalg.vector_norm(a, dim=-1, dtype=length.dtype)
         return (time + at_speed(field, a, length)).expand(a.shape[:-1])
 
-    def stops(self, a: Tensor) -> Tensor | None:
+    def stop_levels(self, a: Tensor) -> Tensor | None:
         if self.stop_at is None:
             return None
         return self._columns(a)[3].expand(a.shape[:-1])

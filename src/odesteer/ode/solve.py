@@ -1,18 +1,18 @@
-"""Solution of da/dt = v(a) up to a dose.
+"""Solution of the initial value problem da/dt = v(a), a(0) = a.
 
-a(T) of da/dt = v(a), a(0) = a, in the field's cheapest coordinates. A row for which the arithmetic
-overflows (its squares are beyond float32 from a norm of 1e19), or that holds NaN or infinity, is
-returned as it is: finite activations stay finite.
+It is solved in the field's cheapest coordinates. A row that overflows (its squares exceed float32
+from a norm of 1e19), or that holds NaN or infinity, is returned unchanged: finite activations stay
+finite.
 """
 
 import torch
 from torch import Tensor
 
 from odesteer.ode.fields.base import VectorField, compute_dtype
-from odesteer.ode.reduced.integrate import Integration, in_type_of, is_finite_and_not_zero
-from odesteer.ode.reduced.solve import frame_of
+from odesteer.ode.reduced.integrate import Integration, cast_like, is_finite_and_not_zero
+from odesteer.ode.reduced.solve import reduced_basis_of
 from odesteer.ode.reduced.solve import solve as solve_reduced
-from odesteer.ode.solvers.runge_kutta import GreatCircle, Solver
+from odesteer.ode.solvers import GreatCircle, Solver
 
 
 def solve(
@@ -24,36 +24,37 @@ def solve(
     steps: int,
     level: Tensor | float | None = None,
 ) -> Tensor:
-    """a(time) for a [..., d], in a's own type.
+    """Return a(time) for a [..., d], in a's own type.
 
     Rows with time 0, rows whose barrier is at `level` already and rows that overflow come back
-    bit for bit. A constant added for one common time looks at no row: there NaN and infinity stay
-    in the coordinates that hold them. A coordinate beyond float16's range keeps its value.
+    bit for bit. A constant added for one common time is not checked row by row: there NaN and
+    infinity stay in the coordinates that hold them. A coordinate beyond float16's range keeps its
+    value.
 
     Args:
         field: v.
-        a: the start, in any type; it is solved in `compute_dtype` of it, the field's precision.
-        time: signed, one number or one a row [...].
-        solver: how.
+        a: the start, in any type; solved in `compute_dtype` of it, the field's precision.
+        time: signed; a number, or one for each row [...].
+        solver: the solver.
         steps: for fixed-step solvers.
-        level: stop each row where the barrier reaches this value, one for all or one a row.
+        level: stop each row where the barrier reaches this value; one for all rows, or for each.
     """
     dtype = compute_dtype(a.dtype)
-    # Every solver but the one that asks for a sphere is exact along a line.
+    # Every solver is exact along a line, but the great-circle solver needs a sphere.
     plain = level is None and not isinstance(solver, GreatCircle)
     if plain and isinstance(time, float) and time != 0.0:
-        there = field.after(a.to(dtype), time)
-        if there is not None:
-            return in_type_of(a, there)
-    # A number is filled in on the device: copying it there would wait for the device.
+        end = field.closed_form(a.to(dtype), time)
+        if end is not None:
+            return cast_like(a, end)
+    # Filled in on the device: a copy of the number would wait for the device.
     if not isinstance(time, Tensor):
         time = a.new_full((), time, dtype=dtype)
     time = time.to(a.device, dtype).expand(a.shape[:-1])
     if isinstance(level, Tensor):
         level = level.to(a.device, dtype).expand(a.shape[:-1])
-    frame = frame_of(field, a)
-    if frame is not None:
-        return solve_reduced(frame, a, Integration(time, solver, steps, level))
+    basis = reduced_basis_of(field, a)
+    if basis is not None:
+        return solve_reduced(basis, a, Integration(time, solver, steps, level))
     start = a.to(dtype)
     reduction = field.reduce(start)
     state = solver.integrate(reduction.flow, reduction.start, time, steps, level)
@@ -61,13 +62,13 @@ def solve(
     moves = is_finite_and_not_zero(time, moved.sum(dim=-1))
     if level is not None:
         moves = moves & ~(reduction.flow.value(reduction.start) >= level)
-    return in_type_of(a, torch.where(moves.unsqueeze(-1), moved, start))
+    return cast_like(a, torch.where(moves.unsqueeze(-1), moved, start))
 
 
 def trajectory(
     field: VectorField, a: Tensor, time: Tensor | float, *, solver: Solver, steps: int
 ) -> Tensor:
-    """The path at 0, time/steps, ..., time: [steps + 1, ..., d]; the first is `a` itself."""
+    """Return the path at 0, time/steps, ..., time: [steps + 1, ..., d], beginning with `a`."""
     time = torch.as_tensor(time, dtype=a.dtype, device=a.device).expand(a.shape[:-1])
     reduction = field.reduce(a)
     path = solver.path(reduction.flow, reduction.start, time, steps)

@@ -81,7 +81,11 @@ class Stream:
         """Keep what a prompt-conditioned field read; the handle that kept it is gone."""
         for row, steering in enumerate(self._steerings):
             # Several layers would need every layer's prompt; no method makes such steerings.
-            if steering is not None and len(steering.parts) == 1 and steering.field.reads_prompt:
+            if (
+                steering is not None
+                and len(steering.parts) == 1
+                and steering.field.prompt_conditioned
+            ):
                 velocity = steering.only.velocity(prompt[row])
                 given = GivenField(velocity, steering.field.barrier)
                 self._steerings[row] = steering.replace(field=given)

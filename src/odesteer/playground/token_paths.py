@@ -64,7 +64,7 @@ def token_paths(text: GeneratedText, part: LayerSteering) -> TokenPaths:
 def _points(start: Tensor, end: Tensor, part: LayerSteering) -> Tensor:
     moved = (end != start).any(dim=-1)
     # A velocity that was read from the prompt is constant along the path.
-    if part.steps == 1 or part.field.reads_prompt or not bool(moved.any()):
+    if part.steps == 1 or part.field.prompt_conditioned or not bool(moved.any()):
         shares = torch.linspace(0.0, 1.0, _POINTS).view(-1, 1, 1)
         return torch.lerp(start, end, shares)
     dose = part.dose
@@ -102,7 +102,7 @@ def phase_portrait(paths: TokenPaths, part: LayerSteering) -> PhasePortrait:
         h = part.log_odds(lifted(*GRID)[1]).numpy()
     at, points = lifted(*ARROWS)
     arrows = np.zeros_like(at)
-    if not part.field.reads_prompt:
+    if not part.field.prompt_conditioned:
         arrows = (part.velocity(points).float() @ plane.mT).numpy()
     total = float(shift.square().sum())
     share = float((shift @ plane.mT).square().sum()) / total if total > 0 else 0.0

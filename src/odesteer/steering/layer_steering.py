@@ -95,7 +95,7 @@ class LayerSteering:
         find_solver(self.solver)
         lookup(dict.fromkeys(SITES), self.site, "site")
         dose = self.dose  # refuses a strength that is no number
-        if self.field.one_way and not isinstance(dose, PerRow) and dose.size < 0:
+        if self.field.gated and not isinstance(dose, PerRow) and dose.size < 0:
             warnings.warn(
                 f"A negative strength of '{self.method}' does not go back: its gate opens on the "
                 f"other side, so other rows move than at a positive one. To undo a move, keep the "
@@ -113,7 +113,7 @@ class LayerSteering:
     @property
     def decides(self) -> bool:
         """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
-        return self.field.reads_prompt or find_solver(self.solver).adaptive
+        return self.field.prompt_conditioned or find_solver(self.solver).adaptive
 
     # ---- what it does to an activation
 
@@ -133,7 +133,7 @@ class LayerSteering:
             return a
         with _exact(a):
             field_, dose = self._directed(a, dose, velocity)
-            time = dose.common_time(field_)
+            time = dose.uniform_time(field_)
             return ode.solve(
                 field_,
                 a,
@@ -164,7 +164,7 @@ class LayerSteering:
             )
 
     def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
+        """v at prompts' last tokens [..., d], in float32: what `prompt_conditioned` fields keep."""
         with _exact(prompt):
             return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 
@@ -264,7 +264,7 @@ class LayerSteering:
 
     def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
         """The value of h at which the dose's probability is reached, of all rows or of each."""
-        stop = dose.stops(a)
+        stop = dose.stop_levels(a)
         if stop is None:
             return None
         if isinstance(stop, Tensor):
@@ -291,7 +291,7 @@ class LayerSteering:
         field_ = self._placed_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
-        if field_.one_way and dose.size < 0:
+        if field_.gated and dose.size < 0:
             return field_.reversed(), dose.scaled(-1.0)
         return field_, dose
 

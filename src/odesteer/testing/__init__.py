@@ -34,9 +34,9 @@ if TYPE_CHECKING:
         Steered,
     )
     from odesteer.testing.suite.architectures import ARCHITECTURES, Architecture
+    from odesteer.testing.suite.checks import CHECKS, Check
     from odesteer.testing.suite.pytest_plugin import conformance
     from odesteer.testing.suite.runner import Case, Result, cases, load_adapter, run, table
-    from odesteer.testing.suite.testbed import CHECKS, Check
 
 # Imported at first use: pytest loads this package in every session where odesteer is installed.
 _HOMES = {
@@ -49,10 +49,9 @@ _HOMES = {
         "Steered",
     ),
     "odesteer.testing.suite.architectures": ("ARCHITECTURES", "Architecture"),
-    "odesteer.testing.suite.testbed": ("Check",),
+    "odesteer.testing.suite.checks": ("CHECKS", "Check"),
     "odesteer.testing.suite.pytest_plugin": ("conformance",),
     "odesteer.testing.suite.runner": (
-        "CHECKS",
         "Case",
         "Result",
         "cases",

@@ -82,7 +82,7 @@ class FittedMethod:
     def moved(self, strength: Dose | float) -> Tensor:
         """[n, 12]: the unseen rows that a steering moves: all, or those on one side of its gate."""
         moved = (self.steering.with_strength(strength)(self.rows) != self.rows).any(dim=-1)
-        if not self.steering.field.one_way:
+        if not self.steering.field.gated:
             still = int((~moved).sum())
             assert not still, f"strength {strength} leaves {still} rows where they are"
         # A gate that hardly opens would make every promise about the moved rows empty.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
+from odesteer.backends.vllm.batch import ScheduledRequest
 from odesteer.backends.vllm.install import install
 from odesteer.backends.vllm.registry import SteeringRegistry, configuration
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import ScheduledRequest, Served
+from odesteer.backends.vllm.runner_hooks import Served
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 

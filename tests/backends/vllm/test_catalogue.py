@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from odesteer import Steering
-from odesteer.backends.vllm import ask
-from odesteer.backends.vllm import config as options
-from odesteer.backends.vllm.prefix_cache import keys
+from odesteer.backends.vllm import ask, options
+from odesteer.backends.vllm.plugin import keys
 from odesteer.backends.vllm.registry import SteeringRegistry, _catalogue, configuration
 from odesteer.backends.vllm.request import KEY, parse
 from odesteer.backends.vllm.request_validation import (
@@ -92,7 +91,7 @@ def test_another_version_is_refused(config: dict) -> None:
         (lambda f: configuration({"x" * 129: f["kind"]}), "no name"),
         (lambda f: configuration(f, {"kind": "plain"}), "twice"),
         (lambda f: configuration(f, {"x": "kind & nobody"}), "Unknown steering 'nobody'"),
-        (lambda f: configuration(f, {"x": "kind & two"}), "several layers"),
+        (lambda f: configuration(f, {"x": "kind & two"}), "the same layers"),
         (lambda f: configuration(f, check="hardly"), "hardly"),
     ],
 )

@@ -11,11 +11,9 @@ from safetensors.torch import load_file
 from tests.helpers import models as tiny
 
 from odesteer import Angle, PathLength, Sampling, Steering, Target, load
-from odesteer.backends.vllm import Engine, VLLMBackend
-from odesteer.backends.vllm import config as options
+from odesteer.backends.vllm import Engine, VLLMBackend, options
 from odesteer.backends.vllm.engine import _generation
-from odesteer.backends.vllm.registered import RegisteredSteerings, starts
-from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, starts
 from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.models.chat_template import encode
 from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time

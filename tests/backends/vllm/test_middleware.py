@@ -207,6 +207,7 @@ def test_parameters_that_ask_for_something_else_are_refused(app: Any) -> None:
         (b'--x\r\nname="model"\r\n\r\nm:kind\r\n--x--', "not in forms"),
         ({str(i): 0 for i in range(1001)}, "The body has 1,001 fields"),
         ({"vllm_xargs": {str(i): 0 for i in range(1001)}}, "vllm_xargs has 1,001 fields"),
+        ({"a": [{str(i): 0} for i in range(50_001)]}, "The body has more than 50,000 keys"),
     ],
 )
 def test_finding_12_what_would_have_been_ignored_is_refused(app: Any, body: Any, word: str) -> None:

@@ -6,9 +6,8 @@ from tests.helpers.models import two_gaussians
 from torch import Tensor
 
 from odesteer import Steering
-from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import ScheduledRequest, StepBatch
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
+from odesteer.backends.vllm.request import ask, parse
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.ode import ConstantField, Dense, Network, RotationField, Target, Time
 
@@ -164,7 +163,7 @@ def test_what_was_moved_is_counted(stream) -> None:
 class Remembers(ConstantField):
     """Moves along the prompt's last activation."""
 
-    reads_prompt = True
+    prompt_conditioned = True
 
     def forward(self, a: Tensor) -> Tensor:
         return a

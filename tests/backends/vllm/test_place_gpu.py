@@ -7,8 +7,8 @@ from torch import Tensor
 
 import odesteer as ods
 from odesteer.backends.vllm import ask
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer
 
 pytestmark = [

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from odesteer.backends.vllm.config import ask
 from odesteer.backends.vllm.request import (
     KEY,
     LONGEST_TEXT,
     SteeringRequest,
     _parsed,
+    ask,
     misspelt,
     parse,
 )

@@ -6,16 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from odesteer.backends.vllm.config import ask
-from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import (
-    ScheduledRequest,
-    Served,
-    StepBatch,
-    doses,
-    first_runner,
-    second_runner,
-)
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, doses
+from odesteer.backends.vllm.request import ask, parse
+from odesteer.backends.vllm.runner_hooks import Served, first_runner, second_runner
 from odesteer.ode import Angle, DoseBatch, Time
 
 STARTS = ["all", "last_prompt", "generated", 3, 14]

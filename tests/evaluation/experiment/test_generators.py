@@ -10,9 +10,7 @@ import pytest
 from tests.evaluation.experiment.test_run import GENERATIONS
 
 from odesteer.backends import TransformersBackend
-from odesteer.backends.vllm.config import options
-from odesteer.backends.vllm.registered import RegisteredSteerings
-from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, options
 from odesteer.evaluation.experiment import generators as served
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run

@@ -228,7 +228,7 @@ class Turned(ConstantField):
         away = a[..., :1] - a[..., :1].median() < 0.3
         return torch.where(away, self.direction, -self.direction)
 
-    def after(self, a: torch.Tensor, time: float) -> None:
+    def closed_form(self, a: torch.Tensor, time: float) -> None:
         return None
 
 

@@ -29,10 +29,10 @@ class MedianDifference(Method):
         source="the example package of odesteer",
     )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         return ConstantField(positive.median(dim=0).values - negative.median(dim=0).values)
 
 
-# The second-order method with the smallest bound on its error; the tableau checks its order.
+# The second-order method with the smallest bound on its error.
 # Source: Ralston, "Runge-Kutta methods with minimum error bounds", Math. Comp. 16, 1962.
 RALSTON = RungeKutta(Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), order=2))

@@ -8,7 +8,8 @@ with Engine("HuggingFaceTB/SmolLM2-135M-Instruct", {"truthful": steering}) as en
 """
 
 from odesteer.backends.vllm.backend import VLLMBackend
-from odesteer.backends.vllm.config import ask, options
 from odesteer.backends.vllm.engine import Engine
+from odesteer.backends.vllm.registry import options
+from odesteer.backends.vllm.request import ask
 
 __all__ = ["Engine", "VLLMBackend", "ask", "options"]

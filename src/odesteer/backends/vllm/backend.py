@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.registered import starts
+from odesteer.backends.vllm.registry import starts
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
@@ -158,7 +158,7 @@ def _each(steering: Steerings, rows: int) -> Sequence[Steering | None]:
 
 def _scored(steering: Steering | None) -> Steering | None:
     """A steering that can act on an answer which vLLM takes for a part of the prompt."""
-    if steering is not None and any(part.field.reads_prompt for part in steering.parts):
+    if steering is not None and any(part.field.prompt_conditioned for part in steering.parts):
         raise ValueError(
             f"'{steering.method}' reads the prompt's last token, and in a row "
             f"that vLLM scores it cannot tell where the prompt ends: use TransformersBackend."

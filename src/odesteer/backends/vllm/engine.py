@@ -14,9 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from odesteer.backends.vllm.config import options
-from odesteer.backends.vllm.registered import RegisteredSteerings
-from odesteer.backends.vllm.registry import SteeringRegistry
+from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, options
 from odesteer.steering import Steering
 
 # How transformers draws where a model's generation config says nothing.

@@ -96,7 +96,7 @@ def refuse(catalogue: SteeringRegistry, config: Any) -> None:
                     f"'{name}' steers attention heads, which tensor parallelism spreads over "
                     f"devices: serve with tensor-parallel-size 1."
                 )
-            if part.field.reads_prompt and config.kv_transfer_config is not None:
+            if part.field.prompt_conditioned and config.kv_transfer_config is not None:
                 raise ValueError(
                     f"'{name}' reads the prompt's last token, which another engine may have read "
                     f"where keys and values are transferred: serve without a KV connector."

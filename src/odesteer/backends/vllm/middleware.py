@@ -29,6 +29,8 @@ OPEN = frozenset(
 )
 LONGEST_MODEL = 512
 MOST_FIELDS = 1000  # a chat request of vLLM has about 100
+# Keys and values of the whole body: parsing 400,000 keeps the server from all else for a second.
+MOST_STRINGS = 50_000
 
 App = Callable[..., Awaitable[None]]
 Message = MutableMapping[str, Any]
@@ -205,6 +207,9 @@ def _object(body: bytes) -> dict[str, Any] | None:
     Raises:
         ValueError: where it is nested too deeply, has too many fields, or names what steers twice.
     """
+    # Counted, not parsed: two quotes a string, and those inside of one are escaped.
+    if body.count(b'"') - body.count(b'\\"') > 2 * MOST_STRINGS:
+        raise ValueError(f"The body has more than {MOST_STRINGS:,} keys and strings.")
     try:
         value = json.loads(body)  # as Starlette reads it, so that both see the same
     except RecursionError:

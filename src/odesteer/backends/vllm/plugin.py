@@ -12,17 +12,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from odesteer.backends.vllm import (
-    prefix_cache as prefix,
-)
-from odesteer.backends.vllm import (
-    request_validation as frontend,
-)
-from odesteer.backends.vllm import (
-    runner_hooks,
-)
+from odesteer.backends.vllm import request_validation, runner_hooks
 from odesteer.backends.vllm.registry import SteeringRegistry
-from odesteer.backends.vllm.request import KEY
+from odesteer.backends.vllm.request import KEY, asks_of
 
 # What was tested; others may work, and are refused where something is missing.
 TESTED = "0.32"
@@ -68,16 +60,16 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     text = importlib.import_module(f"{protocols}.completion.protocol").CompletionRequest
     responses = importlib.import_module(f"{protocols}.responses.protocol").ResponsesRequest
     found: list[tuple[Any, str, Wrapper]] = [
-        (InputProcessor, "__init__", frontend.starts),
-        (InputProcessor, "_validate_params", lambda f: frontend.validates(f, error)),
-        (AsyncLLM, "add_request", lambda f: frontend.admits(f, error)),
-        *[(each, "init_entrypoints_middleware", frontend.layers) for each in _apps()],
+        (InputProcessor, "__init__", request_validation.starts),
+        (InputProcessor, "_validate_params", lambda f: request_validation.validates(f, error)),
+        (AsyncLLM, "add_request", lambda f: request_validation.admits(f, error)),
+        *[(each, "init_entrypoints_middleware", request_validation.layers) for each in _apps()],
         *[
-            (each, "to_sampling_params", lambda f: frontend.samples(f, error))
+            (each, "to_sampling_params", lambda f: request_validation.samples(f, error))
             for each in (chat, text, responses)
         ],
         *[
-            (each, "to_beam_search_params", lambda f: frontend.searches(f, error))
+            (each, "to_beam_search_params", lambda f: request_validation.searches(f, error))
             for each in (chat, text)
         ],
         (EngineCore, "_initialize_kv_caches", _readies),
@@ -204,7 +196,7 @@ def _separate(catalogue: SteeringRegistry) -> None:
 def _wrap_in_module(module: Any, name: str, catalogue: SteeringRegistry) -> None:
     original = getattr(module, name)
     plain = getattr(original, "__wrapped__", original)  # of an earlier engine in this process
-    setattr(module, name, prefix.hashes(plain, catalogue))
+    setattr(module, name, hashes(plain, catalogue))
 
 
 def _refuses(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
@@ -216,3 +208,26 @@ def _refuses(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
             raise ValueError(reason)
 
     return __post_init__
+
+
+def keys(request: Any, end: int, catalogue: SteeringRegistry) -> tuple[tuple[str, str], ...]:
+    """What tells a request's block that ends before position `end` from an unsteered one."""
+    return tuple(
+        ("odesteer", catalogue.key(ask))
+        for ask in asks_of(request.sampling_params)
+        if end > ask.begins(request.num_prompt_tokens)
+    )
+
+
+def hashes(original: Callable[..., Any], catalogue: SteeringRegistry) -> Callable[..., Any]:
+    """`generate_block_hash_extra_keys`, which tells steered blocks apart."""
+
+    @wraps(original)
+    def generate_block_hash_extra_keys(
+        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+    ) -> Any:
+        extra, next_mm = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        ours = keys(request, end_token_idx, catalogue)
+        return (((*(extra or ()), *ours) or None) if ours else extra), next_mm
+
+    return generate_block_hash_extra_keys

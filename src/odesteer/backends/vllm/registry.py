@@ -13,17 +13,23 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from safetensors.torch import save
 
 from odesteer import __version__
-from odesteer.backends.vllm.request import KEY, LONGEST_NAME, SteeringRequest
+from odesteer.backends.vllm.request import KEY, LONGEST_NAME, START_OF, SteeringRequest, ask, parse
 from odesteer.common.registry import lookup
 from odesteer.models.compatibility import LEVELS
+from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import LayerSteering, Steering, load
 from odesteer.steering.expression import NAME, build
 from odesteer.steering.hub import locate
 from odesteer.steering.serialization.directory import CONFIG
+from odesteer.steering.serialization.tree import describe
 
-Steering = Steering
+_PLUGIN = "odesteer"
+
 Site = tuple[int, str]  # layer, site
 
 
@@ -70,6 +76,34 @@ def configuration(
     }
     SteeringRegistry.of({KEY: asked})
     return {KEY: asked}
+
+
+def options(
+    steerings: Mapping[str, str | os.PathLike[str]],
+    compose: Mapping[str, str] | None = None,
+    check: str = "architecture",
+) -> dict[str, Any]:
+    """Arguments for `vllm.LLM` or `vllm.EngineArgs`: `LLM(model, **options({...}))`.
+
+    Args:
+        steerings: directories written by `save_pretrained` (or Hub repositories), by the name that
+            requests use.
+        compose: expressions over those names, such as {"safe": "truthful & ~toxic"}.
+        check: how much the model must be the one they were fitted on, see
+            `odesteer.models.compatibility`.
+
+    Raises:
+        ValueError: for no steerings, one that cannot be read, or where VLLM_PLUGINS leaves
+            odesteer out.
+        FileNotFoundError: for a directory that is not there.
+    """
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and _PLUGIN not in allowed.split(","):
+        raise ValueError(
+            f"VLLM_PLUGINS is '{allowed}', which leaves odesteer out: requests would not be "
+            f"steered. Add '{_PLUGIN}' to it."
+        )
+    return {"additional_config": configuration(steerings, compose, check)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +164,7 @@ class SteeringRegistry:
                     f"strength."
                 )
             late = ask.start in ("last_prompt", "generated")
-            if part.field.reads_prompt and not late:
+            if part.field.prompt_conditioned and not late:
                 raise ValueError(
                     f"{KEY}: '{ask.name}' reads the prompt's last token first, so it starts at "
                     f"last_prompt or generated; got {ask.start!r}."
@@ -191,3 +225,130 @@ def _catalogue(text: str) -> SteeringRegistry:
 def _digest(folder: Path) -> str:
     """Of its configuration, which holds the hash of its tensors."""
     return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+
+
+def starts(positions: Any) -> str:
+    """Where steering starts in a request, for the library's name of its positions.
+
+    Raises:
+        ValueError: for a mask or "prompt": an engine steers everything from a position on.
+    """
+    found = START_OF.get(positions) if isinstance(positions, str) else None
+    if found is None:
+        what = repr(positions) if isinstance(positions, str) else "a mask"
+        raise ValueError(
+            f"vLLM steers from a position on: {', '.join(map(repr, START_OF))}; got {what}. "
+            f"TransformersBackend also takes 'prompt'."
+        )
+    return found
+
+
+class RegisteredSteerings:
+    """The steerings of an engine.
+
+    Args:
+        catalogue: what it was started with; None for an engine that does not steer.
+    """
+
+    def __init__(self, catalogue: SteeringRegistry | None = None):
+        self._catalogue = catalogue
+        # A field is never changed, and hashing one is slower than asking for it.
+        self._prints: WeakKeyDictionary[VectorField, str] = WeakKeyDictionary()
+        self._names: dict[tuple[Any, ...], list[str]] = {}
+        for name, steering in self.steerings.items():
+            self._names.setdefault(self._print(steering), []).append(name)
+
+    @property
+    def steerings(self) -> Mapping[str, Steering]:
+        """By name, each with its own dose."""
+        return {} if self._catalogue is None else self._catalogue.steerings
+
+    def serves(self, steering: Steering | None) -> bool:
+        """Whether a request can ask for it."""
+        try:
+            self.ask(steering, "last_prompt")
+        except ValueError:
+            return False
+        return True
+
+    def ask(self, steering: Steering | None, start: str | int) -> dict[str, str] | None:
+        """The `extra_args` of a request that is steered so from `start` on; None: not at all.
+
+        Raises:
+            ValueError: for a steering that the engine does not have, or a dose that a request
+                cannot say; says what to do.
+        """
+        if steering is None or all(part.dose.is_zero for part in steering.parts):
+            return None
+        names = self._names.get(self._print(steering), [])
+        if not names:
+            raise ValueError(
+                f"This engine does not have the steering '{steering.method}' of layer "
+                f"{steering.layer}: start it with all that it shall serve "
+                f"(it has: {', '.join(self.steerings) or 'none'}). A dose may change later, "
+                f"nothing else."
+            )
+        doses = _doses(steering)
+        own = [name for name in names if _doses(self.steerings[name]) == doses]
+        if own:
+            found = ask(own[0], start=start)
+        else:
+            found = ask(names[0], start=start, **_said(steering))
+        assert self._catalogue is not None
+        for one in parse(found[KEY]):
+            self._catalogue.check_ask(one)
+        return found
+
+    def _print(self, steering: Steering) -> tuple[Any, ...]:
+        """Equal for steerings that differ in nothing but their doses."""
+        return tuple(
+            (self._of(part.field), part.layer, part.site, part.solver, part.steps, part.calibration)
+            for part in steering.parts
+        )
+
+    def _of(self, field: VectorField) -> str:
+        if field not in self._prints:
+            tree, tensors = describe(field, "field")
+            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            said = json.dumps(tree, sort_keys=True).encode()
+            self._prints[field] = hashlib.sha256(said + save(plain)).hexdigest()
+        return self._prints[field]
+
+
+def dose_fits_request(steering: Steering) -> bool:
+    """Whether a request can say its dose, so that the engine need not be started with it."""
+    try:
+        return steering.dose.is_zero or bool(_said(steering))
+    except ValueError:
+        return False
+
+
+def _doses(steering: Steering) -> list[Dose]:
+    return [part.dose for part in steering.parts]
+
+
+def _said(steering: Steering) -> dict[str, float]:
+    """A steering's dose in the words of a request."""
+    parts = steering.parts
+    dose = parts[0].dose
+    if any(part.dose != dose for part in parts):
+        raise ValueError(
+            f"A request says one dose for all layers; this steering has "
+            f"{', '.join(str(part.dose) for part in parts)}. Start the engine with it at these "
+            f"doses."
+        )
+    if isinstance(dose, Target):
+        return {"target": dose.probability, **_amount(dose.budget, parts)}  # type: ignore[arg-type]
+    return _amount(dose, parts)
+
+
+def _amount(dose: Dose, parts: tuple[LayerSteering, ...]) -> dict[str, float]:
+    if isinstance(dose, Angle):
+        return {"angle": dose.size}
+    as_time = isinstance(dose, PathLength) and all(part.field.unit_speed for part in parts)
+    if isinstance(dose, Time) or as_time:
+        return {"strength": dose.size}
+    raise ValueError(
+        f"A request says a strength, an angle or a target; got {dose}. Start the engine with the "
+        f"steering at this dose."
+    )

@@ -6,6 +6,7 @@ or a list of such objects. A client names steerings that the operator loaded: ne
 code. Over HTTP the object travels as a JSON string in `vllm_xargs`, offline in `extra_args`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,6 +94,40 @@ def parse(value: Any) -> tuple[SteeringRequest, ...]:
         f'{KEY} is a JSON object such as {{"name": "truthful", "strength": 1.0}}, as a string; got '
         f"{_shown(value)}."
     )
+
+
+def asks_of(params: Any) -> tuple[SteeringRequest, ...]:
+    """What sampling parameters ask for; nothing for a pooling request."""
+    extra = getattr(params, "extra_args", None)
+    value = None if extra is None else extra.get(KEY)
+    return () if value is None else parse(value)
+
+
+def ask(
+    name: str,
+    *,
+    strength: float | None = None,
+    angle: float | None = None,
+    target: float | None = None,
+    start: str | int = "last_prompt",
+) -> dict[str, str]:
+    """The `extra_args` of `SamplingParams`, or `vllm_xargs` over HTTP, of a steered request.
+
+    Args:
+        name: of a steering that the engine has.
+        strength: integration time; the steering's own dose by default.
+        angle: path length relative to the activation's norm.
+        target: stop each token where P(positive) reaches this; the rest is its budget.
+        start: "all", "last_prompt", "generated", or the first position that is steered.
+
+    Raises:
+        ValueError: for what no server would take.
+    """
+    given = {"strength": strength, "angle": angle, "target": target}
+    value = {"name": name, "start": start, **{k: v for k, v in given.items() if v is not None}}
+    text = json.dumps(value)
+    parse(text)
+    return {KEY: text}
 
 
 def misspelt(keys: Iterable[Any]) -> str | None:

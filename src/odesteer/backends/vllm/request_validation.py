@@ -18,8 +18,7 @@ from odesteer.backends.vllm.middleware import (
     agreed,
 )
 from odesteer.backends.vllm.registry import SteeringRegistry
-from odesteer.backends.vllm.request import KEY, SteeringRequest, misspelt, parse
-from odesteer.backends.vllm.runner_hooks import asks_of
+from odesteer.backends.vllm.request import KEY, SteeringRequest, asks_of, misspelt, parse
 
 # Routes on which a steering was seen to do what it says; on any other one it is refused.
 STEERED = frozenset(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from odesteer.backends.vllm.runner_hooks import RowSpan, StepBatch, doses, to_device
+from odesteer.backends.vllm.batch import RowSpan, StepBatch, doses, to_device
 from odesteer.ode import DoseBatch, columns_of
 from odesteer.steering import LayerSteering
 
@@ -49,7 +49,7 @@ class SteeredLayer:
         device = torch.device(device)
         self.moved = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in parts}
         # A field with a gate goes backwards as another field, made here and not at every step.
-        self._away = {name: ~part for name, part in parts.items() if part.field.one_way}
+        self._away = {name: ~part for name, part in parts.items() if part.field.gated}
         self._velocities: dict[tuple[str, str], Tensor] = {}
         # By steering and direction: the doses of all rows, [4, rows], and whether any is set.
         self._buffers: dict[tuple[str, bool], Tensor] = {}
@@ -138,11 +138,11 @@ class SteeredLayer:
     # ---- inside
 
     def _prompts(self, name: str, part: LayerSteering) -> list[tuple[str, int]]:
-        return self.step.prompt_ends.get(name, []) if part.field.reads_prompt else []
+        return self.step.prompt_ends.get(name, []) if part.field.prompt_conditioned else []
 
     def _velocity(self, name: str, part: LayerSteering, shares: list[RowSpan]) -> Tensor | None:
         """For a field that reads the prompt: what it made of each row's, [n, d]."""
-        if not part.field.reads_prompt:
+        if not part.field.prompt_conditioned:
             return None
         kept = [
             self._velocities[share.of.request, name].expand(len(share.rows), -1) for share in shares

@@ -20,7 +20,7 @@ from odesteer.backends import Backend, Sampling, TransformersBackend
 from odesteer.backends.vllm.backend import VLLMBackend
 from odesteer.backends.vllm.backend import refuse as refuse_sampling
 from odesteer.backends.vllm.engine import Engine, installed
-from odesteer.backends.vllm.registered import dose_fits_request, starts
+from odesteer.backends.vllm.registry import dose_fits_request, starts
 from odesteer.common.registry import resolve, version_of
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.models.loading import SMOLLM2, local_copy

@@ -61,14 +61,14 @@ class SafetyFilter(Method):
                 f"safety-filter needs alpha > 0 and reach > 0; got {self.alpha} and {self.reach}."
             )
 
-    def tune(self, samples: Samples) -> "SafetyFilter":
-        return replace(self, estimate=self.estimate.tune(samples))
+    def select_hyperparameters(self, samples: Samples) -> "SafetyFilter":
+        return replace(self, estimate=self.estimate.select_hyperparameters(samples))
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
-        barrier = self.estimate.learn_from(samples, progress).barrier
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+        barrier = self.estimate.fit_samples(samples, progress).barrier
         if barrier is None:
             raise ValueError(
                 f"safety-filter needs a method with a barrier; {self.estimate.name} has none. "
@@ -78,5 +78,7 @@ class SafetyFilter(Method):
         limit = self.alpha * self.reach * float(radius)
         return SafetyField(barrier, self.alpha, self.margin, limit=limit or None)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
-        return self.estimate.held_out(samples, seed)
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.estimate.held_out_values(samples, seed)

@@ -64,7 +64,7 @@ class GaussianODESteer(Method):
                 f"odesteer-gaussian needs 0 <= shrinkage <= 1 or None; got {self.shrinkage}."
             )
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         if self.shared:
             above, below = pooled_covariance(positive, negative, self.shrinkage), None
         else:

@@ -72,7 +72,7 @@ class MixtureODESteer(Method):
                 f"{self.landmarks}, {self.folds} and {self.p}."
             )
 
-    def tune(self, samples: Samples) -> "MixtureODESteer":
+    def select_hyperparameters(self, samples: Samples) -> "MixtureODESteer":
         """The bandwidth with the least held-out log-loss, each one at its own best scale."""
         if self.bandwidth is not None:
             return self
@@ -85,13 +85,15 @@ class MixtureODESteer(Method):
         losses = [_calibrated_loss(row, labels) for row in values]
         return replace(self, bandwidth=bandwidths[int(np.argmin(losses))])
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         whitening = self._whitening(samples)
         bandwidth = self._bandwidth(whitening, samples)
         return GradientField(self._barrier(whitening, samples, bandwidth))
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """As every method's, in coordinates shared by the folds: they pool the classes."""
         folds = samples.folds(5, seed)
         if not folds:

@@ -68,10 +68,10 @@ class NetworkODESteer(Method):
     patience: int = 30
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
-        return self.learn_from(Samples(positive, negative))
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        return self.fit_samples(Samples(positive, negative))
 
-    def learn_from(self, samples: Samples, progress: Progress | None = None) -> VectorField:
+    def fit_samples(self, samples: Samples, progress: Progress | None = None) -> VectorField:
         with learning():
             rows = samples.rows.float()
             labels = torch.as_tensor(samples.labels).to(rows)

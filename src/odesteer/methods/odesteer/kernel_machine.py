@@ -22,7 +22,7 @@ from torch import Tensor
 from odesteer.methods.odesteer.logistic import regress
 from odesteer.ode import QuadraticBarrier, Whitening
 from odesteer.ode.barriers.quadratic import unit_or_zero
-from odesteer.ode.reduced.flow import enter
+from odesteer.ode.reduced.flow import project
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -191,14 +191,14 @@ def _agreement(
     barrier: QuadraticBarrier, a: Tensor, field: Tensor, fidelity: float
 ) -> Callable[[int], bool]:
     """Whether the barrier's unit field at a rank is the given one everywhere, in k + 1 numbers."""
-    frame = barrier.frame
-    x = a - frame.centre
-    flow, start = enter(frame, x @ frame.entrance, x.norm(dim=-1, keepdim=True))
+    basis = barrier.reduced_basis
+    x = a - basis.centre
+    flow, start = project(basis, x @ basis.projection, x.norm(dim=-1, keepdim=True))
     length = start[:, -1]
-    projected, along = field @ frame.exit.mT, (field * x).sum(dim=-1)
+    projected, along = field @ basis.lift.mT, (field * x).sum(dim=-1)
 
     def agrees(rank: int) -> bool:
-        velocity = flow._replace(frame=barrier.truncated(rank).frame)(start)
+        velocity = flow._replace(basis=barrier.truncated(rank).reduced_basis)(start)
         scaling = unit_or_zero(velocity[:, -1:], length.unsqueeze(-1))
         moved = velocity[:, :-1] - scaling * start[:, :-1]
         cosine = (moved * projected).sum(dim=-1) + scaling[:, 0] * along

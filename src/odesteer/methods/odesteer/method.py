@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.methods.base import Learnt, Method, MethodInfo
+from odesteer.methods.base import FitResult, Method, MethodInfo
 from odesteer.methods.odesteer.kernel_machine import (
     KernelMachine,
     fit_folds,
@@ -97,17 +97,19 @@ class ODESteer(Method):
             if value is not None and not value > 0:
                 raise ValueError(f"odesteer needs {name} > 0 or None; got {value}.")
 
-    def tune(self, samples: Samples) -> "ODESteer":
+    def select_hyperparameters(self, samples: Samples) -> "ODESteer":
         """gamma and C by held-out log-loss, then the rank by held-out fidelity of the field."""
         return self._tuned(self._view(samples), samples, None)[0]
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         view = self._view(samples)
         fits = fit_folds(view.expansion, samples.labels, [], *self._settings, 1.0)
         return self._field(view, fits.machine(view.expansion, 0), samples)
 
-    def held_out(self, samples: Samples, seed: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    def held_out_values(
+        self, samples: Samples, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """As every method's, on landmarks shared by all folds.
 
         Centre and covariance pool all rows: they carry nothing of the labels.
@@ -119,18 +121,20 @@ class ODESteer(Method):
         fits = fit_folds(view.expansion, samples.labels, folds, *self._settings, 1.0)
         return _density_ratio(held_out_log_odds(fits, folds, 0), samples)
 
-    def study(self, samples: Samples, seed: int | None, progress: Progress | None = None) -> Learnt:
+    def fit_and_validate(
+        self, samples: Samples, seed: int | None, progress: Progress | None = None
+    ) -> FitResult:
         """As every method's, with one set of coordinates and inner products for all of it.
 
         The folds that chose gamma and C also give the held-out values of that choice, as
-        `held_out` would again, where it would draw the same folds.
+        `held_out_values` would again, where it would draw the same folds.
         """
         view = self._view(samples)
         method, machine, log_odds = self._tuned(view, samples, seed)
         field = method._field(view, machine, samples)
         if seed is None or log_odds is None:
-            return Learnt(method, field, None)
-        return Learnt(method, field, _density_ratio(log_odds, samples))
+            return FitResult(method, field, None)
+        return FitResult(method, field, _density_ratio(log_odds, samples))
 
     @property
     def _settings(self) -> tuple[float, tuple[float]]:

@@ -53,7 +53,7 @@ class PaperODESteer(Method):
     C: float = 1.0
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         generator = torch.Generator().manual_seed(self.seed)
         hashes = SketchBarrier.draw(positive.shape[1], self.degree, self.components, generator)
         index, sign = (h.to(positive.device) for h in hashes)
@@ -106,7 +106,7 @@ class FourierODESteer(Method):
     C: float = 1.0
     seed: int = 0
 
-    def learn(self, positive: Tensor, negative: Tensor) -> VectorField:
+    def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         samples = Samples(positive, negative)
         rows = samples.rows
         generator = torch.Generator().manual_seed(self.seed)

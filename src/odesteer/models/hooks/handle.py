@@ -135,9 +135,9 @@ class LayerHandle:
         self._local.ran = call
         if call.obstacle:
             rows = self._rows is not None or isinstance(self.steering.dose, PerRow)
-            reads_prompt = self.steering.field.reads_prompt
-            check_packed(call.obstacle, self._positions, rows, reads_prompt)
-        velocity = self._velocity(hidden, call) if self.steering.field.reads_prompt else None
+            prompt_conditioned = self.steering.field.prompt_conditioned
+            check_packed(call.obstacle, self._positions, rows, prompt_conditioned)
+        velocity = self._velocity(hidden, call) if self.steering.field.prompt_conditioned else None
         mask = select_tokens(self._positions, call, hidden)
         if self._rows is not None:
             mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)

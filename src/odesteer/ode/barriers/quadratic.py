@@ -20,17 +20,17 @@ from odesteer.ode.eigen import largest_eigenpairs
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.whitening import Whitening
 
-# Fewer eigenpairs than this part of all are looked for one block at a time.
+# Below 1/SPARSE of all eigenpairs, block Lanczos instead of a dense decomposition.
 SPARSE = 8
 
 
 def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
-    """x / norm, and 0 where the norm is 0."""
+    """Return x / norm, and 0 where the norm is 0."""
     return (x / norm).masked_fill_(norm <= 0, 0.0)
 
 
 def is_above_noise(length: Tensor, q: Tensor) -> Tensor:
-    """False where q is radial up to rounding: a critical point, where the field is 0."""
+    """Return False where q is radial up to rounding: a critical point, where v = 0."""
     return length > 16 * torch.finfo(q.dtype).eps * q.norm(dim=-1, keepdim=True)
 
 
@@ -73,28 +73,28 @@ class QuadraticBarrier(Barrier):
         self.register_buffer("curvature", curvature)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=basis.dtype))
-        self._frame: ReducedBasis | None = None
+        self._reduced_basis: ReducedBasis | None = None
 
     @property
-    def frame(self) -> ReducedBasis:
-        """The coordinates in which its flow is solved; derived when first asked for."""
-        if self._frame is None:
-            self._frame = ReducedBasis.of(
+    def reduced_basis(self) -> ReducedBasis:
+        """Coordinates in which the flow is solved; computed at first use."""
+        if self._reduced_basis is None:
+            self._reduced_basis = ReducedBasis.of(
                 self.whitening, self.basis, self.curvature, self.slope, self.constant
             )
-        return self._frame
+        return self._reduced_basis
 
     def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
-        # In a new precision it is derived again, not cast: a barrier that was fitted and one that
-        # was loaded agree to the bit.
+        # Computed again in a new precision, not cast, so that fitted and loaded barriers agree to
+        # the bit.
         super()._apply(*args, **kwargs)
-        self._frame = None
+        self._reduced_basis = None
         return self
 
     def _with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "QuadraticBarrier":
-        """Another h in the same coordinates, which are not derived again: that costs the most."""
+        """Return another h in the same coordinates, which are costly to compute again."""
         other = QuadraticBarrier(self.whitening, self.basis, curvature, slope, constant)
-        other._frame = self.frame.with_form(curvature, slope, constant)
+        other._reduced_basis = self.reduced_basis.with_form(curvature, slope, constant)
         return other
 
     @staticmethod
@@ -105,7 +105,7 @@ class QuadraticBarrier(Barrier):
         whitening: Whitening,
         rank: int | None = None,
     ) -> "QuadraticBarrier":
-        """From A [d, d] and g [d]: y^T A y + g . y + constant, with the k largest |eigenvalues|."""
+        """Make y^T A y + g . y + constant of A [d, d] and g [d]; keep the largest |eigenvalues|."""
         double = form.double()
         pairs = _largest(double, rank)
         return _from_eigen(*pairs, double.trace(), slope, constant, whitening)
@@ -120,11 +120,11 @@ class QuadraticBarrier(Barrier):
         whitening: Whitening,
         rank: int | None = None,
     ) -> "QuadraticBarrier":
-        """From a kernel machine: sum_i weights_i (gamma x_i . y + c0)^2 + constant.
+        """Make a kernel machine's sum_i weights_i (gamma x_i . y + c0)^2 + constant.
 
         A = gamma^2 sum_i w_i x_i x_i^T, g = 2 gamma c0 sum_i w_i x_i. With fewer rows than
-        dimensions the eigenvectors are found in the span of the rows, at the cost of an
-        [n, n] problem instead of a [d, d] one.
+        dimensions the eigenvectors are computed in the span of the rows, an [n, n] problem
+        instead of a [d, d] one.
 
         Args:
             support: x_i, [n, d], unit rows in the coordinates y.
@@ -140,23 +140,23 @@ class QuadraticBarrier(Barrier):
         scaled = gamma**2 * weights
         trace = (scaled * support.square().sum(dim=1)).sum()
         if rank == 0:
-            nothing = support.mT[:, :0]
-            return _from_eigen(nothing[0], nothing, trace, slope, constant, whitening)
+            empty = support.mT[:, :0]
+            return _from_eigen(empty[0], empty, trace, slope, constant, whitening)
         if rank is not None and rank < min(n, d) // SPARSE:
-            found = largest_eigenpairs(
+            pairs = largest_eigenpairs(
                 lambda block: support.mT @ (scaled[:, None] * (support @ block)), support.mT, rank
             )
-            if found is not None:
-                return _from_eigen(*found, trace, slope, constant, whitening)
-        frame = None
+            if pairs is not None:
+                return _from_eigen(*pairs, trace, slope, constant, whitening)
+        span = None
         if n < d:
-            frame, triangle = torch.linalg.qr(support.mT)
+            span, triangle = torch.linalg.qr(support.mT)
             form = (triangle * scaled) @ triangle.mT
         else:
             form = (support.mT * scaled) @ support
         eigenvalues, vectors = _largest(form, rank)
-        if frame is not None:
-            vectors = frame @ vectors
+        if span is not None:
+            vectors = span @ vectors
         return _from_eigen(eigenvalues, vectors, trace, slope, constant, whitening)
 
     def value(self, a: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class QuadraticBarrier(Barrier):
         return (self.curvature * zeta.square() + self.slope * zeta).sum(dim=-1) + self.constant
 
     def gradient_in_y(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient with respect to y, and ||y|| [..., 1]."""
+        """Return the gradient with respect to y, and ||y|| [..., 1]."""
         y = self.whitening(a)
         radius = y.norm(dim=-1, keepdim=True)
         unit = unit_or_zero(y, radius)
@@ -181,7 +181,7 @@ class QuadraticBarrier(Barrier):
         return self.whitening.power(self.gradient_in_y(a)[0], -1)
 
     def ascent(self, a: Tensor) -> Tensor:
-        """S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
+        """Return S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
         return self.whitening.power(self.gradient_in_y(a)[0], 1)
 
     def sphere(self, a: Tensor) -> Sphere:
@@ -191,7 +191,7 @@ class QuadraticBarrier(Barrier):
         return Sphere(a - self.whitening.centre, radius * stretch)
 
     def truncated(self, rank: int) -> "QuadraticBarrier":
-        """The same basis with the `rank` largest curvatures; the others count as their mean."""
+        """Keep the `rank` largest curvatures; the others are replaced by their mean."""
         kept = self.curvature.abs().argsort(descending=True)[:rank]
         left = self.width - rank
         rest = (self.curvature.sum() - self.curvature[kept].sum()) / max(left, 1)
@@ -210,7 +210,7 @@ class QuadraticBarrier(Barrier):
 
 
 def _largest(form: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
-    """The `rank` eigenvalues of largest magnitude, or all that are not 0, and eigenvectors."""
+    """Return the `rank` eigenpairs of largest magnitude, or all with a nonzero eigenvalue."""
     eigenvalues, vectors = torch.linalg.eigh((form + form.mT) / 2)
     magnitude = eigenvalues.abs()
     if rank is None:
@@ -227,10 +227,10 @@ def _from_eigen(
     constant: Tensor | float,
     whitening: Whitening,
 ) -> QuadraticBarrier:
-    """Add g to the span of the eigenvectors that are kept, and make Lambda diagonal there.
+    """Add g to the span of the kept eigenvectors; Lambda stays diagonal.
 
-    The others count as their mean c, which on ||y|| = 1 is c times what the kept directions
-    leave: Lambda - c, and c in the constant.
+    The other eigenvalues are replaced by their mean c. On ||y|| = 1 that is Lambda - c on the kept
+    directions, and c in the constant.
     """
     (d, rank), dtype = basis.shape, whitening.centre.dtype
     basis, lam, slope = basis.double(), eigenvalues.double(), slope.double()
@@ -242,7 +242,7 @@ def _from_eigen(
         if remainder.norm() > 1e-12 * slope.norm():
             basis = torch.cat([basis, (remainder / remainder.norm()).unsqueeze(1)], dim=1)
             lam = torch.cat([lam, lam.new_zeros(1)])
-    # Lambda stays diagonal: what is left of A vanishes on the added column.
+    # Lambda stays diagonal: the rest of A vanishes on the added column.
     slope = basis.mT @ slope
     constant = (torch.as_tensor(constant, dtype=rest.dtype, device=rest.device) + rest).to(dtype)
     return QuadraticBarrier(

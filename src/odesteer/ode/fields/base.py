@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from odesteer.ode.barriers.base import Barrier
 from odesteer.ode.barriers.quadratic import QuadraticBarrier, unit_or_zero
-from odesteer.ode.reduced.flow import enter, leave
+from odesteer.ode.reduced.flow import displacement, project
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,7 +30,7 @@ class Flow(Protocol):
     def value(self, x: Tensor, /) -> Tensor:
         """The barrier h at x."""
 
-    def turn(self, x: Tensor, time: Tensor, /) -> Tensor:
+    def rotate(self, x: Tensor, time: Tensor, /) -> Tensor:
         """The great-circle step, for fields tangent to a sphere."""
 
     def length(self, x: Tensor, /) -> Tensor:
@@ -50,15 +50,15 @@ class VectorField(nn.Module, ABC):
 
     Attributes:
         unit_speed: promises ||v|| = 1 wherever v is not 0.
-        one_way: v is 0 on one side of a gate. A negative dose then follows the reversed
+        gated: v is 0 on one side of a gate. A negative dose then follows the reversed
             field, whose gate opens on the other side, instead of this one backwards.
-        reads_prompt: v is decided by the activation of the prompt's last token, and is the
+        prompt_conditioned: v is decided by the activation of the prompt's last token, and is the
             same for all tokens that follow; `forward` takes that activation.
     """
 
     unit_speed: bool = False
-    one_way: bool = False
-    reads_prompt: bool = False
+    gated: bool = False
+    prompt_conditioned: bool = False
 
     def __init__(self, barrier: Barrier | None = None):
         super().__init__()
@@ -81,7 +81,7 @@ class VectorField(nn.Module, ABC):
         """The same ODE from `a`, in the cheapest coordinates known."""
         return Reduction(self, a, lambda x: x)
 
-    def after(self, a: Tensor, time: float) -> Tensor | None:
+    def closed_form(self, a: Tensor, time: float) -> Tensor | None:
         """a(time) in closed form, where there is one that needs no solver."""
         return None
 
@@ -94,7 +94,7 @@ class VectorField(nn.Module, ABC):
             )
         return self.barrier.value(a)
 
-    def turn(self, a: Tensor, time: Tensor) -> Tensor:
+    def rotate(self, a: Tensor, time: Tensor) -> Tensor:
         """a along its great circle for `time`; raises ValueError if the flow is on no sphere."""
         sphere = None if self.barrier is None else self.barrier.sphere(a)
         if sphere is None or not self.unit_speed:
@@ -137,7 +137,7 @@ class ConstantField(VectorField):
     def forward(self, a: Tensor) -> Tensor:
         return self.direction.expand_as(a)
 
-    def after(self, a: Tensor, time: float) -> Tensor:
+    def closed_form(self, a: Tensor, time: float) -> Tensor:
         return torch.add(a, self.direction, alpha=time)
 
     @property
@@ -200,13 +200,13 @@ class GradientField(VectorField):
         barrier = self.barrier
         if not isinstance(barrier, QuadraticBarrier):
             return super().reduce(a)
-        frame = barrier.frame
-        x = a - frame.centre
-        flow, start = enter(frame, x @ frame.entrance, x.norm(dim=-1, keepdim=True))
+        basis = barrier.reduced_basis
+        x = a - basis.centre
+        flow, start = project(basis, x @ basis.projection, x.norm(dim=-1, keepdim=True))
 
         def lift(state: Tensor) -> Tensor:
-            shift, change = leave(start, state)
-            return a + shift * x + change @ frame.exit
+            shift, change = displacement(start, state)
+            return a + shift * x + change @ basis.lift
 
         return Reduction(flow, start, lift)
 

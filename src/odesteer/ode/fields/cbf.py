@@ -46,7 +46,7 @@ class SafetyField(VectorField):
     """
 
     unit_speed = False
-    one_way: bool = True
+    gated: bool = True
 
     def __init__(
         self,

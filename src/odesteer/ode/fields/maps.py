@@ -61,7 +61,7 @@ class PlaneFlow(NamedTuple):
         """h, [..., 2] -> [...]."""
         return (self.cosine * x[..., 0] + self.sine * x[..., 1]) / x.norm(dim=-1)
 
-    def turn(self, x: Tensor, time: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Exact: x turned by gamma `time` [..., 1]."""
         angle = self.speed * time
         return angle.cos() * x + angle.sin() * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
@@ -86,7 +86,7 @@ class RotationField(VectorField):
         ValueError: if theta is not of length 1, or `angle` does not map [d] to one number.
     """
 
-    one_way = True
+    gated = True
 
     def __init__(self, theta: Tensor, angle: Network, mirrored: bool = False):
         right = angle.width == len(theta) and angle.outputs == 1
@@ -205,7 +205,7 @@ class TransportField(VectorField):
         self.high: Tensor | None
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.one_way = gate is not None
+        self.gated = gate is not None
 
     def forward(self, a: Tensor) -> Tensor:
         v = self.barrier.gradient(a)

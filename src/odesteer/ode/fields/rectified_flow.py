@@ -106,7 +106,7 @@ class RectifiedField(VectorField):
         basis: B, [d, k] with orthonormal columns.
         points: of time at which the flow is known, >= 2: the midpoint rule goes from each to
             the next.
-        reads_prompt: a is the activation of the prompt's last token and v is kept for all
+        prompt_conditioned: a is the activation of the prompt's last token and v is kept for all
             tokens that follow; else each activation predicts its own correction.
     """
 
@@ -119,7 +119,7 @@ class RectifiedField(VectorField):
         spread: Tensor | float,
         basis: Tensor,
         points: int,
-        reads_prompt: bool,
+        prompt_conditioned: bool,
     ):
         super().__init__()
         d = flow.width
@@ -140,7 +140,7 @@ class RectifiedField(VectorField):
         self.register_buffer("spread", torch.as_tensor(spread, dtype=centre.dtype))
         self.register_buffer("basis", basis)
         self.points = points
-        self.reads_prompt = reads_prompt
+        self.prompt_conditioned = prompt_conditioned
 
     def forward(self, a: Tensor) -> Tensor:
         x = (a - self.centre) / self.scale
@@ -159,7 +159,7 @@ class RectifiedField(VectorField):
             -self.spread,
             self.basis,
             self.points,
-            self.reads_prompt,
+            self.prompt_conditioned,
         )
 
     def reduce(self, a: Tensor) -> Reduction:

@@ -2,9 +2,9 @@
 
     y = S^-1 x,  x = a - m,  h = zeta . Lambda zeta + beta . zeta + const,  zeta = V^T y / ||y||
 
-All that the flow asks of x lies in the span of V and of U, the directions of S, and in ||x||;
-all that it does to a is scale x and add something in the span of S V. So one thin product
-leads in and another leads out.
+The flow depends on x only through V^T x, U^T x and ||x||, U being the directions of S, and it
+changes a only by scaling x and adding a vector in the span of S V: one product [d, m] projects,
+one [k, d] lifts.
 """
 
 from dataclasses import dataclass, replace
@@ -26,16 +26,16 @@ class ReducedBasis:
         shrinkage: stretch^-2 - 1, [r]; ||y||^2 = ||x||^2 + (U^T x)^2 . shrinkage.
         exit: (S V)^T, [k, d].
         gram: V^T S^2 V, [k, k].
-        curvature: 2 Lambda, and 0 for what V does not span, [k + 1].
+        curvature: 2 Lambda, and 0 for the complement of V, [k + 1].
         slope: beta, and 0, [k + 1].
         constant: [].
     """
 
     centre: Tensor
-    entrance: Tensor
-    mix: Tensor | None
+    projection: Tensor
+    whitened_projection: Tensor | None
     shrinkage: Tensor
-    exit: Tensor
+    lift: Tensor
     gram: Tensor
     curvature: Tensor
     slope: Tensor
@@ -45,38 +45,37 @@ class ReducedBasis:
     def of(
         whitening: Whitening, basis: Tensor, curvature: Tensor, slope: Tensor, constant: Tensor
     ) -> "ReducedBasis":
-        """From V [d, k], the diagonal of Lambda [k] and beta [k]; computed in double precision."""
+        """Compute the basis from V [d, k], diag(Lambda) [k] and beta [k], in double precision."""
         dtype = basis.dtype
-        wide, U = basis.double(), whitening.directions.double()
+        V, U = basis.double(), whitening.directions.double()
         stretch = whitening.stretch.double()
-        shared = U.mT @ wide  # [r, k]
-        stretched = wide + U @ ((stretch - 1.0)[:, None] * shared)
-        entrance, mix = wide, None
+        overlap = U.mT @ V  # [r, k]
+        stretched = V + U @ ((stretch - 1.0)[:, None] * overlap)
+        projection, whitened_projection = V, None
         if not whitening.is_plain:
-            entrance = torch.linalg.qr(torch.cat([U, wide], dim=1)).Q
-            entrance[:, : len(stretch)] = U  # the factorisation is free in its signs
-            own = entrance[:, len(stretch) :].mT @ wide
-            ways = [torch.cat([shared * s[:, None], own]) for s in (1.0 / stretch, stretch)]
-            mix = torch.cat(ways, dim=1).to(dtype)
-        padded = _padded(curvature, slope)
+            projection = torch.linalg.qr(torch.cat([U, V], dim=1)).Q
+            projection[:, : len(stretch)] = U  # the factorisation is free in its signs
+            rest = projection[:, len(stretch) :].mT @ V
+            powers = [torch.cat([overlap * s[:, None], rest]) for s in (1.0 / stretch, stretch)]
+            whitened_projection = torch.cat(powers, dim=1).to(dtype)
         return ReducedBasis(
             whitening.centre,
-            entrance.to(dtype).contiguous(),
-            mix,
+            projection.to(dtype).contiguous(),
+            whitened_projection,
             (stretch**-2 - 1.0).to(dtype),
             stretched.mT.to(dtype).contiguous(),
             (stretched.mT @ stretched).to(dtype),
-            *padded,
+            *_padded(curvature, slope),
             constant,
         )
 
     def with_form(self, curvature: Tensor, slope: Tensor, constant: Tensor) -> "ReducedBasis":
-        """That of another Lambda, beta and constant on the same V."""
-        twice, beta = _padded(curvature, slope)
-        return replace(self, curvature=twice, slope=beta, constant=constant)
+        """Replace Lambda, beta and the constant, on the same V."""
+        curvature, slope = _padded(curvature, slope)
+        return replace(self, curvature=curvature, slope=slope, constant=constant)
 
 
 def _padded(curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """2 Lambda and beta, with a 0 for what V does not span."""
-    nothing = slope.new_zeros(1)
-    return torch.cat([2.0 * curvature, nothing]), torch.cat([slope, nothing])
+    """Return 2 Lambda and beta, each followed by a 0 for the complement of V."""
+    zero = slope.new_zeros(1)
+    return torch.cat([2.0 * curvature, zero]), torch.cat([slope, zero])

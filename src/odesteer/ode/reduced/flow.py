@@ -32,27 +32,27 @@ class ReducedFlow(NamedTuple):
     the same step in d dimensions.
     """
 
-    frame: ReducedBasis
+    basis: ReducedBasis
     cross: Tensor | None  # w, [..., k]; None when S = I
     stretched: Tensor | None  # P^2, [..., 1]; None when S = I
 
     def _tangent(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """t, r, and the length of t in y."""
+        """Return t, r, and the length of t in y."""
         radius = x.norm(dim=-1, keepdim=True)
         u = unit_or_zero(x, radius)
-        q = torch.addcmul(self.frame.slope, self.frame.curvature, u)
+        q = torch.addcmul(self.basis.slope, self.basis.curvature, u)
         tangent = q - (u * q).sum(dim=-1, keepdim=True) * u
         length = tangent.norm(dim=-1, keepdim=True)
         moves = is_above_noise(length, q) & (radius > 0)
         return tangent * moves, radius, length * moves
 
     def length(self, x: Tensor) -> Tensor:
-        """How far in a a displacement of the state reaches: [..., k + 1] -> [..., 1]."""
+        """Return the length in a of a displacement of the state: [..., k + 1] -> [..., 1]."""
         if self.cross is None or self.stretched is None:
             return x.norm(dim=-1, keepdim=True)
         z, sigma = x[..., :-1], x[..., -1:]
-        inner = z * (z @ self.frame.gram + 2.0 * sigma * self.cross)
-        squared = inner.sum(dim=-1, keepdim=True) + sigma.square() * self.stretched
+        integrator = z * (z @ self.basis.gram + 2.0 * sigma * self.cross)
+        squared = integrator.sum(dim=-1, keepdim=True) + sigma.square() * self.stretched
         return squared.clamp_min(0.0).sqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -60,14 +60,14 @@ class ReducedFlow(NamedTuple):
         return unit_or_zero(tangent, in_y if self.cross is None else self.length(tangent))
 
     def value(self, x: Tensor) -> Tensor:
-        """h, [..., k + 1] -> [...]."""
-        frame = self.frame
+        """Return h, [..., k + 1] -> [...]."""
+        basis = self.basis
         u = unit_or_zero(x, x.norm(dim=-1, keepdim=True))
-        half = torch.addcmul(frame.slope, frame.curvature, u, value=0.5)
-        return (half * u).sum(dim=-1) + frame.constant
+        half = torch.addcmul(basis.slope, basis.curvature, u, value=0.5)
+        return (half * u).sum(dim=-1) + basis.constant
 
-    def turn(self, x: Tensor, time: Tensor) -> Tensor:
-        """Along the great circle of y, whose initial speed in a is 1, for `time` [..., 1]."""
+    def rotate(self, x: Tensor, time: Tensor) -> Tensor:
+        """Move along the great circle in y, at initial speed 1 in a, for `time` [..., 1]."""
         tangent, radius, in_y = self._tangent(x)
         in_a = in_y if self.cross is None else self.length(tangent)
         angle = time * unit_or_zero(in_y, in_a * radius)
@@ -75,10 +75,10 @@ class ReducedFlow(NamedTuple):
 
 
 class ReducedState(NamedTuple):
-    """Where activations are in the coordinates of the flow.
+    """Reduced flow of some activations and their initial state.
 
     Attributes:
-        flow: the ODE there.
+        flow: the ODE in k + 1 dimensions.
         start: (z, p), [..., k + 1].
     """
 
@@ -86,35 +86,36 @@ class ReducedState(NamedTuple):
     start: Tensor
 
 
-def enter(frame: ReducedBasis, coordinates: Tensor, length: Tensor) -> ReducedState:
-    """The start of x = a - m, from what is left of it after the one product with d.
+def project(basis: ReducedBasis, coordinates: Tensor, length: Tensor) -> ReducedState:
+    """Complete the projection of x = a - m, given its one product with [d, m].
 
     Args:
-        frame: of the barrier.
-        coordinates: x @ frame.entrance, [..., m].
+        basis: of the barrier.
+        coordinates: x @ basis.projection, [..., m].
         length: ||x||, [..., 1].
     """
     squared = length.square()
-    if frame.mix is None:
+    if basis.whitened_projection is None:
         z, cross, stretched = coordinates, None, None
         p = (squared - z.square().sum(dim=-1, keepdim=True)).clamp_min(0.0).sqrt()
     else:
-        # The first columns of the entrance are the directions of S.
-        along = coordinates[..., : len(frame.shrinkage)]
-        in_y = squared + (along.square() @ frame.shrinkage).unsqueeze(-1)
-        z, projected = (coordinates @ frame.mix).chunk(2, dim=-1)
+        # The first columns of the projection are the directions of S.
+        along = coordinates[..., : len(basis.shrinkage)]
+        in_y = squared + (along.square() @ basis.shrinkage).unsqueeze(-1)
+        z, projected = (coordinates @ basis.whitened_projection).chunk(2, dim=-1)
         p = (in_y - z.square().sum(dim=-1, keepdim=True)).clamp_min(0.0).sqrt()
-        mixed = z @ frame.gram
+        mixed = z @ basis.gram
         left = squared + (z * (mixed - 2.0 * projected)).sum(dim=-1, keepdim=True)
         cross = unit_or_zero(projected - mixed, p)
         stretched = unit_or_zero(left.clamp_min(0.0), p.square())
-    return ReducedState(ReducedFlow(frame, cross, stretched), torch.cat([z, p], dim=-1))
+    return ReducedState(ReducedFlow(basis, cross, stretched), torch.cat([z, p], dim=-1))
 
 
-def leave(start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What a(T) = a + (s - 1) x + S V change needs: s - 1 [..., 1] and change [..., k].
+def displacement(start: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s - 1 [..., 1] and z(T) - s z(0) [..., k], the displacement before the lift.
 
-    change = z(T) - s z(0). A row that V spans has no remainder to scale: there s is 1.
+    a(T) = a + (s - 1) x + S V (z(T) - s z(0)). A row in the span of V has no remainder to scale:
+    there s is 1.
     """
     p, sigma = start[..., -1:], state[..., -1:]
     shift = torch.where(p > 0, (sigma - p) / p, torch.zeros_like(p))

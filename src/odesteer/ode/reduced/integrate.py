@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
-from odesteer.ode.reduced.flow import enter, leave
-from odesteer.ode.solvers.runge_kutta import Solver
+from odesteer.ode.reduced.flow import displacement, project
+from odesteer.ode.solvers import Solver
 
 
 class Integration(NamedTuple):
-    """How rows are integrated.
+    """Times, solver and stopping levels of an integration.
 
     Attributes:
         time: signed, [n].
-        solver, steps: how.
-        level: the value of the barrier at which a row stops: of all, or one a row [n].
+        solver: the solver.
+        steps: the number of fixed steps.
+        level: value of the barrier at which a row stops: one for all rows, or one for each [n].
     """
 
     time: Tensor
@@ -26,23 +27,23 @@ class Integration(NamedTuple):
     level: Tensor | float | None = None
 
     def flat(self) -> "Integration":
-        """That of rows in one list: [...] -> [n]."""
+        """Flatten times and levels: [...] -> [n]."""
         level = self.level.reshape(-1) if isinstance(self.level, Tensor) else self.level
         return Integration(self.time.reshape(-1), self.solver, self.steps, level)
 
     def part(self, rows: slice) -> "Integration":
-        """That of some of the rows."""
+        """Take some of the rows."""
         level = self.level[rows] if isinstance(self.level, Tensor) else self.level
         return Integration(self.time[rows], self.solver, self.steps, level)
 
 
 class ReducedResult(NamedTuple):
-    """What the flow does to rows: a(T) = a + shift x + change (S V)^T.
+    """Displacement of rows before the lift: a(T) = a + shift x + change (S V)^T.
 
     Attributes:
         shift: [n, 1].
         change: [n, k].
-        stays: [n], true for rows that are returned bit for bit.
+        stays: [n], True for rows that are returned bit for bit.
     """
 
     shift: Tensor
@@ -51,36 +52,38 @@ class ReducedResult(NamedTuple):
 
 
 def is_finite_and_not_zero(time: Tensor, total: Tensor) -> Tensor:
-    """True for rows that move: their time is not 0, and the sum of what they become is finite."""
-    return torch.add(time, total, alpha=0).abs() > 0  # 0 times what is not finite is NaN
+    """Return True where time is not 0 and `total`, the sum of a row's result, is finite."""
+    return torch.add(time, total, alpha=0).abs() > 0  # 0 times infinity is NaN
 
 
-def in_type_of(a: Tensor, moved: Tensor) -> Tensor:
-    """`moved` in a's type; a coordinate that float16 cannot hold keeps the value that it had."""
+def cast_like(a: Tensor, moved: Tensor) -> Tensor:
+    """Cast `moved` to a's type; a coordinate beyond float16's range keeps its old value."""
     result = moved.to(a.dtype)
     if a.dtype != torch.float16:  # the other types reach as far as float32
         return result
     return torch.where(result.isinf(), a, result)
 
 
-Inner = Callable[[ReducedBasis, Tensor, Tensor, Integration], ReducedResult]
+Integrator = Callable[[ReducedBasis, Tensor, Tensor, Integration], ReducedResult]
 
 
 def integrate_reduced(
-    frame: ReducedBasis, coordinates: Tensor, length: Tensor, course: Integration
+    basis: ReducedBasis, coordinates: Tensor, length: Tensor, integration: Integration
 ) -> ReducedResult:
-    """The flow in k + 1 dimensions, by any solver, in plain torch.
+    """Integrate the flow in k + 1 dimensions by any solver, in plain torch.
 
     Args:
-        frame: of the barrier.
+        basis: of the barrier.
         coordinates: x @ Q, [n, m].
         length: ||x||, [n, 1].
-        course: how far, and how.
+        integration: times, solver and levels.
     """
-    flow, start = enter(frame, coordinates, length)
-    state = course.solver.integrate(flow, start, course.time, course.steps, course.level)
-    shift, change = leave(start, state)
-    stays = ~is_finite_and_not_zero(course.time, change.sum(dim=-1) + shift.squeeze(-1))
-    if course.level is not None:
-        stays = stays | (flow.value(start) >= course.level)
+    flow, start = project(basis, coordinates, length)
+    state = integration.solver.integrate(
+        flow, start, integration.time, integration.steps, integration.level
+    )
+    shift, change = displacement(start, state)
+    stays = ~is_finite_and_not_zero(integration.time, change.sum(dim=-1) + shift.squeeze(-1))
+    if integration.level is not None:
+        stays = stays | (flow.value(start) >= integration.level)
     return ReducedResult(shift, change, stays)

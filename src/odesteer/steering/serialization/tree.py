@@ -58,6 +58,8 @@ SHAPES: dict[str, dict[str, str]] = {
 }
 # Squares of larger numbers overflow in float32, where not every activation need show it.
 LARGEST = 1e18
+# Arguments that files name otherwise: what 0.1.0 wrote is read, and it reads what is written.
+_SAVED_NAMES = {("RectifiedField", "prompt_conditioned"): "reads_prompt"}
 # Hash buckets; every other tensor holds real numbers.
 _INTEGERS = {("SketchBarrier", "index")}
 
@@ -172,20 +174,21 @@ def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], 
     tensors: dict[str, Tensor] = {}
     for argument in _arguments(name):
         value = getattr(module, argument)
-        path = f"{prefix}.{argument}"
+        saved = _SAVED_NAMES.get((name, argument), argument)
+        path = f"{prefix}.{saved}"
         if isinstance(value, Tensor):
             tensors[path] = value.detach().cpu().contiguous().clone()
-            tree[argument] = {"tensor": path}
+            tree[saved] = {"tensor": path}
         elif isinstance(value, nn.ModuleList):
             described = [describe(part, f"{path}.{i}") for i, part in enumerate(value)]
-            tree[argument] = [part for part, _ in described]
+            tree[saved] = [part for part, _ in described]
             for _, more in described:
                 tensors.update(more)
         elif isinstance(value, nn.Module):
-            tree[argument], more = describe(value, path)
+            tree[saved], more = describe(value, path)
             tensors.update(more)
         else:
-            tree[argument] = value
+            tree[saved] = value
     return tree, tensors
 
 
@@ -201,7 +204,10 @@ def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
     name = tree["type"]
     # No class has a long name, and looking for the nearest one takes time with the length.
     cls = lookup(CLASSES, name[:100], "part of a steering")
-    known = _arguments(name)
+    known = {
+        _SAVED_NAMES.get((name, argument), argument): hint
+        for argument, hint in _arguments(name).items()
+    }
     arguments = {key: _value(value, tensors) for key, value in tree.items() if key != "type"}
     if set(arguments) != set(known):
         raise ValueError(
@@ -214,7 +220,7 @@ def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
             shown = value if isinstance(value, str | int | float) else type(value)
             raise ValueError(f"the {argument} of a {name} cannot be {shown!r:.80}")
     check(name, arguments)
-    return cls(**arguments)
+    return cls(*(arguments[argument] for argument in known))
 
 
 def _value(value: Any, tensors: dict[str, Tensor]) -> Any:

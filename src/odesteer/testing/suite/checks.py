@@ -5,15 +5,46 @@ import gc
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from odesteer.testing.suite.adapter import NotOffered
 from odesteer.testing.suite.architectures import DEPTH
-from odesteer.testing.suite.testbed import LAYER, NEW, Testbed, check, close, same
+from odesteer.testing.suite.testbed import LAYER, NEW, Testbed, close, same
+
+CHECKS: dict[str, "Check"] = {}
+"""By name, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question, and the function that finds the answer.
+
+    Attributes:
+        name: short, for the table and for `pytest -k`.
+        question: what is asked.
+        run: raises AssertionError where the answer is no.
+        only: architectures it runs on; empty is all.
+    """
+
+    name: str
+    question: str
+    run: Callable[[Testbed], None]
+    only: tuple[str, ...] = ()
+
+
+def check(name: str, only: tuple[str, ...] = ()) -> Callable[[Callable[[Testbed], None]], Check]:
+    """Register a function as a check; its docstring is the question."""
+
+    def register(run: Callable[[Testbed], None]) -> Check:
+        CHECKS[name] = Check(name, (run.__doc__ or "").strip(), run, only)
+        return CHECKS[name]
+
+    return register
 
 
 @check("below")

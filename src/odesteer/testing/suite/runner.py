@@ -19,7 +19,7 @@ import torch
 from odesteer.common.registry import lookup
 from odesteer.testing.suite.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES
-from odesteer.testing.suite.testbed import CHECKS as CHECKS
+from odesteer.testing.suite.checks import CHECKS
 from odesteer.testing.suite.testbed import Testbed
 
 Outcome = Literal["pass", "fail", "not offered", "not possible"]

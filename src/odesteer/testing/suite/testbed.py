@@ -6,9 +6,8 @@ the library.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -204,37 +203,6 @@ class Testbed:
             yield
         finally:
             hook.remove()
-
-
-CHECKS: "dict[str, Check]" = {}
-"""By name, in the order of the table."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A question, and the function that finds the answer.
-
-    Attributes:
-        name: short, for the table and for `pytest -k`.
-        question: what is asked.
-        run: raises AssertionError where the answer is no.
-        only: architectures it runs on; empty is all.
-    """
-
-    name: str
-    question: str
-    run: Callable[[Testbed], None]
-    only: tuple[str, ...] = ()
-
-
-def check(name: str, only: tuple[str, ...] = ()) -> Callable[[Callable[[Testbed], None]], Check]:
-    """Register a function as a check; its docstring is the question."""
-
-    def register(run: Callable[[Testbed], None]) -> Check:
-        CHECKS[name] = Check(name, (run.__doc__ or "").strip(), run, only)
-        return CHECKS[name]
-
-    return register
 
 
 def same(one: Tensor, other: Tensor, what: str) -> None:

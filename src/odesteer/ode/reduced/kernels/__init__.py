@@ -1,48 +1,35 @@
-"""Compiled kernels of the reduced flow: numba on a CPU, triton on a GPU.
+"""Compiled kernels of the reduced flow: numba on a CPU, Triton on a GPU.
 
-The loop over steps is small: in plain torch most of its time goes into starting operations.
-`cpu` compiles it with numba (the extra "fast"), `gpu` the passage around it too with triton,
-which comes with torch's CUDA builds. Both do what `odesteer.ode.reduced.solve` and
-`odesteer.ode.reduced.integrate.integrate_reduced` do in torch, and the tests compare them with it;
-where neither is there, that is what runs.
+The loop over steps is small: in plain torch most of its time goes into launching operations.
+`numba_kernels` (the extra "fast") compiles it, `triton_launch` also the products around it with
+Triton, which comes with torch's CUDA builds. Both compute what `odesteer.ode.reduced.solve` and
+`integrate_reduced` do in torch, and the tests compare them; without either, torch runs.
 """
 
 import torch
 from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
-from odesteer.ode.reduced.integrate import Inner, Integration
-from odesteer.ode.reduced.kernels import numba_loop as cpu
-from odesteer.ode.reduced.kernels import triton_launch as gpu
-from odesteer.ode.solvers.runge_kutta import Solver
+from odesteer.ode.reduced.integrate import Integration, Integrator
+from odesteer.ode.reduced.kernels import numba_kernels, triton_launch
+from odesteer.ode.solvers import Solver
 
-__all__ = ["inner", "passage"]
-
-# Rows up to which one piece of compiled code beats a library's products; see `row`.
+# Rows up to which one compiled function beats a library's products; see `numba_kernels`.
 _FEW = 2
 
 
-def passage(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
-    """All the way from a [n, d] to a(time), in a's own type; None where nothing compiled does."""
-    if gpu.runs_on(a.device):
-        return gpu.passage(frame, a, course)
-    return _few_rows(frame, a, course) if a.device.type == "cpu" else None
+def solve(basis: ReducedBasis, a: Tensor, integration: Integration) -> Tensor | None:
+    """Return a(time) of rows [n, d] in their own type; None where no kernel takes them."""
+    if triton_launch.runs_on(a.device):
+        return triton_launch.solve(basis, a, integration)
+    single = a.dtype == basis.centre.dtype == torch.float32
+    if a.device.type != "cpu" or not single or len(a) > _FEW:
+        return None
+    return numba_kernels.solve_few(basis, a, integration)
 
 
-def inner(a: Tensor, solver: Solver) -> Inner | None:
-    """The compiled loop for rows like `a` and this solver; None where there is none."""
+def integrator(a: Tensor, solver: Solver) -> Integrator | None:
+    """Return the compiled loop for rows like `a` and this solver, or None without one."""
     if a.device.type == "cpu" and a.dtype == torch.float32:
-        return cpu.inner(solver)
+        return numba_kernels.integrator(solver)
     return None
-
-
-def _few_rows(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
-    single = a.dtype == frame.centre.dtype == torch.float32
-    if not single or len(a) > _FEW:
-        return None
-    straight = cpu.straight_or_not(course.solver)
-    if straight is None or cpu.compiled() is None:
-        return None
-    from odesteer.ode.reduced.kernels import numba_row as row  # numba is there
-
-    return row.solve(frame, a, course, straight)

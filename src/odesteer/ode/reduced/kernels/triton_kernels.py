@@ -1,40 +1,39 @@
-"""Triton kernels of the reduced flow. Imported only where triton is.
+"""Triton kernels of the reduced flow; importing this module needs Triton.
 
-    enter   parts of x @ Q and of ||x||^2, x = a - m, each program a stretch of d
-    flow    the parts summed, the ODE in k + 1 dimensions, (shift, change, stays)
-    leave   a + shift x + change (S V)^T, or a itself where a row stays
+    project  partial sums of x @ Q and of ||x||^2, x = a - m, each program over a split of d
+    flow     sum of the parts, the ODE in k + 1 dimensions, (shift, change, stays)
+    lift     a + shift x + change (S V)^T, or a itself where a row stays
 
-Activations are read and written in their own type; everything between is float32. The letters
-are those of `odesteer.ode.reduced.flow` and `odesteer.ode.reduced.kernels.numba_loop.loop`, rows
-are the first axis,
-and what is one number a row is [ROWS, 1]. Names in capitals are constants of a compilation.
+Activations are read and written in their own type; everything between is float32. Letters are
+those of `odesteer.ode.reduced.flow` and `odesteer.ode.reduced.kernels.numba_kernels.loop`. Rows
+are the first axis, and scalars of a row are [ROWS, 1]. Capitals are compile-time constants.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
-# They stand to the right of tensors: the interpreter of triton 3.7.1 takes them only there.
+# Constants stand to the right of tensors: Triton 3.7.1's interpreter takes them only there.
 # A tangent shorter than this share of q is rounding; see
 # `odesteer.ode.barriers.quadratic.is_above_noise`.
 _NOISE = tl.constexpr(16.0 * 2.0**-23)
-# So far above its level a row is put, relative to the sizes of h: single precision rounds, in
-# the products with d, here, and when the row is lifted. (Four times what `cpu.loop` takes, which
-# computes in double precision.)
+# Margin above the level at which a row stops, relative to the sizes of h: single precision rounds
+# in the products with d, here, and when the row is lifted. (Four times that of the numba loop,
+# which computes in double precision.)
 _ABOVE = tl.constexpr(32.0 * 2.0**-23)
 _HALVINGS = tl.constexpr(26)  # of a step: to the last digit of a share of it
 
-# Sizes that change from call to call: not compiled for anew where they are 1 or divisible by 16.
+# Sizes that change from call to call: no recompilation where they are 1 or divisible by 16.
 _LOOSE = ("n", "splits", "steps")
 
 
 @triton.jit
 def _product(x, matrix, ROWS: tl.constexpr):
-    """x [ROWS, j] @ matrix [j, c], to single precision.
+    """Multiply x [ROWS, j] by a matrix [j, c], in single precision.
 
-    One row is a weighted sum. Several go to the tensor cores, each number as the sum of two of
-    11 bits ("tf32x3"): what is dropped is below 2^-21 of the product, as in float32, and the
-    three passes are several times faster than float32 without tensor cores.
+    One row is a weighted sum. Several go to the tensor cores, each number split into two of 11
+    bits ("tf32x3"): the error is below 2^-21 of the product, as in float32, and the three passes
+    are several times faster than float32 without tensor cores.
     """
     if ROWS == 1:
         result = tl.sum(tl.trans(x) * matrix, axis=0)[None, :]
@@ -45,15 +44,15 @@ def _product(x, matrix, ROWS: tl.constexpr):
 
 @triton.jit
 def _total(x):
-    """The sum of each row, [ROWS, 1]."""
+    """Sum each row, [ROWS, 1]."""
     return tl.sum(x, axis=1)[:, None]
 
 
 @triton.jit(do_not_specialize=_LOOSE)
-def enter(
+def project(
     a,
     centre,
-    entrance,
+    projection,
     parts,
     n,
     d,
@@ -64,11 +63,11 @@ def enter(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """From a [n, d] to `parts` [splits, n, m + 1]: of x @ Q, and behind it of ||x||^2.
+    """Compute partial sums of [x @ Q, ||x||^2] of a [n, d]: `parts` [splits, n, m + 1].
 
-    Programs: (bands of Q's columns, blocks of rows, splits of d), so that those which read the
-    same rows run side by side. `stretch`, a multiple of DEPTH, is how many dimensions a split
-    has; `stride` is from row to row of a.
+    Programs: (bands of Q's columns, blocks of rows, splits of d), so that programs which read the
+    same rows run side by side. `stretch`, a multiple of DEPTH, is the number of dimensions in a
+    split; `stride` is the row stride of a.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -81,7 +80,7 @@ def enter(
         here = (row < n) & (i < d)[None, :]
         x = tl.load(a + row * stride + i[None, :], mask=here, other=0.0).to(tl.float32) - m_i
         inside = (i < d)[:, None] & (column < m)
-        q = tl.load(entrance + i[:, None] * m + column, mask=inside, other=0.0)
+        q = tl.load(projection + i[:, None] * m + column, mask=inside, other=0.0)
         product += _product(x, q, ROWS)
         squared += _total(x * x)
     out = parts + (split * n + row) * (m + 1)
@@ -92,10 +91,10 @@ def enter(
 
 @triton.jit
 def _gathered(parts, row, column, n, m, splits, ROWS: tl.constexpr, SPLITS: tl.constexpr):
-    """Columns [c] of the rows [ROWS, 1] of `parts`, summed over splits: [ROWS, c]."""
+    """Sum columns [c] of the rows [ROWS, 1] of `parts` over splits: [ROWS, c]."""
     total = tl.zeros([ROWS, column.shape[0]], tl.float32)
     here = (row < n) & (column <= m)[None, :]
-    for first in range(0, splits, SPLITS):  # so many loads are on their way together
+    for first in range(0, splits, SPLITS):  # SPLITS loads are in flight together
         split = first + tl.arange(0, SPLITS)[:, None, None]
         at = (split * n + row[None, :, :]) * (m + 1) + column[None, None, :]
         inside = (split < splits) & here[None, :, :]
@@ -105,7 +104,7 @@ def _gathered(parts, row, column, n, m, splits, ROWS: tl.constexpr, SPLITS: tl.c
 
 @triton.jit
 def _squared_in_a(z, factor, k, ROWS: tl.constexpr, K: tl.constexpr, CHUNK: tl.constexpr):
-    """z . G z of each row, as ||z F||^2 with G = F F^T."""
+    """Compute z . G z of each row, as ||z F||^2 with G = F F^T."""
     at = factor + tl.arange(0, K)[:, None] * K + tl.arange(0, CHUNK)[None, :]
     if CHUNK == K:  # small: stays in registers from step to step
         along = _product(z, tl.load(at), ROWS)
@@ -150,23 +149,25 @@ def flow(
     STRAIGHT: tl.constexpr,
     STOPS: tl.constexpr,
 ):
-    """From `parts` to `shift` [n], `change` [n, k] and `stays` [n]. Programs: blocks of rows.
+    """Integrate `parts` to `shift` [n], `change` [n, k] and `stays` [n].
+
+    Programs: blocks of rows.
 
     Args:
-        mix: [m, 2K]: what Q^T x has to be multiplied with for z, and for w p.
+        mix: [m, 2K]; Q^T x @ mix is z and w p, side by side.
         shrinkage: stretch^-2 - 1, [r].
         factor: F with F F^T = V^T S^2 V, [K, K].
-        curvature, slope: 2 Lambda and beta, [K]; K is k or more, filled up with zeros.
+        curvature, slope: 2 Lambda and beta, [K], padded with zeros from k.
         constant: of h, [1].
-        time, levels: [n], from row to row `time_stride` and `level_stride`; without `levels`,
-            `level` for all. Read only where rows stop (STOPS).
+        time, levels: [n], with strides `time_stride` and `level_stride`; without `levels`,
+            `level` for all rows. Read only where rows stop (STOPS).
         STRAIGHT: Euler's steps; else along great circles.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, K)[None, :]
     here = row < n
 
-    # Where the rows are: (z, sigma) and what the length in a asks for.
+    # The state (z, sigma), and what the length in a depends on.
     squared = _gathered(parts, row, m + tl.arange(0, 1), n, m, splits, ROWS, SPLITS)
     in_y_squared = squared
     w = tl.zeros([ROWS, K], tl.float32)
@@ -211,7 +212,7 @@ def flow(
         active = active & (goal > h)
         goal += (1.0 + tl.abs(goal) + tl.abs(h)) * _ABOVE
 
-    # What has been added to (z, p): small numbers, whose rounding is small too.
+    # Displacement of (z, p): small numbers, whose rounding is small too.
     dz = tl.zeros([ROWS, K], tl.float32)
     dp = tl.zeros([ROWS, 1], tl.float32)
     moved = tl.zeros([ROWS, 1], tl.int1)
@@ -269,7 +270,7 @@ def flow(
 
 @triton.jit
 def _turned(way, STRAIGHT: tl.constexpr):
-    """Cosine and sine of the angle that a step goes; `way` is its tangent or the angle."""
+    """Return cosine and sine of a step's angle; `way` is its tangent or the angle."""
     if STRAIGHT:
         cosine = 1.0 / tl.sqrt(1.0 + way * way)
         sine = way * cosine
@@ -280,16 +281,16 @@ def _turned(way, STRAIGHT: tl.constexpr):
 
 @triton.jit
 def _height(cosine, sine, uu, ut, tt, bu, bt, const):
-    """h at cosine u + sine t, from its five numbers."""
+    """Evaluate h at cosine u + sine t, from its five numbers."""
     h = const + cosine * (cosine * uu + 2.0 * sine * ut + bu)
     return h + sine * (sine * tt + bt)
 
 
 @triton.jit(do_not_specialize=_LOOSE)
-def leave(
+def lift(
     a,
     centre,
-    exit,
+    lift_matrix,
     shift,
     change,
     stays,
@@ -302,16 +303,19 @@ def leave(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """From shift, change and stays to `result` [n, d]. Programs: (blocks of rows, blocks of d)."""
+    """Lift shift, change and stays to `result` [n, d].
+
+    Programs: (blocks of rows, blocks of d).
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     moved = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(0, k, DEPTH):
         j = first + tl.arange(0, DEPTH)
-        own = (row < n) & (j < k)[None, :]
-        z = tl.load(change + row * k + j[None, :], mask=own, other=0.0)
+        valid = (row < n) & (j < k)[None, :]
+        z = tl.load(change + row * k + j[None, :], mask=valid, other=0.0)
         inside = (j < k)[:, None] & (i < d)
-        out = tl.load(exit + j[:, None].to(tl.int64) * d + i, mask=inside, other=0.0)
+        out = tl.load(lift_matrix + j[:, None].to(tl.int64) * d + i, mask=inside, other=0.0)
         moved += _product(z, out, ROWS)
     here = (row < n) & (i < d)
     before = tl.load(a + row * stride + i, mask=here, other=0.0)
@@ -320,6 +324,6 @@ def leave(
     moved += tl.load(shift + row, mask=row < n, other=0.0) * x
     stay = tl.load(stays + row, mask=row < n, other=1) != 0
     after = (old + moved).to(before.dtype)
-    # What a type cannot hold (float16 ends at 65,504) stays where it is.
+    # A value beyond the type's range (float16 ends at 65,504) stays as it was.
     stay = stay | (tl.abs(after.to(tl.float32)) == float("inf"))
     tl.store(result + row * d + i, tl.where(stay, before, after), mask=here)

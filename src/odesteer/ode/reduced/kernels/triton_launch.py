@@ -1,12 +1,11 @@
-"""Triton launches of the reduced flow.
+"""Triton launches of the reduced flow, for GPUs.
 
-The entrance product, the ODE in k + 1 dimensions and the exit product are one kernel each,
-`odesteer.ode.reduced.kernels.triton_kernels`: what is bound by memory reads the frame and the
-activations once
-and writes the result, and a step is arithmetic in registers instead of a dozen launches.
-Activations go in and come out in their own type. Nothing is read back from the device, nothing
-is tuned at run time and sums are taken in one order: after one call with the same shapes a CUDA
-graph can hold the passage, and it gives the same bits each time.
+The projection, the ODE in k + 1 dimensions and the lift are one kernel each, in
+`odesteer.ode.reduced.kernels.triton_kernels`. The memory-bound kernels read the basis and the
+activations once and write the result; a step is arithmetic in registers instead of a dozen
+launches. Activations keep their own type. Nothing is read back from the device, nothing is tuned
+at run time and sums have a fixed order: after one call with the same shapes a CUDA graph can
+capture the solution, and replays give the same bits.
 """
 
 import weakref
@@ -19,17 +18,17 @@ from torch import Tensor
 
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration
-from odesteer.ode.solvers.runge_kutta import SOLVERS
+from odesteer.ode.solvers import SOLVERS
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# No axis of a product on tensor cores may be shorter.
+# The shortest axis of a product on tensor cores.
 _SHORTEST = 16
 
 
 @cache
 def runs_on(device: torch.device) -> bool:
-    """True where the kernels can be compiled: triton asks for compute capability 8.0."""
+    """Return True where the kernels can be compiled: compute capability 8.0 or above."""
     return (
         device.type == "cuda"
         and torch.version.hip is None
@@ -38,19 +37,19 @@ def runs_on(device: torch.device) -> bool:
     )
 
 
-def passage(frame: ReducedBasis, a: Tensor, course: Integration) -> Tensor | None:
-    """a(time), [n, d] -> [n, d] in a's own type, by Euler's or great-circle steps.
+def solve(basis: ReducedBasis, a: Tensor, integration: Integration) -> Tensor | None:
+    """Return a(time) of rows [n, d] in their own type, by Euler's or great-circle steps.
 
-    None for other solvers and types, and where the kernels do not run.
+    Returns None for other solvers and types, and where the kernels do not run.
     """
-    straight = course.solver == SOLVERS["euler"]
-    known = straight or course.solver == SOLVERS["great-circle"]
-    fits = a.dtype in TYPES and frame.centre.dtype == torch.float32
-    return _run(frame, a, course, straight) if known and fits and runs_on(a.device) else None
+    straight = integration.solver == SOLVERS["euler"]
+    supported = straight or integration.solver == SOLVERS["great-circle"]
+    supported = supported and a.dtype in TYPES and basis.centre.dtype == torch.float32
+    return _launch(basis, a, integration, straight) if supported and runs_on(a.device) else None
 
 
-class _Fixed(NamedTuple):
-    """What `kernels.flow` needs of a frame; k is filled up with zeros to K."""
+class _Constants(NamedTuple):
+    """Arrays of a basis that `triton_kernels.flow` takes, padded with zeros from k to K."""
 
     mix: Tensor | None
     factor: Tensor | None
@@ -58,49 +57,49 @@ class _Fixed(NamedTuple):
     slope: Tensor
 
     @staticmethod
-    def of(frame: ReducedBasis) -> "_Fixed":
-        k = len(frame.gram)
-        filled = _power(k)
-        curvature, slope = frame.slope.new_zeros(2, filled)
-        curvature[:k], slope[:k] = frame.curvature[:k], frame.slope[:k]
-        if frame.mix is None:
-            return _Fixed(None, None, curvature, slope)
+    def of(basis: ReducedBasis) -> "_Constants":
+        k = len(basis.gram)
+        padded = _power(k)
+        curvature, slope = basis.slope.new_zeros(2, padded)
+        curvature[:k], slope[:k] = basis.curvature[:k], basis.slope[:k]
+        if basis.whitened_projection is None:
+            return _Constants(None, None, curvature, slope)
         # In double precision, once: w p = V^T S x - G z, and G = F F^T by a factorisation that
         # does not square the condition of S V.
-        into_z, projected = frame.mix.double().chunk(2, dim=-1)
-        mix = frame.mix.new_zeros(len(frame.mix), 2, filled)
+        into_z, projected = basis.whitened_projection.double().chunk(2, dim=-1)
+        mix = basis.gram.new_zeros(len(into_z), 2, padded)
         mix[:, 0, :k] = into_z
-        mix[:, 1, :k] = projected - into_z @ frame.gram.double()
-        factor = frame.gram.new_zeros(filled, filled)
-        factor[:k, :k] = torch.linalg.qr(frame.exit.mT.double(), mode="r").R.mT
-        return _Fixed(mix, factor, curvature, slope)
+        mix[:, 1, :k] = projected - into_z @ basis.gram.double()
+        factor = basis.gram.new_zeros(padded, padded)
+        factor[:k, :k] = torch.linalg.qr(basis.lift.mT.double(), mode="r").R.mT
+        return _Constants(mix, factor, curvature, slope)
 
 
-_fixed: "weakref.WeakKeyDictionary[ReducedBasis, _Fixed]" = weakref.WeakKeyDictionary()
+_constants: "weakref.WeakKeyDictionary[ReducedBasis, _Constants]" = weakref.WeakKeyDictionary()
 
 
-def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) -> Tensor:
-    """The three launches. The sizes of blocks follow from n, d, m and k alone."""
-    from odesteer.ode.reduced.kernels import triton_kernels as kernels
+def _launch(basis: ReducedBasis, a: Tensor, integration: Integration, straight: bool) -> Tensor:
+    """Launch the three kernels; block sizes follow from n, d, m and k alone."""
+    from odesteer.ode.reduced.kernels import triton_kernels
 
     a = a if a.stride(-1) == 1 else a.contiguous()
     n, d = a.shape
-    k, m, r = len(frame.gram), frame.entrance.shape[1], len(frame.shrinkage)
+    k, m, r = len(basis.gram), basis.projection.shape[1], len(basis.shrinkage)
     new = partial(torch.empty, dtype=torch.float32, device=a.device)
     result = new(n, d, dtype=a.dtype)
     if n == 0:
         return result
-    fixed = _fixed.get(frame)
-    if fixed is None:
-        fixed = _fixed[frame] = _Fixed.of(frame)
+    constants = _constants.get(basis)
+    if constants is None:
+        constants = _constants[basis] = _Constants.of(basis)
     processors = _processors(a.device)
-    # One row is worked on by itself, more fill the 16 rows of a tensor core's tile, at most 64:
-    # that many need 8 warps already, or the registers do not hold their sums.
+    # One row is computed alone; more fill the 16 rows of a tensor core's tile, at most 64: these
+    # already need 8 warps, or the registers do not hold their sums.
     rows = 1 if n == 1 else min(64, _power(n))
     blocks, warps = _blocks(n, rows), 8 if rows == 64 else 4
 
-    # Few rows read Q as fast as memory gives it only if every processor asks for a part of it:
-    # d is split until there are two programs for each, or until a stretch of it has 32 numbers.
+    # With few rows, Q is read at full bandwidth only if every processor reads a part of it: d is
+    # split until there are two programs for each processor, or 32 dimensions in a split.
     columns, depth = min(64, _power(m)), 32
     bands = max(1, _blocks(m, columns))
     splits = min(128, _blocks(2 * processors, blocks * bands), _blocks(d, depth))
@@ -108,25 +107,25 @@ def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) ->
     splits = _blocks(d, stretch)
     parts = new(splits, n, m + 1)
 
-    # A row a program, until rows outnumber what the device works on at once; from there 16 share
-    # what each reads of mix and factor, where the state is not too wide for that. What a program
-    # holds at a time is so much that nothing spills (compiled for compute capability 9.0, up to
-    # K = 256; a whitened frame of K = 512 does spill).
+    # One row a program, until rows outnumber the programs that run concurrently; beyond, 16 rows
+    # share their reads of mix and factor, where the state is narrow enough. Block sizes are such
+    # that no register spills (compiled for compute capability 9.0, up to K = 256; a whitened basis
+    # of K = 512 does spill).
     K = _power(k)
     together = _SHORTEST if n > 8 * processors and K <= 128 else 1
     whole = K <= 64 or (K == 128 and together == 1)
     shift, change, stays = new(n), new(n, k), new(n, dtype=torch.bool)
-    levels = course.level if isinstance(course.level, Tensor) else None
-    level = 0.0 if course.level is None or levels is not None else float(course.level)
+    levels = integration.level if isinstance(integration.level, Tensor) else None
+    level = 0.0 if integration.level is None or levels is not None else float(integration.level)
 
-    # Again enough programs for every processor, but none narrower than a line of memory.
+    # Again enough programs for every processor, but none narrower than a cache line.
     wide = 64 if blocks * _blocks(d, 64) >= 2 * processors else 32
 
     with torch.cuda.device_of(a):
-        kernels.enter[(bands, blocks, splits)](
+        triton_kernels.project[(bands, blocks, splits)](
             a,
-            frame.centre,
-            frame.entrance,
+            basis.centre,
+            basis.projection,
             parts,
             n,
             d,
@@ -138,15 +137,15 @@ def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) ->
             DEPTH=depth,
             num_warps=warps,
         )
-        kernels.flow[(_blocks(n, together),)](
+        triton_kernels.flow[(_blocks(n, together),)](
             parts,
-            fixed.mix,
-            frame.shrinkage,
-            fixed.factor,
-            fixed.curvature,
-            fixed.slope,
-            frame.constant,
-            course.time,
+            constants.mix,
+            basis.shrinkage,
+            constants.factor,
+            constants.curvature,
+            constants.slope,
+            basis.constant,
+            integration.time,
             levels,
             level,
             shift,
@@ -157,23 +156,23 @@ def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) ->
             k,
             r,
             splits,
-            course.steps,
-            course.time.stride(0),
+            integration.steps,
+            integration.time.stride(0),
             0 if levels is None else levels.stride(0),
             ROWS=together,
             K=K,
             CHUNK=K if whole else max(_SHORTEST, 4096 // K),
             COLUMNS=min(32, 8192 // K),
             SPLITS=min(_power(splits, 1), max(1, 8192 // (together * K))),
-            WHITENED=fixed.mix is not None,
+            WHITENED=constants.mix is not None,
             STRAIGHT=straight,
-            STOPS=course.level is not None,
+            STOPS=integration.level is not None,
             num_warps=4 if K <= 64 else 8,
         )
-        kernels.leave[(blocks, _blocks(d, wide))](
+        triton_kernels.lift[(blocks, _blocks(d, wide))](
             a,
-            frame.centre,
-            frame.exit,
+            basis.centre,
+            basis.lift,
             shift,
             change,
             stays,
@@ -191,7 +190,7 @@ def _run(frame: ReducedBasis, a: Tensor, course: Integration, straight: bool) ->
 
 
 def _power(count: int, least: int = _SHORTEST) -> int:
-    """The power of two that holds `count`."""
+    """Return the smallest power of two that is at least `count` and `least`."""
     return max(least, 1 << (count - 1).bit_length())
 
 
@@ -201,7 +200,7 @@ def _blocks(count: int, size: int) -> int:
 
 @cache
 def _processors(device: torch.device) -> int:
-    """How many programs run side by side; one where a CPU interprets them."""
+    """Return how many processors the device has; 1 where a CPU interprets the kernels."""
     if device.type != "cuda":
         return 1
     count: Any = torch.cuda.get_device_properties(device).multi_processor_count

@@ -72,7 +72,7 @@ def test_what_is_no_dose_of_a_row_is_refused(doses: list[PerRow]) -> None:
 class _OneWay(VectorField):
     """Moves where the first coordinate is negative."""
 
-    one_way = True
+    gated = True
 
     def forward(self, a: Tensor) -> Tensor:
         return torch.ones_like(a) * (a[..., :1] < 0)

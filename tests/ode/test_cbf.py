@@ -146,7 +146,7 @@ def test_reversed_it_filters_for_minus_h(make_quadratic, normal: Make) -> None:
     opposite = SafetyField(barrier.affine(-1.0), ALPHA, MARGIN, limit=4.0)
     assert torch.equal(field.reversed()(a), opposite(a))
     torch.testing.assert_close(field.reversed().reversed()(a), field(a), rtol=0, atol=0)
-    assert field.one_way
+    assert field.gated
 
 
 def test_a_guarded_field_reversed_is_guarded_by_the_same_barrier(
@@ -156,7 +156,7 @@ def test_a_guarded_field_reversed_is_guarded_by_the_same_barrier(
     field = SafetyField(barrier, ALPHA, MARGIN, base, limit=4.0)
     away = SafetyField(barrier, ALPHA, MARGIN, base.reversed(), limit=4.0)
     assert torch.equal(field.reversed()(a), away(a))
-    assert field.one_way
+    assert field.gated
 
 
 @pytest.mark.parametrize("nominal", [False, True])

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, solve
-from odesteer.ode.reduced import kernels as fused
-from odesteer.ode.reduced import solve as passage
-from odesteer.ode.reduced.kernels import numba_loop as cpu
+from odesteer.ode.reduced import kernels
+from odesteer.ode.reduced import solve as reduced_solve
+from odesteer.ode.reduced.integrate import Integration
+from odesteer.ode.reduced.kernels import numba_kernels
 
 D, K, R = 24, 7, 5
 COMPILED = ["euler", "great-circle"]
@@ -41,12 +42,12 @@ def rows(n: int = 60, d: int = D, seed: int = 1) -> Tensor:
 def inner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Plain torch, the loop as Python runs it, and the loop as numba compiles it."""
     kind: str = request.param
-    if kind == "compiled" and cpu.compiled() is None:
+    if kind == "compiled" and numba_kernels.compiled() is None:
         pytest.skip("numba is not installed")
     if kind == "torch":
-        monkeypatch.setattr(cpu, "compiled", lambda: None)
+        monkeypatch.setattr(numba_kernels, "compiled", lambda: None)
     elif kind == "loop":
-        monkeypatch.setattr(cpu, "compiled", lambda: cpu.loop)
+        monkeypatch.setattr(numba_kernels, "compiled", lambda: numba_kernels.loop)
     return kind
 
 
@@ -100,7 +101,7 @@ def test_rows_stop_where_double_precision_stops_them(
 def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
     name: str, whitened: bool, n: int
 ) -> None:
-    if cpu.compiled() is None:
+    if numba_kernels.compiled() is None:
         pytest.skip("numba is not installed")
     exact, a = barrier(whitened, d=700), rows(40, 700)
     one, how = copy.deepcopy(exact).float(), {"solver": SOLVERS[name], "steps": 7}
@@ -117,8 +118,8 @@ def test_a_few_rows_go_through_one_piece_of_code_that_does_the_same(
         moved = []
         for i in range(0, len(a), n):
             each = {"level": levels[i : i + n].float()} if isinstance(levels, Tensor) else some
-            part = passage.Course(time[i : i + n], how["solver"], how["steps"], *each.values())
-            assert fused.passage(one.frame, a[i : i + n], part) is not None
+            part = Integration(time[i : i + n], how["solver"], how["steps"], *each.values())
+            assert kernels.solve(one.reduced_basis, a[i : i + n], part) is not None
             moved.append(solve(GradientField(one), a[i : i + n], time[i : i + n], **each, **how))
         stays = (expected == a.double()).all(dim=-1)
         assert int(stays.sum()) >= 1
@@ -160,7 +161,9 @@ def test_what_the_span_holds_entirely_has_no_remainder_to_scale(inner: str) -> N
     assert relative(moved, expected, inside) < 1e-4
 
 
-@pytest.mark.parametrize("n", [1, 3, passage.WORKSPACE // 4096 - 1, passage.WORKSPACE // 4096 * 2])
+@pytest.mark.parametrize(
+    "n", [1, 3, reduced_solve.WORKSPACE // 4096 - 1, reduced_solve.WORKSPACE // 4096 * 2]
+)
 def test_a_batch_of_any_size_moves_each_row_as_it_moves_alone(n: int) -> None:
     one, a = barrier(d=4096).float(), rows(n, 4096)
     how: dict[str, Any] = {"solver": SOLVERS["great-circle"], "steps": 4}
@@ -268,7 +271,7 @@ def counted() -> Iterator[Callable[..., _Count]]:
 def test_a_batch_costs_two_thin_products_one_result_and_no_operation_more_for_more_steps(
     counted: Callable[..., _Count],
 ) -> None:
-    if cpu.compiled() is None:
+    if numba_kernels.compiled() is None:
         pytest.skip("numba is not installed")
     one, many = counted(64, 1), counted(64, 100)
     assert one.operations == many.operations <= 25
@@ -280,7 +283,7 @@ def test_a_batch_costs_two_thin_products_one_result_and_no_operation_more_for_mo
 def test_without_a_compiler_operations_grow_with_steps_and_not_with_rows(
     counted: Callable[..., _Count], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "compiled", lambda: None)
+    monkeypatch.setattr(numba_kernels, "compiled", lambda: None)
     few, many = counted(4, 10), counted(256, 10)
     assert few.operations == many.operations
     assert [size for size in many.fresh if size >= 256 * 512] == [256 * 512]
@@ -297,9 +300,9 @@ def test_a_compiler_without_a_folder_to_write_to_compiles_all_the_same(
 ) -> None:
     caching = pytest.importorskip("numba.core.caching")
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    monkeypatch.setattr(cpu, "loop", _nothing)
-    monkeypatch.setattr(cpu, "_SIGNATURE", "void(f8)")
-    code = cpu.compiled.__wrapped__()
+    monkeypatch.setattr(numba_kernels, "loop", _nothing)
+    monkeypatch.setattr(numba_kernels, "_SIGNATURE", "void(f8)")
+    code = numba_kernels.compiled.__wrapped__()
     assert type(code).__name__ == "CPUDispatcher" and len(code.signatures) == 1
 
 
@@ -307,6 +310,6 @@ def test_a_compiler_that_refuses_the_numpy_that_is_there_is_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.setattr(cpu, "find_spec", lambda name: name)
+    monkeypatch.setattr(numba_kernels, "find_spec", lambda name: name)
     with pytest.warns(UserWarning, match="The loop of the ODE is not compiled"):
-        assert cpu.compiled.__wrapped__() is None
+        assert numba_kernels.compiled.__wrapped__() is None

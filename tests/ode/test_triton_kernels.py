@@ -21,7 +21,7 @@ from torch import Tensor
 
 from odesteer import Angle, Steering, Target
 from odesteer.ode import SOLVERS, GradientField, QuadraticBarrier, Whitening, solve
-from odesteer.ode.reduced.kernels import triton_launch as gpu
+from odesteer.ode.reduced.kernels import triton_launch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Half a digit of the type is lost in writing; triton 3.9's interpreter cuts bfloat16 off.
@@ -39,7 +39,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """A CPU that interprets the kernels, and a GPU."""
     name: str = request.param
     if name == "cpu":
-        monkeypatch.setattr(gpu, "runs_on", lambda device: True)
+        monkeypatch.setattr(triton_launch, "runs_on", lambda device: True)
     return name
 
 
@@ -47,13 +47,13 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def move(device: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     """`solve` on the device with the barrier in single precision; the kernels must have run."""
     seen: list[torch.dtype] = []
-    run = gpu._run
+    run = triton_launch._launch
 
-    def noted(frame: Any, a: Tensor, *rest: Any) -> Tensor:
+    def noted(basis: Any, a: Tensor, *rest: Any) -> Tensor:
         seen.append(a.dtype)
-        return run(frame, a, *rest)
+        return run(basis, a, *rest)
 
-    monkeypatch.setattr(gpu, "_run", noted)
+    monkeypatch.setattr(triton_launch, "_launch", noted)
 
     def moved(barrier: QuadraticBarrier, a: Tensor, time: Any, **how: Any) -> Tensor:
         seen.clear()
@@ -241,8 +241,10 @@ def test_a_steering_hands_activations_on_as_they_are(strength: Any, device: str)
     a = rows(4, 24, torch.bfloat16).view(2, 2, 24).to(device)
     seen: list[torch.dtype] = []
     with pytest.MonkeyPatch.context() as patch:
-        run = gpu._run
-        patch.setattr(gpu, "_run", lambda f, x, *rest: seen.append(x.dtype) or run(f, x, *rest))
+        run = triton_launch._launch
+        patch.setattr(
+            triton_launch, "_launch", lambda f, x, *rest: seen.append(x.dtype) or run(f, x, *rest)
+        )
         moved = steering(a)
     assert seen == [torch.bfloat16] and moved.dtype == a.dtype and moved.shape == a.shape
     torch.testing.assert_close(moved.float(), steering(a.float()), rtol=ROUNDING * 2**-7, atol=1e-4)
@@ -277,8 +279,8 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(
         assert made.metadata.shared <= 99 * 1024
 
     for many in (1, 64):
-        compile_(kernels.enter, ROWS=many, COLUMNS=64, DEPTH=32)
-        compile_(kernels.leave, ROWS=many, COLUMNS=64, DEPTH=32)
+        compile_(kernels.project, ROWS=many, COLUMNS=64, DEPTH=32)
+        compile_(kernels.lift, ROWS=many, COLUMNS=64, DEPTH=32)
     sizes: dict[str, Any] = {"K": 64, "CHUNK": 64, "COLUMNS": 32, "SPLITS": 2}
     nothing: dict[str, Any] = {"mix": None, "factor": None, "levels": None}
     for straight in (True, False):

@@ -111,8 +111,12 @@ def test_casting_and_saving_derive_the_same_numbers(make_mixture, normal: Make) 
     field = GradientField(make_mixture().float())
     again, a = rebuild(*describe(field)), normal(5, 7).float()
     assert isinstance(again, GradientField)
-    assert torch.equal(again(a), field(a)) and torch.equal(again.value(a), field.value(a))
-    assert set(dict(again.named_buffers())) == set(dict(field.named_buffers()))
+    numbers, expected = dict(again.named_buffers()), dict(field.named_buffers())
+    assert numbers.keys() == expected.keys()
+    assert all(torch.equal(numbers[name], expected[name]) for name in expected)
+    # Equal numbers at other addresses: on some processors MKL rounds products by alignment.
+    torch.testing.assert_close(again(a), field(a), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(again.value(a), field.value(a), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

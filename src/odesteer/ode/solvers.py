@@ -1,8 +1,11 @@
-"""Fixed-step Runge-Kutta, adaptive and great-circle solvers.
+"""Solvers of da/dt = v(a): Runge-Kutta with fixed or adaptive steps, great circles.
 
-Every solver moves each row by itself, through its own time, forwards or backwards, and can
-stop a row where the barrier reaches a level (`level`). Fixed steps are an integer count:
-the step is time / steps, never the other way round, so ten steps are ten.
+Every solver moves each row independently, through its own time, forwards or backwards, and can
+stop a row where the barrier reaches a level (`level`). Fixed steps are an integer count: the
+step is time / steps, never the other way round, so ten steps are ten.
+
+Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2nd ed., 1993,
+chapters II.1 and II.5.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +17,89 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.fields.base import Flow
-from odesteer.ode.solvers import butcher as tableaus
-from odesteer.ode.solvers.butcher import Tableau
 
 # Each at least halves the bracket and, once close, doubles the digits.
 _EVENT_ITERATIONS = 10
-# So many roundings, relative to the sizes of h, above its level a row stops: h is computed anew
-# from the activation, and P from h.
+# Margin above the level at which a row stops, in roundings relative to the sizes of h: h is
+# computed anew from the activation, and P from h.
 _ABOVE = 6
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Butcher tableau of an explicit Runge-Kutta method.
+
+        k_i = v(a + dt sum_j A_ij k_j),   a(t + dt) = a + dt sum_i b_i k_i
+
+    Args:
+        a: row i holds the i coefficients of stage i (the first row is empty).
+        b: weights of the stages.
+        order: the order of the method; the caller vouches for it.
+        b_error: weights of an embedded method of order - 1, for step size control.
+
+    Raises:
+        ValueError: if the method is not explicit.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    b_error: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
+            raise ValueError(
+                f"An explicit tableau has {len(self.b)} rows of 0, 1, 2, ... coefficients; got "
+                f"rows of {[len(row) for row in self.a]}."
+            )
+
+
+EULER = Tableau(a=((),), b=(1.0,), order=1)
+"""Euler's method, explicit. Order 1, one stage."""
+
+MIDPOINT = Tableau(a=((), (0.5,)), b=(0.0, 1.0), order=2)
+"""Explicit midpoint rule, also called modified Euler. Order 2, two stages."""
+
+HEUN = Tableau(a=((), (1.0,)), b=(0.5, 0.5), order=2)
+"""Heun's method of order 2, also called the explicit trapezoidal rule or improved Euler.
+
+Two stages. Not Heun's third-order method, nor Ralston's, which some texts call Heun's.
+"""
+
+RK4 = Tableau(a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
+"""The classical Runge-Kutta method. Order 4, four stages."""
+
+RK4_38 = Tableau(
+    a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8), order=4
+)
+"""Kutta's 3/8 rule. Order 4, four stages; smaller error constants than the classical method."""
+
+DOPRI5 = Tableau(
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    order=5,
+    b_error=(
+        5179 / 57600,
+        0.0,
+        7571 / 16695,
+        393 / 640,
+        -92097 / 339200,
+        187 / 2100,
+        1 / 40,
+    ),
+)
+"""Dormand-Prince 5(4), as in MATLAB's ode45: order 5 with an embedded method of order 4.
+
+Seven stages; the last one, first-same-as-last, is not reused here.
+"""
 
 
 class Solver(ABC):
@@ -146,7 +224,7 @@ class GreatCircle(FixedStep):
     """
 
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
-        return flow.turn(x, dt)
+        return flow.rotate(x, dt)
 
 
 @dataclass(frozen=True)
@@ -163,7 +241,7 @@ class Adaptive(Solver):
     """
 
     adaptive: ClassVar[bool] = True
-    tableau: Tableau = tableaus.DOPRI5
+    tableau: Tableau = DOPRI5
     tolerance: float = 1e-5
     max_steps: int = 1000
 
@@ -257,11 +335,11 @@ def _combine(coefficients: Sequence[float], slopes: list[Tensor]) -> Tensor:
 
 
 SOLVERS: dict[str, Solver] = {
-    "euler": RungeKutta(tableaus.EULER),
-    "midpoint": RungeKutta(tableaus.MIDPOINT),
-    "heun": RungeKutta(tableaus.HEUN),
-    "rk4": RungeKutta(tableaus.RK4),
-    "rk4-38": RungeKutta(tableaus.RK4_38),
+    "euler": RungeKutta(EULER),
+    "midpoint": RungeKutta(MIDPOINT),
+    "heun": RungeKutta(HEUN),
+    "rk4": RungeKutta(RK4),
+    "rk4-38": RungeKutta(RK4_38),
     "great-circle": GreatCircle(),
     "dopri5": Adaptive(),
 }
