@@ -37,7 +37,7 @@ serve-demo: $(SERVING)/.ready  ## vLLM on this CPU, with two moods that are fitt
 	  --steering melancholy=odesteer-demo/melancholy -- $(ON_CPU)
 
 cli-reference: $(READY)  ## docs/cli.md, from the commands themselves
-	$(BIN)/python -m odesteer.cli.reference > docs/cli.md.new
+	$(BIN)/python docs/cli_reference.py > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 
 conformance: $(READY)  ## the table of docs/conformance.md: 49 architectures

@@ -1,9 +1,9 @@
-"""Hooks of mkdocs: what the site has beyond the folder of pages.
+"""MkDocs hooks: pages and markup that the site has and the folder docs/ has not.
 
-A page a method, from its class; a page a tutorial, from its notebook as it was executed; the
+A page for each method, from its class; a page for each tutorial, from its executed notebook; the
 README's neighbours (changes, contributing, security); equations, $...$ and $$...$$, as MathML,
-which browsers draw without a script; and links that lead out of docs/ as the paths that they
-name, since the site does not hold those files.
+which browsers draw without a script; and links that lead out of docs/ as plain paths, since the
+site does not hold those files.
 """
 
 import re
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from method_pages import method_page  # MkDocs puts this directory on the path
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
-from odesteer.cli.method_page import method_page
 from odesteer.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parent.parent

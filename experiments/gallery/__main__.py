@@ -1,19 +1,24 @@
-"""`python -m experiments.gallery`: all methods on two-dimensional data."""
+"""All methods on two-dimensional data: `python -m experiments.gallery`."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from experiments.gallery import measure
+from experiments.gallery.plot import gallery_figure
+from experiments.gallery.result import DOSES, Gallery, Outcome
+from experiments.gallery.toy_data import PLANES
 from rich.table import Table
 
 from odesteer.cli import options
 from odesteer.cli.console import out, progress, say, teaching_errors
+from odesteer.common.files import write_whole
 
-if TYPE_CHECKING:
-    from experiments.gallery.result import Gallery, Outcome
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
+@app.command()
 @teaching_errors
 def gallery(
     output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")] = Path(
@@ -28,23 +33,17 @@ def gallery(
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw what every method does to three data sets in the plane, and count who arrives.
+    """Draw what each method does to three data sets in the plane, and count arrivals.
 
     Writes gallery.png, gallery.json and gallery.md.
 
     Example: python -m experiments.gallery --methods caa,odesteer
     """
-    from experiments.gallery import measure as library
-
     names = None if methods is None else [name.strip() for name in methods.split(",")]
-    library.check(names, points)
+    measure.check(names, points)
     _make_writable(output)
-    from experiments.gallery.plot import gallery_figure
-
-    from odesteer.common.files import write_whole
-
     with progress("Fitting and steering") as done:
-        result = library.run(names, points, seed, done)
+        result = measure.run(names, points, seed, done)
     result.save(output / "gallery.json")
     write_whole(output / "gallery.md", result.markdown().encode())
     gallery_figure(result, output / "gallery.png")
@@ -57,7 +56,7 @@ def gallery(
 
 
 def _make_writable(folder: Path) -> None:
-    """Finding out before the work is done, not after it."""
+    """Create the directory, or raise before the work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         allowed = os.access(folder, os.W_OK | os.X_OK)
@@ -67,18 +66,15 @@ def _make_writable(folder: Path) -> None:
         raise ValueError(f"Cannot write to '{folder}'; give another directory with --out.")
 
 
-def share_table(result: "Gallery") -> Table:
-    """Percent of held-out negatives that arrive; narrow enough for 80 columns."""
-    from experiments.gallery.result import DOSES
-    from experiments.gallery.toy_data import PLANES
-
+def share_table(result: Gallery) -> Table:
+    """Tabulate the percentage of held-out negatives that arrive, in at most 80 columns."""
     table = Table(
         box=None, padding=(0, 1, 0, 0), title="% in the desired region at equal displacement"
     )
     table.add_column("\nmethod", style="bold", no_wrap=True)
     for plane in PLANES:
-        for place, dose in enumerate(DOSES):
-            heading = plane if place == 0 else ""
+        for column, dose in enumerate(DOSES):
+            heading = plane if column == 0 else ""
             table.add_column(f"{heading}\n{dose:g}×", justify="right", no_wrap=True)
     for method in result.methods:
         cells = [cell(result.outcome(method, plane, dose)) for plane in PLANES for dose in DOSES]
@@ -86,16 +82,20 @@ def share_table(result: "Gallery") -> Table:
     return table
 
 
-def cell(outcome: "Outcome") -> str:
-    """Share, half the width of its interval, and how far it got where that is less than asked."""
+def cell(outcome: Outcome) -> str:
+    """Format the share, half its interval's width and a displacement below the dose."""
     share = outcome.share
     text = f"{100 * share.mean:.0f}±{50 * (share.high - share.low):.0f}"
     return f"{text}\n≤{outcome.moved:.1f}×" if outcome.falls_short else text
 
 
-def _notes(result: "Gallery") -> str:
+def _notes(result: Gallery) -> str:
     return (
         f"n = {result.points} held-out negatives a plane; ± is half the width of a 95 % bootstrap "
         f"interval. 1×: displaced on average by their mean distance to the desired region, with "
         f"which a perfect method brings all there. ≤0.9×: the method moves them no further."
     )
+
+
+if __name__ == "__main__":
+    app()

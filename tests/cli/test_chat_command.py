@@ -9,7 +9,7 @@ import torch
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.cli import console, options
+from odesteer.cli import console
 from odesteer.cli.chat import (
     COMMANDS,
     Conversation,
@@ -20,6 +20,7 @@ from odesteer.cli.chat import (
     talk,
     wrapped,
 )
+from odesteer.common import catalogue
 from odesteer.models.hooks.stats import StepStats
 
 POSITIVE = ["the cat is good", "a bird was good", "good dog", "the moon is good"]
@@ -192,7 +193,7 @@ def test_the_terminal_completes_commands_and_methods() -> None:
     assert completed("/method mi") == ["/method mimic"]
     assert completed("hello") == []
     assert {each.split()[0] for each in completed("/")} == {each.split()[0] for each in COMMANDS}
-    assert len(completed("/method ")) == 1 + len(options.METHODS)
+    assert len(completed("/method ")) == 1 + len(catalogue.METHODS)
 
 
 def test_lines_end_between_words() -> None:

@@ -9,11 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 import odesteer as ods
-from odesteer.cli import options
+from odesteer.cli import library
 from odesteer.cli.app import app
 from odesteer.cli.options import among, models
+from odesteer.common import catalogue
 from odesteer.extraction.tokenize import TOKENS
 from odesteer.models.hooks.positions import POSITIONS
+from odesteer.models.loading import load_model
 
 MAIN = "import sys; sys.argv[0] = 'odesteer'; from odesteer.cli import main; main()"
 
@@ -69,10 +71,19 @@ def test_the_script_for_a_shell_is_shown() -> None:
 
 
 def test_the_words_are_those_of_the_library() -> None:
-    assert options.METHODS == tuple(ods.METHODS)
-    assert options.SOLVERS == tuple(ods.SOLVERS)
-    assert options.TOKENS == TOKENS
-    assert options.POSITIONS == tuple(POSITIONS)
+    assert tuple(catalogue.METHODS) == tuple(ods.METHODS)
+    assert catalogue.SOLVERS == tuple(ods.SOLVERS)
+    assert catalogue.TOKENS == TOKENS
+    assert catalogue.POSITIONS == tuple(POSITIONS)
+
+
+def test_every_name_that_commands_use_is_there() -> None:
+    assert library.load_model is load_model
+    for name in library._HOME:
+        if name not in ("serve", "lm_eval", "lm_eval_paired"):  # Gradio and lm_eval are extras
+            assert getattr(library, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        getattr(library, "nonsense")  # noqa: B009
 
 
 def test_models_are_the_packaged_one_those_of_the_hub_and_directories(

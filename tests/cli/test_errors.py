@@ -153,18 +153,6 @@ def test_an_unknown_option_is_a_usage_error() -> None:
     assert "No such option: --nonsense" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_gallery_of_an_unknown_method_is_refused_before_it_writes(tmp_path: Path) -> None:
-    result = run("gallery", "--methods", "caa,itti", "--out", tmp_path / "out")
-    fails_with(result, "Unknown method 'itti'", "Did you mean 'iti'?")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    result = run("gallery", "--out", tmp_path / "file")
-    fails_with(result, "Cannot write to", str(tmp_path / "file"), "--out")
-
-
 def test_a_method_that_does_not_exist_is_not_explained() -> None:
     fails_with(run("methods", "odestear"), "Unknown method 'odestear'", "Did you mean 'odesteer'?")
 

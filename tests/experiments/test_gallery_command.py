@@ -1,13 +1,13 @@
-"""`odesteer gallery` writes two files and prints a table that fits a terminal."""
+"""`python -m experiments.gallery` writes three files and prints a table that fits a terminal."""
 
 import json
 from pathlib import Path
 
 import pytest
+from experiments.gallery.__main__ import app
 from typer.testing import CliRunner
 
 from odesteer.cli import console
-from odesteer.cli.app import app
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("narrow")
 def test_it_writes_its_files_and_prints_every_cell(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    arguments = ["gallery", "--methods", "caa, mimic", "--points", "60", "--out", str(folder)]
+    arguments = ["--methods", "caa, mimic", "--points", "60", "--out", str(folder)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert {file.name for file in folder.iterdir()} == {"gallery.json", "gallery.md", "gallery.png"}
@@ -35,7 +35,25 @@ def test_it_writes_its_files_and_prints_every_cell(tmp_path: Path) -> None:
 
 
 def test_json_is_the_file(tmp_path: Path) -> None:
-    arguments = ["gallery", "--methods", "caa", "--points", "60", "--out", str(tmp_path), "--json"]
+    arguments = ["--methods", "caa", "--points", "60", "--out", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "gallery.json").read_text())
+
+
+def test_an_unknown_method_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    arguments = ["--methods", "caa,itti", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: Unknown method 'itti'") and "Did you mean 'iti'?" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_named_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "file")], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    for words in ("error: Cannot write to", str(tmp_path / "file"), "--out"):
+        assert words in line

@@ -3,7 +3,7 @@
 from tests.helpers import models as tiny
 
 from odesteer.data import Contrast
-from odesteer.playground.library import SavedSteering, SharedModel, Source, learnable
+from odesteer.playground.library import SavedSteering, SharedModel, Source, prepare_contrast
 from odesteer.playground.session import Controls
 
 PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
@@ -11,7 +11,7 @@ GOOD = [f"the {who} is good {place}" for who in ("cat", "dog", "bird") for place
 BAD = [text.replace("good", "bad") for text in GOOD]
 
 
-def desk(chat: bool = True) -> SharedModel:
+def shared(chat: bool = True) -> SharedModel:
     """A random model whose every token is a word."""
     tokenizer = tiny.tokenizer(chat=chat)
     tokenizer.add_tokens([f"w{i}" for i in range(len(tokenizer), tiny.VOCABULARY)])
@@ -22,13 +22,13 @@ def contrast() -> Contrast:
     return Contrast.from_pairs(positive=GOOD, negative=BAD)
 
 
-def shelf(at: SharedModel) -> dict[str, Source]:
+def library(at: SharedModel) -> dict[str, Source]:
     """A contrast that was read, and a steering that was saved."""
     return {
-        "good": learnable(at, contrast(), [1, 2]),
+        "good": prepare_contrast(at, contrast(), [1, 2]),
         "curved": SavedSteering(tiny.quadratic(), "kept/it"),
     }
 
 
-def setting(expression: str = "good", **changes: object) -> Controls:
+def controls(expression: str = "good", **changes: object) -> Controls:
     return Controls(expression, **{"layer": 1, "max_new_tokens": 6, **changes})  # type: ignore[arg-type]

@@ -41,12 +41,12 @@ def address(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("page")
     synthetic.toxicity_run(folder / "toxicity")
-    desk = small.desk()
-    acts = Controller(desk, small.shelf(desk), folder / "kept", runs_in(folder))
+    shared = small.shared()
+    controller = Controller(shared, small.library(shared), folder / "kept", runs_in(folder))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page, address = serve(acts, "", "127.0.0.1", port)
+    page, address = serve(controller, "", "127.0.0.1", port)
     yield address
     page.close(verbose=False)
 

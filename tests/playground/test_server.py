@@ -16,15 +16,15 @@ from odesteer.playground.library import SavedSteering  # noqa: E402
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    shelf = {"curved": SavedSteering(tiny.quadratic(), "kept/it")}
-    acts = Controller(small.desk(), shelf, tmp_path_factory.mktemp("page"), {})
+    library = {"curved": SavedSteering(tiny.quadratic(), "kept/it")}
+    controller = Controller(small.shared(), library, tmp_path_factory.mktemp("page"), {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         # What Gradio's own check says on a machine too busy to answer within 3 seconds.
         patch.setattr("gradio.networking.url_ok", lambda url: False)
-        page, address = serve(acts, "", "127.0.0.1", port)
+        page, address = serve(controller, "", "127.0.0.1", port)
     with httpx.Client(base_url=address) as client:
         yield client
     page.close(verbose=False)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+import odesteer as ods
 from odesteer.cli import (
     cache,
     chat,
@@ -57,7 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# By what they are for, in the order in which somebody needs them.
+# By purpose, in the order in which people need them.
 LEARN, USE, MEASURE, LOOK = (
     "Learn a steering",
     "Use a steering",
@@ -86,7 +87,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     },
     LOOK: {"demo": demo.demo, "methods": methods.methods},
 }
-# What follows `--` is another program's.
+# Arguments after `--` belong to vLLM.
 _SETTINGS = {"serve": {"allow_extra_args": True, "ignore_unknown_options": False}}
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
@@ -94,11 +95,9 @@ for _panel, _commands in _PANELS.items():
 app.add_typer(cache.app, name="cache", rich_help_panel=LOOK)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from odesteer import __version__
-
-        typer.echo(f"odesteer {__version__}")
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"odesteer {ods.__version__}")
         raise typer.Exit
 
 
@@ -112,7 +111,7 @@ def _options(
 
 
 def main() -> None:
-    """The `odesteer` command."""
+    """Run the `odesteer` command."""
     one_line_warnings()
     any_encoding()
     app()

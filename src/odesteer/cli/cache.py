@@ -1,4 +1,4 @@
-"""`odesteer cache`: what was computed once and is kept, and its removal."""
+"""`odesteer cache`: the activations that are kept on disk, and their removal."""
 
 import json
 from datetime import datetime
@@ -48,7 +48,7 @@ def ls(as_json: options.AsJson = False) -> None:
         for model in models:
             table.add_row(
                 model.name + (f" @ {model.revision[:8]}" if model.revision else ""),
-                "; ".join(f"{place}: {_spans(each)}" for place, each in model.layers.items()),
+                "; ".join(f"{site}: {_spans(layers)}" for site, layers in model.layers.items()),
                 str(model.rows),
                 _size(model.size),
                 datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d %H:%M"),
@@ -102,7 +102,7 @@ def _as_json(model: CachedModel) -> dict[str, object]:
 
 
 def _spans(numbers: list[int]) -> str:
-    """`[1, 2, 3, 5]` as `1-3, 5`."""
+    """Format `[1, 2, 3, 5]` as `1-3, 5`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and spans[-1][-1] == number - 1:
@@ -113,7 +113,7 @@ def _spans(numbers: list[int]) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"

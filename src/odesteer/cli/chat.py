@@ -1,8 +1,6 @@
 """`odesteer chat`: a conversation with a steered model, in a terminal.
 
-Chat session with a steered model, and its slash commands.
-
-Nothing here knows of a terminal: lines come in, texts go out.
+`Conversation` and `talk` know nothing of a terminal: lines come in, texts go out.
 """
 
 import re
@@ -15,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.console import bar, err, out, parse_dose, plain, progress, teaching_errors, tell
 from odesteer.cli.load_steering import as_layers, load_or_fit, read_contrast, with_solver
+from odesteer.common import catalogue
+from odesteer.common.registry import lookup
 
 if TYPE_CHECKING:
     from odesteer.data import Contrast
@@ -45,19 +46,19 @@ COMMANDS = {
 
 
 class Quit(Exception):
-    """Somebody has said goodbye."""
+    """Raised by /quit."""
 
 
 @dataclass
 class Conversation:
-    """A chat and the steering that it is held with.
+    """Chat with a model under a steering that can be changed.
 
     Attributes:
         model, tokenizer: of transformers, with a chat template.
-        steering: what acts now; `on` says whether it does.
-        refit: fits a method at a layer on the chat's contrast; None where there is none.
+        steering: the current steering; `on` says whether it acts.
+        refit: fits a method at a layer on the chat's contrast; None without a contrast.
         positions, max_new_tokens: of generation.
-        messages: what was said.
+        messages: the turns so far.
     """
 
     model: Any
@@ -70,9 +71,9 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, text: str, write: Write) -> str:
-        """Say something; `write` is given the answer as it comes. What the barrier says of it.
+        """Answer `text`, streamed to `write`; return a summary of the barrier.
 
-        Stopped with Ctrl-C, or failing, it is as if nothing had been said.
+        Stopped with Ctrl-C, or failing, it leaves the conversation unchanged.
         """
         import torch
         from transformers import TextStreamer
@@ -85,9 +86,9 @@ class Conversation:
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self.model.device)
-        one = self.steering if self.on else self.steering.with_strength(0.0)
+        steering = self.steering if self.on else self.steering.with_strength(0.0)
         passes: list[StepStats] = []
-        with one.attach(self.model, positions=self.positions) as handle, torch.no_grad():
+        with steering.attach(self.model, positions=self.positions) as handle, torch.no_grad():
             handle.subscribe(passes.append)
             output = self.model.generate(
                 **inputs,
@@ -96,17 +97,17 @@ class Conversation:
                 streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
             )
-        said = output[0, inputs["input_ids"].shape[1] :]
-        reply = self.tokenizer.decode(said, skip_special_tokens=True)
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        reply = self.tokenizer.decode(answer, skip_special_tokens=True)
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return summary(passes, self.on)
 
     def command(self, line: str) -> str:
-        """Do what a line that begins with / asks; what to say about it.
+        """Run a line that begins with /; return the reply.
 
         Raises:
-            Left: for /quit.
-            ValueError: for what cannot be done, with the reason.
+            Quit: for /quit.
+            ValueError: for a command that cannot be carried out, with the reason.
         """
         name, _, value = line[1:].partition(" ")
         value = value.strip()
@@ -124,33 +125,30 @@ class Conversation:
             self.steering = self.steering.with_strength(self._dose(name, _number(name, value)))
             self.on = True
         elif name == "method":
-            self._fit(_given(name, value, "caa"), self.steering.layer, "another method")
+            self._fit(_argument(name, value, "caa"), self.steering.layer, "another method")
         elif name == "layer":
-            layers = as_layers(_given(name, value, "14"))
+            layers = as_layers(_argument(name, value, "14"))
             self._fit(self.steering.method, layers, "at another layer")
         elif name == "save":
-            path = self.steering.save_pretrained(Path(_given(name, value, "mine")))
+            path = self.steering.save_pretrained(Path(_argument(name, value, "mine")))
             return f"Wrote {path}; use it with --steering {path}"
         else:
-            from odesteer.common.registry import lookup
-
             lookup({each.split()[0]: None for each in COMMANDS}, f"/{name}", "command")
         return self.about()
 
     def about(self) -> str:
-        """What acts now."""
-        one = self.steering
-        layer = one.layer
+        """Describe the current method, layer and dose."""
+        layer = self.steering.layer
         where = f"layer {layer}" if isinstance(layer, int) else f"layers {list(layer or ())}"
-        return f"{one.method} at {where}, {one.dose}" + ("" if self.on else "; off")
+        return f"{self.steering.method} at {where}, {self.steering.dose}" + (
+            "" if self.on else "; off"
+        )
 
     def _dose(self, name: str, value: float) -> "Dose | float":
-        from odesteer.ode import Angle, Target
-
         if name == "target":
             budget = getattr(self.steering.strength, "budget", self.steering.strength)
-            return Target(value, budget=budget)
-        return Angle(value) if name == "angle" else value
+            return ods.Target(value, budget=budget)
+        return ods.Angle(value) if name == "angle" else value
 
     def _fit(self, method: str, layer: Any, what: str) -> None:
         if self.refit is None:
@@ -165,22 +163,22 @@ class Conversation:
 
 
 def summary(passes: "list[StepStats]", on: bool = True) -> str:
-    """The barrier of an answer's tokens, before and after they were moved, and how far they were.
+    """Summarize the barrier of an answer's tokens before and after, and their displacement.
 
-    Of several layers, the last one: there all of them have acted.
+    Of several layers, the last one counts: there all of them have acted.
     """
     import torch
 
-    last = max((one.layer or 0 for one in passes), default=0)
-    mine = [one for one in passes if (one.layer or 0) == last]
-    if not mine or not sum(len(one.rows) for one in mine):
+    last = max((each.layer or 0 for each in passes), default=0)
+    stats = [each for each in passes if (each.layer or 0) == last]
+    if not stats or not sum(len(each.rows) for each in stats):
         return "no token was steered"
-    moved = torch.cat([one.relative_displacement for one in mine])
+    moved = torch.cat([each.relative_displacement for each in stats])
     share = float((moved > 0).float().mean())
     far = f"{len(moved)} tokens, {share:.0%} moved by {float(moved.mean()):.2f} of their norm"
     far = far if on else f"{len(moved)} tokens, unsteered"
-    before = [one.log_odds_before for one in mine if one.log_odds_before is not None]
-    after = [one.log_odds_after for one in mine if one.log_odds_after is not None]
+    before = [each.log_odds_before for each in stats if each.log_odds_before is not None]
+    after = [each.log_odds_after for each in stats if each.log_odds_after is not None]
     if not before:
         return far
     start, end = (float(torch.sigmoid(torch.cat(each)).mean()) for each in (before, after))
@@ -189,7 +187,7 @@ def summary(passes: "list[StepStats]", on: bool = True) -> str:
 
 
 def _transfers(strength: Any) -> bool:
-    """A path length over the norm means the same for every method and layer; a time does not."""
+    """Return whether a dose means the same for every method and layer: a path length does."""
     from odesteer.ode import Angle
 
     return isinstance(getattr(strength, "budget", strength), Angle)
@@ -202,7 +200,7 @@ def _number(name: str, text: str) -> float:
         raise ValueError(f"/{name} takes a number; got '{text}'.") from None
 
 
-def _given(name: str, value: str, such_as: str) -> str:
+def _argument(name: str, value: str, such_as: str) -> str:
     if not value:
         raise ValueError(f"/{name} takes a value: /{name} {such_as}, say.")
     return value
@@ -238,7 +236,7 @@ def chat(
     Example: odesteer chat smollm2 --method caa --contrast pairs.jsonl --layer 14 --angle 0.2
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = load_or_fit(
+    language_model, tokenizer, loaded = load_or_fit(
         model,
         steering,
         method,
@@ -261,14 +259,14 @@ def chat(
         data = read_contrast(contrast, columns=columns)
         refit = fitter(language_model, tokenizer, data, solver, steps, seed, cache)
     conversation = Conversation(
-        language_model, tokenizer, one, refit, positions, max_new_tokens=max_new_tokens
+        language_model, tokenizer, loaded, refit, positions, max_new_tokens=max_new_tokens
     )
     err.print(f"[dim]{escape(conversation.about())}\n{'  '.join(COMMANDS)}[/]")
     talk(conversation, reader(), wrapped(_write, out.width) if out.is_terminal else _write)
 
 
 def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> None:
-    """Read lines until there are none; answers go to `write`, everything about them to stderr."""
+    """Read lines until the end; write answers to `write` and everything else to stderr."""
     while True:
         try:
             line = read().strip()
@@ -279,9 +277,9 @@ def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[s
             continue
         try:
             if line.startswith("/"):
-                said = conversation.command(line)
+                reply = conversation.command(line)
             else:
-                said = conversation.answer(line, write)
+                reply = conversation.answer(line, write)
         except Quit:
             return
         except (ValueError, OSError) as error:
@@ -289,7 +287,7 @@ def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[s
         except KeyboardInterrupt:  # stops the answer, or what is fitted, and not the chat
             err.print("\n[dim]Stopped; all is as it was before.[/]")
         else:
-            tell(f"[dim]{escape(said)}[/]")
+            tell(f"[dim]{escape(reply)}[/]")
 
 
 def fitter(
@@ -301,11 +299,9 @@ def fitter(
     seed: int,
     cache: bool,
 ) -> Refit:
-    """Fits a method at a layer on the same texts."""
+    """Return a function that fits a method at a layer on the same texts."""
 
     def refit(method: str, layer: Any) -> "Steering":
-        import odesteer as ods
-
         with progress(f"Fitting {method}") as callback:
             fitted = ods.fit(
                 model,
@@ -323,7 +319,7 @@ def fitter(
 
 
 def reader() -> Callable[[], str]:
-    """Lines from the terminal, with history and completion, or from a pipe, without a prompt."""
+    """Return a reader of lines: a terminal with history and completion, or a pipe."""
     if not sys.stdin.isatty():
         return input
     prompt = "you> "
@@ -334,23 +330,23 @@ def reader() -> Callable[[], str]:
         readline.set_completer_delims("")
         readline.parse_and_bind("tab: complete")
     if out.is_terminal and out.color_system is not None:
-        # Between \x01 and \x02 is what takes no room, or readline counts it as typed.
+        # \x01 and \x02 enclose what has no width, or readline counts it as typed.
         prompt = "\x01\x1b[1;36m\x02you>\x01\x1b[0m\x02 "
     return lambda: input(prompt)
 
 
 def completion(text: str, state: int) -> str | None:
-    """The `state`-th line that begins with what was typed: commands, and names of methods."""
+    """Return the `state`-th command or method line that begins with `text`, or None."""
     lines = [
         *(f"{each.split()[0]}{' ' if ' ' in each else ''}" for each in COMMANDS),
-        *(f"/method {name}" for name in options.METHODS),
+        *(f"/method {name}" for name in catalogue.METHODS),
     ]
-    found = [line for line in lines if text.startswith("/") and line.startswith(text)]
-    return found[state] if state < len(found) else None
+    matches = [line for line in lines if text.startswith("/") and line.startswith(text)]
+    return matches[state] if state < len(matches) else None
 
 
 def wrapped(write: Callable[[str], None], width: int) -> Callable[[str], None]:
-    """`write`, with lines that end between words; it is given whole words."""
+    """Wrap `write`, which is given whole words, so that lines end between words."""
     column = 0
 
     def write_wrapped(text: str) -> None:

@@ -1,13 +1,18 @@
 """`odesteer conformance`: run the conformance suite on a steering library."""
 
+import warnings
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from odesteer.cli import options
+from odesteer import testing
+from odesteer.cli import library, options
 from odesteer.cli.console import out, progress, say, teaching_errors
+from odesteer.common.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,20 +48,16 @@ def conformance(
 
     Example: odesteer conformance --architecture llama --architecture mamba
     """
-    import warnings
-    from dataclasses import asdict
-    from itertools import count
-
+    # Here: it takes seconds, and --help and completion do not need it.
     from transformers.utils import logging as transformers_logging
-
-    from odesteer.common.files import write_whole
-    from odesteer.testing import OdesteerFlow, OdesteerVector, cases, load_adapter, run
-    from odesteer.testing.suite.runner import report
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-    adapters = [load_adapter(path) for path in adapter or []] or [OdesteerVector(), OdesteerFlow()]
-    work = {f"{a.name} {a.version}".strip(): cases(a, architecture, check) for a in adapters}
+    adapters = [testing.load_adapter(path) for path in adapter or []]
+    adapters = adapters or [testing.OdesteerVector(), testing.OdesteerFlow()]
+    work = {
+        f"{a.name} {a.version}".strip(): testing.cases(a, architecture, check) for a in adapters
+    }
     total = sum(len(group) for group in work.values())
     runs: dict[str, Sequence[Result]] = {}
     transformers_logging.set_verbosity_error()
@@ -64,9 +65,9 @@ def conformance(
         warnings.simplefilter("ignore")
         done = count(1)
         for name, group in work.items():
-            runs[name] = run(group, lambda _: callback(next(done), total))
+            runs[name] = testing.run(group, lambda _: callback(next(done), total))
     if output is not None:
-        write_whole(output, report(runs).encode())
+        write_whole(output, library.runner.report(runs).encode())
         say(f"Wrote {output}")
     if as_json:
         out.print_json(data={n: [asdict(r) for r in results] for n, results in runs.items()})
@@ -77,10 +78,8 @@ def conformance(
 
 
 def _show(runs: "Mapping[str, Sequence[Result]]") -> None:
-    from odesteer.testing.suite.runner import rows
-
     table = Table("check", "", *runs, title="architectures right, of those possible")
-    for name, question, cells in rows(runs):
+    for name, question, cells in library.runner.rows(runs):
         table.add_row(name, question, *cells)
     out.print(table)
     for name, results in runs.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+import odesteer as ods
 
 if TYPE_CHECKING:
     from odesteer.ode import Dose
@@ -34,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def teaching_errors(command: F) -> F:
-    """Bad input ends in one line on stderr and exit code 2; ODESTEER_DEBUG=1 shows the trace."""
+    """Report bad input on one line, with exit code 2; ODESTEER_DEBUG=1 shows the trace."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -53,50 +56,48 @@ def teaching_errors(command: F) -> F:
 
 
 def one_line_warnings() -> None:
-    """Let warnings be a line for people; where in the code they come from says nothing to them."""
+    """Show warnings on one line, without the place in the code that they come from."""
     show = warnings.showwarning
 
-    def shown(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        # Deprecations and the like are for developers, and stay as they are.
+    def show_line(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        # Deprecations and the like are for developers, and are shown as usual.
         if category in (UserWarning, RuntimeWarning) and not os.environ.get("ODESTEER_DEBUG"):
             warn(message)
         else:
-            show(message, category, *place)
+            show(message, category, *rest)
 
-    warnings.showwarning = shown  # type: ignore[assignment]
+    warnings.showwarning = show_line  # type: ignore[assignment]
 
 
 def any_encoding() -> None:
-    """Print "?" for what a terminal or pipe of another encoding than UTF-8 cannot show."""
+    """Print "?" for characters that the encoding of a terminal or pipe lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
 
 
 def plain(error: object) -> str:
-    """On one line, and nothing in it is markup."""
-    from rich.markup import escape
-
+    """Return a message on one line, with markup escaped."""
     return escape(" ".join(str(error).split()) or type(error).__name__)
 
 
 def say(line: str) -> None:
-    """A line about what happens now, on stderr."""
+    """Print a status line on stderr."""
     tell(f"[dim]{line}[/]")
 
 
 def warn(line: object) -> None:
-    """A line that somebody should read, on stderr."""
+    """Print a warning on stderr."""
     tell(f"[yellow]warning:[/] {plain(line)}")
 
 
 def tell(markup: str) -> None:
-    """A line on stderr: wrapped between words on a terminal, whole in a file."""
+    """Print a line on stderr: wrapped between words on a terminal, whole in a file."""
     err.print(markup, soft_wrap=not err.is_terminal)
 
 
 def bar(share: float, width: int = 8) -> str:
-    """A share of 0 to 1 to look at.
+    """Draw a share between 0 and 1.
 
     >>> bar(0.75)
     '▕██████░░▏'
@@ -107,7 +108,7 @@ def bar(share: float, width: int = 8) -> str:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left, on stderr; yields a callback of (done, total)."""
+    """Show a progress bar on stderr, and yield a callback of (done, total)."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -125,7 +126,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def stoppable(then: str) -> Iterator[None]:
-    """Says, to whoever stops the command with Ctrl-C, what is left and how to go on."""
+    """Say, when Ctrl-C stops the command, what is left and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -134,12 +135,12 @@ def stoppable(then: str) -> Iterator[None]:
 
 
 def goes_on(folder: Path) -> AbstractContextManager[None]:
-    """`stoppable`, for what goes on from what is in a directory."""
+    """Return `stoppable` for a command that can be continued from a directory."""
     return stoppable(f"What was done is in {folder}; the same command goes on from there.")
 
 
 def reading(cache: bool) -> AbstractContextManager[None]:
-    """`stoppable`, for what reads activations and then writes a steering."""
+    """Return `stoppable` for a command that reads activations and writes a steering."""
     if not cache:
         return stoppable("Nothing was written; the same command begins anew.")
     return stoppable(
@@ -151,16 +152,14 @@ def reading(cache: bool) -> AbstractContextManager[None]:
 def parse_dose(
     strength: float | None, angle: float | None, target: float | None
 ) -> "Dose | float | None":
-    """The dose of --strength, --angle and --target; None where none was given.
+    """Return the dose of --strength, --angle and --target, or None.
 
     Raises:
         ValueError: if strength and angle are both given, or a target has no budget.
     """
-    from odesteer.ode import Angle, Target
-
     if strength is not None and angle is not None:
         raise ValueError("--strength and --angle both say how far; give one of them.")
-    amount = Angle(angle) if angle is not None else strength
+    amount = ods.Angle(angle) if angle is not None else strength
     if target is None:
         return amount
     if amount is None:
@@ -168,4 +167,4 @@ def parse_dose(
             "--target stops as soon as the probability is reached and needs a budget: add "
             "--angle 0.6, say."
         )
-    return Target(target, budget=amount)
+    return ods.Target(target, budget=amount)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cli import options
+from odesteer.cli import library, options
 from odesteer.cli.console import out, progress, say, teaching_errors
 from odesteer.cli.inspect import layer_table
 
@@ -33,14 +33,11 @@ def demo(
     """
     if importlib.util.find_spec("vaderSentiment") is None:
         raise ValueError("The demo judges moods with vaderSentiment: pip install 'odesteer[demo]'.")
-    from odesteer.evaluation import demo as library
-    from odesteer.models.loading import load_model
-
     output.mkdir(parents=True, exist_ok=True)
-    language_model, tokenizer = load_model(model, say)
-    result = library.run(language_model, tokenizer, progress)
-    library.draw(result, output)
-    page = library.write(result, output)
+    language_model, tokenizer = library.load_model(model, say)
+    result = library.demo.run(language_model, tokenizer, progress)
+    library.demo.draw(result, output)
+    page = library.demo.write(result, output)
     for name, steering in result.steerings.items():
         steering.save_pretrained(output / "steerings" / name)
     if as_json:
@@ -84,7 +81,7 @@ def _texts(result: "DemoResult") -> Table:
 
 
 def _effect_table(result: "DemoResult") -> Table:
-    """Narrow enough for a terminal of 80 columns; the page has every interval."""
+    """Tabulate effects in 80 columns; the page has every interval."""
     table = Table(
         title=f"Mood by VADER (-1 gloomy, +1 bright), n = {len(result.prompts)}, "
         "change with 95 % interval"

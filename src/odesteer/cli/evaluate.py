@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import out, parse_dose, say, stoppable, teaching_errors
 
 
@@ -41,46 +42,43 @@ def evaluate(
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """What a steering costs elsewhere: lm-evaluation-harness, asked twice, compared in pairs.
+    """Compare tasks of lm-evaluation-harness without and with a steering, in pairs.
 
     Example: odesteer eval smollm2 -s truthful --tasks arc_easy --angle 0.2 --limit 200
     """
     dose = parse_dose(strength, angle, target)
     try:
-        from odesteer.integrations.lm_eval import SteeredLM
+        steered_lm = library.lm_eval.SteeredLM
     except ImportError:
         raise ImportError(
             'odesteer eval needs lm-evaluation-harness: pip install "odesteer[eval]".'
         ) from None
-    from odesteer.integrations.lm_eval_paired import paired
-    from odesteer.models.loading import load_model
-    from odesteer.steering import load
-
-    # The harness remarks on every model that was not loaded by itself.
+    paired = library.lm_eval_paired.paired
+    # The harness warns of every model that it did not load.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    one = load(steering)
-    one = one if dose is None else one.with_strength(dose)
-    language_model, tokenizer = load_model(model, say)
-    asked = SteeredLM(
+    loaded = ods.load(steering)
+    loaded = loaded if dose is None else loaded.with_strength(dose)
+    language_model, tokenizer = library.load_model(model, say)
+    harness_model = steered_lm(
         language_model,
-        one,
+        loaded,
         positions=positions,
         tokenizer=tokenizer,
         batch_size=batch_size,
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    own = None if folder is None else str(folder)
+    task_folder = None if folder is None else str(folder)
     with stoppable("Nothing was kept; the same command begins anew, --limit makes it shorter."):
-        found = paired(asked, names, limit, shots, own, seed)
+        results = paired(harness_model, names, limit, shots, task_folder, seed)
     if as_json:
-        rows = [{**delta._asdict(), "delta": delta.delta._asdict()} for delta in found]
-        about = asked.get_model_info()
+        rows = [{**delta._asdict(), "delta": delta.delta._asdict()} for delta in results]
+        about = harness_model.get_model_info()
         typer.echo(json.dumps({"model": about, "metrics": rows}, indent=2, default=str))
         return
-    table = Table(title=f"{one.method} at layer {one.layer}, {one.dose}, {positions}")
+    table = Table(title=f"{loaded.method} at layer {loaded.layer}, {loaded.dose}, {positions}")
     for heading in ("task", "metric", "unsteered", "steered", "difference [95 %]", "n"):
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
-    for row in found:
+    for row in results:
         low, high = row.delta.low, row.delta.high
         mark = "*" if row.significant else ""
         table.add_row(

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
 from odesteer.cli.load_steering import read_contrast, with_dose
+from odesteer.common.registry import lookup
 
 
 @teaching_errors
@@ -52,24 +54,17 @@ def export(
 
     Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
     """
-    from odesteer.common.registry import lookup
-    from odesteer.integrations.control_vectors import FORMATS, divergence, flattened, write_vectors
-    from odesteer.steering import load
-
-    lookup(FORMATS, output.suffix, "kind of control vector")
-    one = with_dose(load(steering), parse_dose(strength, angle, target), spread=False)
+    vector_files = library.control_vectors
+    lookup(vector_files.FORMATS, output.suffix, "kind of control vector")
+    loaded = with_dose(ods.load(steering), parse_dose(strength, angle, target), spread=False)
     rows = apart = None
     if model is not None:
-        import odesteer as ods
-        from odesteer.extraction.tokenize import check_tokens
-        from odesteer.models.loading import load_model
-
         data = read_contrast(contrast, columns=columns)
-        parts = one.parts
-        tokens = check_tokens(str(parts[0].receipts.get("tokens", "last")))
-        language_model, tokenizer = load_model(model, say)
+        parts = loaded.parts
+        tokens = library.check_tokens(str(parts[0].receipts.get("tokens", "last")))
+        language_model, tokenizer = library.load_model(model, say)
         with progress("Reading texts") as callback:
-            read = ods.activations(
+            activations = ods.activations(
                 language_model,
                 tokenizer,
                 data,
@@ -78,29 +73,29 @@ def export(
                 progress=callback,
                 cache=cache,
             )
-        rows = {layer: negative for layer, (_, negative) in read.items()}
-    vectors, fidelity = flattened(one, rows, force)
+        rows = {layer: negative for layer, (_, negative) in activations.items()}
+    vectors, fidelity = vector_files.flattened(loaded, rows, force)
     if model is not None:
         with progress("Comparing next tokens") as callback:
-            apart = divergence(
+            apart = vector_files.divergence(
                 language_model,
                 tokenizer,
-                one,
+                loaded,
                 vectors,
                 data.negative,
                 data.template,
                 callback,
             )
         vectors = vectors.noted("odesteer.kl", str(apart))
-    path = write_vectors(vectors, output)
+    path = vector_files.write_vectors(vectors, output)
     if as_json:
-        told: dict[str, Any] = {str(layer): one._asdict() for layer, one in fidelity.items()}
+        measured: dict[str, Any] = {str(layer): f._asdict() for layer, f in fidelity.items()}
         kl = None if apart is None else apart._asdict()
-        out.print_json(data={"path": str(path), "fidelity": told, "kl": kl})
+        out.print_json(data={"path": str(path), "fidelity": measured, "kl": kl})
         return
     out.print(f"Wrote {path}: {len(vectors.directions)} directions of width {vectors.width}")
-    for layer, found in fidelity.items():
-        out.print(f"Layer {layer}: {found if found.n else 'exact, a constant field'}")
+    for layer, quality in fidelity.items():
+        out.print(f"Layer {layer}: {quality if quality.n else 'exact, a constant field'}")
     if apart is not None:
         out.print(f"Next token: {apart}")
 
@@ -131,11 +126,8 @@ def import_(
 
     Example: odesteer import happy.gguf --out happy
     """
-    from odesteer.integrations.control_vectors import read_vectors
-
-    vectors = read_vectors(file, as_extracted)
-    one = vectors.steering(strength)
-    path = one.save_pretrained(output)
+    vectors = library.control_vectors.read_vectors(file, as_extracted)
+    path = vectors.steering(strength).save_pretrained(output)
     layers = list(vectors.directions)
     if as_json:
         out.print_json(data={"path": str(path), "layers": layers, "width": vectors.width})
@@ -178,18 +170,15 @@ def push(
 
     Example: odesteer push gloomy me/gloomy --private
     """
-    import odesteer as ods
-    from odesteer.steering import hub
-
     if not steering.is_dir():
         raise FileNotFoundError(
             f"No steering at '{steering}': there is no such directory; `odesteer fit --out` "
             f"writes one."
         )
-    one = ods.load(steering)
+    loaded = ods.load(steering)
     say(f"Writing {steering} to {repository}")
-    commit = hub.push(
-        one, steering, repository, private=private, revision=revision, commit_message=message
+    commit = library.hub.push(
+        loaded, steering, repository, private=private, revision=revision, commit_message=message
     )
     if as_json:
         out.print_json(data={"repository": repository, "commit": commit})
@@ -216,20 +205,17 @@ def pull(
 
     Example: odesteer pull me/gloomy --out gloomy
     """
-    import odesteer as ods
-    from odesteer.steering import hub
-
     if Path(repository).exists():
         raise ValueError(
             f"'{repository}' is a directory here, which every command takes as it is: a Hub "
             f"repository of that name can be read from another directory."
         )
     say(f"Reading {repository}")
-    source = hub.locate(repository, revision)
-    one = ods.load(source)
-    path = hub.copy(source, output)
+    source = library.hub.locate(repository, revision)
+    loaded = ods.load(source)
+    path = library.hub.copy(source, output)
     if as_json:
-        layers = [part.layer for part in one.parts]
-        out.print_json(data={"path": str(path), "method": one.method, "layers": layers})
+        layers = [part.layer for part in loaded.parts]
+        out.print_json(data={"path": str(path), "method": loaded.method, "layers": layers})
         return
-    out.print(f"Wrote {path}: {one.method} at layer {one.layer}, {one.dose}")
+    out.print(f"Wrote {path}: {loaded.method} at layer {loaded.layer}, {loaded.dose}")

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import err, goes_on, out, progress, say, teaching_errors
 from odesteer.cli.load_steering import as_layers, read_contrast
+from odesteer.common import catalogue
 
 
 @teaching_errors
@@ -26,7 +28,7 @@ def extract(
         typer.Option(
             help="What is read of each text: the last token, the mean, the mean of the response, "
             "or the end of the prompt (last, mean, response, prompt).",
-            autocompletion=options.among(options.TOKENS),
+            autocompletion=options.among(catalogue.TOKENS),
         ),
     ] = "last",
     max_tokens: options.MaxTokens = None,
@@ -48,25 +50,21 @@ def extract(
 
     Example: odesteer extract smollm2 pairs.jsonl --layer 10,14 --out activations
     """
-    # What can be wrong is checked before anything slow happens.
+    # Errors of input come before anything slow.
     blocks = as_layers(layer)
     if isinstance(blocks, str):
         raise ValueError("--layer of extract is a block index, or several with commas, not auto.")
-    from odesteer.extraction.shards import extract_shards
-    from odesteer.extraction.shards.directory import ROWS
-    from odesteer.extraction.tokenize import check_tokens
-
-    chosen = check_tokens(tokens)
+    chosen = library.check_tokens(tokens)
     data = read_contrast(contrast, template, columns)
     with goes_on(output), progress("Reading texts") as callback:
-        shards = extract_shards(
+        shards = ods.extract_shards(
             model,
             data,
             blocks,
             output,
             tokens=chosen,
             max_tokens=max_tokens,
-            rows_per_shard=rows_per_shard or ROWS,
+            rows_per_shard=rows_per_shard or library.ROWS,
             engine=engine,
             workers=workers,
             say=say,

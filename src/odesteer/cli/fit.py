@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
 from odesteer.cli.load_steering import (
     as_layers,
@@ -14,6 +15,7 @@ from odesteer.cli.load_steering import (
     with_dose,
     with_solver,
 )
+from odesteer.common import catalogue
 
 
 @teaching_errors
@@ -44,7 +46,7 @@ def fit(
             help="What is read of each text: the last token, the mean, the mean of the response, "
             "or the end of the prompt (last, mean, response, prompt); by default as the method's "
             "source does.",
-            autocompletion=options.among(options.TOKENS),
+            autocompletion=options.among(catalogue.TOKENS),
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,
@@ -56,19 +58,14 @@ def fit(
 
     Example: odesteer fit smollm2 pairs.jsonl --layer 14 --angle 0.3 --out cheerful
     """
-    # What can be wrong is checked before anything slow happens.
+    # Errors of input come before anything slow.
     dose = parse_dose(strength, angle, target)
     blocks = as_layers(layer)
     check_solver(solver)
-    import odesteer as ods
-    from odesteer.extraction.tokenize import check_tokens
-    from odesteer.methods import find_method
-    from odesteer.models.loading import load_model
-
-    find_method(method)
-    chosen = None if tokens is None else check_tokens(tokens)
+    library.find_method(method)
+    chosen = None if tokens is None else library.check_tokens(tokens)
     data = read_contrast(contrast, template, columns)
-    language_model, tokenizer = load_model(model, say)
+    language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Reading texts and fitting") as callback:
         fitted = ods.fit(
             language_model,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.console import out, parse_dose, progress, teaching_errors
 from odesteer.cli.load_steering import load_or_fit
@@ -41,7 +42,7 @@ def generate(
     Example: odesteer generate smollm2 "How was the trip?" --method mimic --layer 14
     """
     dose = parse_dose(strength, angle, target)
-    language_model, tokenizer, one = load_or_fit(
+    language_model, tokenizer, loaded = load_or_fit(
         model,
         steering,
         method,
@@ -56,12 +57,10 @@ def generate(
         solver,
         steps,
     )
-    import odesteer as ods
-
     backend = ods.TransformersBackend(language_model, tokenizer, positions=positions)
     sampling = ods.Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     with progress("Generating") as callback:
-        steered = backend.generate(prompts, one, sampling, callback)
+        steered = backend.generate(prompts, loaded, sampling, callback)
         plain = (
             backend.generate(prompts, None, sampling, callback)
             if compare
@@ -79,7 +78,7 @@ def generate(
             typer.echo(text)
         return
     table = Table(show_lines=True)
-    for heading in ("prompt", "unsteered", f"{one.method}, {one.dose}"):
+    for heading in ("prompt", "unsteered", f"{loaded.method}, {loaded.dose}"):
         table.add_column(heading, overflow="fold")
     for row in zip(prompts, plain, steered, strict=True):
         table.add_row(*[str(cell) for cell in row])

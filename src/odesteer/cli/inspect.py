@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
 
@@ -24,10 +25,7 @@ def inspect(
 
     Example: odesteer inspect cheerful
     """
-    import odesteer as ods
-
-    one = ods.load(path)
-    parts = one.parts
+    parts = ods.load(path).parts
     if as_json:
         described = [
             {key: _jsonable(value) for key, value in _facts(part).items()} for part in parts
@@ -71,13 +69,13 @@ def _print(path: Path, steering: "LayerSteering") -> None:
 
 
 def _table(steering: "LayerSteering", receipt: str) -> dict[str, Any]:
-    """A receipt with several entries; a file may hold anything under that name."""
+    """Return a receipt with several entries; a file may hold anything under that name."""
     value = steering.receipts.get(receipt)
     return value if isinstance(value, dict) else {}
 
 
 def layer_table(layers: dict[str, dict[str, float]], chosen: int | None) -> Table:
-    """Held-out quality by layer; the chosen one is marked."""
+    """Tabulate held-out quality by layer, with the chosen one marked."""
     table = Table(title="Held-out quality of the barrier by layer")
     for heading in ("layer", "AUC", "log-loss", "calibration error", ""):
         table.add_column(heading, justify="right")

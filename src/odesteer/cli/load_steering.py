@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import odesteer as ods
+from odesteer.cli import library
 from odesteer.cli.console import progress, reading, say, warn
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ def load_or_fit(
     steps: int | None = None,
     refits: bool = False,
 ) -> "tuple[Any, Any, Steering]":
-    """Model, tokenizer and steering; the cheap parts first, so that their errors come at once.
+    """Return model, tokenizer and steering, after checking all that is cheap to check.
 
-    `refits`: whether a contrast may come with a saved steering, for what is fitted later.
+    `refits`: whether a contrast may come with a saved steering, for later fits.
     """
     if (path is None) == (method is None):
         raise ValueError(
@@ -37,28 +39,22 @@ def load_or_fit(
         )
     if path is not None and contrast is not None and not refits:
         raise ValueError("--contrast is for --method; a saved steering is fitted already.")
-    import odesteer as ods
-    from odesteer.methods import find_method
-    from odesteer.models.hooks.attach import check_fits
-    from odesteer.models.hooks.positions import check_positions
-    from odesteer.models.loading import load_model
-
-    check_positions(positions)
+    library.check_positions(positions)
     check_solver(solver)
-    one: Steering
+    steering: Steering
     if path is not None:
-        one = ods.load(path)
-        language_model, tokenizer = load_model(model, say)
+        steering = ods.load(path)
+        language_model, tokenizer = library.load_model(model, say)
     else:
         name = str(method)
-        find_method(name)
+        library.find_method(name)
         blocks = as_layers(layer)
         if spread and isinstance(blocks, int):
             raise ValueError(f"--spread is for several layers; got --layer {layer}.")
         data = read_contrast(contrast, columns=columns)
-        language_model, tokenizer = load_model(model, say)
+        language_model, tokenizer = library.load_model(model, say)
         with reading(cache), progress("Reading texts and fitting") as callback:
-            one = ods.fit(
+            steering = ods.fit(
                 language_model,
                 tokenizer,
                 data,
@@ -68,31 +64,27 @@ def load_or_fit(
                 progress=callback,
                 cache=cache,
             )
-        say(f"Fitted {one.method} at layer {one.layer}.")
-    for part in one.parts:
-        check_fits(part, language_model)
+        say(f"Fitted {steering.method} at layer {steering.layer}.")
+    for part in steering.parts:
+        library.check_fits(part, language_model)
     if path is not None:
-        # What is left are differences that steering survives, but may suffer from.
-        for difference in one.compatibility(language_model, tokenizer):
+        # The other differences do not prevent steering, but may harm it.
+        for difference in steering.compatibility(language_model, tokenizer):
             warn(f"this steering was fitted on another {difference}.")
-    return language_model, tokenizer, with_solver(with_dose(one, dose, spread), solver, steps)
+    return language_model, tokenizer, with_solver(with_dose(steering, dose, spread), solver, steps)
 
 
 def read_contrast(path: Path | None, template: str = "auto", columns: str | None = None) -> Any:
-    """A contrast file, or the moods that come with the package (towards melancholy)."""
-    import odesteer as ods
-
+    """Read a contrast file, or the packaged moods (towards melancholy)."""
     if path is None:
-        from odesteer.evaluation.demo import contrast
-
-        return contrast()[0]
+        return library.demo.contrast()[0]
     # A shell passes "\\n" as two characters.
     template = template.replace("\\n", "\n")
     return ods.Contrast.from_file(path, template, as_columns(columns))
 
 
 def as_columns(columns: str | None) -> dict[str, str] | None:
-    """`positive=chosen,negative=rejected` as a dictionary.
+    """Parse `positive=chosen,negative=rejected`.
 
     Raises:
         ValueError: for anything else.
@@ -107,27 +99,27 @@ def as_columns(columns: str | None) -> dict[str, str] | None:
     return {key.strip(): name.strip() for key, _, name in pairs}
 
 
-def pairs(given: list[str], option: str, form: str = "NAME=VALUE") -> dict[str, str]:
-    """`NAME=VALUE` of an option that may be repeated.
+def pairs(texts: list[str], option: str, form: str = "NAME=VALUE") -> dict[str, str]:
+    """Parse `NAME=VALUE` of an option that may be repeated.
 
     Raises:
-        ValueError: for anything else, or a name that is given twice.
+        ValueError: for anything else, or a repeated name.
     """
-    found: dict[str, str] = {}
-    for text in given:
+    values: dict[str, str] = {}
+    for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name and equals and value):
             raise ValueError(
                 f"{option} takes {form}, such as truthful=runs/truthful; got '{text}'."
             )
-        if name in found:
+        if name in values:
             raise ValueError(f"{option} names '{name}' twice.")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def as_layers(layer: str) -> int | str | list[int]:
-    """`auto`, an index, or several with commas.
+    """Parse `auto`, an index, or several with commas.
 
     Raises:
         ValueError: for anything else.
@@ -143,25 +135,24 @@ def as_layers(layer: str) -> int | str | list[int]:
     return indices[0] if len(indices) == 1 else indices
 
 
-def with_solver(one: "Steering", solver: str | None, steps: int | None) -> "Steering":
-    """The steering with its ODE solved otherwise, at every layer."""
-
-    wanted = {"solver": solver, "steps": steps}
-    return one.replace(**{key: value for key, value in wanted.items() if value is not None})
+def with_solver(steering: "Steering", solver: str | None, steps: int | None) -> "Steering":
+    """Replace solver and steps at every layer, where given."""
+    changes = {"solver": solver, "steps": steps}
+    return steering.replace(**{key: value for key, value in changes.items() if value is not None})
 
 
 def check_solver(solver: str | None) -> None:
-    """ValueError for a name that is none."""
-    from odesteer.steering.solvers import find_solver
-
+    """Raise ValueError for an unknown solver."""
     if solver is not None:
-        find_solver(solver)
+        library.find_solver(solver)
 
 
-def with_dose(one: "Steering", dose: "Dose | float | None", spread: bool) -> "Steering":
-    """The steering at the dose asked for, at every layer or shared out over them."""
+def with_dose(steering: "Steering", dose: "Dose | float | None", spread: bool) -> "Steering":
+    """Set the dose, at every layer or shared out over them."""
     if not spread:
-        return one if dose is None else one.with_strength(dose)
-    if len(one.parts) == 1:
-        raise ValueError(f"--spread is for several layers; this steering has one, {one.layer}.")
-    return one.spread(one.strength if dose is None else dose)
+        return steering if dose is None else steering.with_strength(dose)
+    if len(steering.parts) == 1:
+        raise ValueError(
+            f"--spread is for several layers; this steering has one, {steering.layer}."
+        )
+    return steering.spread(steering.strength if dose is None else dose)

@@ -9,8 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import out, say, teaching_errors
+from odesteer.common import catalogue
+from odesteer.common.registry import plugins
 
 if TYPE_CHECKING:
     from odesteer.methods import Method
@@ -23,7 +26,7 @@ def methods(
         typer.Argument(
             metavar="[NAME]",
             help="One method, with everything about it.",
-            autocompletion=options.among(options.METHODS),
+            autocompletion=options.among(catalogue.METHODS),
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -32,23 +35,20 @@ def methods(
 
     Example: odesteer methods odesteer
     """
-    from odesteer.common.registry import plugins
-    from odesteer.methods import GROUP, METHODS, find_method
-
     if name is not None:
-        method = find_method(name)
+        method = library.find_method(name)
         if as_json:
             out.print_json(data=facts_of(method))
         else:
             _show(method)
         return
     # A method of another package that is broken must not hide the others.
-    others = {name: _of_others(name) for name in plugins(GROUP) if name not in METHODS}
-    found = [*METHODS.values(), *(one for one in others.values() if not isinstance(one, str))]
-    rows = [facts_of(method) for method in found]
-    for one in others.values():
-        if isinstance(one, str):
-            say(one)
+    others = {name: _of_others(name) for name in plugins(library.GROUP) if name not in ods.METHODS}
+    listed = [*ods.METHODS.values(), *(m for m in others.values() if not isinstance(m, str))]
+    rows = [facts_of(method) for method in listed]
+    for error in others.values():
+        if isinstance(error, str):
+            say(error)
     if as_json:
         out.print_json(data=rows)
         return
@@ -63,25 +63,21 @@ def methods(
 
 
 def _of_others(name: str) -> "type[Method] | str":
-    """Another package's method, or why there is none."""
-    from odesteer.methods import find_method
-
+    """Load another package's method, or return the reason why it cannot be loaded."""
     try:
-        return find_method(name)
+        return library.find_method(name)
     except ValueError as error:
         return str(error)
 
 
 def facts_of(method: "type[Method]") -> dict[str, Any]:
-    """Everything about a method as JSON values."""
-    from odesteer.ode import as_dose
-
+    """Return everything about a method as JSON values."""
     return {
         "name": method.name,
         **method.facts._asdict(),
         "steps": _default(method, "steps"),
         "solver": _default(method, "solver"),
-        "default_strength": str(as_dose(method.default_strength)),
+        "default_strength": str(library.as_dose(method.default_strength)),
         "needs_pairs": method.needs_pairs,
         "site": method.site,
         "hyperparameters": {
@@ -122,7 +118,7 @@ def _lines(row: dict[str, Any]) -> str:
 
 
 def in_words(row: dict[str, Any]) -> dict[str, str]:
-    """What `facts_of` says, but for hyperparameters, to people: label and text."""
+    """Describe the facts without the hyperparameters: label and text."""
     return {
         "field v(a)": row["field"],
         "barrier h(a)": "none" if row["barrier"] == "-" else row["barrier"],
@@ -137,14 +133,14 @@ def in_words(row: dict[str, Any]) -> dict[str, str]:
 
 
 def prose_of(method: "type[Method]") -> str:
-    """The docstring up to its sections."""
+    """Return the docstring up to its sections."""
     text = inspect.cleandoc(method.__doc__ or "")
     return re.split(r"\n\s*(?:Args|Raises):", text)[0].strip()
 
 
 def _show(method: "type[Method]") -> None:
     row, meanings = facts_of(method), argument_meanings(method)
-    # Line breaks of the source say nothing; the terminal has its own width.
+    # The terminal has another width than the source.
     paragraphs = [" ".join(part.split()) for part in prose_of(method).split("\n\n")]
     out.print(f"[bold]{method.name}[/]", end="\n\n")
     out.print("\n\n".join(escape(paragraph) for paragraph in paragraphs), end="\n\n")
@@ -167,7 +163,7 @@ def _show(method: "type[Method]") -> None:
 
 
 def argument_meanings(method: "type[Method]") -> dict[str, str]:
-    """What the docstrings of a method and its parents say of each hyperparameter."""
+    """Collect the descriptions of hyperparameters from a method's and its parents' docstrings."""
     meanings: dict[str, str] = {}
     for cls in reversed(method.__mro__):
         section = re.search(

@@ -1,23 +1,23 @@
 """Options that several commands share, and their completion.
 
-Shell completion of methods, models and steerings.
-
-`odesteer --install-completion` teaches the shell to ask. It asks at every press of the key, so
-nothing here may import what takes long.
+`odesteer --install-completion` installs the completion. The shell runs it at every press of the
+key, so nothing here may import torch.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from odesteer.common.catalogue import METHODS, POSITIONS, SOLVERS
+
 _SMOLLM2 = "smollm2"
 
 
-def among(words: Sequence[str]) -> Callable[[str], list[str]]:
-    """Those that begin with what was typed."""
+def among(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a completion by words that begin with the incomplete one."""
 
     def matching(incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
@@ -26,7 +26,7 @@ def among(words: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def models(incomplete: str) -> list[str]:
-    """smollm2, the models in the Hub's cache, and directories that hold a model or others."""
+    """Complete smollm2, the models in the Hub's cache, and directories."""
     known = [_SMOLLM2, *_from_the_hub()]
     return [*among(known)(incomplete), *_directories(incomplete)]
 
@@ -45,39 +45,13 @@ def _directories(incomplete: str) -> list[str]:
     folder = Path(start or ("/" if incomplete.startswith("/") else "."))
     lead = incomplete[: len(incomplete) - len(name)]
     try:
-        found = sorted(each.name for each in folder.iterdir() if each.is_dir())
+        names = sorted(each.name for each in folder.iterdir() if each.is_dir())
     except OSError:
         return []
-    # A hidden one is completed where its dot was typed.
-    shown = [each for each in found if name.startswith(".") or not each.startswith(".")]
+    # Hidden directories are completed once the dot is typed.
+    shown = [each for each in names if name.startswith(".") or not each.startswith(".")]
     return [f"{lead}{each}" for each in shown if each.startswith(name)]
 
-
-# Said here, since the real tables import torch and help does not wait for it; a test compares.
-METHODS = (
-    "none",
-    "random",
-    "caa",
-    "repe",
-    "iti",
-    "iti-heads",
-    "mimic",
-    "linear-act",
-    "hpr",
-    "re-control",
-    "truthflow",
-    "odesteer",
-    "odesteer-paper",
-    "odesteer-one-step",
-    "odesteer-fourier",
-    "odesteer-gaussian",
-    "odesteer-mixture",
-    "odesteer-network",
-    "safety-filter",
-)
-SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
-POSITIONS = ("last+generated", "generated", "prompt", "all")
-TOKENS = ("last", "mean", "response", "prompt")
 
 Model = Annotated[
     str,
@@ -90,7 +64,8 @@ Model = Annotated[
 SteeringPath = Annotated[
     Path | None, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
 ]
-METHOD_NAMES = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}; `odesteer methods` explains them."
+*_FIRST, _LAST = METHODS
+METHOD_NAMES = f"{', '.join(_FIRST)} or {_LAST}; `odesteer methods` explains them."
 Method = Annotated[
     str,
     typer.Option("--method", "-m", help=METHOD_NAMES, autocompletion=among(METHODS)),

@@ -1,4 +1,4 @@
-"""`odesteer playground`: see and feel what steering does, in a browser."""
+"""`odesteer playground`: steering in a browser."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import progress, say, teaching_errors
 from odesteer.cli.load_steering import pairs
 
@@ -62,63 +63,51 @@ def playground(
     if importlib.util.find_spec("gradio") is None:
         raise ImportError("The playground is made with Gradio: pip install 'odesteer[playground]'.")
     named = named_paths(steering or [])
-    from odesteer.evaluation.benchmarks.sentiment import SYSTEM
-    from odesteer.models.loading import load_model
-    from odesteer.playground.app import serve
-    from odesteer.playground.controller import Controller, runs_in
-    from odesteer.playground.library import SharedModel
-
-    found = runs_in(runs) if runs is not None else {}
-    if runs is not None and not found:
+    directories = library.runs_in(runs) if runs is not None else {}
+    if runs is not None and not directories:
         raise ValueError(
             f"There is no run in '{runs}'; give a directory that `odesteer run` wrote."
         )
-    desk = SharedModel(*load_model(model, say), name=model)
-    shelf = saved(desk, named) if named else moods(desk, cache)
-    page, address = serve(
-        Controller(desk, shelf, keep, found), "" if named else SYSTEM, host, port, opened
+    shared = library.SharedModel(*library.load_model(model, say), name=model)
+    sources = saved(shared, named) if named else moods(shared, cache)
+    page, address = library.serve(
+        library.Controller(shared, sources, keep, directories),
+        "" if named else library.sentiment.SYSTEM,
+        host,
+        port,
+        opened,
     )
     say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")
     page.block_thread()
 
 
-def named_paths(given: list[str]) -> dict[str, Path]:
-    """NAME=DIR, several times; ValueError for another form, a name given twice or unusable."""
-    from odesteer.playground.library import check_name
-
-    found = pairs(given, "--steering", "NAME=DIR")
-    return {check_name(name): Path(path) for name, path in found.items()}
+def named_paths(texts: list[str]) -> dict[str, Path]:
+    """Parse NAME=DIR; ValueError for another form, or a repeated or invalid name."""
+    paths = pairs(texts, "--steering", "NAME=DIR")
+    return {library.check_name(name): Path(path) for name, path in paths.items()}
 
 
-def saved(desk: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
-    """Steerings from their directories, if they fit the model."""
-    import odesteer as ods
-    from odesteer.models.hooks.attach import check_fits
-    from odesteer.playground.library import SavedSteering
-
-    shelf: dict[str, Source] = {}
+def saved(shared: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
+    """Load steerings from their directories, and check that they fit the model."""
+    sources: dict[str, Source] = {}
     for name, path in named.items():
-        one = ods.load(path)
-        for part in one.parts:
-            check_fits(part, desk.model)
-        shelf[name] = SavedSteering(one, str(path))
-    return shelf
+        steering = ods.load(path)
+        for part in steering.parts:
+            library.check_fits(part, shared.model)
+        sources[name] = library.SavedSteering(steering, str(path))
+    return sources
 
 
-def moods(desk: "SharedModel", cache: bool) -> "dict[str, Source]":
-    """The sentences of the demo, read and ranked."""
-    from odesteer.evaluation.demo import contrast
-    from odesteer.fitting import middle_layers
-    from odesteer.playground.library import learnable
-
+def moods(shared: "SharedModel", cache: bool) -> "dict[str, Source]":
+    """Read the sentences of the demo and rank the layers."""
     with progress("Reading the demo's sentences") as callback:
-        found = learnable(
-            desk,
-            contrast()[0],
-            middle_layers(desk.model),
+        source = library.prepare_contrast(
+            shared,
+            library.demo.contrast()[0],
+            library.middle_layers(shared.model),
             callback,
             imports=("from odesteer.evaluation.demo import contrast",),
             code="contrast()[0]",
             cache=cache,
         )
-    return {MOODS: found}
+    return {MOODS: source}

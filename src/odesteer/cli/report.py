@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import options
+from odesteer.cli import library, options
 from odesteer.cli.console import out, say, stoppable, teaching_errors, warn
+from odesteer.common.registry import lookup
 
 if TYPE_CHECKING:
     from odesteer.evaluation.report import Report
@@ -62,14 +63,12 @@ def report(
 
         odesteer report runs/toxicity --compare odesteer-paper
     """
-    wanted = _wanted(formats)
+    names = _formats(formats)
     folder = output or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report"
-    from odesteer.evaluation.report import build, check, read_run, write
-
-    read = [read_run(run) for run in runs]
-    for run in read:  # all of them, before any is worked on
-        check(run, compare)
-    for run in read:
+    results = [library.report.read_run(run) for run in runs]
+    for run in results:  # all of them, before any is worked on
+        library.report.check(run, compare)
+    for run in results:
         for remark in run.remarks:
             warn(f"{run.name}: {remark}")
     reports = []
@@ -77,28 +76,26 @@ def report(
         f"What is in {folder} is whole, and the runs are as they were; the same command writes "
         "all of it."
     ):
-        for run in read:
+        for run in results:
             say(f"{escape(run.name)}: tables and figures ...")
-            reports.append(build(run, compare, drawn=wanted != ["csv"]))
-        written = write(reports, folder, wanted)
+            reports.append(library.report.build(run, compare, drawn=names != ["csv"]))
+        written = library.report.write(reports, folder, names)
     if as_json:
         typer.echo(json.dumps(_as_json(reports, written), ensure_ascii=False, indent=2))
         return
-    for one in reports:
-        out.print(main_table(one))
-        for sentence in one.sentences:
+    for each in reports:
+        out.print(main_table(each))
+        for sentence in each.sentences:
             out.print(f"- {sentence}", markup=False)
     say(escape(f"Wrote {', '.join(path.name for path in written)} in {folder}."))
 
 
 def _as_json(reports: "Sequence[Report]", written: Sequence[Path]) -> dict[str, Any]:
-    """What was found, the numbers of every table as in results.csv, and the files."""
-    from odesteer.evaluation.report.csv import document
-
-    rows = csv.DictReader(io.StringIO(document(reports)))
+    """Return the files, the findings, and the cells of every table as in results.csv."""
+    rows = csv.DictReader(io.StringIO(library.document(reports)))
     return {
         "files": [str(path) for path in written],
-        "runs": {one.run.name: list(one.sentences) for one in reports},
+        "runs": {each.run.name: list(each.sentences) for each in reports},
         "cells": [{key: _value(key, text) for key, text in row.items()} for row in rows],
     }
 
@@ -109,9 +106,7 @@ def _value(key: str, text: str) -> str | float | None:
     return float(text) if text else None
 
 
-def _wanted(formats: str) -> list[str]:
-    from odesteer.common.registry import lookup
-
+def _formats(formats: str) -> list[str]:
     known = dict.fromkeys(FORMATS.split(","))
     names = list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
     for name in names:
@@ -121,25 +116,23 @@ def _wanted(formats: str) -> list[str]:
     return names
 
 
-def main_table(one: "Report") -> Table:
-    """Values with their changes below, as many columns as fit; intervals are in the files."""
-    from odesteer.evaluation.report.rows import RANDOM
-
-    shown = _fitting(one.main.columns)
-    table = Table(title=escape(one.run.title), box=None, padding=(0, 1, 0, 0))
+def main_table(report: "Report") -> Table:
+    """Tabulate values with their changes below, in as many columns as fit."""
+    shown = _fitting(report.main.columns)
+    table = Table(title=escape(report.run.title), box=None, padding=(0, 1, 0, 0))
     table.add_column("condition", style="bold", overflow="fold", max_width=24)
     table.add_column("n", justify="right", no_wrap=True)
-    for place in shown:
-        column = one.main.columns[place]
+    for index in shown:
+        column = report.main.columns[index]
         table.add_column(escape(f"{column.label} {column.arrow}".strip()), justify="right")
-    for line in one.main.lines:
+    for line in report.main.lines:
         label = line.label + (" (paper)" if line.source == "paper" else "")
         n = "" if line.n is None else str(line.n[0])
-        cells = [_cell(line.cells[place], one.main.columns[place]) for place in shown]
+        cells = [_cell(line.cells[index], report.main.columns[index]) for index in shown]
         style = "cyan" if line.method == "odesteer" else None
-        style = "dim" if line.method == RANDOM or line.source == "paper" else style
+        style = "dim" if line.method == library.RANDOM or line.source == "paper" else style
         table.add_row(escape(f"{label}\n{line.setting}".strip()), n, *cells, style=style)
-    left = len(one.main.columns) - len(shown)
+    left = len(report.main.columns) - len(shown)
     more = f" {left} more columns are in the files." if left else ""
     table.caption = (
         "Below each value its change from unsteered; *: significant after Holm's correction; "
@@ -149,7 +142,7 @@ def main_table(one: "Report") -> Table:
 
 
 def _fitting(columns: "Sequence[Column]") -> list[int]:
-    """The places of those that fit the terminal: effects and damage before diversity."""
+    """Return the columns that fit the terminal: effects and damage before diversity."""
     room = max((out.width - 31) // 11, 1)
     last = [i for i, column in enumerate(columns) if column.key.startswith("distinct")]
     cost = [i for i, column in enumerate(columns) if column.key in ("kl", "perplexity")]
@@ -159,10 +152,8 @@ def _fitting(columns: "Sequence[Column]") -> list[int]:
 
 
 def _cell(cell: "Cell | None", column: "Column") -> str:
-    from odesteer.evaluation.report.table import change_text, value_text
-
     if cell is None:
         return ""
     unscored = f" ({cell.unscored}?)" if cell.unscored else ""
-    change = change_text(cell, column, interval=False)
-    return f"{value_text(cell, column)}{unscored}\n{change}".strip()
+    change = library.change_text(cell, column, interval=False)
+    return f"{library.value_text(cell, column)}{unscored}\n{change}".strip()

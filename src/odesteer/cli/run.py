@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from odesteer.cli import options
+from odesteer.cli import library, options
 from odesteer.cli.console import goes_on, out, progress, say, teaching_errors
 
 if TYPE_CHECKING:
@@ -51,39 +51,31 @@ def run(
 
     Example: odesteer run experiments/smollm2-rtp.toml --set limits.test=20 --out try
     """
-    from odesteer.evaluation.experiment.parse_toml import read
-
-    chosen = read(experiment, changes or ())
+    chosen = library.parse_toml.read(experiment, changes or ())
     if dry:
-        _say_what(chosen, data, as_json)
+        _describe(chosen, data, as_json)
         return
-    from odesteer.evaluation.experiment.run import run as compute
-
     folder = output or RUNS / chosen.name
     with goes_on(folder), progress(chosen.name) as callback:
-        outcome = compute(chosen, folder, data, engine, say, callback, workers, backend)
+        summary = library.run.run(chosen, folder, data, engine, say, callback, workers, backend)
     if as_json:
-        typer.echo(json.dumps({**outcome._asdict(), "results": str(outcome.results)}, indent=2))
+        typer.echo(json.dumps({**summary._asdict(), "results": str(summary.results)}, indent=2))
         return
-    note = "" if outcome.computed else " (it was complete)"
-    out.print(f"Wrote {escape(str(outcome.results))}{note}", soft_wrap=True)
+    note = "" if summary.computed else " (it was complete)"
+    out.print(f"Wrote {escape(str(summary.results))}{note}", soft_wrap=True)
 
 
-def _say_what(experiment: "Experiment", data: Any, as_json: bool) -> None:
-    """Conditions, units, what is fetched, memory and time."""
-    from odesteer.evaluation.experiment.cost_estimate import estimate
-    from odesteer.evaluation.experiment.plan import KINDS
-    from odesteer.evaluation.experiment.run import prepared
-
-    benchmark, planned = prepared(experiment, data)
-    names = [one.id for one in planned.conditions]
+def _describe(experiment: "Experiment", data: Any, as_json: bool) -> None:
+    """Print conditions, units, downloads, memory and time."""
+    benchmark, planned = library.run.prepared(experiment, data)
+    names = [each.id for each in planned.conditions]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    counts = {kind: sum(unit.kind == kind for unit in planned.units) for kind in KINDS}
+    counts = {kind: sum(unit.kind == kind for unit in planned.units) for kind in library.KINDS}
     tested = [
         len({case for unit in planned.units if unit.fold == fold for case in unit.cases})
         for fold in range(len(planned.folds))
     ]
-    about = estimate(planned, benchmark)
+    about = library.cost_estimate.estimate(planned, benchmark)
     lines = [
         ("experiment", f"{experiment.name}: {experiment.task} of {benchmark.name}"),
         ("conditions", f"{len(names)}: {', '.join(names[:_SHOWN])}{more}"),

@@ -10,9 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import bar, out, progress, reading, say, teaching_errors, warn
 from odesteer.cli.load_steering import as_columns
+from odesteer.common import catalogue
+from odesteer.common.files import write_whole
 
 if TYPE_CHECKING:
     from odesteer.evaluation.detector import Scores
@@ -60,7 +63,7 @@ def score(
         str | None,
         typer.Option(
             help="What is read of each text; by default what the steering was fitted on.",
-            autocompletion=options.among(options.TOKENS),
+            autocompletion=options.among(catalogue.TOKENS),
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,
@@ -78,32 +81,28 @@ def score(
 
     Example: odesteer score smollm2 held-out.csv -s gloomy --false-positives 0.05 --json
     """
-    # What can be wrong is checked before anything slow happens.
+    # Errors of input come before anything slow.
     if output is not None and output.suffix not in _KINDS:
         raise ValueError(f"--out is a .csv or .jsonl file; got '{output}'.")
     if false_positives is not None and not 0.0 < false_positives < 1.0:
         raise ValueError(f"--false-positives is between 0 and 1; got {false_positives}.")
-    import odesteer as ods
-    from odesteer.data import read_files as files
-    from odesteer.data.parse_rows import NUMBERS, labelled
-    from odesteer.models.loading import load_model
-
-    one = ods.load(steering)
+    loaded = ods.load(steering)
     named = as_columns(columns) or {}
-    rows = files.rows(file, None, [named.get(key, key) for key in NUMBERS])
-    known = list(labelled(rows, named, required=False))
-    if false_positives is not None and not {label for _, label in known} >= {0, 1}:
+    numbers = [named.get(key, key) for key in library.parse_rows.NUMBERS]
+    rows = library.read_files.rows(file, None, numbers)
+    examples = list(library.parse_rows.labelled(rows, named, required=False))
+    if false_positives is not None and not {label for _, label in examples} >= {0, 1}:
         raise ValueError(
             "--false-positives needs texts of both classes: a `label` of 0 or 1 in each row."
         )
-    labels = [label if label is None or not away else 1 - label for _, label in known]
-    language_model, tokenizer = load_model(model, say)
+    labels = [label if label is None or not away else 1 - label for _, label in examples]
+    language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Reading texts") as callback:
         scores = ods.score(
             language_model,
             tokenizer,
-            ~one if away else one,
-            [example for example, _ in known],
+            ~loaded if away else loaded,
+            [example for example, _ in examples],
             labels=labels,
             layer=layer,
             template=template.replace("\\n", "\n"),
@@ -148,7 +147,7 @@ def score(
 
 
 def _rows(scores: "Scores") -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for rank, i in enumerate(scores.ranked(), start=1):
         example, label = scores.examples[i], scores.labels[i]
         row: dict[str, Any] = {
@@ -160,13 +159,11 @@ def _rows(scores: "Scores") -> list[dict[str, Any]]:
             "prompt": example.prompt,
             "text": example.response,
         }
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from odesteer.common.files import write_whole
-
     if path.suffix == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -180,7 +177,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(prompt: Any) -> str | None:
-    """Chat messages are JSON in a cell."""
+    """Write chat messages as JSON in a cell."""
     return (
         prompt
         if prompt is None or isinstance(prompt, str)
@@ -193,10 +190,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for heading in ("rank", "row", "log-odds", "P(positive)", "label"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("text", no_wrap=True)
-    room = max(out.width - 46, 20)  # what the other columns leave
+    room = max(out.width - 46, 20)  # beside the other columns
     for row in rows:
-        asked = row["prompt"]
-        text = row["text"] if not isinstance(asked, str) else f"{asked} → {row['text']}"
+        prompt = row["prompt"]
+        text = row["text"] if not isinstance(prompt, str) else f"{prompt} → {row['text']}"
         table.add_row(
             str(row["rank"]),
             str(row["row"]),
@@ -209,7 +206,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def shorten(text: str, room: int) -> str:
-    """On one line, and no longer than there is room for."""
+    """Return a text on one line of at most `room` characters."""
     line = " ".join(text.split())
     return line if len(line) <= room else f"{line[: room - 1]}…"
 
@@ -239,7 +236,7 @@ def _interval(value: "Interval") -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples as JSON objects."""
+    """Convert named tuples to JSON objects."""
     if hasattr(value, "_asdict"):
         return {key: _plain(each) for key, each in value._asdict().items()}
     return value

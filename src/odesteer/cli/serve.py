@@ -1,14 +1,17 @@
 """`odesteer serve`: vLLM's own server, with steerings."""
 
+import importlib.util
 import json
 import os
 import shlex
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from odesteer.cli import library
 from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
 
@@ -72,14 +75,10 @@ def serve(
     Example: odesteer serve meta-llama/Llama-3.1-8B-Instruct -s truthful=runs/truthful
     -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
     """
-    from odesteer.backends.vllm.registry import configuration
-    from odesteer.backends.vllm.request_validation import served_model_names
-    from odesteer.models.loading import SMOLLM2, local_copy
-
     steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
-    config = configuration(steerings, composed, check)
-    source = str(local_copy(say)) if model == SMOLLM2 else model
-    served = served_model_names(
+    config = library.configuration(steerings, composed, check)
+    source = str(library.local_copy(say)) if model == library.SMOLLM2 else model
+    served = library.served_model_names(
         [name or (Path(model).name if Path(model).is_dir() else model)],
         [*steerings, *composed],
     )
@@ -96,12 +95,12 @@ def serve(
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
     say(guarded(context.args))
     sys.stdout.flush()
-    # Takes this process's place: signals reach the server, and its exit code is ours.
+    # Replaces this process: signals reach the server, and its exit code is ours.
     os.execve(sys.executable, command, {**os.environ, "VLLM_PLUGINS": plugins})
 
 
 def guarded(arguments: list[str]) -> str:
-    """Say who may ask the server, given vLLM's arguments."""
+    """Describe who can use the server, given vLLM's arguments."""
     keyed = any(each.split("=")[0] == "--api-key" for each in arguments)
     if keyed or os.environ.get("VLLM_API_KEY"):
         return (
@@ -112,9 +111,7 @@ def guarded(arguments: list[str]) -> str:
 
 
 def missing_engine() -> None:
-    """ValueError where vLLM is not installed."""
-    import importlib.util
-
+    """Raise ValueError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "Serving needs vLLM, which this Python does not have: pip install 'odesteer[vllm]' on "
@@ -123,15 +120,13 @@ def missing_engine() -> None:
 
 
 def allowed_plugins() -> str:
-    """What VLLM_PLUGINS has to be: vLLM loads plugins that add routes only where it names them.
+    """Return VLLM_PLUGINS: vLLM loads plugins that add routes only if it names them.
 
     Naming one leaves out the others, so it names all that vLLM would have loaded.
     """
-    from importlib.metadata import entry_points
-
-    given = os.environ.get("VLLM_PLUGINS")
-    names = given.split(",") if given else []
-    if given is None:
+    setting = os.environ.get("VLLM_PLUGINS")
+    names = setting.split(",") if setting else []
+    if setting is None:
         groups = (
             "vllm.general_plugins",
             "vllm.platform_plugins",

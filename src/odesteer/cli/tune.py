@@ -7,7 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from odesteer.cli import options
+import odesteer as ods
+from odesteer.cli import library, options
 from odesteer.cli.console import out, progress, reading, say, teaching_errors
 from odesteer.cli.load_steering import read_contrast
 
@@ -58,18 +59,13 @@ def tune(
 
     Example: odesteer tune smollm2 pairs.jsonl --target-probability 0.8 --out gloomy
     """
-    # What can be wrong is checked before anything slow happens.
+    # Errors of input come before anything slow.
     blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
-    import odesteer as ods
-    from odesteer.evaluation.selection.result import Goal
-    from odesteer.methods import find_method
-    from odesteer.models.loading import load_model
-
-    find_method(method)
-    Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
+    library.find_method(method)
+    library.Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
     data = read_contrast(contrast, template, columns)
-    language_model, tokenizer = load_model(model, say)
+    language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.
         warnings.filterwarnings("ignore", message="(?s).*within the budget")

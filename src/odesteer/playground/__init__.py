@@ -1,6 +1,6 @@
 """Playground: `odesteer playground`, steering in a browser.
 
-What the page does is here without the page: `writing` makes two texts grow side by side,
-`setting` is what a person chose, `shelf` what there is to choose from, `acts` what they can do.
-`server`, `page` and the tabs alone know Gradio.
+What the page does is here without the page: `generate_pair` writes two texts side by side,
+`session` is the state of one page, `library` the steerings to choose from, `controller` the
+actions. `app` and `steer_tab` alone know Gradio.
 """

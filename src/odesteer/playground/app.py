@@ -1,30 +1,31 @@
 """Layout of the page and its local server.
 
-This file, the tabs and `server` alone know Gradio. Every act is in `acts`.
-
-Local web server of the playground.
-
 A policy in every answer forbids the browser any request to another server, whatever a part of
 the page might ask for. A page that listens to this machine alone answers only to this machine's
 names, so that a web site whose name was rebound to 127.0.0.1 cannot use it.
 """
 
+import importlib.resources
 import ipaddress
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
+
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from odesteer.playground.controller import Controller
-from odesteer.playground.look import CSS, HEAD
 from odesteer.playground.session import Session
 from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab
 
 STEER = "steer"  # the id of the first tab
 
 
-def fit_tab(acts: Controller, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> None:
+def fit_tab(controller: Controller, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> None:
+    """Lay out the tab on which a person fits a contrast."""
     gr.HTML(
         '<p class="pg-note">Examples of what you want and of what you do not want, one a line; '
         "line i of both belongs together. Twenty of each is a start. What you fit is yours alone, "
@@ -43,74 +44,72 @@ def fit_tab(acts: Controller, session: gr.State, tabs: gr.Tabs, steer: SteerTab)
     best = gr.State(None)
     use = gr.Button("Use it", variant="primary", visible=False, elem_id="pg-use")
 
-    def learn(
+    def fit_steering(
         session: Session, name: str, method: str, positive: str, negative: str, file: str | None,
         bar: gr.Progress = gr.Progress(),
     ) -> Outputs:  # fmt: skip
         def progress(done: int, total: int) -> None:
             bar((done, total), desc="Reading the examples", unit="texts")
 
-        words, layer = acts.fit(session, name, method, positive, negative, file, progress)
+        words, layer = controller.fit(session, name, method, positive, negative, file, progress)
         return words, layer, gr.update(visible=layer is not None)
 
-    def chosen(session: Session, name: str, layer: int, method: str) -> Outputs:
-        names = list(session.shelf(acts.shelf))
+    def use_steering(session: Session, name: str, layer: int, method: str) -> Outputs:
+        names = list(session.library(controller.library))
         value = gr.update(choices=names, value=name.strip())
         return gr.update(selected=STEER), value, layer, method
 
     fit.click(
-        learn,
+        fit_steering,
         [session, name, method, positive, negative, file],
         [result, best, use],
         concurrency_id="model",
         concurrency_limit=PEOPLE,
     )
     use.click(
-        chosen,
+        use_steering,
         [session, name, best, method],
         [tabs, steer.expression, steer.layer, steer.method],
         queue=False,
     ).then(steer.on_send, **steer.sending)
 
 
-def report_tab(acts: Controller) -> None:
-    if not acts.runs:
+def report_tab(controller: Controller) -> None:
+    """Lay out the tab with the reports of runs."""
+    if not controller.runs:
         gr.HTML(
             '<p class="pg-note">No run was named. Start the page with <code>odesteer playground '
             "--runs DIR</code>, a directory that <code>odesteer run</code> wrote to, or one that "
             "holds several.</p>"
         )
         return
-    run = gr.Dropdown(list(acts.runs), value=None, label="Run", elem_id="pg-run")
+    run = gr.Dropdown(list(controller.runs), value=None, label="Run", elem_id="pg-run")
     page = gr.HTML()
-    run.input(acts.report, [run], [page])
+    run.input(controller.report, [run], [page])
 
 
-def build(acts: Controller, system: str = "") -> gr.Blocks:
-    """The page, for `gr.Blocks.launch`.
+def build(controller: Controller, system: str = "") -> gr.Blocks:
+    """Build the page, for `gr.Blocks.launch`.
 
     Args:
-        acts: what it does.
-        system: what a chat model is told before any prompt, until a person changes it.
+        controller: the actions.
+        system: the system prompt of a chat model, until a person changes it.
     """
     with gr.Blocks(title="odesteer playground", analytics_enabled=False) as page:
         session = gr.State(Session())
-        asked = gr.Number(0, visible=False)
+        requested_at = gr.Number(0, visible=False)
         gr.HTML(
             '<div class="pg-head"><h1>odesteer playground</h1><p>'
-            f"{acts.desk.name}, unsteered and steered side by side</p></div>"
+            f"{controller.shared.name}, unsteered and steered side by side</p></div>"
         )
         with gr.Tabs(selected=STEER) as tabs:
             with gr.Tab("Steer", id=STEER):
-                steer = SteerTab(acts, session, asked, system)
+                steer = SteerTab(controller, session, requested_at, system)
             with gr.Tab("Fit your own", id="fit"):
-                fit_tab(acts, session, tabs, steer)
+                fit_tab(controller, session, tabs, steer)
             with gr.Tab("Reports", id="report"):
-                report_tab(acts)
+                report_tab(controller)
     return page
-
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 
 _POLICY = (
@@ -122,23 +121,23 @@ Message = MutableMapping[str, Any]
 
 
 class Policy:
-    """ASGI middleware that puts the policy into the head of every answer."""
+    """ASGI middleware that adds the policy to the header of every answer."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        async def sent(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", _POLICY.encode())
                 message["headers"] = [*message.get("headers", []), policy]
             await send(message)
 
-        await self.app(scope, receive, sent if scope["type"] == "http" else send)
+        await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)
 
 
 def theme() -> gr.themes.Base:
-    """The system's fonts and the colours of our reports."""
+    """Return a theme with the system's fonts and the colours of our reports."""
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     return gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono, radius_size="md"
@@ -156,7 +155,7 @@ def theme() -> gr.themes.Base:
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """List the names that a request may call a server by that listens on `host`.
+    """List the host names that a server listening on `host` answers to.
 
     Those of this machine where it listens to this machine alone; any name otherwise, since
     other machines may know it by names that it does not know.
@@ -174,15 +173,15 @@ def _is_loopback(address: str) -> bool:
 
 
 def serve(
-    acts: Controller, system: str, host: str, port: int, opened: bool = False
+    controller: Controller, system: str, host: str, port: int, open_browser: bool = False
 ) -> tuple[gr.Blocks, str]:
-    """Serve the page; it answers when this returns.
+    """Start to serve the page, and return when it answers.
 
     Args:
-        acts: what the page does.
+        controller: the actions.
         system: the first system prompt.
         host, port: where it listens.
-        opened: also open it in this machine's browser.
+        open_browser: also open it in this machine's browser.
 
     Returns:
         the running page (`block_thread()` waits until it is interrupted, `close()` ends it)
@@ -191,22 +190,23 @@ def serve(
     Raises:
         OSError: if the port is taken.
     """
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    page = build(acts, system)
+    page = build(controller, system)
+    assets = importlib.resources.files("odesteer.playground") / "assets"
+    style, script = (
+        (assets / name).read_text(encoding="utf-8") for name in ("style.css", "page.js")
+    )
     page.queue(default_concurrency_limit=8, max_size=64)
     _, address, _ = page.launch(
         server_name=f"[{host}]" if ":" in host.strip("[]") and host[0] != "[" else host,
         server_port=port,
         share=False,
-        inbrowser=opened,
+        inbrowser=open_browser,
         prevent_thread_lock=True,
         quiet=True,
         show_error=True,
         theme=theme(),
-        css=CSS,
-        head=HEAD,
+        css=style,
+        head=f"<script>\n{script}</script>",
         footer_links=[],
         app_kwargs={
             "middleware": [

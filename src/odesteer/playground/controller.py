@@ -1,7 +1,7 @@
-"""Controller of the page: what each user action does.
+"""Controller of the page: the actions of a user, without Gradio.
 
-Each act is given a session and plain values, and gives HTML and plain values back; errors are
-words. Gradio is not known here.
+Each action takes a session and plain values, and returns HTML and plain values; errors become
+text.
 """
 
 import re
@@ -9,69 +9,73 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from odesteer.common.registry import lookup
 from odesteer.data import Contrast
+from odesteer.evaluation.report import build, read_run
+from odesteer.evaluation.report.html import document
+from odesteer.evaluation.report.run import FILE
 from odesteer.extraction.extract import Progress
 from odesteer.fitting import middle_layers
 from odesteer.models.chat_template import Messages
 from odesteer.playground import html as markup
-from odesteer.playground import svg_charts as picture
+from odesteer.playground import svg_charts as charts
 from odesteer.playground.generate_pair import GeneratedText
 from odesteer.playground.library import (
     SavedSteering,
     SharedModel,
     SteeringLibrary,
     check_name,
-    learnable,
+    prepare_contrast,
 )
 from odesteer.playground.session import AS_LEARNT, STRENGTH, TARGET, Controls, Session
-from odesteer.playground.token_paths import portrait, ways
+from odesteer.playground.token_paths import phase_portrait, token_paths
 from odesteer.steering import LayerSteering, Steering
 from odesteer.steering.expression import NAME
 
 
-def python(setting: Controls, shelf: SteeringLibrary, model: str, prompt: str | Messages) -> str:
-    """A script from loading the model to printing the steered text.
+def python(controls: Controls, library: SteeringLibrary, model: str, prompt: str | Messages) -> str:
+    """Write a script from loading the model to printing the steered text.
 
     Args:
-        setting: the controls.
-        shelf: what its expression names.
-        model: what `load_model` is to load.
+        controls: of the page.
+        library: the steerings that its expression names.
+        model: the argument of `load_model`.
         prompt: text or chat messages.
 
     Raises:
-        ValueError: for a name that is not on the shelf.
+        ValueError: for a name that is not in the library.
     """
     imports: list[str] = []
-    made: list[str] = []
+    assignments: list[str] = []
     names: dict[str, str] = {}
-    used = setting.used(shelf)
-    for name, source in used.items():
-        lines, call = source.python(setting.method, setting.place(shelf))
+    for name, source in controls.sources(library).items():
+        lines, call = source.python(controls.method, controls.fit_layer(library))
         imports += [line for line in lines if line not in imports]
         names[name] = _variable(name, names)
-        made.append(f"{names[name]} = {call}")
-    whole = NAME.sub(lambda match: names[match[0]], setting.expression.strip())
-    whole = whole if NAME.fullmatch(setting.expression.strip()) else f"({whole})"
-    made.append(f"steering = {whole}.with_strength({_dose(setting)})")
-    changes = [] if setting.solver == AS_LEARNT else [f"solver={setting.solver!r}"]
-    changes += [f"steps={int(setting.steps)}"] if setting.steps else []
+        assignments.append(f"{names[name]} = {call}")
+    whole = NAME.sub(lambda match: names[match[0]], controls.expression.strip())
+    whole = whole if NAME.fullmatch(controls.expression.strip()) else f"({whole})"
+    assignments.append(f"steering = {whole}.with_strength({_dose(controls)})")
+    changes = [] if controls.solver == AS_LEARNT else [f"solver={controls.solver!r}"]
+    changes += [f"steps={int(controls.steps)}"] if controls.steps else []
     if changes:
-        made.append(f"steering = steering.replace({', '.join(changes)})")
-    sampling = [f"max_new_tokens={setting.max_new_tokens}"]
-    if setting.temperature > 0:
-        sampling += [f"temperature={setting.temperature:g}", f"seed={setting.seed}"]
+        assignments.append(f"steering = steering.replace({', '.join(changes)})")
+    sampling = [f"max_new_tokens={controls.max_new_tokens}"]
+    if controls.temperature > 0:
+        sampling += [f"temperature={controls.temperature:g}", f"seed={controls.seed}"]
     lines = [
         "import odesteer as ods",
         *sorted([*imports, "from odesteer.models.loading import load_model"]),
         "",
         f"model, tokenizer = load_model({model!r})",
-        *made,
+        *assignments,
         "",
         f"prompt = {_literal(prompt)}",
-        f"backend = ods.TransformersBackend(model, tokenizer, positions={setting.positions!r})",
+        f"backend = ods.TransformersBackend(model, tokenizer, positions={controls.positions!r})",
         f"sampling = ods.Sampling({', '.join(sampling)})",
         "print(backend.generate([prompt], steering, sampling)[0])",
     ]
@@ -79,7 +83,7 @@ def python(setting: Controls, shelf: SteeringLibrary, model: str, prompt: str | 
 
 
 def _variable(name: str, taken: dict[str, str]) -> str:
-    """A Python name for a steering's, which no other one has."""
+    """Return a Python identifier for a steering that no other one has."""
     variable = re.sub(r"\W", "_", name)
     variable = f"_{variable}" if variable[0].isdigit() else variable
     while variable in {"model", "tokenizer", "steering", "prompt", "ods", *taken.values()}:
@@ -87,11 +91,11 @@ def _variable(name: str, taken: dict[str, str]) -> str:
     return variable
 
 
-def _dose(setting: Controls) -> str:
-    if setting.dose == STRENGTH:
-        return f"{setting.amount:g}"
-    angle = f"ods.Angle({setting.amount:g})"
-    return f"ods.Target({setting.probability:g}, {angle})" if setting.dose == TARGET else angle
+def _dose(controls: Controls) -> str:
+    if controls.dose == STRENGTH:
+        return f"{controls.amount:g}"
+    angle = f"ods.Angle({controls.amount:g})"
+    return f"ods.Target({controls.probability:g}, {angle})" if controls.dose == TARGET else angle
 
 
 def _literal(prompt: str | Messages) -> str:
@@ -101,7 +105,7 @@ def _literal(prompt: str | Messages) -> str:
 
 
 class View(NamedTuple):
-    """What stands on the first tab; None: what stood there stays."""
+    """Content of the first tab; None leaves what is there."""
 
     error: str = ""
     texts: str | None = None
@@ -112,17 +116,17 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Controller:
-    """What all people share: the model, what there is to choose from, and where things are kept.
+    """Actions on what all users share: the model, the library and the directories.
 
     Attributes:
-        desk: the model.
-        shelf: steerings that everyone can choose.
+        shared: the model.
+        library: steerings that everyone can choose.
         keep: the directory that steerings are saved in.
         runs: directories of runs whose reports can be read, by name.
     """
 
-    desk: SharedModel
-    shelf: SteeringLibrary
+    shared: SharedModel
+    library: SteeringLibrary
     keep: Path
     runs: dict[str, Path]
 
@@ -132,77 +136,70 @@ class Controller:
         prompt: str,
         system: str,
         chat: bool,
-        setting: Controls,
-        asked: float | None = None,
+        controls: Controls,
+        requested_at: float | None = None,
     ) -> Iterator[View]:
-        """Write both texts for a prompt; `asked`: see `Session.claim`."""
+        """Write both texts for a prompt; `requested_at`: see `Session.claim`."""
         try:
             session.send(prompt, chat)
         except ValueError as error:
             yield View(markup.error(error))
             return
-        yield from self.again(session, system, setting, asked)
+        yield from self.again(session, system, controls, requested_at)
 
     def again(
-        self, session: Session, system: str, setting: Controls, asked: float | None = None
+        self, session: Session, system: str, controls: Controls, requested_at: float | None = None
     ) -> Iterator[View]:
-        """Write both texts of the current prompt anew, with what the controls say now."""
+        """Write both texts of the current prompt anew, with the controls as they are now."""
         if not session.prompt:
             return
         try:
-            yield from self._write(session, system, setting, session.claim(asked))
+            yield from self._write(session, system, controls, session.claim(requested_at))
         except (ValueError, OSError, ImportError) as error:
             yield View(markup.error(error))
 
     def _write(
-        self, session: Session, system: str, setting: Controls, mine: float
+        self, session: Session, system: str, controls: Controls, generation: float
     ) -> Iterator[View]:
-        shelf = session.shelf(self.shelf)
-        steering = setting.steering(self.desk, shelf)
-        label = f"Steered: {setting.expression}, {steering.dose}"
+        library = session.library(self.library)
+        steering = controls.steering(self.shared, library)
+        label = f"Steered: {controls.expression}, {steering.dose}"
         pair = session.pair
-        for pair in session.write(self.desk, setting, steering, system, mine):
+        for pair in session.write(self.shared, controls, steering, system, generation):
             shown = markup.texts(session.turns, session.prompt, pair, label, writing=True)
             yield View(texts=shown, facts=markup.facts(pair))
-        if session.generation != mine:
-            return  # a newer one has begun, and shows its own
+        if session.generation != generation:
+            return  # a newer one has begun, and shows its text
         shown = markup.texts(session.turns, session.prompt, pair, label, writing=False)
-        prompt = session.messages(self.desk.tokenizer, system, 1)
+        prompt = session.messages(self.shared.tokenizer, system, 1)
         yield View(
             texts=shown,
             facts=markup.facts(pair),
             figures=self._figures(pair[1], steering.parts[-1]),
-            python=self._python(setting, shelf, prompt),
+            python=python(controls, library, self.shared.name, prompt),
         )
 
     def _figures(self, text: GeneratedText, part: LayerSteering) -> str:
         if not text.tokens:
             return ""
-        found = ways(text, part)
+        paths = token_paths(text, part)
         words = [token.text for token in text.tokens]
-        drawn = picture.flow(found, words) + picture.portrait(portrait(found, part))
+        drawn = charts.flow(paths, words) + charts.portrait(phase_portrait(paths, part))
         return f'<div class="pg-figures">{drawn}</div>'
 
-    def _python(self, setting: Controls, shelf: SteeringLibrary, prompt: str | Messages) -> str:
-        return python(setting, shelf, self.desk.name, prompt)
-
-    # ---- keeping
-
-    def save(self, session: Session, name: str, setting: Controls) -> str:
-        """Write the current steering to a directory of its own, and put it on the shelf."""
+    def save(self, session: Session, name: str, controls: Controls) -> str:
+        """Save the current steering to a new directory, and add it to the session's library."""
         try:
             name = check_name(name)
-            steering: Steering = setting.steering(self.desk, session.shelf(self.shelf))
+            steering: Steering = controls.steering(self.shared, session.library(self.library))
             target = self.keep / name
-            if target.exists() or name in session.shelf(self.shelf):
+            if target.exists() or name in session.library(self.library):
                 raise ValueError(f"There is a '{name}' already; choose another name.")
             steering.save_pretrained(target)
         except (ValueError, OSError) as error:
             return markup.error(error)
-        session.own[name] = SavedSteering(steering, str(target))
+        session.private[name] = SavedSteering(steering, str(target))
         return markup.note(f"Saved in {target}; it can be chosen as {name}.")
-
-    # ---- fitting
 
     def fit(
         self,
@@ -214,30 +211,22 @@ class Controller:
         file: str | None,
         progress: Progress | None = None,
     ) -> tuple[str, int | None]:
-        """Learn from pasted or uploaded examples: (HTML, the best layer or None)."""
+        """Fit pasted or uploaded examples; return HTML and the best layer or None."""
         try:
             name = check_name(name)
-            if name in self.shelf:
+            if name in self.library:
                 raise ValueError(f"'{name}' is everyone's; choose another name.")
             contrast, code = _contrast(positive, negative, file)
-            layers = middle_layers(self.desk.model)
-            found = learnable(self.desk, contrast, layers, progress, code=code)
-            steering = found.obtain(self.desk, method, found.best)
+            layers = middle_layers(self.shared.model)
+            source = prepare_contrast(self.shared, contrast, layers, progress, code=code)
+            steering = source.get(self.shared, method, source.best)
         except (ValueError, OSError, ImportError) as error:
             return markup.error(error), None
-        session.own[name] = found
-        return _quality(name, contrast, steering.parts[0]), found.best
-
-    # ---- reports
+        session.private[name] = source
+        return _quality(name, contrast, steering.parts[0]), source.best
 
     def report(self, name: str | None) -> str:
-        """The report of a run, in a frame of its own."""
-        from html import escape
-
-        from odesteer.common.registry import lookup
-        from odesteer.evaluation.report import build, read_run
-        from odesteer.evaluation.report.html import document
-
+        """Return the report of a run, in a frame."""
         try:
             if not name:
                 raise ValueError("Choose a run.")
@@ -251,16 +240,14 @@ class Controller:
 
 
 def runs_in(folder: Path) -> dict[str, Path]:
-    """Directories of runs by name: `folder` itself, or those in it."""
-    from odesteer.evaluation.report.run import FILE
-
+    """Return the directories of runs by name: `folder` itself, or those in it."""
     if (folder / FILE).is_file():
         return {folder.name: folder}
     return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{FILE}"))}
 
 
 def _contrast(positive: str, negative: str, file: str | None) -> tuple[Contrast, str | None]:
-    """A contrast from a file or from lines of text, and Python that makes it."""
+    """Return a contrast from a file or from lines of text, and Python that makes it."""
     if file is not None:
         path = Path(file)
         return _read(path), f"ods.Contrast.from_file({path.name!r})"
@@ -277,7 +264,7 @@ def _contrast(positive: str, negative: str, file: str | None) -> tuple[Contrast,
 
 
 def _read(path: Path) -> Contrast:
-    # An upload lies under a name of the server's making, which would be in every message.
+    # An upload has a temporary path, which would be in every message.
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)
@@ -299,5 +286,5 @@ def _quality(name: str, contrast: Contrast, steering: LayerSteering) -> str:
         ("calibration error", f"{held_out['ece']:.3f}"),
     ]
     items = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in cells)
-    curve = picture.reliability(steering.receipts["reliability"])
+    curve = charts.reliability(steering.receipts["reliability"])
     return f'{markup.note(words)}<dl class="pg-facts">{items}</dl>{curve}'

@@ -1,14 +1,10 @@
 """Simultaneous generation of the unsteered and the steered text.
 
 Both texts are written token by token, the unsteered one beside the steered one in a batch. The
-model is held for one token at a time, and the steering is on it for no longer: several people
+model is locked for one token at a time, and the steering is on it for no longer: several people
 take turns, and a person who leaves leaves nothing behind.
 
-What is told of a token is told of the place that wrote it: the last token read before it.
-
-Token-by-token generation of a batch in which some rows are steered.
-
-The model is held for one token at a time, and the steering is on it for no longer.
+The values of a token are those of the position that wrote it: the last token read before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,11 +31,11 @@ from odesteer.steering import LayerSteering, Steering
 
 
 class Stream:
-    """Rows with one prompt, read once and continued token by token."""
+    """Batch of rows with one prompt, read once and continued token by token."""
 
     def __init__(
         self,
-        desk: SharedModel,
+        shared: SharedModel,
         prompt: Sequence[int],
         steerings: list[Steering | None],
         positions: Positions,
@@ -47,18 +43,18 @@ class Stream:
     ):
         if not prompt:
             raise ValueError("The prompt is empty; write something for the model to answer.")
-        self._desk = desk
+        self._shared = shared
         self._steerings = steerings
         self._positions = positions
         self._part = part
         self._cache: Any = None
-        ids = torch.tensor([list(prompt)], device=input_device(desk.model))
+        ids = torch.tensor([list(prompt)], device=input_device(shared.model))
         self._next = ids.expand(len(steerings), -1)
 
     def step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [rows, v], and the last place's activations before and after, [rows, d]."""
-        model = self._desk.model
-        with self._desk.lock, torch.no_grad(), ExitStack() as stack:
+        """Run the model once: logits [rows, v], last activations before and after, [rows, d]."""
+        model = self._shared.model
+        with self._shared.lock, torch.no_grad(), ExitStack() as stack:
             before = stack.enter_context(_watched(model, self._part))
             for row, steering in enumerate(self._steerings):
                 if steering is not None:
@@ -78,13 +74,13 @@ class Stream:
         return output.logits[:, -1].float().cpu(), before[0], after[0]
 
     def feed(self, tokens: list[int]) -> None:
-        """What each row reads next."""
+        """Set the next token of each row."""
         self._next = torch.tensor(tokens, device=self._next.device)[:, None]
 
     def _freeze(self, prompt: Tensor) -> None:
-        """A field that reads the prompt keeps what it read; the handle that kept it is gone."""
+        """Keep what a prompt-conditioned field read; the handle that kept it is gone."""
         for row, steering in enumerate(self._steerings):
-            # Those of several layers would need every layer's; no method makes them.
+            # Several layers would need every layer's prompt; no method makes such steerings.
             if (
                 steering is not None
                 and len(steering.parts) == 1
@@ -97,7 +93,7 @@ class Stream:
 
 @contextmanager
 def _watched(model: nn.Module, part: LayerSteering) -> Iterator[list[Tensor]]:
-    """The activations [rows, d] of the last place where `part` acts, once a pass has run."""
+    """Collect the last activations [rows, d] where `part` acts, after a forward pass."""
     assert part.layer is not None
     block = find_layers(model)[layer_index(model, part.layer)]
     seen: list[Tensor] = []
@@ -124,11 +120,11 @@ class GeneratedToken:
     """One token of a text.
 
     Attributes:
-        text: as it is read.
-        before, after: calibrated log-odds at the place that wrote it, without the steering and
-            with it; None where the method has no barrier.
+        text: decoded.
+        before, after: calibrated log-odds at the position that wrote it, without and with the
+            steering; None where the method has no barrier.
         moved: ||a(T) - a||.
-        relative: that over ||a||.
+        relative: ||a(T) - a|| / ||a||.
     """
 
     text: str
@@ -140,31 +136,32 @@ class GeneratedToken:
 
 @dataclass
 class GeneratedText:
-    """A text as far as it is written.
+    """Generated text, complete or not.
 
     Attributes:
-        tokens: what is told of each.
+        tokens: text and values of each token.
         ids: their ids.
-        places: the activations that wrote them before steering, [d] each.
-        arrivals: the same after steering.
-        ended: the model has ended it.
+        starts: the activations that wrote them before steering, [d] each.
+        ends: the same after steering.
+        ended: whether the model has ended it.
         perplexity: under the unsteered model; None until the text is complete, or empty.
     """
 
     tokens: list[GeneratedToken] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
-    arrivals: list[Tensor] = field(default_factory=list)
+    starts: list[Tensor] = field(default_factory=list)
+    ends: list[Tensor] = field(default_factory=list)
     ended: bool = False
     perplexity: float | None = None
 
     @property
     def text(self) -> str:
+        """Text of all tokens."""
         return "".join(token.text for token in self.tokens)
 
     @property
     def share_moved(self) -> float:
-        """The share of tokens whose place was moved."""
+        """Share of tokens that were moved."""
         return _mean([float(token.moved > 0) for token in self.tokens])
 
     @property
@@ -179,20 +176,20 @@ class GeneratedText:
 
 
 def write(
-    desk: SharedModel,
+    shared: SharedModel,
     prompts: tuple[Sequence[int], Sequence[int]],
     steering: Steering,
     positions: Positions = "last+generated",
     sampling: Sampling = Sampling(),
 ) -> Iterator[tuple[GeneratedText, GeneratedText]]:
-    """The unsteered and the steered text, again and again as they grow.
+    """Write the unsteered and the steered text, and yield them as they grow.
 
     Args:
-        desk: whose model writes.
+        shared: the model.
         prompts: token ids for the unsteered and for the steered text (in a chat they differ).
         steering: of the second text.
-        positions: which tokens it acts on.
-        sampling: of both; both texts see the same draws, so that nothing differs by chance.
+        positions: tokens that it acts on.
+        sampling: of both texts, which use the same random draws.
 
     Yields:
         (unsteered, steered), the same two objects each time; with perplexities at the end.
@@ -200,45 +197,45 @@ def write(
     texts = (GeneratedText(), GeneratedText())
     part = steering.parts[-1]
     if list(prompts[0]) == list(prompts[1]):
-        streams = [Stream(desk, prompts[0], [None, steering], positions, part)]
+        streams = [Stream(shared, prompts[0], [None, steering], positions, part)]
         sides = [list(texts)]
     else:
         streams = [
-            Stream(desk, prompt, [one], positions, part)
+            Stream(shared, prompt, [one], positions, part)
             for prompt, one in zip(prompts, (None, steering), strict=True)
         ]
         sides = [[text] for text in texts]
     draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
-    ends = _end_tokens(desk)
+    end_ids = _end_tokens(shared)
     for _ in range(sampling.max_new_tokens):
-        for stream, own in zip(streams, sides, strict=True):
-            if all(text.ended for text in own):
+        for stream, side in zip(streams, sides, strict=True):
+            if all(text.ended for text in side):
                 continue
             logits, before, after = stream.step()
             chosen = []
-            for row, text in enumerate(own):
+            for row, text in enumerate(side):
                 draw = draws[0] if text is texts[0] else draws[1]
                 token = _pick(logits[row], sampling, draw)
                 chosen.append(token)
-                text.ended = text.ended or token in ends
+                text.ended = text.ended or token in end_ids
                 if not text.ended:
-                    _append(text, desk.tokenizer, token, before[row], after[row], part)
+                    _append(text, shared.tokenizer, token, before[row], after[row], part)
             stream.feed(chosen)
         yield texts
         if all(text.ended for text in texts):
             break
     for prompt, text in zip(prompts, texts, strict=True):
-        text.perplexity = perplexity(desk, prompt, text.ids)
+        text.perplexity = perplexity(shared, prompt, text.ids)
     yield texts
 
 
-def perplexity(desk: SharedModel, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
-    """exp of the mean loss of `ids` after `prompt` under the model as it is; None for no ids."""
+def perplexity(shared: SharedModel, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
+    """Return exp of the mean loss of `ids` after `prompt`, unsteered; None for no ids."""
     if not ids:
         return None
-    whole = torch.tensor([[*prompt, *ids]], device=input_device(desk.model))
-    with desk.lock, torch.no_grad():
-        logits = desk.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
+    whole = torch.tensor([[*prompt, *ids]], device=input_device(shared.model))
+    with shared.lock, torch.no_grad():
+        logits = shared.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
     targets = whole[0, len(prompt) :].to(logits.device)
     return float(nn.functional.cross_entropy(logits, targets).exp())
 
@@ -266,8 +263,8 @@ def _append(
             relative=moved / max(float(before.norm()), torch.finfo(torch.float32).tiny),
         )
     )
-    text.places.append(before.cpu())
-    text.arrivals.append(after.cpu())
+    text.starts.append(before.cpu())
+    text.ends.append(after.cpu())
 
 
 def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
@@ -277,11 +274,11 @@ def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
     return int(torch.multinomial(chances, 1, generator=draw))
 
 
-def _end_tokens(desk: SharedModel) -> set[int]:
-    config = getattr(desk.model, "generation_config", None)
+def _end_tokens(shared: SharedModel) -> set[int]:
+    config = getattr(shared.model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
     several = ends if isinstance(ends, list) else [ends]
-    return {end for end in (*several, desk.tokenizer.eos_token_id) if end is not None}
+    return {end for end in (*several, shared.tokenizer.eos_token_id) if end is not None}
 
 
 def _mean(values: list[float]) -> float:

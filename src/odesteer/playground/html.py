@@ -16,6 +16,13 @@ EMPTY = (
     '<section class="pg-side"><h3>Steered</h3><p class="pg-wait">Generate, and then move the '
     "angle: the texts follow.</p></section></div>"
 )
+KEY = (
+    '<p class="pg-key"><span><i style="background:color-mix(in srgb,var(--pg-wanted) 55%,'
+    'transparent)"></i>wanted, h &gt; 0</span><span><i style="background:color-mix(in srgb,'
+    'var(--pg-unwanted) 55%,transparent)"></i>unwanted, h &lt; 0</span><span>background: after '
+    "steering; underline: before</span><span>point at a token, or use Tab and the arrow keys"
+    "</span></p>"
+)
 _STRONGEST = 60  # per cent of a colour, at which the ink on it is still read easily
 
 
@@ -26,20 +33,20 @@ def texts(
     label: str,
     writing: bool,
 ) -> str:
-    """Both texts beside each other, after what was said before."""
+    """Render both texts side by side, after the earlier turns of a chat."""
     sides = []
     for side, (title, text) in enumerate(zip(("Unsteered", label), pair, strict=True)):
-        before = "".join(
+        earlier = "".join(
             f'<p class="pg-said">{escape(turn.prompt)}</p><p>{escape(turn.texts[side])}</p>'
             for turn in turns
         )
-        said = f'<p class="pg-said">{escape(prompt)}</p>' if turns else ""
+        question = f'<p class="pg-said">{escape(prompt)}</p>' if turns else ""
         caret = '<span class="pg-caret"></span>' if writing and not text.ended else ""
         if not text.text.strip() and not caret:
             caret = '<i class="pg-wait">nothing: the model ended at once</i>'
         sides.append(
             f'<section class="pg-side" aria-label="{escape(title)} text"><h3>{escape(title)}</h3>'
-            f'{before}{said}<p class="pg-text" data-side="{side}" '
+            f'{earlier}{question}<p class="pg-text" data-side="{side}" '
             f'aria-busy="{str(writing).lower()}">{_tokens(text.tokens)}{caret}</p></section>'
         )
     return f'<div class="pg-two">{"".join(sides)}</div>'
@@ -66,7 +73,7 @@ def _colour(log_odds: float) -> str:
 
 
 def tip(token: GeneratedToken) -> str:
-    """What is said of a token that is pointed at."""
+    """Describe a token that is pointed at."""
     if token.before is None or token.after is None:
         return f"moved by {token.relative:.2f} of its norm; this method has no barrier"
     if token.moved == 0:
@@ -78,12 +85,12 @@ def tip(token: GeneratedToken) -> str:
 
 
 def probability(log_odds: float) -> str:
-    """sigmoid(h) for people."""
+    """Format sigmoid(h) as a percentage."""
     return f"{1.0 / (1.0 + math.exp(-max(min(log_odds, 50.0), -50.0))):.0%}"
 
 
 def facts(pair: tuple[GeneratedText, GeneratedText]) -> str:
-    """What was moved, and what it cost, in a row of numbers."""
+    """Render how much was moved and what it cost, as a row of numbers."""
     plain, steered = pair
     if not steered.tokens:
         return ""
@@ -113,11 +120,11 @@ def _mean_odds(tokens: Sequence[GeneratedToken]) -> tuple[float | None, float | 
 
 
 def error(words: object) -> str:
-    """One line, whatever was raised."""
+    """Render an error on one line."""
     line = " ".join(str(words).split()) or type(words).__name__
     return f'<p class="pg-error" role="alert">{escape(line)}</p>'
 
 
 def note(words: str) -> str:
-    """A line that is no error."""
+    """Render a line that is not an error."""
     return f'<p class="pg-note" role="status">{escape(words)}</p>'

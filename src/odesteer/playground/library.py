@@ -1,7 +1,7 @@
 """Library of selectable steerings and the shared model.
 
-Two kinds share a shelf: those that were saved, whose method and layer are what they are, and
-contrasts that were read, from which any method is learnt at any layer when it is asked for.
+A library holds saved steerings, whose method and layer are fixed, and contrasts that were read,
+on which any method is fitted at any layer on demand.
 """
 
 import threading
@@ -27,12 +27,12 @@ from odesteer.steering.expression import NAME
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model that several people share, one forward pass at a time.
+    """Model that several people share, one forward pass at a time.
 
     Attributes:
         model, tokenizer: a transformers causal language model.
-        name: as `load_model` knows it.
-        lock: held while the model runs, and never from one token to the next.
+        name: the argument of `load_model`.
+        lock: held while the model runs, and released after each token.
     """
 
     model: Any
@@ -43,32 +43,32 @@ class SharedModel:
 
 @dataclass(frozen=True)
 class SavedSteering:
-    """A steering that was read from `path`."""
+    """Steering loaded from `path`."""
 
     steering: Steering
     path: str
 
     @property
     def layer(self) -> int | None:
-        """Where it acts; None where that is several places."""
+        """Layer of the steering, or None for several."""
         layer = self.steering.layer
         return None if isinstance(layer, tuple) else layer
 
-    def obtain(self, desk: SharedModel, method: str, layer: int) -> Steering:
-        """The steering; `method` and `layer` were decided when it was fitted."""
+    def get(self, shared: SharedModel, method: str, layer: int) -> Steering:
+        """Return the steering; its method and layer were decided when it was fitted."""
         return self.steering
 
     def python(self, method: str, layer: int) -> tuple[list[str], str]:
-        """(lines needed before, expression) of Python that obtains it."""
+        """Return Python that makes it: import lines and an expression."""
         return [], f"ods.load({self.path!r})"
 
 
 @dataclass(frozen=True)
 class FittableContrast:
-    """A contrast and its activations at several layers.
+    """Contrast and its activations at several layers.
 
     Attributes:
-        contrast: what is learnt from.
+        contrast: the texts.
         readings: by layer.
         best: the layer with the smallest held-out loss.
         imports, code: Python that makes the contrast.
@@ -79,35 +79,35 @@ class FittableContrast:
     best: int
     imports: tuple[str, ...]
     code: str
-    _learnt: dict[tuple[str, int], Steering] = field(default_factory=dict, repr=False)
+    _fitted: dict[tuple[str, int], Steering] = field(default_factory=dict, repr=False)
 
     layer: None = None
 
-    def obtain(self, desk: SharedModel, method: str, layer: int) -> Steering:
-        """The steering of a method at a layer, learnt at most once.
+    def get(self, shared: SharedModel, method: str, layer: int) -> Steering:
+        """Return the steering of a method at a layer, fitted at most once.
 
         Raises:
             ValueError: for an unknown method, or a contrast that it cannot learn from.
         """
         key = (method, layer)
-        if key not in self._learnt:
-            self._learnt[key] = self._learn(desk, method, layer)
-        return self._learnt[key]
+        if key not in self._fitted:
+            self._fitted[key] = self._fit(shared, method, layer)
+        return self._fitted[key]
 
-    def _learn(self, desk: SharedModel, method: str, layer: int) -> Steering:
+    def _fit(self, shared: SharedModel, method: str, layer: int) -> Steering:
         chosen = find_method(method)()
         known = self.readings.get(layer)
         paired = self.contrast.is_paired or not chosen.needs_pairs
         usable = chosen.site == "residual" and not chosen.reads_prompts and paired
         if known is not None and usable and known.tokens == chosen.tokens:
             readings = {layer: known}
-            return fit_readings(desk.model, desk.tokenizer, self.contrast, chosen, readings)[0]
-        # What was read does not do for this method: read what it needs.
-        with desk.lock:
-            return fit(desk.model, desk.tokenizer, self.contrast, method, layer)
+            return fit_readings(shared.model, shared.tokenizer, self.contrast, chosen, readings)[0]
+        # This method needs other activations: read them.
+        with shared.lock:
+            return fit(shared.model, shared.tokenizer, self.contrast, method, layer)
 
     def python(self, method: str, layer: int) -> tuple[list[str], str]:
-        """(lines needed before, expression) of Python that obtains it."""
+        """Return Python that makes it: import lines and an expression."""
         call = f"ods.fit(model, tokenizer, {self.code}, method={method!r}, layer={layer})"
         return list(self.imports), call
 
@@ -116,8 +116,8 @@ Source = SavedSteering | FittableContrast
 SteeringLibrary = Mapping[str, Source]
 
 
-def learnable(
-    desk: SharedModel,
+def prepare_contrast(
+    shared: SharedModel,
     contrast: Contrast,
     layers: Sequence[int],
     progress: Progress | None = None,
@@ -126,10 +126,10 @@ def learnable(
     code: str | None = None,
     cache: bool = False,
 ) -> FittableContrast:
-    """Read a contrast at some layers and rank them.
+    """Read a contrast at several layers and rank them.
 
     Args:
-        desk: whose model reads.
+        shared: the model.
         contrast: at least two groups a class, so that some can be held out.
         layers: block indices.
         progress: called with (texts read, texts in all).
@@ -140,18 +140,18 @@ def learnable(
         ValueError: if there are too few examples to compare layers.
     """
     if code is None:
-        imports, code = (), spelled(contrast)
-    with desk.lock:
+        imports, code = (), contrast_code(contrast)
+    with shared.lock:
         readings = read(
-            desk.model, desk.tokenizer, contrast, layers, RANKING_METHOD, progress, cache=cache
+            shared.model, shared.tokenizer, contrast, layers, RANKING_METHOD, progress, cache=cache
         )
     data = {index: (each.positive, each.negative) for index, each in readings.items()}
     best = best_layer(rank_layers(data, contrast.groups))
     return FittableContrast(contrast, readings, best, imports, code)
 
 
-def spelled(contrast: Contrast) -> str:
-    """Python that makes a contrast of bare texts."""
+def contrast_code(contrast: Contrast) -> str:
+    """Return Python that makes a contrast of plain texts."""
     sides = ",\n    ".join(
         f"{side}=[\n" + "".join(f"        {each.response!r},\n" for each in examples) + "    ]"
         for side, examples in (("positive", contrast.positive), ("negative", contrast.negative))
@@ -160,7 +160,7 @@ def spelled(contrast: Contrast) -> str:
 
 
 def check_name(name: str) -> str:
-    """A name that an expression can use; ValueError for any other."""
+    """Return a name without surrounding space; ValueError if expressions cannot use it."""
     name = name.strip()
     if not NAME.fullmatch(name):
         raise ValueError(

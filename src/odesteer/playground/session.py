@@ -1,7 +1,6 @@
-"""Per-user state: settings, chat turns, fitted steerings, the running generation.
+"""Per-user state: controls, chat turns, fitted steerings, the running generation.
 
-Their own steerings, what they have said, and which of their generations is the current one.
-Model and shelf are shared; nothing here is.
+The model and the library are shared; nothing here is.
 """
 
 from collections.abc import Iterator
@@ -26,11 +25,11 @@ AS_LEARNT = "as learnt"
 
 @dataclass(frozen=True)
 class Controls:
-    """All controls of the page; the defaults are those of a fresh page.
+    """Values of all controls of the page; the defaults are those of a fresh page.
 
     Attributes:
-        expression: a name on the shelf, or names joined by `&`, `|` and `~`.
-        method, layer: for contrasts on the shelf; a saved steering has its own.
+        expression: a name in the library, or names joined by `&`, `|` and `~`.
+        method, layer: for contrasts; a saved steering has its own.
         dose: one of `DOSES`.
         amount: the angle or the strength; with a target, the angle it may spend.
         probability: where a target stops.
@@ -54,40 +53,40 @@ class Controls:
     seed: int = 0
 
     def strength(self) -> Dose:
-        """The dose; ValueError for a target whose budget is not positive."""
+        """Return the dose; ValueError for a target whose budget is not positive."""
         lookup(dict.fromkeys(DOSES), self.dose, "dose")
         if self.dose == STRENGTH:
             return Time(self.amount)
         angle = Angle(self.amount)
         return Target(self.probability, angle) if self.dose == TARGET else angle
 
-    def used(self, shelf: SteeringLibrary) -> dict[str, Source]:
-        """The sources that the expression names, in its order.
+    def sources(self, library: SteeringLibrary) -> dict[str, Source]:
+        """Return the sources that the expression names, in its order.
 
         Raises:
-            ValueError: for a name that is not on the shelf.
+            ValueError: for a name that is not in the library.
         """
-        return {name: lookup(shelf, name, "steering") for name in NAME.findall(self.expression)}
+        return {name: lookup(library, name, "steering") for name in NAME.findall(self.expression)}
 
-    def place(self, shelf: SteeringLibrary) -> int:
-        """The layer at which contrasts are learnt: that of a saved steering they compose with."""
-        fixed = [s.layer for s in self.used(shelf).values() if s.layer is not None]
+    def fit_layer(self, library: SteeringLibrary) -> int:
+        """Return the layer for contrasts: that of a saved steering in the expression, if any."""
+        fixed = [s.layer for s in self.sources(library).values() if s.layer is not None]
         return fixed[0] if fixed else self.layer
 
-    def steering(self, desk: SharedModel, shelf: SteeringLibrary) -> Steering:
-        """What is to be attached.
+    def steering(self, shared: SharedModel, library: SteeringLibrary) -> Steering:
+        """Build the steering to attach.
 
         Raises:
-            ValueError: for what is no expression, names that are not on the shelf, steerings
-                that do not compose, or a control that does not fit.
+            ValueError: for an invalid expression, names that are not in the library, steerings
+                that do not compose, or an invalid control.
         """
         check_positions(self.positions)
         if not self.expression.strip():
-            raise ValueError(f"Choose a steering; there is {', '.join(shelf)}.")
-        layer = self.place(shelf)
+            raise ValueError(f"Choose a steering; there is {', '.join(library)}.")
+        layer = self.fit_layer(library)
         parts = {
-            name: source.obtain(desk, self.method, layer)
-            for name, source in self.used(shelf).items()
+            name: source.get(shared, self.method, layer)
+            for name, source in self.sources(library).items()
         }
         whole = build(self.expression, parts).with_strength(self.strength())
         changes: dict[str, Any] = {}
@@ -101,7 +100,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was asked, and both answers."""
+    """Prompt and both answers."""
 
     prompt: str
     texts: tuple[str, str]
@@ -109,17 +108,17 @@ class Turn:
 
 @dataclass
 class Session:
-    """One open page.
+    """State of one open page.
 
     Attributes:
-        own: steerings that this person fitted or saved.
+        private: steerings that this person fitted or saved, by name.
         turns: of the chat, before the current prompt.
         prompt: the current one.
         pair: its texts as far as they are written.
-        generation: when the newest generation was asked for; an older one stops.
+        generation: time of the newest request; an older generation stops.
     """
 
-    own: dict[str, Source] = field(default_factory=dict)
+    private: dict[str, Source] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     prompt: str = ""
     pair: tuple[GeneratedText, GeneratedText] = field(
@@ -127,22 +126,22 @@ class Session:
     )
     generation: float = 0.0
 
-    def shelf(self, shared: SteeringLibrary) -> dict[str, Source]:
-        """What this person can choose from."""
-        return {**shared, **self.own}
+    def library(self, public: SteeringLibrary) -> dict[str, Source]:
+        """Return the public steerings and those of this person."""
+        return {**public, **self.private}
 
-    def claim(self, asked: float | None = None) -> float:
-        """Begin a generation, by the clock of whoever asked for it; older ones stop.
+    def claim(self, requested_at: float | None = None) -> float:
+        """Begin a generation, by the clock of the page that requested it; older ones stop.
 
-        Answers may begin in another order than they were asked for: one that is older than the
-        newest stops at once.
+        Generations may begin in another order than they were requested: one that is older than
+        the newest stops at once.
         """
-        mine = self.generation + 1.0 if asked is None else asked
-        self.generation = max(self.generation, mine)
-        return mine
+        generation = self.generation + 1.0 if requested_at is None else requested_at
+        self.generation = max(self.generation, generation)
+        return generation
 
     def send(self, prompt: str, chat: bool) -> None:
-        """A new prompt: after what was said, or from the beginning.
+        """Set a new prompt: after the earlier turns of a chat, or from the beginning.
 
         Raises:
             ValueError: for an empty prompt.
@@ -156,15 +155,15 @@ class Session:
         self.prompt, self.pair = prompt, (GeneratedText(), GeneratedText())
 
     def forget(self) -> None:
-        """A new chat; a text that is being written stops."""
+        """Begin a new chat; a text that is being written stops."""
         self.turns, self.prompt, self.pair = [], "", (GeneratedText(), GeneratedText())
         self.claim()
 
     def messages(self, tokenizer: Any, system: str, side: int) -> str | Messages:
-        """What the model is asked on one side: 0 unsteered, 1 steered."""
+        """Return the model's input on one side: 0 unsteered, 1 steered."""
         if tokenizer.chat_template is None:
-            said = [f"{turn.prompt}\n{turn.texts[side].strip()}\n" for turn in self.turns]
-            return "".join(said) + self.prompt
+            transcript = [f"{turn.prompt}\n{turn.texts[side].strip()}\n" for turn in self.turns]
+            return "".join(transcript) + self.prompt
         messages = [{"role": "system", "content": system}] if system.strip() else []
         for turn in self.turns:
             messages += [
@@ -174,29 +173,34 @@ class Session:
         return [*messages, {"role": "user", "content": self.prompt}]
 
     def write(
-        self, desk: SharedModel, setting: Controls, steering: Steering, system: str, mine: float
+        self,
+        shared: SharedModel,
+        controls: Controls,
+        steering: Steering,
+        system: str,
+        generation: float,
     ) -> Iterator[tuple[GeneratedText, GeneratedText]]:
-        """Both texts as they grow, until they are complete or there is a newer claim than mine."""
-        asked = [self.messages(desk.tokenizer, system, side) for side in (0, 1)]
-        ids = (encode(desk.tokenizer, asked[0]), encode(desk.tokenizer, asked[1]))
-        _check_context(desk, max(map(len, ids)), int(setting.max_new_tokens))
+        """Yield both texts as they grow, until they are complete or a newer generation begins."""
+        prompts = [self.messages(shared.tokenizer, system, side) for side in (0, 1)]
+        ids = (encode(shared.tokenizer, prompts[0]), encode(shared.tokenizer, prompts[1]))
+        _check_context(shared, max(map(len, ids)), int(controls.max_new_tokens))
         sampling = Sampling(
-            max_new_tokens=int(setting.max_new_tokens),
-            temperature=setting.temperature,
-            seed=int(setting.seed),
+            max_new_tokens=int(controls.max_new_tokens),
+            temperature=controls.temperature,
+            seed=int(controls.seed),
         )
-        for pair in write(desk, ids, steering, setting.positions, sampling):
-            if self.generation != mine:
+        for pair in write(shared, ids, steering, controls.positions, sampling):
+            if self.generation != generation:
                 return
             self.pair = pair
             yield pair
 
 
-def _check_context(desk: SharedModel, prompt: int, new: int) -> None:
-    """ValueError if a prompt and the new tokens, counted, are more than the model reads."""
-    limit = config_value(desk.model, "max_position_embeddings")
+def _check_context(shared: SharedModel, prompt: int, new: int) -> None:
+    """Raise ValueError if prompt and new tokens exceed the model's context."""
+    limit = config_value(shared.model, "max_position_embeddings")
     if limit is not None and prompt + new > limit:
         raise ValueError(
-            f"The prompt has {prompt} tokens, and {desk.name} reads {limit} with the {new} new "
+            f"The prompt has {prompt} tokens, and {shared.name} reads {limit} with the {new} new "
             f"ones: shorten it, ask for fewer new tokens, or begin a new chat."
         )

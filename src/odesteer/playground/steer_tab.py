@@ -1,4 +1,4 @@
-"""The steering tab."""
+"""Steering tab of the page."""
 
 import time
 from collections.abc import Iterator
@@ -16,32 +16,33 @@ from odesteer.ode import SOLVERS
 from odesteer.playground import html as markup
 from odesteer.playground.controller import Controller, View
 from odesteer.playground.library import FittableContrast
-from odesteer.playground.look import KEY
 from odesteer.playground.session import ANGLE, AS_LEARNT, DOSES, TARGET, Controls, Session
 from odesteer.steering import solvers
 
-# Methods that move heads at all layers have no place of their own in this page's figures.
+# Methods that move heads at all layers have no single activation for this page's figures.
 METHOD_NAMES = [
     *(n for n, m in METHODS.items() if m.site == "residual" and n != "none"),
     *plugins(methods.GROUP),
 ]
-PEOPLE = 8  # who may wait for the model at once; it is held for a token at a time
+PEOPLE = 8  # may wait for the model at once; it is locked for a token at a time
 EXAMPLE = "Describe the street outside your window."
 _REST = 0.1  # seconds
-# When it was asked for, by the clock of the page: what is newer wins, whichever comes first.
+# Time of the request, by the clock of the page: the newer wins, whichever arrives first.
 _NOW = "(...values) => { values[1] = performance.timeOrigin + performance.now(); return values; }"
 Outputs = tuple[Any, ...]
 
 
 class SteerTab:
-    """The first tab: its controls, and what they do."""
+    """First tab: its controls and their events."""
 
-    def __init__(self, acts: Controller, session: gr.State, asked: gr.Number, system: str):
-        self._acts = acts
-        names = list(acts.shelf)
-        learnables = [s for s in acts.shelf.values() if isinstance(s, FittableContrast)]
-        layers = middle_layers(acts.desk.model)
-        layer = learnables[0].best if learnables else layers[-1]
+    def __init__(
+        self, controller: Controller, session: gr.State, requested_at: gr.Number, system: str
+    ):
+        self._controller = controller
+        names = list(controller.library)
+        contrasts = [s for s in controller.library.values() if isinstance(s, FittableContrast)]
+        layers = middle_layers(controller.shared.model)
+        layer = contrasts[0].best if contrasts else layers[-1]
         with gr.Row():
             self.prompt = gr.Textbox(
                 EXAMPLE, label="Prompt", lines=1, max_lines=6, scale=6, elem_id="pg-prompt"
@@ -72,7 +73,7 @@ class SteerTab:
             with gr.Column(scale=4, min_width=320):
                 self.error = gr.HTML(elem_id="pg-error")
                 self.texts = gr.HTML(markup.EMPTY, elem_id="pg-texts")
-                gr.HTML(KEY)
+                gr.HTML(markup.KEY)
                 self.facts = gr.HTML(elem_id="pg-facts")
                 self.figures = gr.HTML(elem_id="pg-figures")
             with gr.Column(scale=1, min_width=240):
@@ -81,7 +82,7 @@ class SteerTab:
                     info="of contrasts; a saved steering has its own",
                 )  # fmt: skip
                 self.layer = gr.Slider(
-                    0, len(find_layers(acts.desk.model)) - 1, layer, step=1, label="Layer"
+                    0, len(find_layers(controller.shared.model)) - 1, layer, step=1, label="Layer"
                 )
                 self.positions = gr.Dropdown(
                     list(POSITIONS), value="last+generated", label="Positions"
@@ -111,9 +112,9 @@ class SteerTab:
             self.solver, self.steps, self.positions, self.tokens, self.temperature, self.seed,
         ]  # fmt: skip
         self._outputs = [self.error, self.texts, self.facts, self.figures, self.python]
-        self._connect(session, asked)
+        self._connect(session, requested_at)
 
-    def _connect(self, session: gr.State, asked: gr.Number) -> None:
+    def _connect(self, session: gr.State, requested_at: gr.Number) -> None:
         together: dict[str, Any] = {
             # A newer generation of the same person stops the older one by itself.
             "trigger_mode": "multiple",
@@ -123,9 +124,9 @@ class SteerTab:
             "outputs": self._outputs,
             "js": _NOW,
         }
-        sends = [session, asked, self.prompt, self.system, self.chat, *self.controls]
-        agains = [session, asked, self.system, *self.controls]
-        self.sending = {"inputs": sends, **together}
+        send_inputs = [session, requested_at, self.prompt, self.system, self.chat, *self.controls]
+        again_inputs = [session, requested_at, self.system, *self.controls]
+        self.sending = {"inputs": send_inputs, **together}
         gr.on([self.send.click, self.prompt.submit], self.on_send, **self.sending)
         gr.on(
             [
@@ -137,11 +138,11 @@ class SteerTab:
                 self.system.submit,
             ],
             self._again,
-            agains,
+            again_inputs,
             **together,
         )
         self.dose.input(_ranges, [self.dose], [self.amount, self.probability], queue=False).then(
-            self._again, agains, **together
+            self._again, again_inputs, **together
         )
         self.chat.input(_forget, [session], None, queue=False)
         self.save.click(
@@ -153,28 +154,37 @@ class SteerTab:
         )
 
     def on_send(
-        self, session: Session, asked: float, prompt: str, system: str, chat: bool, *values: Any
+        self,
+        session: Session,
+        requested_at: float,
+        prompt: str,
+        system: str,
+        chat: bool,
+        *values: Any,
     ) -> Iterator[Outputs]:
-        for shown in self._acts.send(session, prompt, system, chat, _setting(*values), asked):
-            yield _outputs(shown)
+        """Write both texts for the prompt."""
+        for view in self._controller.send(
+            session, prompt, system, chat, _controls(*values), requested_at
+        ):
+            yield _outputs(view)
 
     def _again(
-        self, session: Session, asked: float, system: str, *values: Any
+        self, session: Session, requested_at: float, system: str, *values: Any
     ) -> Iterator[Outputs]:
-        # A slider that is dragged says so at every pixel: only where it rests is written.
-        if session.claim(asked) == session.generation:
+        # A dragged slider sends an event for every pixel: only where it rests is written.
+        if session.claim(requested_at) == session.generation:
             time.sleep(_REST)
-        if asked != session.generation:
+        if requested_at != session.generation:
             return
-        for shown in self._acts.again(session, system, _setting(*values), asked):
-            yield _outputs(shown)
+        for view in self._controller.again(session, system, _controls(*values), requested_at):
+            yield _outputs(view)
 
     def _save(self, session: Session, name: str, *values: Any) -> Outputs:
-        words = self._acts.save(session, name, _setting(*values))
-        return words, gr.update(choices=list(session.shelf(self._acts.shelf)))
+        words = self._controller.save(session, name, _controls(*values))
+        return words, gr.update(choices=list(session.library(self._controller.library)))
 
 
-def _setting(
+def _controls(
     expression: str | None, method: str, layer: float, dose: str, amount: float,
     probability: float, solver: str, steps: float, positions: str, tokens: float,
     temperature: float, seed: float | None,
@@ -185,12 +195,12 @@ def _setting(
     )  # fmt: skip
 
 
-def _outputs(shown: View) -> Outputs:
-    return tuple(gr.skip() if value is None else value for value in shown)
+def _outputs(view: View) -> Outputs:
+    return tuple(gr.skip() if value is None else value for value in view)
 
 
 def _ranges(dose: str) -> Outputs:
-    """An angle is about 0.2 and an integration time about 5; a target shows where it stops."""
+    """Update the sliders: angles are about 0.2, integration times about 5."""
     if dose == "strength":
         amount = gr.update(
             minimum=-20, maximum=20, step=0.5, label="Strength", info="integration time T", value=5

@@ -1,7 +1,7 @@
 """SVG charts of token paths.
 
-As SVG in the page's own colours, light or dark. Each token's way has `data-way`; which of them
-is lit is decided on the page, without asking the server.
+They use the page's colours, light or dark. Each token's path has `data-way`, by which the page
+highlights it without the server.
 """
 
 import base64
@@ -21,35 +21,35 @@ WANTED, UNWANTED = (0, 114, 178), (213, 94, 0)
 FULL = 5.0  # nats at which a colour is at its strongest
 
 
-def flow(found: TokenPaths, words: Sequence[str]) -> str:
-    """h along the way of every token."""
-    if found.h is None:
+def flow(paths: TokenPaths, words: Sequence[str]) -> str:
+    """Draw h along the path of each token."""
+    if paths.h is None:
         return _none("This method has no barrier, so there is no h to draw.")
-    x_top = max(float(found.length.max()), 1e-3)
-    low, high = min(float(found.h.min()), 0.0), max(float(found.h.max()), 0.0)
+    x_top = max(float(paths.length.max()), 1e-3)
+    low, high = min(float(paths.h.min()), 0.0), max(float(paths.h.max()), 0.0)
     room = 0.08 * max(high - low, 1.0)
     low, high = low - room, high + room
 
-    def place(x: np.ndarray, y: np.ndarray) -> str:
+    def project(x: np.ndarray, y: np.ndarray) -> str:
         px = _LEFT + (_WIDE - _LEFT - 8) * x / x_top
         py = (_HIGH - _BOTTOM) * (1 - (y - low) / (high - low)) + 4
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(px, py, strict=True))
 
-    zero = place(np.array([0.0, x_top]), np.zeros(2))
+    zero = project(np.array([0.0, x_top]), np.zeros(2))
     ticks = "".join(
-        f'<text x="{_LEFT - 6}" y="{place(np.zeros(1), np.array([v])).split(",")[1]}" dy=".32em" '
+        f'<text x="{_LEFT - 6}" y="{project(np.zeros(1), np.array([v])).split(",")[1]}" dy=".32em" '
         f'text-anchor="end">{v:g}</text>'
         for v in _ticks(low, high)
     )
     across = "".join(
-        f'<text x="{place(np.array([v]), np.zeros(1)).split(",")[0]}" y="{_HIGH - _BOTTOM + 19}" '
+        f'<text x="{project(np.array([v]), np.zeros(1)).split(",")[0]}" y="{_HIGH - _BOTTOM + 19}" '
         f'text-anchor="middle">{v:g}</text>'
         for v in _ticks(0.0, x_top)
     )
     lines = "".join(
         f'<g class="way" data-way="{i}"><polyline points="'
-        f'{place(found.length[:, i], found.h[:, i])}"/>'
-        f"{_dots(place(found.length[:, i], found.h[:, i]))}</g>"
+        f'{project(paths.length[:, i], paths.h[:, i])}"/>'
+        f"{_dots(project(paths.length[:, i], paths.h[:, i]))}</g>"
         for i in range(len(words))
     )
     zero_y = float(zero.split()[0].split(",")[1])
@@ -67,60 +67,60 @@ def flow(found: TokenPaths, words: Sequence[str]) -> str:
     )
 
 
-def portrait(found: PhasePortrait) -> str:
-    """The plane with h, v and every token's way."""
-    span = found.high - found.low
+def portrait(plane: PhasePortrait) -> str:
+    """Draw a plane with h, v and the path of each token."""
+    span = plane.high - plane.low
     wide, high = _WIDE, _HIGH
 
-    def place(xy: np.ndarray) -> np.ndarray:
-        return (xy - found.low) / span * [wide, -high] + [0, high]
+    def project(xy: np.ndarray) -> np.ndarray:
+        return (xy - plane.low) / span * [wide, -high] + [0, high]
 
     body = ""
-    if found.h is not None:
+    if plane.h is not None:
         body += (
-            f'<image href="{_shade(found.h)}" width="{wide}" height="{high}" '
+            f'<image href="{_shade(plane.h)}" width="{wide}" height="{high}" '
             'preserveAspectRatio="none"/>'
         )
-        for line in contourpy.contour_generator(z=found.h).lines(0.0):
-            rows, columns = found.h.shape
-            xy = (np.asarray(line) + 0.5) / [columns, rows] * span + found.low
-            body += f'<polyline class="level" points="{_pairs(place(xy))}"/>'
-    length = np.linalg.norm(found.arrows, axis=1, keepdims=True)
-    unit = found.arrows / np.maximum(length, 1e-12)
-    for at, to in zip(place(found.places), unit * [1, -1], strict=True):
+        for line in contourpy.contour_generator(z=plane.h).lines(0.0):
+            rows, columns = plane.h.shape
+            xy = (np.asarray(line) + 0.5) / [columns, rows] * span + plane.low
+            body += f'<polyline class="level" points="{_pairs(project(xy))}"/>'
+    length = np.linalg.norm(plane.arrows, axis=1, keepdims=True)
+    unit = plane.arrows / np.maximum(length, 1e-12)
+    for at, to in zip(project(plane.arrow_starts), unit * [1, -1], strict=True):
         if np.abs(to).max() > 0:
             tip = at + 13 * to
             side = 3.0 * np.array([-to[1], to[0]])
             back = tip - 4.5 * to
             head = _pairs(np.stack([back + side, tip, back - side]))
             body += f'<polyline class="arrow" points="{_pairs(np.stack([at, tip]))} {head}"/>'
-    for i in range(found.tracks.shape[1]):
-        points = _pairs(place(found.tracks[:, i]))
+    for i in range(plane.tracks.shape[1]):
+        points = _pairs(project(plane.tracks[:, i]))
         body += f'<g class="way" data-way="{i}"><polyline points="{points}"/>{_dots(points)}</g>'
     return _figure(
         "Phase portrait",
         body,
         "The plane of the mean displacement (across) and of what else varies most (up), with h "
-        f"and v on it: blue is wanted, the line is h = 0. It holds {found.share:.0%} of the "
+        f"and v on it: blue is wanted, the line is h = 0. It holds {plane.share:.0%} of the "
         "displacements; ways are projected onto it, so a token's own h may differ.",
     )
 
 
 def reliability(bins: Sequence[dict[str, float]]) -> str:
-    """What was predicted against what was so, on held-out rows."""
+    """Draw predicted probabilities against observed frequencies on held-out rows."""
     side = 220.0
 
-    def place(p: float, f: float) -> tuple[float, float]:
+    def project(p: float, f: float) -> tuple[float, float]:
         return 30 + (side - 40) * p, side - 26 - (side - 40) * f
 
-    corner, top = place(0, 0), place(1, 1)
+    corner, top = project(0, 0), project(1, 1)
     body = f'<line class="zero" x1="{corner[0]}" y1="{corner[1]}" x2="{top[0]}" y2="{top[1]}"/>'
-    points = [place(each["probability"], each["frequency"]) for each in bins]
+    points = [project(each["probability"], each["frequency"]) for each in bins]
     body += f'<g class="way on"><polyline points="{_pairs(np.array(points))}"/>'
     body += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points) + "</g>"
     body += "".join(
-        f'<text x="{place(v, 0)[0]}" y="{side - 10}" text-anchor="middle">{v:g}</text>'
-        f'<text x="24" y="{place(0, v)[1]}" dy=".32em" text-anchor="end">{v:g}</text>'
+        f'<text x="{project(v, 0)[0]}" y="{side - 10}" text-anchor="middle">{v:g}</text>'
+        f'<text x="24" y="{project(0, v)[1]}" dy=".32em" text-anchor="end">{v:g}</text>'
         for v in (0.0, 0.5, 1.0)
     )
     caption = "Predicted probability (across) and share of positives (up) on held-out groups."
@@ -136,7 +136,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _shade(h: np.ndarray) -> str:
-    """A PNG, one pixel a value, top row first; the browser makes it smooth."""
+    """Encode h as a PNG, one pixel per value, top row first; the browser smooths it."""
     share = np.clip(np.abs(h) / FULL, 0.0, 1.0)
     colour = np.where((h >= 0)[..., None], WANTED, UNWANTED)
     pixels = np.concatenate([colour, 130 * share[..., None]], axis=-1).astype(np.uint8)
@@ -150,7 +150,7 @@ def _pairs(points: np.ndarray) -> str:
 
 
 def _dots(points: str) -> str:
-    """A ring where a way begins and a dot where it ends."""
+    """Draw a ring where a path begins and a dot where it ends."""
     (x0, y0), (x1, y1) = (pair.split(",") for pair in (points.split()[0], points.split()[-1]))
     return f'<circle class="from" cx="{x0}" cy="{y0}" r="3"/><circle cx="{x1}" cy="{y1}" r="3"/>'
 

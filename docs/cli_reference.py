@@ -1,8 +1,8 @@
 """Markdown reference of all commands.
 
-    python -m odesteer.cli.reference > docs/cli.md
+    make cli-reference
 
-Made from the commands themselves, so that it says what they say; a test compares.
+It is made from the commands themselves, and a test compares it with docs/cli.md.
 """
 
 import inspect
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def reference() -> str:
-    """The page."""
+    """Return the page."""
     root = get_command(app)
     groups: dict[str, list[tuple[str, Any]]] = {}
     for name, command in root.commands.items():  # type: ignore[attr-defined]
@@ -62,16 +62,16 @@ def _command(path: str, command: Any, level: int = 3) -> Iterator[str]:
 
 
 def _prose(text: str | None) -> Iterator[str]:
-    """Paragraphs, and the examples among them as code."""
+    """Yield paragraphs, with the examples among them as code."""
     examples: list[str] = []
     listing = False
     for paragraph in inspect.cleandoc(text or "").split("\n\n"):
-        one = re.match(r"Examples?:\s*(.*)", paragraph, re.S)
+        example = re.match(r"Examples?:\s*(.*)", paragraph, re.S)
         indented = paragraph.startswith("    ")
-        if one or (listing and indented):
+        if example or (listing and indented):
             listing = True
-            said = one[1] if one else paragraph
-            examples += [" ".join(said.split())] if said.strip() else []
+            text = example[1] if example else paragraph
+            examples += [" ".join(text.split())] if text.strip() else []
             continue
         listing = False
         yield from _code(examples)

@@ -1,4 +1,4 @@
-"""Markdown page of a method, from its class and module.
+"""Markdown pages of the methods, from their classes and modules.
 
 The equation, the source and the prose are those of the docstrings, the table is the one of
 `odesteer methods NAME`, and the example runs.
@@ -15,16 +15,16 @@ from odesteer.methods import Method
 
 _PICTURED = (
     "Two moons, two Gaussians, two rings: blue is wanted. Shades are the barrier, arrows the "
-    "field, black lines the ways of held-out negatives; the percentage is of those that arrive."
+    "field, black lines the paths of held-out negatives; the percentage is of those that arrive."
 )
 
 
 def method_page(method: type[Method], picture: str | None = None) -> str:
-    """The page.
+    """Return the page of a method.
 
     Args:
-        method: whose.
-        picture: the address of a picture of it (`experiments/method_portraits.py`); None: without.
+        method: the class.
+        picture: address of its portrait (`experiments/method_portraits.py`), or None.
     """
     module = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
     facts = in_words(facts_of(method))
@@ -45,7 +45,7 @@ def method_page(method: type[Method], picture: str | None = None) -> str:
 
 
 def _markdown(text: str) -> list[str]:
-    """Paragraphs of a docstring: the indented ones are equations, and stay as they are."""
+    """Split a docstring into paragraphs; indented ones are equations and become code."""
     parts = []
     for paragraph in re.split(r"\n\s*\n", text):
         if paragraph.startswith("    ") or re.match(r"\w+\(a\) = ", paragraph):

@@ -14,27 +14,27 @@ PROMPT = "the dog ran"
 
 
 @pytest.fixture(scope="module")
-def desk():
-    return small.desk()
+def shared():
+    return small.shared()
 
 
 @pytest.fixture(scope="module")
-def shelf(desk):
-    return small.shelf(desk)
+def library(shared):
+    return small.library(shared)
 
 
-def test_the_controls_become_the_steering(desk, shelf):
-    chosen = small.setting(method="caa", layer=2, dose="target", amount=0.4, probability=0.8)
-    steering = chosen.steering(desk, shelf)
+def test_the_controls_become_the_steering(shared, library):
+    chosen = small.controls(method="caa", layer=2, dose="target", amount=0.4, probability=0.8)
+    steering = chosen.steering(shared, library)
     assert (steering.method, steering.layer) == ("caa", 2)
     assert steering.dose == ods.Target(0.8, ods.Angle(0.4))
-    assert small.setting(dose="strength", amount=-3.0).steering(desk, shelf).dose.size == -3.0
-    other = small.setting(solver="rk4", steps=7).steering(desk, shelf)
+    assert small.controls(dose="strength", amount=-3.0).steering(shared, library).dose.size == -3.0
+    other = small.controls(solver="rk4", steps=7).steering(shared, library)
     assert (other.solver, other.steps) == ("rk4", 7)
 
 
-def test_a_method_is_learnt_once(desk, shelf):
-    first, second = (small.setting(method="caa").steering(desk, shelf) for _ in range(2))
+def test_a_method_is_learnt_once(shared, library):
+    first, second = (small.controls(method="caa").steering(shared, library) for _ in range(2))
     assert first.field is second.field
 
 
@@ -50,15 +50,15 @@ TRAINED = ("hpr", "re-control", "truthflow")
         if method.site == "residual"
     ],
 )
-def test_every_method_of_the_page_can_be_learnt_and_written_with(desk, shelf, method):
+def test_every_method_of_the_page_can_be_learnt_and_written_with(shared, library, method):
     session = Session()
-    acts = Controller(desk, shelf, None, {})
-    *_, shown = acts.send(session, PROMPT, "", False, small.setting(method=method))
+    controller = Controller(shared, library, None, {})
+    *_, shown = controller.send(session, PROMPT, "", False, small.controls(method=method))
     assert not shown.error and shown.texts and shown.figures
 
 
-def test_composing_with_a_saved_steering_happens_at_its_layer(desk, shelf):
-    steering = small.setting("good & ~curved", layer=2).steering(desk, shelf)
+def test_composing_with_a_saved_steering_happens_at_its_layer(shared, library):
+    steering = small.controls("good & ~curved", layer=2).steering(shared, library)
     assert steering.layer == 1 and steering.method == "(odesteer & ~custom)"
 
 
@@ -74,9 +74,9 @@ def test_composing_with_a_saved_steering_happens_at_its_layer(desk, shelf):
         ({"dose": "target", "amount": -0.1}, "budget must be a positive"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(desk, shelf, changes, words):
+def test_what_does_not_fit_is_refused_in_words(shared, library, changes, words):
     with pytest.raises(ValueError, match=words):
-        small.setting(**changes).steering(desk, shelf)
+        small.controls(**changes).steering(shared, library)
 
 
 @pytest.mark.parametrize(
@@ -89,32 +89,32 @@ def test_what_does_not_fit_is_refused_in_words(desk, shelf, changes, words):
         {"expression": "~curved"},
     ],
 )
-def test_the_python_writes_the_text_of_the_page(desk, shelf, changes, monkeypatch, capsys):
-    chosen = small.setting(**changes)
+def test_the_python_writes_the_text_of_the_page(shared, library, changes, monkeypatch, capsys):
+    chosen = small.controls(**changes)
     session = Session()
     session.send(PROMPT, chat=False)
-    steering = chosen.steering(desk, shelf)
-    for _ in session.write(desk, chosen, steering, "the", session.claim()):
+    steering = chosen.steering(shared, library)
+    for _ in session.write(shared, chosen, steering, "the", session.claim()):
         pass
     monkeypatch.setattr(
-        "odesteer.models.loading.load_model", lambda name: (desk.model, desk.tokenizer)
+        "odesteer.models.loading.load_model", lambda name: (shared.model, shared.tokenizer)
     )
     monkeypatch.setattr(ods, "load", lambda path: {"kept/it": tiny.quadratic()}[path])
-    asked = session.messages(desk.tokenizer, "the", 1)
-    exec(python(chosen, shelf, "tiny", asked), {})
+    asked = session.messages(shared.tokenizer, "the", 1)
+    exec(python(chosen, library, "tiny", asked), {})
     assert capsys.readouterr().out.strip() == session.pair[1].text.strip()
 
 
-def test_python_names_that_python_does_not_allow_are_others(desk):
-    shelf = {
+def test_python_names_that_python_does_not_allow_are_others(shared):
+    library = {
         "a-b": SavedSteering(tiny.quadratic(), "x"),
         "a.b": SavedSteering(tiny.quadratic(), "y"),
     }
-    code = python(small.setting("a-b & a.b"), shelf, "tiny", "the")
+    code = python(small.controls("a-b & a.b"), library, "tiny", "the")
     assert "a_b = ods.load('x')" in code and "a_b_ = ods.load('y')" in code
     assert "steering = (a_b & a_b_).with_strength(ods.Angle(0.2))" in code
 
 
-def test_solvers_of_the_page_are_those_of_the_library(desk, shelf):
+def test_solvers_of_the_page_are_those_of_the_library(shared, library):
     for solver in SOLVERS:
-        assert small.setting(solver=solver).steering(desk, shelf).solver == solver
+        assert small.controls(solver=solver).steering(shared, library).solver == solver

@@ -20,45 +20,45 @@ def last(pairs):
     return pair
 
 
-def written(desk, steering, positions="last+generated", **sampling):
-    ids = encode(desk.tokenizer, PROMPT)
+def written(shared, steering, positions="last+generated", **sampling):
+    ids = encode(shared.tokenizer, PROMPT)
     chosen = ods.Sampling(**{"max_new_tokens": 8, **sampling})
-    return last(write(desk, (ids, ids), steering, positions, chosen))
+    return last(write(shared, (ids, ids), steering, positions, chosen))
 
 
 @pytest.mark.parametrize("positions", ["last+generated", "generated", "prompt", "all"])
 @pytest.mark.parametrize("steering", [tiny.constant(strength=3.0), tiny.quadratic()])
 def test_both_texts_are_those_that_generate_writes(steering, positions):
-    desk = small.desk()
-    plain, steered = written(desk, steering, positions)
-    backend = ods.TransformersBackend(desk.model, desk.tokenizer, positions=positions)
+    shared = small.shared()
+    plain, steered = written(shared, steering, positions)
+    backend = ods.TransformersBackend(shared.model, shared.tokenizer, positions=positions)
     sampling = ods.Sampling(max_new_tokens=8)
     assert plain.text.strip() == backend.generate([PROMPT], None, sampling)[0]
     assert steered.text.strip() == backend.generate([PROMPT], steering, sampling)[0]
 
 
 def test_unequal_prompts_are_written_each_by_itself():
-    desk, steering = small.desk(), tiny.quadratic()
-    long = encode(desk.tokenizer, f"{PROMPT} under the moon")
-    short = encode(desk.tokenizer, PROMPT)
+    shared, steering = small.shared(), tiny.quadratic()
+    long = encode(shared.tokenizer, f"{PROMPT} under the moon")
+    short = encode(shared.tokenizer, PROMPT)
     sampling = ods.Sampling(max_new_tokens=6)
-    plain, steered = last(write(desk, (long, short), steering, sampling=sampling))
-    assert plain.ids == last(write(desk, (long, long), steering, sampling=sampling))[0].ids
-    assert steered.ids == last(write(desk, (short, short), steering, sampling=sampling))[1].ids
+    plain, steered = last(write(shared, (long, short), steering, sampling=sampling))
+    assert plain.ids == last(write(shared, (long, long), steering, sampling=sampling))[0].ids
+    assert steered.ids == last(write(shared, (short, short), steering, sampling=sampling))[1].ids
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_strength_zero_writes_the_same_text_on_both_sides(temperature):
-    desk = small.desk()
-    plain, steered = written(desk, tiny.quadratic().with_strength(0.0), temperature=temperature)
+    shared = small.shared()
+    plain, steered = written(shared, tiny.quadratic().with_strength(0.0), temperature=temperature)
     assert plain.ids == steered.ids and steered.share_moved == 0.0
     assert all(token.before == token.after for token in steered.tokens)
 
 
 def test_a_token_is_told_where_its_place_was_and_where_it_went():
-    desk, steering = small.desk(), tiny.quadratic()
-    _, steered = written(desk, steering)
-    for token, place, arrival in zip_longest(steered.tokens, steered.places, steered.arrivals):
+    shared, steering = small.shared(), tiny.quadratic()
+    _, steered = written(shared, steering)
+    for token, place, arrival in zip_longest(steered.tokens, steered.starts, steered.ends):
         torch.testing.assert_close(steering(place), arrival, rtol=1e-4, atol=1e-5)
         assert token.before == pytest.approx(float(steering.log_odds(place)), abs=1e-4)
         assert token.after == pytest.approx(float(steering.log_odds(arrival)), abs=1e-4)
@@ -68,34 +68,36 @@ def test_a_token_is_told_where_its_place_was_and_where_it_went():
 
 
 def test_the_first_token_is_written_unsteered_where_only_what_was_generated_is_steered():
-    _, steered = written(small.desk(), tiny.quadratic(), "generated")
+    _, steered = written(small.shared(), tiny.quadratic(), "generated")
     assert [token.moved > 0 for token in steered.tokens] == [False, *[True] * 7]
 
 
 def test_a_method_without_a_barrier_has_moves_and_no_values():
-    _, steered = written(small.desk(), tiny.constant())
+    _, steered = written(small.shared(), tiny.constant())
     assert steered.tokens[0].before is None and steered.tokens[0].moved > 0
 
 
 def test_perplexity_is_that_of_the_unsteered_model():
-    desk = small.desk()
-    plain, steered = written(desk, tiny.quadratic())
-    backend = ods.TransformersBackend(desk.model, desk.tokenizer, template="{prompt} {response}")
+    shared = small.shared()
+    plain, steered = written(shared, tiny.quadratic())
+    backend = ods.TransformersBackend(
+        shared.model, shared.tokenizer, template="{prompt} {response}"
+    )
     logprobs = backend.logprobs([PROMPT], ["the dog ran"])[0]
-    ids = encode(desk.tokenizer, PROMPT, template="{prompt} {response}")
-    found = perplexity(desk, ids, encode(desk.tokenizer, None, "the dog ran")[1:])
+    ids = encode(shared.tokenizer, PROMPT, template="{prompt} {response}")
+    found = perplexity(shared, ids, encode(shared.tokenizer, None, "the dog ran")[1:])
     assert found == pytest.approx(math.exp(-float(logprobs.mean())), rel=1e-4)
     assert plain.perplexity < steered.perplexity or plain.ids == steered.ids
-    assert perplexity(desk, ids, []) is None
+    assert perplexity(shared, ids, []) is None
 
 
 def test_two_people_who_take_turns_token_by_token_write_what_each_would_alone():
-    desk = small.desk()
-    ids = encode(desk.tokenizer, PROMPT)
+    shared = small.shared()
+    ids = encode(shared.tokenizer, PROMPT)
     steerings = (tiny.quadratic(), tiny.constant(strength=4.0, seed=3))
     sampling = ods.Sampling(max_new_tokens=8)
-    alone = [last(write(desk, (ids, ids), one, sampling=sampling))[1].ids for one in steerings]
-    together = [write(desk, (ids, ids), one, sampling=sampling) for one in steerings]
+    alone = [last(write(shared, (ids, ids), one, sampling=sampling))[1].ids for one in steerings]
+    together = [write(shared, (ids, ids), one, sampling=sampling) for one in steerings]
     pairs = [None, None]
     for both in zip_longest(*together):
         for i, pair in enumerate(both):
@@ -105,12 +107,12 @@ def test_two_people_who_take_turns_token_by_token_write_what_each_would_alone():
 
 
 def test_between_two_tokens_nothing_is_on_the_model():
-    desk = small.desk()
-    ids = encode(desk.tokenizer, PROMPT)
-    for _ in write(desk, (ids, ids), tiny.quadratic(), sampling=ods.Sampling(max_new_tokens=3)):
-        assert not tiny.hooked(desk.model) and not desk.lock.locked()
+    shared = small.shared()
+    ids = encode(shared.tokenizer, PROMPT)
+    for _ in write(shared, (ids, ids), tiny.quadratic(), sampling=ods.Sampling(max_new_tokens=3)):
+        assert not tiny.hooked(shared.model) and not shared.lock.locked()
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="The prompt is empty"):
-        next(write(small.desk(), ([], []), tiny.quadratic()))
+        next(write(small.shared(), ([], []), tiny.quadratic()))

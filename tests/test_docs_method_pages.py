@@ -1,11 +1,11 @@
-"""The page of a method is true, and its example runs."""
+"""The page of each method holds its facts, and its example runs."""
 
 import re
 
 import pytest
+from docs.method_pages import method_page
 
 from odesteer import METHODS
-from odesteer.cli.method_page import method_page
 
 
 @pytest.mark.parametrize("name", METHODS)
