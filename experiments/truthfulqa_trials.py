@@ -16,7 +16,8 @@ import numpy as np
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
 from odesteer.evaluation.experiment.multiple_choice import scores_of
 from odesteer.evaluation.experiment.units import with_choices
-from odesteer.evaluation.scoring.score_texts import PromptWithAnswers, TextScore, score_texts
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import TextScore, score_texts
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.fitting import fit
 from odesteer.methods import METHODS

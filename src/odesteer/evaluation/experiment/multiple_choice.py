@@ -7,7 +7,7 @@ from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.units import with_choices
 from odesteer.evaluation.metrics import answers, scores
-from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
+from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.steering import Steering
 
 
@@ -43,7 +43,7 @@ def lines(
             prompted = [with_choices(tokenizer, benchmark, case, words=True) for case in cases]
             comparable = damage and [a.answers for a in asked] == [a.answers for a in prompted]
             heard = (
-                shifted(model, asked, prompted, packed=packed)
+                compare_prompts(model, asked, prompted, packed=packed)
                 if comparable
                 else score_texts(model, prompted, [None], packed=packed, compare=False)[0]
             )

@@ -25,12 +25,8 @@ from odesteer.evaluation.experiment.generators import Make
 from odesteer.evaluation.judges import Judge, Perplexity, find_judge
 from odesteer.evaluation.judges.base import EMPTY
 from odesteer.evaluation.metrics import answers
-from odesteer.evaluation.scoring.score_texts import (
-    PromptWithAnswers,
-    TextScore,
-    score_texts,
-    shifted,
-)
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.steering import Steering
 
@@ -261,7 +257,9 @@ def damages(
             prompted.append(with_answers(tokenizer, prompt, texts))
     if words:
         same = [i for i, one in enumerate(asked) if one.answers == prompted[i].answers]
-        heard = shifted(model, [asked[i] for i in same], [prompted[i] for i in same], packed=packed)
+        heard = compare_prompts(
+            model, [asked[i] for i in same], [prompted[i] for i in same], packed=packed
+        )
         places = [places[i] for i in same]
     else:
         heard = score_texts(

@@ -31,7 +31,8 @@ from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import plain, with_choices
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.scoring.divergence import continuations
-from odesteer.evaluation.scoring.score_texts import Baseline, PromptWithAnswers, TextScore, batches
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
+from odesteer.evaluation.scoring.score_texts import Baseline, TextScore, vocabulary_size
 from odesteer.evaluation.selection.match_dose import find_dose
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
@@ -89,8 +90,7 @@ class Validation:
             else self._continued(folder)
         )
         # The deepest blocks are kept for every layer that any condition may ask for.
-        vocabulary = model.config.get_text_config().vocab_size
-        self._batches = list(batches(self._asked, packed, vocabulary))
+        self._batches = list(batches(self._asked, packed, vocabulary_size(model)))
         self._kept: dict[int | None, list[Baseline]] = {}
 
     def settle(self, condition: Condition) -> dict[str, Any]:
@@ -156,9 +156,9 @@ class Validation:
         nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
         found = [[nothing] * len(one.answers) for one in self._asked]
         for unsteered in self._unsteered(steering):
-            heard = unsteered.under(steering, self._experiment.positions)
-            for place, one in zip(unsteered.batch.places, heard, strict=True):
-                found[place.asked][place.answer] = one
+            scores = unsteered.compare(steering, self._experiment.positions)
+            for slot, tokens in zip(unsteered.batch.slots, scores, strict=True):
+                found[slot.prompt][slot.answer] = tokens.sums()
         return found
 
     def _unsteered(self, steering: Steering) -> list[Baseline]:

@@ -21,7 +21,8 @@ from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import judges, plain, with_choices
 from odesteer.evaluation.experiment.validation import Validation, settled
-from odesteer.evaluation.scoring.score_texts import PromptWithAnswers, takes_packed
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import takes_packed
 from odesteer.models.chat_template import encode
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast, Example
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
+from odesteer.evaluation.scoring.packing import GivenText, as_texts
+from odesteer.evaluation.scoring.score_texts import last_activations
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract
@@ -180,12 +181,10 @@ class ProbeEffect(EffectMeter):
     def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
         log_odds = np.full((len(steerings), len(self.negatives)), np.nan)
         block = self.probe.block
-        for batch, number, _, steered in replay(
-            self.model, self.negatives, steerings, block=block, keep=1
+        for number, texts, a in last_activations(
+            self.model, self.negatives, steerings, block, read
         ):
-            assert steered.hidden is not None  # a block was asked for
-            log_odds[number, batch] = self.probe.log_odds(steered.hidden)
-            read(len(batch))
+            log_odds[number, texts] = self.probe.log_odds(a)
         return log_odds
 
     def value(self, raw: np.ndarray) -> np.ndarray:

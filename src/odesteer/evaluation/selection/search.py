@@ -167,7 +167,7 @@ def _measure(
     raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
     texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
     count = stages.count("damage", len(steerings) * len(texts))
-    damages = measure(model, texts, steerings, vocabulary=len(tokenizer), progress=count)
+    damages = measure(model, texts, steerings, count)
     outcomes = readout.outcomes(raw, seed)
     trials = [
         Trial(
