@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.backends.base import Sampling
+from odesteer.models.batching import end_tokens
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import (
     attention_output,
@@ -205,7 +206,7 @@ def write(
         ]
         sides = [[text] for text in texts]
     draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
-    ends = _end_tokens(desk)
+    ends = end_tokens(desk.model, desk.tokenizer)
     for _ in range(sampling.max_new_tokens):
         for stream, own in zip(streams, sides, strict=True):
             if all(text.ended for text in own):
@@ -271,13 +272,6 @@ def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
         return int(logits.argmax())
     chances = torch.softmax(logits / sampling.temperature, dim=-1)
     return int(torch.multinomial(chances, 1, generator=draw))
-
-
-def _end_tokens(desk: SharedModel) -> set[int]:
-    config = getattr(desk.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    several = ends if isinstance(ends, list) else [ends]
-    return {end for end in (*several, desk.tokenizer.eos_token_id) if end is not None}
 
 
 def _mean(values: list[float]) -> float:

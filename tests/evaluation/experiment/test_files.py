@@ -8,7 +8,7 @@ from tests.helpers.paths import REPOSITORY
 from odesteer.evaluation.benchmarks import load_benchmark
 from odesteer.evaluation.experiment.config import Experiment, Named
 from odesteer.evaluation.experiment.cost_estimate import estimate
-from odesteer.evaluation.experiment.parse_toml import TomlTable, parse, read, tomllib
+from odesteer.evaluation.experiment.parse_toml import parse, read, tomllib
 from odesteer.evaluation.experiment.plan import KINDS, plan
 from odesteer.evaluation.experiment.run import prepared
 from odesteer.evaluation.report.paper import table
@@ -20,7 +20,7 @@ MINIMAL = {"benchmark": "sentiment", "methods": ["none", "caa"], "layers": [1], 
 
 
 def parsed(**changes: object) -> Experiment:
-    return parse(TomlTable({**MINIMAL, **changes}, "x.toml"))
+    return parse({**MINIMAL, **changes}, "x.toml")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
