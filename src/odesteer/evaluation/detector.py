@@ -1,7 +1,7 @@
 """Detector: the probability that a text shows what a steering steers towards.
 
-A steering's calibrated barrier, read where the steering was fitted: at its layer, at its tokens,
-without being attached.
+A steering's calibrated barrier is evaluated where the steering was fitted, at its layer and its
+tokens, without being attached.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from odesteer.steering import LayerSteering, Steering
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a steering says of texts.
+    """Scores of texts under a steering's barrier.
 
     Attributes:
         examples: the texts, n.
@@ -48,14 +48,14 @@ class Scores:
     fitted_on: bool = False
 
     def ranked(self) -> list[int]:
-        """The places of the texts, the likeliest first."""
+        """Return the indices of the texts, the likeliest first."""
         return [int(i) for i in np.argsort(-self.log_odds, kind="stable")]
 
     def quality(self, seed: int = 0) -> Detection:
-        """AUC, log-loss and calibration error on the texts with labels, with intervals.
+        """Compute AUC, log-loss and calibration error on labelled texts, with intervals.
 
-        They say how good the detector is where these texts are held out: not those that it was
-        fitted or chosen on.
+        They measure the detector only on held-out texts: not those that it was fitted or chosen
+        on.
 
         Raises:
             ValueError: if there are not both labels.
@@ -63,7 +63,7 @@ class Scores:
         return detection(*self._labelled(), seed)
 
     def threshold(self, false_positives: float = 0.05, seed: int = 0) -> Threshold:
-        """Where to alarm for a false-positive rate, and what share of positives that finds.
+        """Find the threshold for a false-positive rate, and the share of positives above it.
 
         Raises:
             ValueError: if there are not both labels, or too few negatives for that rate.
@@ -92,7 +92,7 @@ def score(
     cache: CacheChoice = False,
     check: str = "architecture",
 ) -> Scores:
-    """The log-odds and probability that each text shows what the steering steers towards.
+    """Score how likely each text shows what the steering steers towards.
 
     Args:
         model: a transformers causal language model.
@@ -101,14 +101,14 @@ def score(
         texts: a contrast, which has labels (its positives come first), or texts, chat messages,
             or (prompt, response) rows.
         labels: 1, 0 or None of each text, where they are known and `texts` is no contrast.
-        layer: which one of a steering of several layers is read.
-        template: of texts that are no contrast, see `odesteer.models.chat_template`; give the one
-        that the
-            steering was fitted with.
-        tokens: which tokens are read, see `odesteer.extraction.tokenize`; None: those it was
-        fitted on. max_tokens, progress, cache: see `odesteer.activations`.
-        check: how much the model must be the one it was fitted on, see
-        `odesteer.models.hooks.attach`.
+        layer: the one to read, of a steering of several layers.
+        template: of texts that are no contrast, see `odesteer.models.chat_template`; the one
+            that the steering was fitted with.
+        tokens: which tokens are read, see `odesteer.extraction.tokenize`; None: those that it
+            was fitted on.
+        max_tokens, progress, cache: see `odesteer.activations`.
+        check: how closely the model must match the one that it was fitted on, see
+            `odesteer.models.hooks.attach`.
 
     Raises:
         ValueError: if there is no text, no barrier, a steering of several layers without `layer`,
@@ -116,7 +116,7 @@ def score(
     """
     one = _at(steering, layer)
     place = check_fits(one, model, check)
-    _ = one.barrier  # says so where there is none, before anything slow
+    _ = one.barrier  # raises where there is none, before anything slow
     chosen = check_tokens(str(one.receipts.get("tokens", "last")) if tokens is None else tokens)
     known: Sequence[int | None]
     if isinstance(texts, Contrast):
@@ -161,7 +161,7 @@ def score(
 
 
 def _at(steering: Steering, layer: int | None) -> LayerSteering:
-    """The part whose barrier is read."""
+    """Return the part whose barrier is read."""
     if len(steering.parts) == 1:
         if layer is not None and layer != steering.layer:
             raise ValueError(f"This steering is of layer {steering.layer}, not {layer}.")
@@ -177,7 +177,7 @@ def _at(steering: Steering, layer: int | None) -> LayerSteering:
 
 
 def _example(row: Any, place: int) -> Example:
-    """Rows with one prompt are of one group, and a text is its own."""
+    """Make an example; rows with one prompt form a group, and a text is its own group."""
     if isinstance(row, Example):
         return row
     one = example(row, f"({place})")

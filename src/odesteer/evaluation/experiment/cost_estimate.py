@@ -4,8 +4,8 @@
              quarter more for activations, logits and caches
     time     2 x parameters operations a token, at a share of the machine's speed
 
-Rough on purpose: right to a factor of two or three, which is what decides whether to begin.
-Parameters are counted where the configuration is at hand, and else read off the name ("7b").
+The estimate is right to a factor of two or three, which is enough to decide whether to begin.
+Parameters are counted where the weights are local, and else read off the name ("7b").
 """
 
 import re
@@ -29,7 +29,7 @@ _CHARACTERS = 4  # a token, in English
 
 
 class Model(NamedTuple):
-    """A model that is loaded: its parameters (None: not known) and bytes each."""
+    """Model that is loaded: its parameters (None: not known) and bytes each."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ class Model(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """See above.
+    """Memory and time of a run.
 
     Attributes:
         models: that are loaded.
@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(planned: Plan, benchmark: Benchmark) -> Estimate:
-    """Of a whole plan."""
+    """Estimate the cost of a whole plan."""
     experiment = planned.experiment
     models = list(_models(experiment))
     sizes = [model.size for model in models]

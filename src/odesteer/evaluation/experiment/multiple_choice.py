@@ -22,12 +22,12 @@ def lines(
     positions: str,
     damage: bool,
 ) -> list[dict[str, Any]]:
-    """A line a condition and case, without the fold.
+    """Return one line per condition and case, without the fold.
 
     Args:
-        model, tokenizer: what is steered.
-        benchmark, cases: what is asked.
-        conditions: (id, steering, whether the prompt asks for the behaviour in words).
+        model, tokenizer: to steer.
+        benchmark, cases: the questions.
+        conditions: (id, steering, whether the prompt has the instruction).
         packed: all answers to a question in one row.
         positions: which tokens are steered.
         damage: also KL and displacement.
@@ -52,21 +52,21 @@ def lines(
         for case, own in zip(cases, heard, strict=True):
             line = _line(name, case, own)
             if damage and (not words or comparable):
-                # Another prompt moves no activation along a way, so there is no displacement.
+                # Displacement is undefined for the prompt baseline.
                 line["scores"] |= damage_of(own, displaced=not words)
             made.append(line)
     return made
 
 
 def damage_of(heard: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
-    """Means over all tokens of the answers."""
+    """Return the mean KL and displacement over all tokens of the answers."""
     tokens = sum(one.tokens for one in heard)
     far = sum(one.displacement for one in heard) / tokens if displaced else None
     return {"kl": sum(one.kl for one in heard) / tokens, "displacement": far}
 
 
 def scores_of(case: Case, heard: Sequence[TextScore]) -> dict[str, float]:
-    """MC1, MC2 and MC3."""
+    """Compute MC1, MC2 and MC3."""
     logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
     return scores(case, logprobs)
 

@@ -1,14 +1,8 @@
 """Result lines of generation units: prompts, generations, judgements.
 
-Prompts of an experiment, plain or with the wanted behaviour asked for.
-
-The instruction is a chat's system message where the model is chatted with, and stands before the
-text otherwise: the prompt-only baseline.
-
-Result lines of generation units.
-
-Prompts are answered in one batch, several samples of a prompt beside each other, from a seed
-that is the same for all conditions: what is drawn is compared with the same luck.
+A prompt is plain or, for the prompt-only baseline, has the benchmark's instruction: as the system
+message of a chat, or before the text. Prompts are answered in one batch, the samples of a prompt
+next to each other, from a seed that all conditions share (common random numbers).
 """
 
 import hashlib
@@ -32,7 +26,7 @@ from odesteer.steering import Steering
 
 
 def about(names: Sequence[Named]) -> dict[str, dict[str, str]]:
-    """What a report prints beside each judge's numbers."""
+    """Return what a report prints beside each judge's numbers."""
     kinds = [find_judge(named.name) for named in names]
     return {
         kind.name: {"unit": kind.unit, "higher_is": kind.higher_is, "agreement": kind.agreement}
@@ -43,13 +37,13 @@ def about(names: Sequence[Named]) -> dict[str, dict[str, str]]:
 def judges(
     names: Sequence[Named], model: Any, tokenizer: Any, benchmark: Benchmark, data: Any
 ) -> dict[str, Judge]:
-    """The judges by name.
+    """Create the judges, by name.
 
     Args:
         names: with their arguments; perplexity's model may be the unsteered one.
-        model, tokenizer: what is steered.
+        model, tokenizer: to steer.
         benchmark: whose template makes prompts text.
-        data: where labelled answers lie.
+        data: folder of labelled answers.
     """
     made = {}
     for named in names:
@@ -67,12 +61,12 @@ def judges(
 def scored(
     judge: Judge, cases: Sequence[Case], generations: Sequence[str]
 ) -> list[tuple[float | None, str]]:
-    """(value, reason) of each generation."""
+    """Judge generations: (value, reason) of each."""
     return [(score.value, score.reason) for score in judge.score(cases, generations)]
 
 
 def sign(benchmark: Benchmark, judge: Judge) -> float:
-    """+1 where more of the judge's value is wanted, -1 where less is.
+    """Return +1 where more of the judge's value is wanted, -1 where less is.
 
     Raises:
         ValueError: for a judge whose value is neither good nor bad by itself.
@@ -88,19 +82,19 @@ def sign(benchmark: Benchmark, judge: Judge) -> float:
 
 
 class Prompt(NamedTuple):
-    """A prompt, and the template that makes it text."""
+    """Prompt, and the template that makes it text."""
 
     prompt: str | Messages
     template: str
 
 
 def plain(benchmark: Benchmark, case: Case) -> Prompt:
-    """As steered and unsteered models see it."""
+    """Return the prompt of steered and unsteered models."""
     return Prompt(case.prompt, benchmark.template)
 
 
 def instructed(tokenizer: Any, benchmark: Benchmark, case: Case) -> Prompt:
-    """With the benchmark's instruction."""
+    """Return the prompt with the benchmark's instruction."""
     prompt, template, words = case.prompt, benchmark.template, benchmark.instruction
     chatted = template in ("auto", "chat") and tokenizer.chat_template is not None
     if isinstance(prompt, str) and not chatted:
@@ -122,19 +116,19 @@ def instructed(tokenizer: Any, benchmark: Benchmark, case: Case) -> Prompt:
 
 
 def prompt_of(tokenizer: Any, benchmark: Benchmark, case: Case, words: bool) -> Prompt:
-    """With the instruction where `words` asks for it."""
+    """Return the prompt, with the instruction if `words`."""
     return instructed(tokenizer, benchmark, case) if words else plain(benchmark, case)
 
 
 def with_choices(
     tokenizer: Any, benchmark: Benchmark, case: Case, words: bool = False
 ) -> PromptWithAnswers:
-    """A case's prompt and every answer that its scores need, as tokens."""
+    """Encode a case's prompt and every answer that its scores need."""
     return with_answers(tokenizer, prompt_of(tokenizer, benchmark, case, words), answers(case))
 
 
 def with_answers(tokenizer: Any, asked: Prompt, said: Sequence[str]) -> PromptWithAnswers:
-    """A prompt and answers as tokens, as the template writes them."""
+    """Encode a prompt and answers, as the template writes them."""
     parts = [encode_parts(tokenizer, asked.prompt, text, asked.template) for text in said]
     return PromptWithAnswers(list(parts[0][0]), [list(answer) for _, answer in parts])
 
@@ -149,15 +143,15 @@ def generate(
     words: bool,
     seed: int,
 ) -> list[str]:
-    """`samples` generations of each case, in order, cut off where a text of its own begins.
+    """Generate `samples` answers to each case, in order, trimmed as the benchmark says.
 
     Args:
-        make: who generates.
-        tokenizer: of what is steered.
-        benchmark, experiment: how it is asked.
-        cases: what is asked.
+        make: factory of the backend.
+        tokenizer: of the steered model.
+        benchmark, experiment: templates, samples and sampling.
+        cases: the prompts.
         steering: None for the unsteered model.
-        words: whether the prompt asks for the behaviour in words.
+        words: whether the prompt has the instruction.
         seed: of the condition.
     """
     asked = [prompt_of(tokenizer, benchmark, case, words) for case in cases]
@@ -169,7 +163,7 @@ def generate(
 
 
 def seed_of(seed: int, cases: Sequence[Case]) -> int:
-    """A seed for a batch, whatever the condition."""
+    """Return the seed of a batch, the same for every condition."""
     text = json.dumps([seed, [case.id for case in cases]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
@@ -186,17 +180,17 @@ def lines(
     judges: Mapping[str, Judge],
     packed: bool,
 ) -> list[dict[str, Any]]:
-    """A line a case and sample, without the fold; arguments as of `generate`, and the model.
+    """Return one line per case and sample, without the fold; see `generate`.
 
-    `condition` is (id, steering, whether the prompt asks in words); `packed`: all samples of a
-    prompt are read in one row.
+    `condition` is (id, steering, whether the prompt has the instruction); `packed`: all samples
+    of a prompt are read in one row.
     """
     name, steering, words = condition
     said = generate(make, tokenizer, benchmark, experiment, cases, steering, words, seed)
     rows = [case for case in cases for _ in range(experiment.samples)]
     damage = damages(model, tokenizer, benchmark, experiment, cases, said, steering, words, packed)
     verdicts = {
-        # Read already, where the damage was measured under the same unsteered model.
+        # Already known where the damage was measured under the same unsteered model.
         judge: _likelihoods(damage)
         if judge == "perplexity" and experiment.damage and _own(experiment)
         else scored(one, rows, said)
@@ -240,7 +234,7 @@ def damages(
     words: bool,
     packed: bool,
 ) -> list[TextScore | None]:
-    """What the condition changes along each of its own generations; None for an empty one."""
+    """Score each generation under its own condition; None for an empty one."""
     found: list[TextScore | None] = [None] * len(said)
     if not experiment.damage:
         return found

@@ -1,13 +1,13 @@
 """Validation: the layer and dose of conditions that leave them open.
 
-Decided on validation cases alone, by the damage along texts that are the same for all methods
-(the given answers, or what the unsteered model says greedily), and where several candidates are
-left, by the metric:
+The choice uses validation cases alone. Damage is measured along texts that are the same for all
+methods: the given answers, or greedy continuations by the unsteered model. Among several
+candidates, the metric decides:
 
-    matched     at each layer, the dose whose mean damage is the one asked for
+    matched     at each layer, the dose with the given mean damage
     chosen      the best metric among candidates whose mean KL is within the budget
 
-The trials are kept with the choice.
+The trials are stored with the choice.
 """
 
 import json
@@ -33,7 +33,7 @@ from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.scoring.divergence import continuations
 from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
 from odesteer.evaluation.scoring.score_texts import Baseline, TextScore, vocabulary_size
-from odesteer.evaluation.selection.match_dose import find_dose
+from odesteer.evaluation.selection.match_dose import match_damage
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering
@@ -41,7 +41,7 @@ from odesteer.steering.serialization.directory import dose_from_json, dose_to_js
 
 START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
 POWERS = {"kl": 2.0, "displacement": 1.0}
-CONTINUATION = 20  # tokens of what the unsteered model says
+CONTINUATION = 20  # tokens of a greedy continuation
 
 
 class Damage(NamedTuple):
@@ -52,15 +52,16 @@ class Damage(NamedTuple):
 
 
 class Validation:
-    """The validation cases of a fold, with the unsteered passes over their texts kept.
+    """Validation cases of a fold, with the unsteered passes over their texts.
 
     Args:
-        model, tokenizer: what is steered.
-        benchmark, plan: what is asked.
-        learning: steerings.
-        folder: where the unsteered model's continuations are kept.
+        model, tokenizer: to steer.
+        benchmark, plan: the cases and conditions.
+        fits: fitted steerings.
+        folder: the run directory, where the unsteered model's continuations are kept.
         fold: its number.
         packed: several answers in one row.
+        judges: by name.
     """
 
     def __init__(
@@ -89,12 +90,11 @@ class Validation:
             if self._experiment.task == "choices"
             else self._continued(folder)
         )
-        # The deepest blocks are kept for every layer that any condition may ask for.
         self._batches = list(batches(self._asked, packed, vocabulary_size(model)))
         self._kept: dict[int | None, list[Baseline]] = {}
 
     def settle(self, condition: Condition) -> dict[str, Any]:
-        """The choice: layer, dose, rule and trials, as JSON values."""
+        """Choose layer and dose; return them, the rule and the trials as JSON values."""
         experiment = self._experiment
         trials: list[tuple[Layer | None, Dose, Damage, list[list[TextScore]]]] = []
         for layer in condition.layers:
@@ -138,7 +138,7 @@ class Validation:
         kind, budget = self._experiment.dose_type, condition.method.within
 
         def dosed(amount: float) -> Dose:
-            """An amount of the experiment's dose; with a budget, the odds of a target."""
+            """Return a dose of that amount; with a budget, a target with those odds."""
             if budget is not None:
                 return Target(amount / (1.0 + amount), budget)
             return dose_from_json({"type": kind, "amount": amount})
@@ -149,7 +149,7 @@ class Validation:
 
         start = START if kind == "angle" and budget is None else 1.0
         power = POWERS[match.measure] if budget is None else 1.0
-        amount, _ = find_dose(damage, match.value, start, power)
+        amount, _ = match_damage(damage, match.value, start, power)
         return [dosed(amount)]
 
     def _heard(self, steering: Steering) -> list[list[TextScore]]:
@@ -162,7 +162,7 @@ class Validation:
         return found
 
     def _unsteered(self, steering: Steering) -> list[Baseline]:
-        """The unsteered passes for a layer; of one layer at a time, for they are large."""
+        """Return the unsteered passes for a layer; one layer at a time, for they are large."""
         layer = steering.layer
         first = layer[0] if isinstance(layer, tuple) else layer
         if first not in self._kept:
@@ -183,7 +183,7 @@ class Validation:
         metric: str,
         trial: tuple[Layer | None, Dose, Damage, list[list[TextScore]]],
     ) -> float:
-        """The mean metric, signed so that more is better; unscored cases do not count."""
+        """Return the mean metric, signed so that more is better; unscored cases do not count."""
         layer, dose, _, heard = trial
         if self._experiment.task == "choices":
             found = [
@@ -225,7 +225,7 @@ class Validation:
         return f"{budget}; of these, the best {metric}" if metric else f"the only candidate; {on}"
 
     def _continued(self, folder: RunFolder) -> list[PromptWithAnswers]:
-        """What the unsteered model says after each prompt: the same for all who share the run."""
+        """Continue each prompt unsteered, or read what another process of the run wrote."""
         path = folder.shared(f"continuations-{self._fold}.json")
         if not path.is_file():
             prompts = []
@@ -249,7 +249,7 @@ def _damage(heard: Sequence[Sequence[TextScore]]) -> Damage:
 
 
 def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool]) -> int:
-    """The best effect within the budget; where nothing is within it, the least damage."""
+    """Return the index of the best effect within the budget, or else of the least damage."""
     if len(trials) == 1:
         return 0
     if not any(within):
@@ -259,7 +259,7 @@ def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool
 
 
 def settled(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
-    """Layer and dose, from what a choice said."""
+    """Return layer and dose from the lines of a choice."""
     choice = next(each for each in lines if each["kind"] == "choice")
     layer = choice["layer"]
     return (tuple(layer) if isinstance(layer, list) else layer), dose_from_json(choice["dose"])

@@ -1,7 +1,7 @@
 """Worker that computes units and writes their results to the run directory.
 
-A worker holds the model and everything that can be kept between units; which units it is given,
-and by whom, does not matter to what they say.
+A worker holds the model and everything that can be kept between units. The lines of a unit do not
+depend on which units it computed before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +28,15 @@ from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json
 
-NEGATIVES = 100  # as many as the paper's Figure 2 follows
-POINTS = 10  # of the way, and its beginning
+NEGATIVES = 100  # as in the paper's Figure 2
+POINTS = 10  # along the path, besides its start
 FAR = Angle(0.3)
 
 
 def measured(
     steering: Steering, positive: Tensor, negative: Tensor, groups: Sequence[str]
 ) -> dict[str, Any]:
-    """Calibrated log-odds of positive [n, d] and negative [m, d] rows, which come in that order."""
+    """Return calibrated log-odds of positive [n, d], then negative [m, d] rows."""
     return {
         "log_odds": [*steering.log_odds(positive).tolist(), *steering.log_odds(negative).tolist()],
         "labels": [1] * len(positive) + [0] * len(negative),
@@ -45,14 +45,14 @@ def measured(
 
 
 def along(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, Any]:
-    """The log-odds of the first negatives [m, d] when a part k / 10 of the dose is spent.
+    """Trace the log-odds of the first negatives [m, d] at parts k / 10 of the dose.
 
-    `dose` is a condition's; None, where none is asked for, follows every method as far (`FAR`).
+    `dose` is a condition's; None follows every method equally far (`FAR`).
 
         distance    mean_i sum_k ||a_i(k) - a_i(k - 1)|| / ||a_i||
 
-    Every part of the dose is an integration of its own, with the method's steps: what a steering
-    with so small a dose would do.
+    Every part of the dose is integrated separately, with the method's steps, as a steering with
+    that dose would be.
     """
     rows = negative[:NEGATIVES].float()
     whole = FAR if dose is None else dose
@@ -67,18 +67,18 @@ def along(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, 
 
 
 Line = dict[str, Any]
-_TRIED = 4  # cases on which packing is tried
+_TRIED = 4  # cases on which packing is checked
 
 
 class Worker:
-    """Does units.
+    """Computes the lines of units.
 
     Args:
-        plan, benchmark: what there is to do.
-        folder: where earlier units have left what later ones need.
-        model, tokenizer: what is steered, in eval mode.
-        speaker: who generates.
-        data: where judges have their labelled answers.
+        plan, benchmark: the units and their cases.
+        folder: the run directory, where earlier units leave what later ones need.
+        model, tokenizer: to steer, in eval mode.
+        generator: source of generations.
+        data: folder of the judges' labelled answers.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Worker:
         }
 
     def lines(self, unit: Unit) -> list[Line]:
-        """What a unit has to say; the same whoever asks, and whatever was done before."""
+        """Compute the lines of a unit."""
         return self._do[unit.kind](unit)
 
     @property
@@ -225,23 +225,23 @@ class Worker:
         return [{**line, "fold": unit.fold} for line in made]
 
     def close(self) -> None:
-        """End what was started for units."""
+        """Stop what was started for units."""
         self._speaker.close()
 
     def _learnt(self, fold: int) -> Iterator[Steering]:
-        """The steerings of all conditions that are learnt and chosen by now."""
+        """Yield the steerings of all conditions that are fitted and chosen by now."""
         for i, condition in enumerate(self._plan.conditions):
             if not condition.moves:
                 continue
             if condition.open and not self._folder.done(self._choice_of[fold, i]):
-                continue  # another process is at it
+                continue  # another process is choosing
             layer, dose = self._settled(fold, i)
             folder = self._folder.steering(fold, condition.fitting(layer).folder)
             if (folder / CONFIG).is_file():
                 yield self._learning.dosed(fold, condition, layer, dose)
 
     def _ready(self, fold: int, i: int) -> tuple[str, Steering | None, bool]:
-        """(id, steering at its dose, whether the prompt asks in words)."""
+        """Return (id, steering at its dose, whether the prompt has the instruction)."""
         condition = self._plan.conditions[i]
         if not condition.moves:
             return condition.id, None, condition.method.name == PROMPT

@@ -1,9 +1,9 @@
 """Search over layers and doses.
 
-The contrast is split by group (`asked`). On the fit part: the layers are ranked, and at each
-candidate the method is fitted once (`learning`). On the held-out part, every candidate at every
-dose: the effect (`readout`) and the damage (`damage`). What is chosen from that is
-`choosing`'s question.
+The contrast is split by group. On the fit part, the layers are ranked and the method is fitted
+once at each candidate. On the held-out part, effect (`selection.effect`) and damage
+(`scoring.divergence`) are measured for every candidate at every dose, and `selection.result`
+chooses among the trials.
 """
 
 import time
@@ -63,17 +63,17 @@ def tune(
     """Choose layer and dose on held-out data, for a target under a damage budget.
 
     A third of the contrast's groups is held out. Every candidate layer at every dose is
-    measured there, steering the last prompt token and all that follow, as in use:
+    measured there, steering the last prompt token and all that follow, as in generation:
 
-    - effect: a probe on a late block, learnt from unsteered texts, reads held-out negatives
-      while they are steered. That is a proxy which goes through the model. With a `judge`,
-      its scores of steered greedy generations count instead: better, and slower.
-    - damage: KL(unsteered || steered) of the next-token distributions along what the
-      unsteered model says after neutral prompts, and the perplexity of that text, steered
+    - effect: a probe on a late block, fitted on unsteered texts, reads held-out negatives
+      while they are steered: a proxy. With a `judge`, its scores of steered greedy generations
+      count instead, which is better and slower.
+    - damage: KL(unsteered || steered) of the next-token distributions along the unsteered
+      model's continuations of neutral prompts, and the perplexity of these texts, steered
       over unsteered.
 
-    The choice is made on the numbers it is reported with, so the chosen trial's effect is a
-    little flattered; its interval does not know of the choice.
+    The choice is made on the numbers that are reported, so the chosen trial's effect is slightly
+    optimistic; its interval does not account for the choice.
 
     Args:
         model: a transformers causal language model.
@@ -163,7 +163,7 @@ def _measure(
     seed: int,
     stages: "StagedProgress",
 ) -> tuple[list[Trial], dict[str, Any]]:
-    """A trial of each steering (the first moves nothing), and what the receipt says of it."""
+    """Measure a trial of each steering (the first moves nothing), and facts for the receipt."""
     raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
     texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
     count = stages.count("damage", len(steerings) * len(texts))
@@ -188,7 +188,7 @@ def _measure(
 
 
 def _with_receipt(steering: Steering, receipt: dict[str, Any]) -> Steering:
-    """The steering with `receipts["tune"]`; of several layers, the first carries it."""
+    """Add `receipts["tune"]`; of several layers, the first carries it."""
     first, *others = steering.parts
     return Steering.of([replace(first, receipts=first.receipts | {"tune": receipt}), *others])
 
