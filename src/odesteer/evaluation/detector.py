@@ -114,49 +114,49 @@ def score(
         ValueError: if there is no text, no barrier, a steering of several layers without `layer`,
             or a model that does not fit.
     """
-    one = _at(steering, layer)
-    place = check_fits(one, model, check)
-    _ = one.barrier  # raises where there is none, before anything slow
-    chosen = check_tokens(str(one.receipts.get("tokens", "last")) if tokens is None else tokens)
-    known: Sequence[int | None]
+    part = _at(steering, layer)
+    block = check_fits(part, model, check)
+    _ = part.barrier  # raises where there is none, before anything slow
+    chosen = check_tokens(str(part.receipts.get("tokens", "last")) if tokens is None else tokens)
+    known_labels: Sequence[int | None]
     if isinstance(texts, Contrast):
         if labels is not None:
             raise ValueError("A contrast has its own labels; leave `labels` out.")
-        some, template = texts.positive + texts.negative, texts.template
-        known = [1] * len(texts.positive) + [0] * len(texts.negative)
+        examples, template = texts.positive + texts.negative, texts.template
+        known_labels = [1] * len(texts.positive) + [0] * len(texts.negative)
     else:
-        some = tuple(_example(row, i) for i, row in enumerate(texts))
-        known = [None] * len(some) if labels is None else labels
-    if not some:
+        examples = tuple(_example(row, i) for i, row in enumerate(texts))
+        known_labels = [None] * len(examples) if labels is None else labels
+    if not examples:
         raise ValueError("There is no text to score.")
-    if len(known) != len(some):
-        raise ValueError(f"labels has one entry a text, {len(some)}; got {len(known)}.")
-    if strange := {*known} - {0, 1, None}:
+    if len(known_labels) != len(examples):
+        raise ValueError(f"labels has one entry a text, {len(examples)}; got {len(known_labels)}.")
+    if strange := {*known_labels} - {0, 1, None}:
         raise ValueError(f"A label is 1, 0 or None; got {strange.pop()!r}.")
     # Positives first, as a contrast is read, so that what was read of one is found in the cache.
-    order = sorted(range(len(some)), key=lambda i: {1: 0, 0: 1, None: 2}[known[i]])
-    ordered = [some[i] for i in order]
+    order = sorted(range(len(examples)), key=lambda i: {1: 0, 0: 1, None: 2}[known_labels[i]])
+    ordered = [examples[i] for i in order]
     rows, starts, truncated = token_rows(model, tokenizer, ordered, template, chosen, max_tokens)
     a = extract(
         model,
         rows,
-        [place],
+        [block],
         tokens=chosen,
-        site=one.site,  # type: ignore[arg-type]
+        site=part.site,  # type: ignore[arg-type]
         starts=starts,
         progress=progress,
         cache=cache,
     )[0]
     place_of = np.argsort(order)
     return Scores(
-        some,
-        one.log_odds(a).double().numpy()[place_of],
-        one.probability(a).double().numpy()[place_of],
-        tuple(known),
-        place,
+        examples,
+        part.log_odds(a).double().numpy()[place_of],
+        part.probability(a).double().numpy()[place_of],
+        tuple(known_labels),
+        block,
         chosen,
         truncated,
-        _fitted_on(one, some, known, template),
+        _fitted_on(part, examples, known_labels, template),
     )
 
 
@@ -167,31 +167,31 @@ def _at(steering: Steering, layer: int | None) -> LayerSteering:
             raise ValueError(f"This steering is of layer {steering.layer}, not {layer}.")
         return steering.only
     layers = ", ".join(str(part.layer) for part in steering.parts)
-    found = [part for part in steering.parts if part.layer == layer]
-    if len(found) != 1:
+    parts = [part for part in steering.parts if part.layer == layer]
+    if len(parts) != 1:
         raise ValueError(
             f"This steering has a barrier at each of the layers {layers}, and a text has one score:"
             f" choose one of them, layer={steering.first_layer} say (--layer on the command line)."
         )
-    return found[0]
+    return parts[0]
 
 
-def _example(row: Any, place: int) -> Example:
+def _example(row: Any, index: int) -> Example:
     """Make an example; rows with one prompt form a group, and a text is its own group."""
     if isinstance(row, Example):
         return row
-    one = example(row, f"({place})")
-    return one if one.prompt is None else replace(one, group=str(one.prompt))
+    parsed = example(row, f"({index})")
+    return parsed if parsed.prompt is None else replace(parsed, group=str(parsed.prompt))
 
 
 def _fitted_on(
     steering: LayerSteering,
-    some: tuple[Example, ...],
+    examples: tuple[Example, ...],
     labels: Sequence[int | None],
     template: str,
 ) -> bool:
     classes = [
-        tuple(e for e, label in zip(some, labels, strict=True) if label == wanted)
+        tuple(e for e, label in zip(examples, labels, strict=True) if label == wanted)
         for wanted in (1, 0)
     ]
     data = steering.receipts.get("data")

@@ -49,7 +49,7 @@ _FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 def _choice(table: tuple[str, ...], kind: str) -> AfterValidator:
-    """Accept a name of a table; an unknown one is answered with the nearest."""
+    """Check that a name is in a table; the error suggests the nearest."""
 
     def check(name: str) -> str:
         lookup(dict.fromkeys(table), name, kind)
@@ -67,7 +67,7 @@ def _model(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Take a value alone for a list of one; tuples are what is kept."""
+    """Make a tuple; a single value is a list of one."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -94,14 +94,17 @@ def _doses(value: Any, info: ValidationInfo) -> tuple[Dose | str, ...]:
 
 
 def _within(value: Any, info: ValidationInfo) -> Dose:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"is a number above 0; got {value!r:.80}")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"is a number; got {value!r:.80}")
+    if not value > 0:
+        raise ValueError(f"is more than 0; got {value!r:.80}")
     return _of_type(float(value), info)
 
 
 def _of_type(amount: float, info: ValidationInfo) -> Dose:
     """Return so much of the experiment's type of dose."""
-    return _dose_from_json({"type": info.context["dose_type"], "amount": amount})
+    context: Any = info.context
+    return _dose_from_json({"type": context["dose_type"], "amount": amount})
 
 
 def _dose_from_json(value: Any) -> Dose:
@@ -131,7 +134,7 @@ def _benchmark(value: Any) -> "Named":
 
 
 def _method(value: Any) -> Any:
-    """Part a method's hyperparameters from what the experiment says of it."""
+    """Separate a method's hyperparameters from the keys of its row."""
     named = _named(value)
     kind = resolve({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
     special = ("id", "label", "layers", "doses", "within")
@@ -144,9 +147,9 @@ def _method(value: Any) -> Any:
             kind(**rest)  # refuses what it cannot be made of, in its own words
         except TypeError as error:
             raise ValueError(error) from None
-    own = {key: each for key, each in named.arguments.items() if key in special}
-    name = own.setdefault("id", named.name)
-    return {"name": named.name, "label": name, **own, "hyperparameters": rest}
+    row = {key: each for key, each in named.arguments.items() if key in special}
+    name = row.setdefault("id", named.name)
+    return {"name": named.name, "label": name, **row, "hyperparameters": rest}
 
 
 def _tupled(value: Any) -> Any:
@@ -182,9 +185,9 @@ def _judges(value: Any, info: ValidationInfo) -> "tuple[Named, ...]":
         return tuple(map(Named, _of_benchmark(info, "judges", ())))
     if value == OFFLINE:
         # The paper's perplexity is by a model that has to be fetched.
-        own = {"perplexity": {"model": UNSTEERED}}
+        arguments = {"perplexity": {"model": UNSTEERED}}
         names = _of_benchmark(info, "offline_judges", ())
-        return tuple(Named(name, own.get(name, {})) for name in names)
+        return tuple(Named(name, arguments.get(name, {})) for name in names)
     if isinstance(value, str) and value not in JUDGES:
         raise ValueError(
             f'is "offline", "paper" or a list of names; got "{value}". '
@@ -212,7 +215,7 @@ def _judge(value: Any) -> "Named":
 
 
 def _of_benchmark(info: ValidationInfo, attribute: str, otherwise: T) -> T:
-    """Return what the benchmark's class says; nothing where the benchmark itself is refused."""
+    """Return an attribute of the benchmark's class; `otherwise` if the benchmark is invalid."""
     named = info.data.get("benchmark")
     if named is None:
         return otherwise
@@ -317,7 +320,7 @@ class Matched:
 
 @dataclass(frozen=True)
 class Experiment:
-    """See above.
+    """An experiment; see the module.
 
     Attributes:
         name: of the run's directory.
@@ -374,7 +377,7 @@ class Experiment:
     batch: Count = 16
 
     def to_json(self) -> dict[str, Any]:
-        """Everything with defaults filled in, as JSON values."""
+        """Return everything with defaults filled in, as JSON values."""
         tree: dict[str, Any] = _plain(self)
         return tree
 

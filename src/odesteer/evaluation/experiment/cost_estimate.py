@@ -94,10 +94,10 @@ def _parameters(name: str) -> float | None:
         return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) / 4.0
     if name.endswith("gpt2-xl"):
         return 1.56e9
-    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
-    if not found:
+    matches = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
+    if not matches:
         return None
-    number, unit = found[-1]
+    number, unit = matches[-1]
     return float(number) * (1e9 if unit == "b" else 1e6)
 
 
@@ -108,17 +108,20 @@ def _tokens(planned: Plan, benchmark: Benchmark) -> float:
     for fold in planned.folds:
         contrast = benchmark.contrast(fold)
         texts = [*contrast.positive, *contrast.negative]
-        total += sum(len(str(one.prompt or "")) + len(one.response) for one in texts) / _CHARACTERS
+        total += (
+            sum(len(str(example.prompt or "")) + len(example.response) for example in texts)
+            / _CHARACTERS
+        )
         for part, runs in (("validation", _trials(planned)), ("test", conditions)):
             cases = benchmark.examples(fold, part)  # type: ignore[arg-type]
-            asked = sum(len(case.question) for case in cases) / _CHARACTERS
-            said = _said(experiment, cases, part)
+            prompts = sum(len(case.question) for case in cases) / _CHARACTERS
+            generations = _answer_tokens(experiment, cases, part)
             if experiment.task != "barrier":
-                total += runs * (asked + said)
+                total += runs * (prompts + generations)
     return total
 
 
-def _said(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
+def _answer_tokens(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
     if experiment.task == "choices":
         return sum(len(text) for case in cases for text in answers(case)) / _CHARACTERS
     if part == "validation":
@@ -128,4 +131,8 @@ def _said(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
 
 
 def _trials(planned: Plan) -> int:
-    return sum(len(one.layers) * (len(one.doses) or 6) for one in planned.conditions if one.open)
+    return sum(
+        len(condition.layers) * (len(condition.doses) or 6)
+        for condition in planned.conditions
+        if condition.open
+    )

@@ -86,7 +86,7 @@ class FitCache:
             return None
         method = self.method(fitting)
         layers = self._kinds()[_kind(method)][1]
-        found = read(
+        data = read(
             self._model,
             self._tokenizer,
             contrast,
@@ -94,7 +94,7 @@ class FitCache:
             method,
             cache=self._folder.activations,
         )[layer_index(self._model, fitting.layer)]
-        return contrast, found.positive, found.negative
+        return contrast, data.positive, data.negative
 
     def _learn(self, fold: int, fitting: FitSpec) -> Steering:
         method = self.method(fitting)
@@ -151,13 +151,13 @@ def _kind(method: Method) -> Kind:
 
 def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, ActivationSet]:
     """Select the pairs of a contrast, and their rows of its activations."""
-    places = [
-        {id(example): i for i, example in enumerate(some)}
-        for some in (contrast.positive, contrast.negative)
+    indices = [
+        {id(example): i for i, example in enumerate(examples)}
+        for examples in (contrast.positive, contrast.negative)
     ]
     pairs = contrast.paired()
-    above = [places[0][id(example)] for example in pairs.positive]
-    below = [places[1][id(example)] for example in pairs.negative]
+    above = [indices[0][id(example)] for example in pairs.positive]
+    below = [indices[1][id(example)] for example in pairs.negative]
     prompts = None if reading.prompts is None else reading.prompts[above]
     return pairs, reading._replace(
         positive=reading.positive[above], negative=reading.negative[below], prompts=prompts

@@ -38,7 +38,7 @@ Ready = Callable[[], Iterable[Steering]]
 Make = Callable[[str, str, int], Backend]
 
 
-def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
+def describe(backend: str, experiment: Experiment) -> dict[str, str] | None:
     """Describe a backend for the results; None for transformers, the default.
 
     Raises:
@@ -66,14 +66,14 @@ def find_backend(name: str) -> type[Backend]:
     Raises:
         ValueError: for an unknown name; lists the known ones.
     """
-    found: type[Backend] = resolve(BACKENDS, name, "backend", GROUP, Backend)
-    return found
+    kind: type[Backend] = resolve(BACKENDS, name, "backend", GROUP, Backend)
+    return kind
 
 
 class Generator(Protocol):
     """Source of the generations of a worker."""
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         """Return a factory of backends that generate with `steering`.
 
         `ready`: see `VLLMGenerator.engine`.
@@ -91,14 +91,14 @@ class InMemory:
     model: Any
     tokenizer: Any
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         return partial(self.kind.beside, self.model, self.tokenizer)
 
     def close(self) -> None:
         pass
 
 
-def speaker(
+def generator(
     about: Mapping[str, str] | None,
     experiment: Experiment,
     model: Any,
@@ -127,7 +127,7 @@ class VLLMGenerator:
         self._say = say
         self._engine: Engine | None = None
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         engine = self.engine(steering, ready)  # which takes any number of prompts at once
         return lambda template, positions, _: VLLMBackend(
             engine, self._tokenizer, template, positions
@@ -177,9 +177,9 @@ class VLLMGenerator:
 def _several(steerings: Iterable[Steering]) -> dict[str, Steering]:
     """Name each distinct steering: in a CUDA graph, each costs time in every step."""
     kept: dict[Any, Steering] = {}
-    for one in steerings:
-        parts = one.parts
-        dose = None if dose_fits_request(one) else tuple(part.dose for part in parts)
-        places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
-        kept.setdefault((places, dose), one)
-    return {f"steering-{i}": one for i, one in enumerate(kept.values())}
+    for steering in steerings:
+        parts = steering.parts
+        dose = None if dose_fits_request(steering) else tuple(part.dose for part in parts)
+        key = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
+        kept.setdefault((key, dose), steering)
+    return {f"steering-{i}": steering for i, steering in enumerate(kept.values())}

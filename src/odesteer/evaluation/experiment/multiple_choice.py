@@ -32,47 +32,47 @@ def lines(
         positions: which tokens are steered.
         damage: also KL and displacement.
     """
-    asked = [with_choices(tokenizer, benchmark, case) for case in cases]
+    prompts = [with_choices(tokenizer, benchmark, case) for case in cases]
     steerings = [steering for _, steering, words in conditions if not words]
-    found = iter(
-        score_texts(model, asked, steerings, packed=packed, positions=positions, compare=damage)
+    scores = iter(
+        score_texts(model, prompts, steerings, packed=packed, positions=positions, compare=damage)
     )
-    made = []
+    results = []
     for name, _, words in conditions:
         if words:
             prompted = [with_choices(tokenizer, benchmark, case, words=True) for case in cases]
-            comparable = damage and [a.answers for a in asked] == [a.answers for a in prompted]
-            heard = (
-                compare_prompts(model, asked, prompted, packed=packed)
+            comparable = damage and [a.answers for a in prompts] == [a.answers for a in prompted]
+            rows = (
+                compare_prompts(model, prompts, prompted, packed=packed)
                 if comparable
                 else score_texts(model, prompted, [None], packed=packed, compare=False)[0]
             )
         else:
-            heard = next(found)
-        for case, own in zip(cases, heard, strict=True):
-            line = _line(name, case, own)
+            rows = next(scores)
+        for case, row in zip(cases, rows, strict=True):
+            line = _line(name, case, row)
             if damage and (not words or comparable):
                 # Displacement is undefined for the prompt baseline.
-                line["scores"] |= damage_of(own, displaced=not words)
-            made.append(line)
-    return made
+                line["scores"] |= damage_of(row, displaced=not words)
+            results.append(line)
+    return results
 
 
-def damage_of(heard: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
+def damage_of(scores: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
     """Return the mean KL and displacement over all tokens of the answers."""
-    tokens = sum(one.tokens for one in heard)
-    far = sum(one.displacement for one in heard) / tokens if displaced else None
-    return {"kl": sum(one.kl for one in heard) / tokens, "displacement": far}
+    tokens = sum(score.tokens for score in scores)
+    displacement = sum(score.displacement for score in scores) / tokens if displaced else None
+    return {"kl": sum(score.kl for score in scores) / tokens, "displacement": displacement}
 
 
-def scores_of(case: Case, heard: Sequence[TextScore]) -> dict[str, float]:
+def scores_of(case: Case, rows: Sequence[TextScore]) -> dict[str, float]:
     """Compute MC1, MC2 and MC3."""
-    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+    logprobs = {text: row.logprob for text, row in zip(answers(case), rows, strict=True)}
     return scores(case, logprobs)
 
 
-def _line(condition: str, case: Case, heard: Sequence[TextScore]) -> dict[str, Any]:
-    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+def _line(condition: str, case: Case, rows: Sequence[TextScore]) -> dict[str, Any]:
+    logprobs = {text: row.logprob for text, row in zip(answers(case), rows, strict=True)}
     return {
         "kind": "case",
         "condition": condition,
@@ -82,7 +82,7 @@ def _line(condition: str, case: Case, heard: Sequence[TextScore]) -> dict[str, A
         "prompt": case.question,
         "generation": None,
         "choices": logprobs,
-        "tokens": sum(one.tokens for one in heard),
-        "scores": dict(scores_of(case, heard)),
+        "tokens": sum(row.tokens for row in rows),
+        "scores": dict(scores_of(case, rows)),
         "reasons": {},
     }

@@ -34,7 +34,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_TABLES: Mapping[str, type] = {
+_TABLES: Mapping[str, Any] = {
     "": Experiment,
     "model": ModelChoice,
     "choose": Choosing,

@@ -144,10 +144,10 @@ def _candidates(
     """Return the doses and their name."""
     if dose == CHOOSE:
         return experiment.choose.doses, "chosen"
-    one = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
-    if isinstance(one, Target):
-        return (one,), f"target-{one.probability:g}-within-{_called(as_dose(one.budget))}"
-    return (one,), _called(one)
+    amount = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
+    if isinstance(amount, Target):
+        return (amount,), f"target-{amount.probability:g}-within-{_called(as_dose(amount.budget))}"
+    return (amount,), _called(amount)
 
 
 def _called(dose: Dose) -> str:
@@ -224,7 +224,7 @@ def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
         limited(benchmark, fold, experiment.limits, experiment.split_seed)
         for fold in benchmark.folds(experiment.split_seed)[: experiment.folds]
     )
-    made = tuple(conditions(experiment))
+    all_conditions = tuple(conditions(experiment))
     for fold in folds:
         cases = benchmark.examples(fold)
         if experiment.task == "choices" and not all(case.choices for case in cases):
@@ -232,7 +232,12 @@ def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
                 f"{benchmark.name} has no multiple-choice answers: use "
                 f'task = "generations", or truthfulqa or persona.'
             )
-    return Plan(experiment, folds, made, tuple(_units(experiment, benchmark, folds, made)))
+    return Plan(
+        experiment,
+        folds,
+        all_conditions,
+        tuple(_units(experiment, benchmark, folds, all_conditions)),
+    )
 
 
 def limited(benchmark: Benchmark, fold: Fold, limits: Limits, seed: int) -> Fold:
@@ -336,7 +341,7 @@ def _weight(experiment: Experiment) -> int:
 def _size(case: Case) -> int:
     """Count characters, which stand for tokens before there is a tokenizer."""
     answers = {text for task in case.choices.values() for text, _ in task}
-    said = (
+    prompt = (
         case.prompt if isinstance(case.prompt, str) else "".join(m["content"] for m in case.prompt)
     )
-    return len(said) + sum(map(len, answers))
+    return len(prompt) + sum(map(len, answers))

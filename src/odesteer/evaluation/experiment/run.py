@@ -16,7 +16,7 @@ from odesteer.common.jobs.job import Job
 from odesteer.common.jobs.local import ENGINES
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
-from odesteer.evaluation.experiment import generators as served
+from odesteer.evaluation.experiment import generators
 from odesteer.evaluation.experiment import units as unit_lines
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Condition, Plan, plan
@@ -43,7 +43,7 @@ def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) 
         "schema": SCHEMA,
         **about,
         "model": describe_model(model, tokenizer),
-        "judges": unit_lines.about(planned.experiment.judges),
+        "judges": unit_lines.describe_judges(planned.experiment.judges),
         "conditions": [_condition(one) for one in planned.conditions],
     }
 
@@ -88,7 +88,7 @@ def run(
         ValueError: for another experiment's directory; names what differs.
     """
     work = lookup(ENGINES, engine, "engine")
-    generator = served.about(backend, experiment)
+    generator = generators.describe(backend, experiment)
     benchmark, planned = prepared(experiment, data)
     known = {
         "config": experiment.to_json(),
@@ -135,8 +135,10 @@ class RunTask:
         folder = RunFolder(self.path, len(self.planned.units))
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
         about = self.known["backend"]
-        speaker = served.speaker(about, self.planned.experiment, model, tokenizer, say)
-        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, speaker, self.data)
+        generator = generators.generator(about, self.planned.experiment, model, tokenizer, say)
+        worker = Worker(
+            self.planned, self.benchmark, folder, model, tokenizer, generator, self.data
+        )
         return UnitWorker(self.planned, folder, worker)
 
 

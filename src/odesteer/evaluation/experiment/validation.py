@@ -70,7 +70,7 @@ class Validation:
         tokenizer: Any,
         benchmark: Benchmark,
         plan: Plan,
-        learning: FitCache,
+        fits: FitCache,
         folder: RunFolder,
         fold: int,
         packed: bool,
@@ -78,30 +78,30 @@ class Validation:
     ):
         self._model, self._tokenizer, self._benchmark = model, tokenizer, benchmark
         self._experiment: Experiment = plan.experiment
-        self._learning, self._fold, self._judges = learning, fold, judges
+        self._fits, self._fold, self._judges = fits, fold, judges
         self.cases = benchmark.examples(plan.folds[fold], "validation")
         if not self.cases:
             raise ValueError(
                 f"Fold {fold} of {benchmark.name} has no validation cases to choose on; raise "
                 f"limits.validation, or give layers and doses."
             )
-        self._asked = (
+        self._prompts = (
             [with_choices(tokenizer, benchmark, case) for case in self.cases]
             if self._experiment.task == "choices"
             else self._continued(folder)
         )
-        self._batches = list(batches(self._asked, packed, vocabulary_size(model)))
+        self._batches = list(batches(self._prompts, packed, vocabulary_size(model)))
         self._kept: dict[int | None, list[Baseline]] = {}
 
-    def settle(self, condition: Condition) -> dict[str, Any]:
+    def choose(self, condition: Condition) -> dict[str, Any]:
         """Choose layer and dose; return them, the rule and the trials as JSON values."""
         experiment = self._experiment
         trials: list[tuple[Layer | None, Dose, Damage, list[list[TextScore]]]] = []
         for layer in condition.layers:
             for dose in self._candidates(condition, layer):
-                steering = self._learning.dosed(self._fold, condition, layer, dose)
-                heard = self._heard(steering)
-                trials.append((layer, dose, _damage(heard), heard))
+                steering = self._fits.dosed(self._fold, condition, layer, dose)
+                scores = self._scores(steering)
+                trials.append((layer, dose, _damage(scores), scores))
         metric, effects = None, [float("nan")] * len(trials)
         within = [
             condition.match is not None or trial[2].kl <= experiment.choose.max_kl
@@ -144,22 +144,22 @@ class Validation:
             return dose_from_json({"type": kind, "amount": amount})
 
         def damage(amount: float) -> float:
-            steering = self._learning.dosed(self._fold, condition, layer, dosed(amount))
-            return float(getattr(_damage(self._heard(steering)), match.measure))
+            steering = self._fits.dosed(self._fold, condition, layer, dosed(amount))
+            return float(getattr(_damage(self._scores(steering)), match.measure))
 
         start = START if kind == "angle" and budget is None else 1.0
         power = POWERS[match.measure] if budget is None else 1.0
         amount, _ = match_damage(damage, match.value, start, power)
         return [dosed(amount)]
 
-    def _heard(self, steering: Steering) -> list[list[TextScore]]:
+    def _scores(self, steering: Steering) -> list[list[TextScore]]:
         nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
-        found = [[nothing] * len(one.answers) for one in self._asked]
+        results = [[nothing] * len(prompt.answers) for prompt in self._prompts]
         for unsteered in self._unsteered(steering):
             scores = unsteered.compare(steering, self._experiment.positions)
             for slot, tokens in zip(unsteered.batch.slots, scores, strict=True):
-                found[slot.prompt][slot.answer] = tokens.sums()
-        return found
+                results[slot.prompt][slot.answer] = tokens.sums()
+        return results
 
     def _unsteered(self, steering: Steering) -> list[Baseline]:
         """Return the unsteered passes for a layer; one layer at a time, for they are large."""
@@ -184,20 +184,20 @@ class Validation:
         trial: tuple[Layer | None, Dose, Damage, list[list[TextScore]]],
     ) -> float:
         """Return the mean metric, signed so that more is better; unscored cases do not count."""
-        layer, dose, _, heard = trial
+        layer, dose, _, scores = trial
         if self._experiment.task == "choices":
-            found = [
-                choices.scores_of(case, own)[metric]
-                for case, own in zip(self.cases, heard, strict=True)
+            metrics = [
+                choices.scores_of(case, row)[metric]
+                for case, row in zip(self.cases, scores, strict=True)
             ]
-            return float(np.mean(found))
-        steering = self._learning.dosed(self._fold, condition, layer, dose)
+            return float(np.mean(metrics))
+        steering = self._fits.dosed(self._fold, condition, layer, dose)
         judge = self._judges[metric]
         values = []
         size = self._experiment.batch
         for start in range(0, len(self.cases), size):
             cases: Sequence[Case] = self.cases[start : start + size]
-            said = units.generate(
+            texts = units.generate(
                 partial(TransformersBackend.beside, self._model, self._tokenizer),
                 self._tokenizer,
                 self._benchmark,
@@ -209,7 +209,7 @@ class Validation:
             )
             rows = [case for case in cases for _ in range(self._experiment.samples)]
             values += [
-                value for value, _ in unit_lines.scored(judge, rows, said) if value is not None
+                value for value, _ in unit_lines.scored(judge, rows, texts) if value is not None
             ]
         return (
             unit_lines.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
@@ -232,19 +232,20 @@ class Validation:
             for case in self.cases:
                 prompt, template = plain(self._benchmark, case)
                 prompts.append(encode(self._tokenizer, prompt, None, template))
-            said = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
-            found = {tuple(text.prompt): text.answer for text in said}
-            rows = [[prompt, found[tuple(prompt)]] for prompt in prompts]
+            texts = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
+            answer_of = {tuple(text.prompt): text.answer for text in texts}
+            rows = [[prompt, answer_of[tuple(prompt)]] for prompt in prompts]
             write_whole(path, json.dumps(rows).encode())
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [PromptWithAnswers(prompt, [answer]) for prompt, answer in rows]
 
 
-def _damage(heard: Sequence[Sequence[TextScore]]) -> Damage:
-    flat = [one for ones in heard for one in ones]
-    tokens = sum(one.tokens for one in flat)
+def _damage(scores: Sequence[Sequence[TextScore]]) -> Damage:
+    answers = [score for row in scores for score in row]
+    tokens = sum(score.tokens for score in answers)
     return Damage(
-        sum(one.kl for one in flat) / tokens, sum(one.displacement for one in flat) / tokens
+        sum(score.kl for score in answers) / tokens,
+        sum(score.displacement for score in answers) / tokens,
     )
 
 
@@ -258,7 +259,7 @@ def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool
     return max(ranked, key=lambda i: effects[i]) if ranked else within.index(True)
 
 
-def settled(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
+def layer_and_dose(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
     """Return layer and dose from the lines of a choice."""
     choice = next(each for each in lines if each["kind"] == "choice")
     layer = choice["layer"]

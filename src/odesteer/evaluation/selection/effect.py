@@ -300,15 +300,15 @@ def candidates_of(
     """Return the layers to fit at; none where they are still to be ranked."""
     if layers is None:
         return ["auto"] if method.site == "heads" else []
-    found: list[Layer] = [
+    candidates: list[Layer] = [
         layer_index(model, layer)
         if isinstance(layer, int)
         else tuple(sorted({layer_index(model, each) for each in layer}))
         for layer in layers
     ]
-    if not found or () in found:
+    if not candidates or () in candidates:
         raise ValueError("layers holds no layer; name at least one block, or leave it out.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(candidates))
 
 
 def late_block(model: nn.Module, candidates: Sequence[Layer]) -> int:
@@ -352,10 +352,10 @@ def prompts_of(
         unique = {
             tuple(encode(tokenizer, prompt, None, held_out.template)): prompt for prompt in given
         }
-        asked: list[tuple[list[int], Prompt | None]] = [
+        encoded: list[tuple[list[int], Prompt | None]] = [
             (list(ids), prompt) for ids, prompt in unique.items()
         ]
-        return asked if prompts is not None else some(asked, PROMPTS, seed)
+        return encoded if prompts is not None else some(encoded, PROMPTS, seed)
     if prompts is not None:
         raise ValueError("prompts is empty; give at least one, or leave it out.")
     if judge is not None:
@@ -504,14 +504,14 @@ def by_judge(
     model: nn.Module,
     tokenizer: Any,
     judge: "Judge",
-    asked: Sequence[tuple[list[int], Prompt | None]],
+    prompts: Sequence[tuple[list[int], Prompt | None]],
     held_out: Contrast,
     seed: int,
 ) -> JudgeEffect:
     return JudgeEffect(
         TransformersBackend(model, tokenizer, template=held_out.template),
         judge,
-        [prompt for _, prompt in asked if prompt is not None],
+        [prompt for _, prompt in prompts if prompt is not None],
         some(held_out.positive, TEXTS, seed),
         some(held_out.negative, TEXTS, seed),
     )

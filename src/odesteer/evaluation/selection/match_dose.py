@@ -78,8 +78,8 @@ def match_displacement(
         strength = min(ceiling, straight if strength < straight else 1.25 * strength)
     low, high = tried[-2:]
     if high.displacement < displacement:
-        most = max(found.displacement for found in tried)
-        return next(found for found in tried if found.displacement >= (1.0 - tolerance) * most)
+        most = max(match.displacement for match in tried)
+        return next(match for match in tried if match.displacement >= (1.0 - tolerance) * most)
     while high.displacement > (1.0 + tolerance) * displacement:
         middle = (low.strength + high.strength) / 2.0
         if not low.strength < middle < high.strength:

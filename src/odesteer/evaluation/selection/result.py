@@ -128,12 +128,12 @@ class Goal:
             return f"{self.label} {'>=' if self.sign > 0 else '<='} {self.value:g}"
         return None if self.effect is None else f"effect >= {self.effect:g}"
 
-    def affords(self, trial: Trial) -> bool:
+    def within_budget(self, trial: Trial) -> bool:
         damage = (trial.kl_95, trial.perplexity_ratio)
         within = trial.kl_95 <= self.max_kl and damage[1] <= self.max_perplexity_ratio
         return within and all(map(math.isfinite, (*damage, trial.value, trial.effect.mean)))
 
-    def excess(self, trial: Trial) -> float:
+    def margin(self, trial: Trial) -> float:
         """Return the distance beyond the target (negative: short of it), or the effect."""
         if self.value is not None:
             return self.sign * (trial.value - self.value)
@@ -227,7 +227,7 @@ def name_of(trial: Trial) -> str:
     return f"layer{plural} {layer_name(trial.layer)} at {trial.dose}"
 
 
-def worth(trial: Trial, wanted: Goal) -> str:
+def describe(trial: Trial, wanted: Goal) -> str:
     return f"effect {trial.effect.mean:+.2f}, {wanted.label} {trial.value:.3f}"
 
 
@@ -248,7 +248,7 @@ class Choice(NamedTuple):
 def judged(trials: Sequence[Trial], wanted: Goal) -> list[Trial]:
     """Fill in `feasible` and `pareto` of the trials."""
     front = {id(trial) for trial in pareto_front(trials)}
-    return [t._replace(feasible=wanted.affords(t), pareto=id(t) in front) for t in trials]
+    return [t._replace(feasible=wanted.within_budget(t), pareto=id(t) in front) for t in trials]
 
 
 def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
@@ -264,14 +264,14 @@ def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
 
 def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     feasible = [t for t in trials if t.feasible]
-    reached = [t for t in feasible if wanted.excess(t) >= 0]
+    reached = [t for t in feasible if wanted.margin(t) >= 0]
     if wanted.target is None:
         best = max(feasible, key=lambda t: (t.effect.mean, -t.kl_95))
         if best.effect.mean > 0:
             return Choice(
                 best,
                 True,
-                f"{name_of(best)} has the largest effect ({worth(best, wanted)}) of the "
+                f"{name_of(best)} has the largest effect ({describe(best, wanted)}) of the "
                 f"{len(feasible)} of {len(trials)} trials within the budget ({wanted.budget}).",
             )
         return Choice(
@@ -286,12 +286,12 @@ def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
         return Choice(
             best,
             True,
-            f"{name_of(best)} reaches {wanted.target} ({worth(best, wanted)}) with the least "
+            f"{name_of(best)} reaches {wanted.target} ({describe(best, wanted)}) with the least "
             f"damage (KL p95 {best.kl_95:.3g}, perplexity ratio {best.perplexity_ratio:.3g}) "
             f"within the budget ({wanted.budget}).",
         )
-    best = max(feasible, key=lambda t: (wanted.excess(t), -t.kl_95))
-    beyond = [t for t in sorted(trials, key=lambda t: t.kl_95) if wanted.excess(t) >= 0]
+    best = max(feasible, key=lambda t: (wanted.margin(t), -t.kl_95))
+    beyond = [t for t in sorted(trials, key=lambda t: t.kl_95) if wanted.margin(t) >= 0]
     cure = (
         f"{name_of(beyond[0])} would, at KL p95 {beyond[0].kl_95:.3g} and perplexity ratio "
         f"{beyond[0].perplexity_ratio:.3g}: raise the budget, or lower the target."
@@ -302,5 +302,5 @@ def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
         best,
         False,
         f"no trial within the budget ({wanted.budget}) reaches {wanted.target}; the closest is "
-        f"{name_of(best)} ({worth(best, wanted)}); {cure}",
+        f"{name_of(best)} ({describe(best, wanted)}); {cure}",
     )

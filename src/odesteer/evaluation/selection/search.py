@@ -107,31 +107,31 @@ def tune(
         ValueError: for an unknown method, layer, target or budget that makes no sense, or a
             contrast with too few groups to hold any out.
     """
-    one = find_method(method)() if isinstance(method, str) else method
+    fitted_method = find_method(method)() if isinstance(method, str) else method
     name = None if judge is None else judge.name
     wanted = Goal(max_kl, max_perplexity_ratio, target, target_effect, name)
     amounts = amounts_of(doses)
-    candidates = candidates_of(model, one, layers)
+    candidates = candidates_of(model, fitted_method, layers)
     block = None if judge is not None else late_block(model, candidates)
     fit_part, held_out = split(contrast, seed)
-    if one.needs_pairs and not fit_part.is_paired:
+    if fitted_method.needs_pairs and not fit_part.is_paired:
         fit_part = fit_part.paired()
     started = time.perf_counter()
-    asked = prompts_of(tokenizer, held_out, prompts, judge, seed)
+    neutral = prompts_of(tokenizer, held_out, prompts, judge, seed)
     stages = StagedProgress(progress)
     with evaluating(model):
         fitted, probe = learn(
-            model, tokenizer, fit_part, one, candidates, block, seed, stages, cache
+            model, tokenizer, fit_part, fitted_method, candidates, block, seed, stages, cache
         )
         readout: EffectMeter
         if judge is not None:
-            readout = by_judge(model, tokenizer, judge, asked, held_out, seed)
+            readout = by_judge(model, tokenizer, judge, neutral, held_out, seed)
         else:
             assert probe is not None  # there is a block to read
             readout = by_probe(model, tokenizer, probe, held_out, seed)
         steerings = [fitted[0].with_strength(Angle(0.0))]
         steerings += [steering.with_strength(dose) for steering in fitted for dose in amounts]
-        prompt_ids = [ids for ids, _ in asked]
+        prompt_ids = [ids for ids, _ in neutral]
         trials, facts = _measure(model, tokenizer, steerings, readout, prompt_ids, seed, stages)
     wanted = replace(wanted, sign=readout.sign)
     trials = judged(trials, wanted)
@@ -139,7 +139,7 @@ def tune(
     if not choice.met:
         warnings.warn(choice.reason, stacklevel=2)
     receipt = {
-        "method": one.name,
+        "method": fitted_method.name,
         "seed": seed,
         **wanted.to_json(),
         "split": {"fit": _sizes(fit_part), "held_out": _sizes(held_out)},
