@@ -16,8 +16,9 @@ import numpy as np
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
 from odesteer.evaluation.experiment.multiple_choice import scores_of
 from odesteer.evaluation.experiment.units import with_choices
-from odesteer.evaluation.scoring.score_texts import PromptWithAnswers, TextScore, score_texts
-from odesteer.evaluation.selection.match_dose import find_dose
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import TextScore, score_texts
+from odesteer.evaluation.selection.match_dose import match_damage
 from odesteer.fitting import fit
 from odesteer.methods import METHODS
 from odesteer.models.loading import load_model
@@ -110,7 +111,7 @@ def matched(
         return sum(answer.kl for answer in flat) / sum(answer.tokens for answer in flat)
 
     start = 1.0 if dose is not Angle else 0.07 if positions == "all" else 0.25
-    return find_dose(damage, KL, start, 2.0)[0]
+    return match_damage(damage, KL, start, 2.0)[0]
 
 
 def scored(cases: list[Any], heard: list[list[TextScore]]) -> dict[str, np.ndarray]:

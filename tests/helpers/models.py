@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from odesteer import Angle, Steering
+from odesteer.models.batching import pad
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField, GradientField, QuadraticBarrier, Whitening
 from odesteer.testing import ARCHITECTURES as ALL_ARCHITECTURES
@@ -96,14 +97,7 @@ def prompt(length: int, seed: int = 0) -> Tensor:
 
 def padded(rows: list[Tensor], left: bool = True) -> tuple[Tensor, Tensor]:
     """Ids and mask [b, longest] of prompts [1, t]."""
-    width = max(row.shape[1] for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        t = row.shape[1]
-        where = slice(width - t, width) if left else slice(0, t)
-        ids[i, where], mask[i, where] = row[0], 1
-    return ids, mask
+    return pad([row[0].tolist() for row in rows], left=left)
 
 
 def block_outputs(net: nn.Module, ids: Tensor, mask: Tensor | None = None) -> tuple[list, Tensor]:

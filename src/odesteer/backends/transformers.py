@@ -11,6 +11,7 @@ from torch import Tensor
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress, activations
+from odesteer.models.batching import batches, pad
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import input_device
@@ -57,7 +58,7 @@ class TransformersBackend(Backend):
         texts: list[str] = [""] * len(rows)
         done = 0
         torch.manual_seed(sampling.seed)
-        for batch in _chunks(rows, self.batch_size):
+        for batch in batches([len(row) for row in rows], rows=self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             with self._steered(steering, batch), torch.no_grad():
                 output = self.model.generate(
@@ -90,7 +91,7 @@ class TransformersBackend(Backend):
         rows = [start + end for start, end in zip(starts, ends, strict=True)]
         results: list[Tensor] = [torch.empty(0)] * len(rows)
         done = 0
-        for batch in _chunks(rows, self.batch_size):
+        for batch in batches([len(row) for row in rows], rows=self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             longest = max(len(ends[i]) for i in batch)
             read = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
@@ -135,14 +136,9 @@ class TransformersBackend(Backend):
             yield
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, padded on the left so that every row ends where it generates."""
-        width = max(len(row) for row in rows)
-        fill = self.tokenizer.pad_token_id
-        fill = 0 if fill is None else fill
-        ids = [[fill] * (width - len(row)) + list(row) for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        device = input_device(self.model)
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        """Pad token ids and mask on the left, so that every row ends where it generates."""
+        fill = self.tokenizer.pad_token_id or 0
+        return pad(rows, fill, left=True, device=input_device(self.model))
 
     def _generation_arguments(self, sampling: Sampling) -> dict[str, Any]:
         arguments: dict[str, Any] = {
@@ -155,10 +151,3 @@ class TransformersBackend(Backend):
         if sampling.temperature > 0:
             arguments |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         return arguments
-
-
-def _chunks(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Row indices in batches of similar length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -1,7 +1,7 @@
 """Detector: the probability that a text shows what a steering steers towards.
 
-A steering's calibrated barrier, read where the steering was fitted: at its layer, at its tokens,
-without being attached.
+A steering's calibrated barrier is evaluated where the steering was fitted, at its layer and its
+tokens, without being attached.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from odesteer.steering import LayerSteering, Steering
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a steering says of texts.
+    """Scores of texts under a steering's barrier.
 
     Attributes:
         examples: the texts, n.
@@ -48,14 +48,14 @@ class Scores:
     fitted_on: bool = False
 
     def ranked(self) -> list[int]:
-        """The places of the texts, the likeliest first."""
+        """Return the indices of the texts, the likeliest first."""
         return [int(i) for i in np.argsort(-self.log_odds, kind="stable")]
 
     def quality(self, seed: int = 0) -> Detection:
-        """AUC, log-loss and calibration error on the texts with labels, with intervals.
+        """Compute AUC, log-loss and calibration error on labelled texts, with intervals.
 
-        They say how good the detector is where these texts are held out: not those that it was
-        fitted or chosen on.
+        They measure the detector only on held-out texts: not those that it was fitted or chosen
+        on.
 
         Raises:
             ValueError: if there are not both labels.
@@ -63,7 +63,7 @@ class Scores:
         return detection(*self._labelled(), seed)
 
     def threshold(self, false_positives: float = 0.05, seed: int = 0) -> Threshold:
-        """Where to alarm for a false-positive rate, and what share of positives that finds.
+        """Find the threshold for a false-positive rate, and the share of positives above it.
 
         Raises:
             ValueError: if there are not both labels, or too few negatives for that rate.
@@ -92,7 +92,7 @@ def score(
     cache: CacheChoice = False,
     check: str = "architecture",
 ) -> Scores:
-    """The log-odds and probability that each text shows what the steering steers towards.
+    """Score how likely each text shows what the steering steers towards.
 
     Args:
         model: a transformers causal language model.
@@ -101,97 +101,97 @@ def score(
         texts: a contrast, which has labels (its positives come first), or texts, chat messages,
             or (prompt, response) rows.
         labels: 1, 0 or None of each text, where they are known and `texts` is no contrast.
-        layer: which one of a steering of several layers is read.
-        template: of texts that are no contrast, see `odesteer.models.chat_template`; give the one
-        that the
-            steering was fitted with.
-        tokens: which tokens are read, see `odesteer.extraction.tokenize`; None: those it was
-        fitted on. max_tokens, progress, cache: see `odesteer.activations`.
-        check: how much the model must be the one it was fitted on, see
-        `odesteer.models.hooks.attach`.
+        layer: the one to read, of a steering of several layers.
+        template: of texts that are no contrast, see `odesteer.models.chat_template`; the one
+            that the steering was fitted with.
+        tokens: which tokens are read, see `odesteer.extraction.tokenize`; None: those that it
+            was fitted on.
+        max_tokens, progress, cache: see `odesteer.activations`.
+        check: how closely the model must match the one that it was fitted on, see
+            `odesteer.models.hooks.attach`.
 
     Raises:
         ValueError: if there is no text, no barrier, a steering of several layers without `layer`,
             or a model that does not fit.
     """
-    one = _at(steering, layer)
-    place = check_fits(one, model, check)
-    _ = one.barrier  # says so where there is none, before anything slow
-    chosen = check_tokens(str(one.receipts.get("tokens", "last")) if tokens is None else tokens)
-    known: Sequence[int | None]
+    part = _at(steering, layer)
+    block = check_fits(part, model, check)
+    _ = part.barrier  # raises where there is none, before anything slow
+    chosen = check_tokens(str(part.receipts.get("tokens", "last")) if tokens is None else tokens)
+    known_labels: Sequence[int | None]
     if isinstance(texts, Contrast):
         if labels is not None:
             raise ValueError("A contrast has its own labels; leave `labels` out.")
-        some, template = texts.positive + texts.negative, texts.template
-        known = [1] * len(texts.positive) + [0] * len(texts.negative)
+        examples, template = texts.positive + texts.negative, texts.template
+        known_labels = [1] * len(texts.positive) + [0] * len(texts.negative)
     else:
-        some = tuple(_example(row, i) for i, row in enumerate(texts))
-        known = [None] * len(some) if labels is None else labels
-    if not some:
+        examples = tuple(_example(row, i) for i, row in enumerate(texts))
+        known_labels = [None] * len(examples) if labels is None else labels
+    if not examples:
         raise ValueError("There is no text to score.")
-    if len(known) != len(some):
-        raise ValueError(f"labels has one entry a text, {len(some)}; got {len(known)}.")
-    if strange := {*known} - {0, 1, None}:
+    if len(known_labels) != len(examples):
+        raise ValueError(f"labels has one entry a text, {len(examples)}; got {len(known_labels)}.")
+    if strange := {*known_labels} - {0, 1, None}:
         raise ValueError(f"A label is 1, 0 or None; got {strange.pop()!r}.")
     # Positives first, as a contrast is read, so that what was read of one is found in the cache.
-    order = sorted(range(len(some)), key=lambda i: {1: 0, 0: 1, None: 2}[known[i]])
-    ordered = [some[i] for i in order]
+    order = sorted(range(len(examples)), key=lambda i: {1: 0, 0: 1, None: 2}[known_labels[i]])
+    ordered = [examples[i] for i in order]
     rows, starts, truncated = token_rows(model, tokenizer, ordered, template, chosen, max_tokens)
     a = extract(
         model,
         rows,
-        [place],
+        [block],
         tokens=chosen,
-        site=one.site,  # type: ignore[arg-type]
+        site=part.site,  # type: ignore[arg-type]
         starts=starts,
         progress=progress,
         cache=cache,
     )[0]
     place_of = np.argsort(order)
     return Scores(
-        some,
-        one.log_odds(a).double().numpy()[place_of],
-        one.probability(a).double().numpy()[place_of],
-        tuple(known),
-        place,
+        examples,
+        part.log_odds(a).double().numpy()[place_of],
+        part.probability(a).double().numpy()[place_of],
+        tuple(known_labels),
+        block,
         chosen,
         truncated,
-        _fitted_on(one, some, known, template),
+        _fitted_on(part, examples, known_labels, template),
     )
 
 
 def _at(steering: Steering, layer: int | None) -> LayerSteering:
-    """The part whose barrier is read."""
+    """Return the part whose barrier is read."""
     if len(steering.parts) == 1:
         if layer is not None and layer != steering.layer:
             raise ValueError(f"This steering is of layer {steering.layer}, not {layer}.")
         return steering.only
     layers = ", ".join(str(part.layer) for part in steering.parts)
-    found = [part for part in steering.parts if part.layer == layer]
-    if len(found) != 1:
+    parts = [part for part in steering.parts if part.layer == layer]
+    if len(parts) != 1:
         raise ValueError(
             f"This steering has a barrier at each of the layers {layers}, and a text has one score:"
             f" choose one of them, layer={steering.first_layer} say (--layer on the command line)."
         )
-    return found[0]
+    return parts[0]
 
 
-def _example(row: Any, place: int) -> Example:
-    """Rows with one prompt are of one group, and a text is its own."""
+def _example(row: Any, index: int) -> Example:
+    """Make an example; rows with one prompt form a group, and a text is its own group."""
     if isinstance(row, Example):
         return row
-    one = example(row, f"({place})")
-    return one if one.prompt is None else replace(one, group=str(one.prompt))
+    parsed = example(row, f"({index})")
+    return parsed if parsed.prompt is None else replace(parsed, group=str(parsed.prompt))
 
 
 def _fitted_on(
     steering: LayerSteering,
-    some: tuple[Example, ...],
+    examples: tuple[Example, ...],
     labels: Sequence[int | None],
     template: str,
 ) -> bool:
     classes = [
-        tuple(e for e, label in zip(some, labels, strict=True) if label == wanted)
+        tuple(e for e, label in zip(examples, labels, strict=True) if label == wanted)
         for wanted in (1, 0)
     ]
     data = steering.receipts.get("data")

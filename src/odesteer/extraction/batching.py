@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from odesteer.models.batching import batches
+
 # A shorter beginning is not worth a pass of its own, nor is one that saves a small part of the
 # tokens: texts that go on from beginnings of one length are batched together, by themselves.
 LEAST_TOKENS = 8
@@ -159,13 +161,6 @@ def _runs(
     texts: Sequence[int], rows: Sequence[Sequence[int]], batch_tokens: int
 ) -> Iterator[tuple[int, ...]]:
     """The texts longest first, cut where a run would have too many tokens."""
-    run: list[int] = []
-    width = 0
-    for i in sorted(texts, key=lambda i: -len(rows[i])):
-        if run and width * (len(run) + 1) > batch_tokens:
-            yield tuple(run)
-            run = []
-        width = width if run else len(rows[i])
-        run.append(i)
-    if run:
-        yield tuple(run)
+    lengths = [len(rows[i]) for i in texts]
+    for run in batches(lengths, tokens=batch_tokens, longest_first=True):
+        yield tuple(texts[i] for i in run)

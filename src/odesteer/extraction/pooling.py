@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odesteer.extraction.batching import TextBatch
+from odesteer.models.batching import pad
 from odesteer.models.capture import Forward
 
 
@@ -53,9 +54,8 @@ class Pooler:
         shared = 0 if begin is None else begin.length
         rows = [self.token_rows[i][shared:] for i in run]
         lengths = torch.tensor([len(row) for row in rows])
-        real = torch.arange(int(lengths.max())) < lengths[:, None]
-        ids = torch.zeros(real.shape, dtype=torch.long)
-        ids[real] = torch.tensor([token for row in rows for token in row])
+        ids, mask = pad(rows, left=False)
+        real = mask.bool()
         seen = torch.cat([torch.ones(len(run), shared, dtype=torch.bool), real], dim=1)
         cache = None if begin is None else begin.cache(run)
         outputs = forward(ids.to(self.device), seen.long().to(self.device), cache)

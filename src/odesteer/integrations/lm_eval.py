@@ -28,6 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from odesteer.common.registry import lookup
+from odesteer.models.batching import batches, pad
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Dose
@@ -110,7 +111,8 @@ class SteeredLM(HFLM):
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0)
-        for batch in _batches(requests, size):
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        for batch in batches(lengths, rows=size, longest_first=True):
             for i, one in zip(batch, self._scored([requests[i] for i in batch]), strict=True):
                 found[i] = one
                 if requests[i][0] is not None:
@@ -125,11 +127,7 @@ class SteeredLM(HFLM):
             # The last token predicts nothing. Texts longer than the model's lose their beginning.
             rows.append((context + continuation)[-(self.max_length + 1) : -1])
             ends.append(min(len(continuation), len(rows[-1])))
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.device)
-        mask = torch.tensor(
-            [[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device
-        )
+        ids, mask = pad(rows, left=False, device=self.device)
         # What is known before the continuation: all that was fed, but its own tokens.
         given = torch.tensor([len(row) + 1 - end for row, end in zip(rows, ends, strict=True)])
         with self._steered(), scoring(self.model, given.to(self.device)), torch.no_grad():
@@ -139,13 +137,6 @@ class SteeredLM(HFLM):
             said = torch.tensor(request[2][-end:], device=logp.device)
             chosen = logp.gather(-1, said[:, None]).sum()
             yield float(chosen), bool((logp.argmax(dim=-1) == said).all())
-
-
-def _batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Places of requests of similar length, the longest first: no room for them shows at once."""
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1] + requests[i][2]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 if __name__ == "__main__":

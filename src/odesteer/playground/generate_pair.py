@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.backends.base import Sampling
+from odesteer.models.batching import end_tokens
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import (
     attention_output,
@@ -206,7 +207,7 @@ def write(
         ]
         sides = [[text] for text in texts]
     draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
-    end_ids = _end_tokens(shared)
+    end_ids = end_tokens(shared.model, shared.tokenizer)
     for _ in range(sampling.max_new_tokens):
         for stream, side in zip(streams, sides, strict=True):
             if all(text.ended for text in side):
@@ -272,13 +273,6 @@ def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
         return int(logits.argmax())
     chances = torch.softmax(logits / sampling.temperature, dim=-1)
     return int(torch.multinomial(chances, 1, generator=draw))
-
-
-def _end_tokens(shared: SharedModel) -> set[int]:
-    config = getattr(shared.model, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    several = ends if isinstance(ends, list) else [ends]
-    return {end for end in (*several, shared.tokenizer.eos_token_id) if end is not None}
 
 
 def _mean(values: list[float]) -> float:

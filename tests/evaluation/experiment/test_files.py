@@ -8,7 +8,7 @@ from tests.helpers.paths import REPOSITORY
 from odesteer.evaluation.benchmarks import load_benchmark
 from odesteer.evaluation.experiment.config import Experiment, Named
 from odesteer.evaluation.experiment.cost_estimate import estimate
-from odesteer.evaluation.experiment.parse_toml import TomlTable, parse, read, tomllib
+from odesteer.evaluation.experiment.parse_toml import parse, read, tomllib
 from odesteer.evaluation.experiment.plan import KINDS, plan
 from odesteer.evaluation.experiment.run import prepared
 from odesteer.evaluation.report.paper import table
@@ -20,7 +20,7 @@ MINIMAL = {"benchmark": "sentiment", "methods": ["none", "caa"], "layers": [1], 
 
 
 def parsed(**changes: object) -> Experiment:
-    return parse(TomlTable({**MINIMAL, **changes}, "x.toml"))
+    return parse({**MINIMAL, **changes}, "x.toml")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -150,6 +150,11 @@ WRONG = {
     "doses = ['much']": "doses: a dose is an object with its type",
     "dose_type = 'angel'": "Did you mean 'angle'",
     "seeds = [0.5]": "seeds is a list of whole numbers; got [0.5]",
+    "seeds = []": "seeds is a list of one value or more; got []",
+    "seeds = [true]": "seeds is a list of whole numbers; got [True]",
+    "limits = 3": "limits is a table; got 3",
+    "damage = 1": "damage is true or false; got 1",
+    "methods = [{name = 'caa', within = 0}]": "methods.within is more than 0; got 0",
     "samples = 2": "all the same at temperature 0",
     "samples = 0": "samples is a whole number from 1 on; got 0",
     "task = 'choice'": "Did you mean 'choices'",

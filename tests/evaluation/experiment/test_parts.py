@@ -12,7 +12,7 @@ from odesteer.evaluation.benchmarks import Sentiment, TruthfulQA
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import Experiment, Limits
 from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.parse_toml import TomlTable, parse
+from odesteer.evaluation.experiment.parse_toml import parse
 from odesteer.evaluation.experiment.plan import limited, plan
 from odesteer.evaluation.experiment.run_directory import RunFolder, line
 from odesteer.evaluation.experiment.units import instructed
@@ -25,7 +25,7 @@ def benchmark_(local: Path) -> TruthfulQA:
 
 def experiment(**changes: Any) -> Experiment:
     given = {"task": "choices", "benchmark": "truthfulqa", "doses": [0.1], "layers": [1]}
-    return parse(TomlTable({**given, **changes}, "x.toml"))
+    return parse({**given, **changes}, "x.toml")
 
 
 @pytest.mark.parametrize("name", ["caa", "repe", "iti-heads", "truthflow"])

@@ -7,14 +7,8 @@ from tests.helpers import models as tiny
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
 from odesteer.evaluation.scoring.divergence import compare
-from odesteer.evaluation.scoring.replay import GivenText
-from odesteer.evaluation.scoring.score_texts import (
-    PromptWithAnswers,
-    batches,
-    score_texts,
-    shifted,
-    takes_packed,
-)
+from odesteer.evaluation.scoring.packing import GivenText, PromptWithAnswers, batches
+from odesteer.evaluation.scoring.score_texts import compare_prompts, score_texts, takes_packed
 from odesteer.models.chat_template import encode_parts
 from odesteer.testing import ARCHITECTURES
 
@@ -71,7 +65,8 @@ def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
     steered, still = ([one for ones in some for one in ones] for some in found)
     for one, shift in zip(steered, shifts, strict=True):
         assert one.kl == pytest.approx(float(shift.kl.sum()), abs=1e-4)
-        assert one.unsteered - one.logprob == pytest.approx(float(shift.log_ratio.sum()), abs=1e-4)
+        ratio = shift.unsteered - shift.logprob
+        assert one.unsteered - one.logprob == pytest.approx(float(ratio.sum()), abs=1e-4)
     assert all(one.kl == one.displacement == 0 < abs(one.logprob) for one in still)
     # By hand, of the first answer: every read position moves by the same vector.
     ids = torch.tensor([texts[0].prompt + texts[0].answer[:-1]])
@@ -87,7 +82,7 @@ def test_another_prompt_is_compared_with_the_plain_one():
     longer = [
         PromptWithAnswers([*one.prompt[:1], 9, 12, *one.prompt[1:]], one.answers) for one in plain
     ]
-    found = shifted(net, plain, longer)
+    found = compare_prompts(net, plain, longer)
     for heard, one, before in zip(
         found, score_texts(net, longer, [None])[0], score_texts(net, plain, [None])[0], strict=True
     ):
@@ -102,7 +97,7 @@ def test_batches_hold_every_answer_once_and_no_more_than_they_may():
     ]
     for packed in (True, False):
         found = list(batches(some, packed, 2**15))
-        places = [(place.asked, place.answer) for batch in found for place in batch.places]
+        places = [tuple(slot) for batch in found for slot in batch.slots]
         assert sorted(places) == [(i, k) for i in range(400) for k in range(4)]
         assert all(batch.ids.numel() <= 2048 for batch in found)
         assert all(len(batch.targets) * 2**15 <= 2**25 for batch in found)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from odesteer.evaluation.selection.match_dose import (
-    find_dose,
+    match_damage,
     match_displacement,
     mean_displacement,
 )
@@ -96,19 +96,19 @@ def test_a_dose_is_found_whatever_power_damage_grows_with(power: float, value: f
         measured.append(dose)
         return 3.0 * dose**power + 0.1 * dose ** (power + 1)
 
-    dose, found = find_dose(damage, value, start=0.1, power=2.0, most=20)
+    dose, found = match_damage(damage, value, start=0.1, power=2.0, most=20)
     assert found == damage(dose) == pytest.approx(value, rel=0.03)
     assert len(measured) <= 14
 
 
 def test_damage_that_cannot_be_had_gives_the_closest() -> None:
     # A map that is complete at 0.3, and a gate that never opens.
-    dose, found = find_dose(lambda dose: min(dose, 0.3), 1.0, start=0.1)
+    dose, found = match_damage(lambda dose: min(dose, 0.3), 1.0, start=0.1)
     assert found == 0.3 and dose >= 0.3
-    assert find_dose(lambda dose: 0.0, 1.0, start=0.1, most=5)[1] == 0.0
+    assert match_damage(lambda dose: 0.0, 1.0, start=0.1, most=5)[1] == 0.0
 
 
 def test_damage_that_falls_again_is_matched_where_it_rises() -> None:
-    dose, found = find_dose(lambda dose: float(np.sin(dose)), 0.5, start=1.4, power=1.0, most=20)
+    dose, found = match_damage(lambda dose: float(np.sin(dose)), 0.5, start=1.4, power=1.0, most=20)
     assert found == pytest.approx(0.5, rel=0.03)
     assert dose == pytest.approx(np.pi / 6, rel=0.05)

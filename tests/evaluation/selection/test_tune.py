@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
 from odesteer.evaluation.scoring import divergence as damage
-from odesteer.evaluation.scoring import replay
+from odesteer.evaluation.scoring import packing
+from odesteer.evaluation.scoring.score_texts import LayerCache, baselines
 from odesteer.evaluation.selection import (
     Trial,
     Tuned,
@@ -27,6 +29,7 @@ from odesteer.evaluation.selection import (
 from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.methods.samples import Samples
+from odesteer.models.batching import pad
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import find_layers
 
@@ -57,11 +60,11 @@ def tuned(net: nn.Module) -> Tuned:
     return ods.tune(net, tiny.tokenizer(), contrast(), "caa", max_kl=0.1)
 
 
-def texts(*lengths: tuple[int, int]) -> list[replay.GivenText]:
+def texts(*lengths: tuple[int, int]) -> list[packing.GivenText]:
     """Texts of random tokens, by length of prompt and answer."""
     rows = [tiny.prompt(sum(pair), seed=i)[0].tolist() for i, pair in enumerate(lengths)]
     return [
-        replay.GivenText(row[:start], row[start:])
+        packing.GivenText(row[:start], row[start:])
         for row, (start, _) in zip(rows, lengths, strict=True)
     ]
 
@@ -99,7 +102,7 @@ def test_damage_is_that_of_a_steered_model_that_says_the_same_words(name: str) -
         assert one.kl > 1e-3
 
 
-def word_by_word(net: nn.Module, text: replay.GivenText) -> torch.Tensor:
+def word_by_word(net: nn.Module, text: packing.GivenText) -> torch.Tensor:
     """log p of each word of the answer as a generation makes them: one at a time, cached."""
     rows, cache, ids = [], None, torch.tensor([text.prompt])
     with torch.no_grad():
@@ -111,7 +114,9 @@ def word_by_word(net: nn.Module, text: replay.GivenText) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_blocks_below_the_steered_one_are_replayed_to_the_bit(name: str) -> None:
+def test_blocks_below_the_steered_one_are_replayed_to_the_bit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, written = tiny.model(name), texts((5, 4), (3, 6))
     steering = tiny.quadratic(layer=2)
     ran = []
@@ -119,24 +124,38 @@ def test_blocks_below_the_steered_one_are_replayed_to_the_bit(name: str) -> None
         block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
         for i, block in enumerate(find_layers(net))
     ]
-    [one] = replay.replay(net, written, [steering], block=3, keep=2)
+    rows = [packing.PromptWithAnswers(text.prompt, [text.answer]) for text in written]
+    [baseline] = baselines(net, rows, [steering], packed=False)
+    replayed = baseline.run(steering, block=3)
     assert ran == [0, 1, 2, 3, 2, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerCache, "replayed", lambda *_: nullcontext())
+        full = baseline.run(steering, block=3)
+    assert ran[6:] == [0, 1, 2, 3]
     for hook in hooks:
         hook.remove()
-    ids, mask = replay.padded(net, [written[i].prompt + written[i].answer for i in one.texts])
+    assert torch.equal(replayed.log_q, full.log_q)
+    assert replayed.hidden is not None and torch.equal(replayed.hidden, full.hidden)
+    # As a user would run it: the whole texts, all positions, no cache.
+    ids, mask = pad([text.prompt + text.answer for text in written], left=True)
     places = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    lengths = torch.tensor([ids.shape[1] - len(written[i].answer) for i in one.texts])
+    lengths = torch.tensor([ids.shape[1] - len(text.answer) for text in written])
     with steering.attach(net), scoring(net, lengths), torch.no_grad():
-        full = net(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
-    assert torch.equal(one.steered.logits, full.logits[:, -2:])
+        logits = net(input_ids=ids, attention_mask=mask, position_ids=places).logits
+    for slot, log_q in zip(
+        baseline.batch.slots, replayed.log_q.split(baseline.batch.lengths), strict=True
+    ):
+        expected = logits[slot.prompt, -1 - len(log_q) : -1].log_softmax(dim=-1)
+        torch.testing.assert_close(log_q, expected)
 
 
-def test_a_large_vocabulary_makes_small_batches(net: nn.Module) -> None:
-    written = texts(*[(3, 4)] * 9)
-    zero = tiny.constant().with_strength(0.0)
-    assert [len(m.texts) for m in replay.replay(net, written, [zero])] == [9]
-    batches = [len(m.texts) for m in replay.replay(net, written, [zero], vocabulary=2**19)]
-    assert batches == [3, 3, 3]
+def test_a_large_vocabulary_makes_small_batches() -> None:
+    rows = [packing.PromptWithAnswers(*text) for text in [([1] * 3, [[2] * 4])] * 9]
+    sizes = [
+        [len(batch.slots) for batch in packing.batches(rows, False, vocabulary)]
+        for vocabulary in (1, 2**21)
+    ]
+    assert sizes == [[9], [4, 4, 1]]
 
 
 def test_a_continuation_is_greedy_and_ends_with_the_end_token(net: nn.Module) -> None:
@@ -155,12 +174,12 @@ def test_a_continuation_is_greedy_and_ends_with_the_end_token(net: nn.Module) ->
 def test_a_bare_text_is_halved_and_a_response_keeps_its_last_token() -> None:
     tokenizer = tiny.tokenizer()
     rows = ods.Contrast.from_pairs(["the cat sat on"], [("the cat", "")])
-    bare = replay.as_text(tokenizer, rows.positive[0], "auto")
-    empty = replay.as_text(tokenizer, rows.negative[0], "auto")
+    bare = packing.as_text(tokenizer, rows.positive[0], "auto")
+    empty = packing.as_text(tokenizer, rows.negative[0], "auto")
     assert bare is not None and (len(bare.prompt), len(bare.answer)) == (3, 2)
     assert empty is not None and (len(empty.prompt), len(empty.answer)) == (2, 1)
     lone = ods.Contrast.from_pairs(["the"], ["cat"]).positive[0]
-    assert replay.as_text(tiny.tokenizer(bos=False), lone, "auto") is None
+    assert packing.as_text(tiny.tokenizer(bos=False), lone, "auto") is None
 
 
 # ---- effect
@@ -391,7 +410,7 @@ def test_what_is_read_steered_is_the_late_block_at_the_last_token(
     _, held_out = contrast().split(asked.FIT_SHARE, seed=0)
     log_odds = []
     for example in held_out.negative:
-        text = replay.as_text(tiny.tokenizer(), example, "auto")
+        text = packing.as_text(tiny.tokenizer(), example, "auto")
         ids = torch.tensor([text.prompt + text.answer])
         with (
             result.steering.with_strength(ods.Angle(0.2)).attach(net),

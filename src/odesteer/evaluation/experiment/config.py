@@ -1,16 +1,35 @@
 """Experiment configuration: all that its numbers depend on.
 
 A TOML file (`odesteer.evaluation.experiment.parse_toml`) has the attributes below as its keys,
-tables being attributes that are classes of their own.
+tables being attributes that are classes of their own; pydantic checks it against their types.
 Where data lies and who computes is not part of it: a result says by checksums what was read.
 """
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, TypeVar
 
-from odesteer.ode import Dose
-from odesteer.steering.serialization.directory import dose_to_json
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+)
+
+from odesteer.backends.base import Sampling
+from odesteer.common.registry import lookup, resolve
+from odesteer.evaluation.benchmarks import find_benchmark
+from odesteer.evaluation.judges import JUDGES, find_judge
+from odesteer.methods import GROUP, METHODS, Method
+from odesteer.models.hooks.positions import POSITIONS
+from odesteer.ode import DOSES, Dose
+from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 
 TASKS = ("choices", "generations", "barrier")
 OFFLINE, PAPER = "offline", "paper"
@@ -19,16 +38,206 @@ PROMPT, NONE = "prompt", "none"
 UNSTEERED = "unsteered"  # as a judge's model: the one that is steered, without its steering
 MEASURES = ("kl", "displacement")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DOSE_TYPES = tuple(DOSES)[:3]
 
 Layer = int | tuple[int, ...]
+T = TypeVar("T")
+
+# Types of a benchmark's fields that a file may set.
+_SIZES = ("int", int, "str | None", str | None, "tuple[int, ...]", tuple[int, ...])
+_FORBID = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+def _choice(table: tuple[str, ...], kind: str) -> AfterValidator:
+    """Check that a name is in a table; the error suggests the nearest."""
+
+    def check(name: str) -> str:
+        lookup(dict.fromkeys(table), name, kind)
+        return name
+
+    return AfterValidator(check)
+
+
+def _without_names(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value for value in values if not isinstance(value, str))
+
+
+def _model(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    """Make a tuple; a single value is a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _layer(value: Any) -> Layer | str:
+    if value == CHOOSE:
+        return CHOOSE
+    if isinstance(value, list) and value and all(type(each) is int for each in value):
+        return tuple(value)
+    if type(value) is int:
+        return value
+    raise ValueError(f'a layer is a block index from 0, a list of them, or "choose"; got {value!r}')
+
+
+def _dose(value: Any, info: ValidationInfo) -> Dose | str:
+    if value in (CHOOSE, OWN):
+        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _of_type(float(value), info)
+    return _dose_from_json(value)
+
+
+def _doses(value: Any, info: ValidationInfo) -> tuple[Dose | str, ...]:
+    return tuple(_dose(each, info) for each in _listed(value))
+
+
+def _within(value: Any, info: ValidationInfo) -> Dose:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"is a number; got {value!r:.80}")
+    if not value > 0:
+        raise ValueError(f"is more than 0; got {value!r:.80}")
+    return _of_type(float(value), info)
+
+
+def _of_type(amount: float, info: ValidationInfo) -> Dose:
+    """Return so much of the experiment's type of dose."""
+    context: Any = info.context
+    return _dose_from_json({"type": context["dose_type"], "amount": amount})
+
+
+def _dose_from_json(value: Any) -> Dose:
+    try:
+        return dose_from_json(value)
+    except TypeError as error:  # which pydantic lets pass
+        raise ValueError(error) from None
+
+
+def _named(value: Any) -> "Named":
+    if isinstance(value, str):
+        return Named(value)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError(f'is a name, or {{name = "...", argument = ...}}; got {value!r:.80}')
+    return Named(value["name"], {key: each for key, each in value.items() if key != "name"})
+
+
+def _benchmark(value: Any) -> "Named":
+    """Check arguments: those of the benchmark's `load`, or its sizes."""
+    named = _named(value)
+    kind: Any = find_benchmark(named.name)
+    known = [name for name in inspect.signature(kind.load).parameters if name != "data"]
+    known += [each.name for each in fields(kind) if each.type in _SIZES]
+    for name in named.arguments:
+        lookup(dict.fromkeys(known), name, f"argument of {named.name}")
+    return named
+
+
+def _method(value: Any) -> Any:
+    """Separate a method's hyperparameters from the keys of its row."""
+    named = _named(value)
+    kind = resolve({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
+    special = ("id", "label", "layers", "doses", "within")
+    known = [] if kind is None else [each.name for each in fields(kind)]
+    for key in named.arguments:
+        lookup(dict.fromkeys([*special, *known]), key, f"key of {named.name}")
+    rest = {key: _tupled(each) for key, each in named.arguments.items() if key not in special}
+    if kind is not None:
+        try:
+            kind(**rest)  # refuses what it cannot be made of, in its own words
+        except TypeError as error:
+            raise ValueError(error) from None
+    row = {key: each for key, each in named.arguments.items() if key in special}
+    name = row.setdefault("id", named.name)
+    return {"name": named.name, "label": name, **row, "hyperparameters": rest}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(methods: "tuple[MethodChoice, ...]") -> "tuple[MethodChoice, ...]":
+    ids = [method.id for method in methods]
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f'has two rows with the id "{twice}"; give one of them another: '
+            f'{{name = "{twice}", id = "{twice}-2"}}'
+        )
+    return methods
+
+
+def _sampling(value: Any, info: ValidationInfo) -> dict[str, Any]:
+    """Add the benchmark's own settings."""
+    if not isinstance(value, dict):
+        raise ValueError(f"is a table; got {value!r:.80}")
+    for key in value:
+        lookup(
+            dict.fromkeys(each.name for each in fields(Sampling) if each.name != "seed"), key, "key"
+        )
+    return {**_of_benchmark(info, "sampling", {}), **value}
+
+
+def _judges(value: Any, info: ValidationInfo) -> "tuple[Named, ...]":
+    if info.data.get("task") != "generations":
+        return ()
+    if value == PAPER:
+        return tuple(map(Named, _of_benchmark(info, "judges", ())))
+    if value == OFFLINE:
+        # The paper's perplexity is by a model that has to be fetched.
+        arguments = {"perplexity": {"model": UNSTEERED}}
+        names = _of_benchmark(info, "offline_judges", ())
+        return tuple(Named(name, arguments.get(name, {})) for name in names)
+    if isinstance(value, str) and value not in JUDGES:
+        raise ValueError(
+            f'is "offline", "paper" or a list of names; got "{value}". '
+            f"Available: {', '.join(JUDGES)}"
+        )
+    if value == []:
+        raise ValueError("is a list of values; got []")
+    return tuple(_judge(each) for each in _listed(value))
+
+
+def _judge(value: Any) -> "Named":
+    named = _named(value)
+    kind = find_judge(named.name)
+    for name in named.arguments:
+        lookup(dict.fromkeys(each.name for each in fields(kind)), name, f"argument of {named.name}")
+    missing = [
+        each.name
+        for each in fields(kind)
+        if each.default is each.default_factory is MISSING and each.name not in named.arguments
+    ]
+    if missing:
+        cure = " damage = true measures it." if named.name == "kl" else ""
+        raise ValueError(f"the judge {named.name} needs {', '.join(missing)}.{cure}")
+    return named
+
+
+def _of_benchmark(info: ValidationInfo, attribute: str, otherwise: T) -> T:
+    """Return an attribute of the benchmark's class; `otherwise` if the benchmark is invalid."""
+    named = info.data.get("benchmark")
+    if named is None:
+        return otherwise
+    value: T = getattr(find_benchmark(named.name), attribute)
+    return value
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Positive = Annotated[StrictFloat, Field(gt=0)]
+Layers = Several[Annotated[Any, PlainValidator(_layer)]]
+Doses = Several[Annotated[Any, PlainValidator(_dose)]]
 
 
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model: "smollm2", a directory or a Hub name; its precision and its commit."""
 
+    __pydantic_config__ = _FORBID
+
     name: str = "smollm2"
-    dtype: str = "auto"
+    dtype: Annotated[str, _choice(DTYPES, "dtype")] = "auto"
     revision: str | None = None
 
 
@@ -54,12 +263,14 @@ class MethodChoice:
         hyperparameters: of the method.
     """
 
+    __pydantic_config__ = _FORBID
+
     name: str
     id: str
     label: str
-    layers: tuple[Layer | str, ...] = ()
-    doses: tuple[Dose | str, ...] = ()
-    within: Dose | None = None
+    layers: Layers = ()
+    doses: Doses = ()
+    within: Annotated[Dose | None, BeforeValidator(_within)] = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,9 +278,11 @@ class MethodChoice:
 class Limits:
     """At most so many groups (questions, prompts, comments) of each part of a fold; None: all."""
 
-    fit: int | None = None
-    validation: int | None = None
-    test: int | None = None
+    __pydantic_config__ = _FORBID
+
+    fit: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +295,12 @@ class Choosing:
         max_kl: mean KL to the unsteered next-token distribution, nats.
     """
 
-    layers: tuple[Layer, ...] = ()
-    doses: tuple[Dose, ...] = ()
+    __pydantic_config__ = _FORBID
+
+    layers: Annotated[Layers, AfterValidator(_without_names)] = ()
+    doses: Annotated[Doses, AfterValidator(_without_names)] = ()
     metric: str | None = None
-    max_kl: float = 0.5
+    max_kl: Positive = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,13 +312,15 @@ class Matched:
         displacement: ||a(T) - a|| / ||a||.
     """
 
-    kl: tuple[float, ...] = ()
-    displacement: tuple[float, ...] = ()
+    __pydantic_config__ = _FORBID
+
+    kl: Several[Positive] = ()
+    displacement: Several[Positive] = ()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """See above.
+    """An experiment; see the module.
 
     Attributes:
         name: of the run's directory.
@@ -130,32 +347,37 @@ class Experiment:
         batch: cases a unit of work.
     """
 
+    __pydantic_config__ = _FORBID
+
     name: str
-    benchmark: Named
-    methods: tuple[MethodChoice, ...]
+    benchmark: Annotated[Named, PlainValidator(_benchmark)]
+    methods: Annotated[
+        Several[Annotated[MethodChoice, BeforeValidator(_method)]], AfterValidator(_distinct)
+    ]
     title: str = ""
-    task: str = "generations"
-    model: ModelChoice = ModelChoice()
-    layers: tuple[Layer | str, ...] = (CHOOSE,)
-    doses: tuple[Dose | str, ...] = (CHOOSE,)
-    dose_type: str = "angle"
+    task: Annotated[str, _choice(TASKS, "task")] = "generations"
+    model: Annotated[ModelChoice, BeforeValidator(_model)] = ModelChoice()
+    layers: Layers = (CHOOSE,)
+    # None at all where every dose is a matched one.
+    doses: Annotated[tuple[Dose | str, ...], PlainValidator(_doses)] = (CHOOSE,)
+    dose_type: Annotated[str, _choice(DOSE_TYPES, "dose")] = "angle"
     choose: Choosing = Choosing()
     matched: Matched = Matched()
     limits: Limits = Limits()
-    steps: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    split_seed: int = 0
-    folds: int | None = None
-    samples: int = 1
-    positions: str = "last+generated"
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    judges: tuple[Named, ...] = ()
-    damage: bool = True
-    barrier: bool = False
-    batch: int = 16
+    steps: Several[Count] = ()
+    seeds: Several[StrictInt] = (0,)
+    split_seed: StrictInt = 0
+    folds: Count | None = None
+    samples: Count = 1
+    positions: Annotated[str, _choice(POSITIONS, "positions")] = "last+generated"
+    sampling: Annotated[Mapping[str, Any], PlainValidator(_sampling)] = field(default_factory=dict)
+    judges: Annotated[tuple[Named, ...], PlainValidator(_judges)] = ()
+    damage: StrictBool = True
+    barrier: StrictBool = False
+    batch: Count = 16
 
     def to_json(self) -> dict[str, Any]:
-        """Everything with defaults filled in, as JSON values."""
+        """Return everything with defaults filled in, as JSON values."""
         tree: dict[str, Any] = _plain(self)
         return tree
 

@@ -4,8 +4,8 @@
              quarter more for activations, logits and caches
     time     2 x parameters operations a token, at a share of the machine's speed
 
-Rough on purpose: right to a factor of two or three, which is what decides whether to begin.
-Parameters are counted where the configuration is at hand, and else read off the name ("7b").
+The estimate is right to a factor of two or three, which is enough to decide whether to begin.
+Parameters are counted where the weights are local, and else read off the name ("7b").
 """
 
 import re
@@ -29,7 +29,7 @@ _CHARACTERS = 4  # a token, in English
 
 
 class Model(NamedTuple):
-    """A model that is loaded: its parameters (None: not known) and bytes each."""
+    """Model that is loaded: its parameters (None: not known) and bytes each."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ class Model(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """See above.
+    """Memory and time of a run.
 
     Attributes:
         models: that are loaded.
@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(planned: Plan, benchmark: Benchmark) -> Estimate:
-    """Of a whole plan."""
+    """Estimate the cost of a whole plan."""
     experiment = planned.experiment
     models = list(_models(experiment))
     sizes = [model.size for model in models]
@@ -94,10 +94,10 @@ def _parameters(name: str) -> float | None:
         return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) / 4.0
     if name.endswith("gpt2-xl"):
         return 1.56e9
-    found = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
-    if not found:
+    matches = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
+    if not matches:
         return None
-    number, unit = found[-1]
+    number, unit = matches[-1]
     return float(number) * (1e9 if unit == "b" else 1e6)
 
 
@@ -108,17 +108,20 @@ def _tokens(planned: Plan, benchmark: Benchmark) -> float:
     for fold in planned.folds:
         contrast = benchmark.contrast(fold)
         texts = [*contrast.positive, *contrast.negative]
-        total += sum(len(str(one.prompt or "")) + len(one.response) for one in texts) / _CHARACTERS
+        total += (
+            sum(len(str(example.prompt or "")) + len(example.response) for example in texts)
+            / _CHARACTERS
+        )
         for part, runs in (("validation", _trials(planned)), ("test", conditions)):
             cases = benchmark.examples(fold, part)  # type: ignore[arg-type]
-            asked = sum(len(case.question) for case in cases) / _CHARACTERS
-            said = _said(experiment, cases, part)
+            prompts = sum(len(case.question) for case in cases) / _CHARACTERS
+            generations = _answer_tokens(experiment, cases, part)
             if experiment.task != "barrier":
-                total += runs * (asked + said)
+                total += runs * (prompts + generations)
     return total
 
 
-def _said(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
+def _answer_tokens(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
     if experiment.task == "choices":
         return sum(len(text) for case in cases for text in answers(case)) / _CHARACTERS
     if part == "validation":
@@ -128,4 +131,8 @@ def _said(experiment: Experiment, cases: Sequence[Any], part: str) -> float:
 
 
 def _trials(planned: Plan) -> int:
-    return sum(len(one.layers) * (len(one.doses) or 6) for one in planned.conditions if one.open)
+    return sum(
+        len(condition.layers) * (len(condition.doses) or 6)
+        for condition in planned.conditions
+        if condition.open
+    )

@@ -1,10 +1,8 @@
-"""Cache of fitted steerings of a fold.
+"""Cache of the fitted steerings of a run.
 
-Activations of the part to learn from are read in one pass for all layers and methods that read
-the same tokens at the same place, and kept on disk (`odesteer.extraction.cache`); every steering
-is saved
-under the run directory, and always used as it was read back, so that a run that was interrupted
-uses the same as one that was not.
+The activations of the fit part are read in one pass for all layers and methods that read the same
+tokens at the same site, and kept on disk (`odesteer.extraction.cache`). Every steering is saved in
+the run directory and used as it was read back, so an interrupted run uses the same as any other.
 """
 
 import warnings
@@ -25,17 +23,17 @@ from odesteer.ode import Dose
 from odesteer.steering import Steering, load
 from odesteer.steering.serialization.directory import CONFIG
 
-# What methods that learn from one and the same reading have in common.
+# Site, tokens and whether prompts are read: methods with equal ones share their activations.
 Kind = tuple[str, str, bool]
 
 
 class FitCache:
-    """Readings and steerings of a run.
+    """Activations and fitted steerings of a run.
 
     Args:
-        model, tokenizer: what is steered.
-        benchmark, plan: what is learnt.
-        folder: where it is kept.
+        model, tokenizer: to steer.
+        benchmark, plan: say what is fitted.
+        folder: the run directory.
     """
 
     def __init__(
@@ -58,19 +56,19 @@ class FitCache:
             self._reading(fold, kind, method, layers)
 
     def fit(self, fold: int, fitting: FitSpec) -> Steering:
-        """The steering, learnt unless it was learnt before."""
+        """Fit a steering, or load it where it is fitted already."""
         path = self._folder.steering(fold, fitting.folder)
         if (fold, fitting) not in self._steerings:
             if not (path / CONFIG).is_file():
                 with warnings.catch_warnings():
-                    # What the barrier is worth is in the receipts; a line a method is no news.
+                    # Calibration warnings: the quality is in the receipts.
                     warnings.simplefilter("ignore", UserWarning)
                     self._learn(fold, fitting).save_pretrained(path)
             self._steerings[fold, fitting] = load(path)
         return self._steerings[fold, fitting]
 
     def dosed(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> Steering:
-        """The condition's steering at a layer and a dose (None: its own)."""
+        """Return the condition's steering at a layer and a dose (None: its own)."""
         steering = self.fit(fold, condition.fitting(layer))
         if condition.steps is not None:
             steering = steering.replace(steps=condition.steps)
@@ -79,7 +77,7 @@ class FitCache:
     def held_out(
         self, fold: int, part: Part, fitting: FitSpec
     ) -> tuple[Contrast, Tensor, Tensor] | None:
-        """A part's contrast and its activations at a fit's layer; None where there are none."""
+        """Read a part's contrast and its activations at a fit's layer; None without any."""
         if not isinstance(fitting.layer, int):
             return None
         try:
@@ -88,7 +86,7 @@ class FitCache:
             return None
         method = self.method(fitting)
         layers = self._kinds()[_kind(method)][1]
-        found = read(
+        data = read(
             self._model,
             self._tokenizer,
             contrast,
@@ -96,7 +94,7 @@ class FitCache:
             method,
             cache=self._folder.activations,
         )[layer_index(self._model, fitting.layer)]
-        return contrast, found.positive, found.negative
+        return contrast, data.positive, data.negative
 
     def _learn(self, fold: int, fitting: FitSpec) -> Steering:
         method = self.method(fitting)
@@ -118,7 +116,7 @@ class FitCache:
         self, fold: int, kind: Kind, method: Method, layers: list[int]
     ) -> dict[int, ActivationSet]:
         if (fold, kind) not in self._readings:
-            # Of one fold at a time: folds follow one another.
+            # One fold at a time stays in memory: folds follow one another.
             self._readings = {key: value for key, value in self._readings.items() if key[0] == fold}
             self._readings[fold, kind] = read(
                 self._model,
@@ -131,7 +129,7 @@ class FitCache:
         return self._readings[fold, kind]
 
     def _kinds(self) -> dict[Kind, tuple[Method, list[int]]]:
-        """A method of each kind, and all layers that methods of the kind read."""
+        """Return a method of each kind, and all layers that methods of the kind read."""
         kinds: dict[Kind, tuple[Method, list[int]]] = {}
         for fitting in self._fittings():
             if isinstance(fitting.layer, int):
@@ -152,14 +150,14 @@ def _kind(method: Method) -> Kind:
 
 
 def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, ActivationSet]:
-    """The pairs of a contrast, and their rows of what was read of all of it."""
-    places = [
-        {id(example): i for i, example in enumerate(some)}
-        for some in (contrast.positive, contrast.negative)
+    """Select the pairs of a contrast, and their rows of its activations."""
+    indices = [
+        {id(example): i for i, example in enumerate(examples)}
+        for examples in (contrast.positive, contrast.negative)
     ]
     pairs = contrast.paired()
-    above = [places[0][id(example)] for example in pairs.positive]
-    below = [places[1][id(example)] for example in pairs.negative]
+    above = [indices[0][id(example)] for example in pairs.positive]
+    below = [indices[1][id(example)] for example in pairs.negative]
     prompts = None if reading.prompts is None else reading.prompts[above]
     return pairs, reading._replace(
         positive=reading.positive[above], negative=reading.negative[below], prompts=prompts

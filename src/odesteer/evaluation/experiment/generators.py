@@ -1,11 +1,11 @@
 """Text generation: the in-process model, a vLLM engine, or a plugin backend.
 
-Learning, choosing and measuring stay with the model in this process: they need activations. vLLM
-takes over what costs most, the test cases' generations. It has to know its steerings when it
-starts, so it is started at a fold's first generations, when all is learnt. Each process that
-computes units has an engine of its own: on a Ray cluster they are replicas.
+Fitting, validation and scoring stay with the model in this process: they need activations. vLLM
+takes over the costliest part, the generations for the test cases. It has to know its steerings
+when it starts, so it is started at a fold's first generations, when everything is fitted. Each
+process that computes units has its own engine: on a Ray cluster they are replicas.
 
-Another package adds a `Backend` class that has `beside`, under the entry-point group
+Another package adds a `Backend` class with `beside` under the entry-point group
 "odesteer.backends".
 """
 
@@ -29,17 +29,17 @@ from odesteer.steering import Steering
 TRANSFORMERS, VLLM = "transformers", "vllm"
 GROUP = "odesteer.backends"
 BACKENDS: Mapping[str, type[Backend]] = {TRANSFORMERS: TransformersBackend, VLLM: VLLMBackend}
-# Of the memory that the model in this process has left on its device.
+# Share for vLLM of the memory that the model in this process leaves on its device.
 SHARE = 0.9
 
 Say = Callable[[str], None]
 Ready = Callable[[], Iterable[Steering]]
-# A backend for prompts of a template, steered positions, and so many prompts at once.
+# (template, steered positions, batch size) -> a backend.
 Make = Callable[[str, str, int], Backend]
 
 
-def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
-    """What the results say of it; None for transformers, which is what they say nothing of.
+def describe(backend: str, experiment: Experiment) -> dict[str, str] | None:
+    """Describe a backend for the results; None for transformers, the default.
 
     Raises:
         ValueError: where the experiment does not fit the backend.
@@ -61,51 +61,51 @@ def about(backend: str, experiment: Experiment) -> dict[str, str] | None:
 
 
 def find_backend(name: str) -> type[Backend]:
-    """A backend's class by its name, ours or another package's.
+    """Find a backend's class by its name, ours or another package's.
 
     Raises:
-        ValueError: for an unknown name; says which there are.
+        ValueError: for an unknown name; lists the known ones.
     """
-    found: type[Backend] = resolve(BACKENDS, name, "backend", GROUP, Backend)
-    return found
+    kind: type[Backend] = resolve(BACKENDS, name, "backend", GROUP, Backend)
+    return kind
 
 
 class Generator(Protocol):
-    """Who generates for a worker."""
+    """Source of the generations of a worker."""
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         """Return a factory of backends that generate with `steering`.
 
         `ready`: see `VLLMGenerator.engine`.
         """
 
     def close(self) -> None:
-        """End what was started."""
+        """Stop what was started."""
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A backend of the model in this process: transformers', or another package's."""
+    """Generator that runs the model in this process: transformers, or a plugin."""
 
     kind: type[Backend]
     model: Any
     tokenizer: Any
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         return partial(self.kind.beside, self.model, self.tokenizer)
 
     def close(self) -> None:
         pass
 
 
-def speaker(
+def generator(
     about: Mapping[str, str] | None,
     experiment: Experiment,
     model: Any,
     tokenizer: Any,
     say: Say | None = None,
 ) -> Generator:
-    """Who generates in a run of which `about` says so."""
+    """Return the generator of a run, as its results describe it."""
     name = TRANSFORMERS if about is None else about["name"]
     if name == VLLM:
         return VLLMGenerator(experiment, model, tokenizer, say)
@@ -113,11 +113,11 @@ def speaker(
 
 
 class VLLMGenerator:
-    """vLLM beside a model, started when it is needed.
+    """Generator that runs vLLM beside the model, started when it is needed.
 
     Args:
-        experiment: whose model it runs.
-        model: the one in this process, of which it takes its precision.
+        experiment: names the model.
+        model: the one in this process, whose precision vLLM gets too.
         tokenizer: its tokenizer.
         say: called with a line before a start.
     """
@@ -127,18 +127,18 @@ class VLLMGenerator:
         self._say = say
         self._engine: Engine | None = None
 
-    def maker(self, steering: Steering | None, ready: Ready) -> Make:
+    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
         engine = self.engine(steering, ready)  # which takes any number of prompts at once
         return lambda template, positions, _: VLLMBackend(
             engine, self._tokenizer, template, positions
         )
 
     def engine(self, steering: Steering | None, ready: Ready) -> Engine:
-        """An engine that has `steering`.
+        """Return an engine that has `steering`.
 
         Args:
             steering: None for the unsteered model.
-            ready: what else will soon be asked for; called only where an engine is started.
+            ready: steerings that will soon be needed; called only when an engine is started.
         """
         if self._engine is not None and self._engine.known.serves(steering):
             return self._engine
@@ -151,7 +151,7 @@ class VLLMGenerator:
         return self._engine
 
     def close(self) -> None:
-        """End it, if it was started."""
+        """Stop the engine, if it was started."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -175,11 +175,11 @@ class VLLMGenerator:
 
 
 def _several(steerings: Iterable[Steering]) -> dict[str, Steering]:
-    """By a name, each once: in a CUDA graph, each costs time in every step."""
+    """Name each distinct steering: in a CUDA graph, each costs time in every step."""
     kept: dict[Any, Steering] = {}
-    for one in steerings:
-        parts = one.parts
-        dose = None if dose_fits_request(one) else tuple(part.dose for part in parts)
-        places = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
-        kept.setdefault((places, dose), one)
-    return {f"steering-{i}": one for i, one in enumerate(kept.values())}
+    for steering in steerings:
+        parts = steering.parts
+        dose = None if dose_fits_request(steering) else tuple(part.dose for part in parts)
+        key = tuple((id(part.field), part.layer, part.solver, part.steps) for part in parts)
+        kept.setdefault((key, dose), steering)
+    return {f"steering-{i}": steering for i, steering in enumerate(kept.values())}

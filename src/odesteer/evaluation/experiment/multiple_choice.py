@@ -7,7 +7,7 @@ from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.units import with_choices
 from odesteer.evaluation.metrics import answers, scores
-from odesteer.evaluation.scoring.score_texts import TextScore, score_texts, shifted
+from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.steering import Steering
 
 
@@ -22,57 +22,57 @@ def lines(
     positions: str,
     damage: bool,
 ) -> list[dict[str, Any]]:
-    """A line a condition and case, without the fold.
+    """Return one line per condition and case, without the fold.
 
     Args:
-        model, tokenizer: what is steered.
-        benchmark, cases: what is asked.
-        conditions: (id, steering, whether the prompt asks for the behaviour in words).
+        model, tokenizer: to steer.
+        benchmark, cases: the questions.
+        conditions: (id, steering, whether the prompt has the instruction).
         packed: all answers to a question in one row.
         positions: which tokens are steered.
         damage: also KL and displacement.
     """
-    asked = [with_choices(tokenizer, benchmark, case) for case in cases]
+    prompts = [with_choices(tokenizer, benchmark, case) for case in cases]
     steerings = [steering for _, steering, words in conditions if not words]
-    found = iter(
-        score_texts(model, asked, steerings, packed=packed, positions=positions, compare=damage)
+    scores = iter(
+        score_texts(model, prompts, steerings, packed=packed, positions=positions, compare=damage)
     )
-    made = []
+    results = []
     for name, _, words in conditions:
         if words:
             prompted = [with_choices(tokenizer, benchmark, case, words=True) for case in cases]
-            comparable = damage and [a.answers for a in asked] == [a.answers for a in prompted]
-            heard = (
-                shifted(model, asked, prompted, packed=packed)
+            comparable = damage and [a.answers for a in prompts] == [a.answers for a in prompted]
+            rows = (
+                compare_prompts(model, prompts, prompted, packed=packed)
                 if comparable
                 else score_texts(model, prompted, [None], packed=packed, compare=False)[0]
             )
         else:
-            heard = next(found)
-        for case, own in zip(cases, heard, strict=True):
-            line = _line(name, case, own)
+            rows = next(scores)
+        for case, row in zip(cases, rows, strict=True):
+            line = _line(name, case, row)
             if damage and (not words or comparable):
-                # Another prompt moves no activation along a way, so there is no displacement.
-                line["scores"] |= damage_of(own, displaced=not words)
-            made.append(line)
-    return made
+                # Displacement is undefined for the prompt baseline.
+                line["scores"] |= damage_of(row, displaced=not words)
+            results.append(line)
+    return results
 
 
-def damage_of(heard: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
-    """Means over all tokens of the answers."""
-    tokens = sum(one.tokens for one in heard)
-    far = sum(one.displacement for one in heard) / tokens if displaced else None
-    return {"kl": sum(one.kl for one in heard) / tokens, "displacement": far}
+def damage_of(scores: Sequence[TextScore], displaced: bool = True) -> dict[str, float | None]:
+    """Return the mean KL and displacement over all tokens of the answers."""
+    tokens = sum(score.tokens for score in scores)
+    displacement = sum(score.displacement for score in scores) / tokens if displaced else None
+    return {"kl": sum(score.kl for score in scores) / tokens, "displacement": displacement}
 
 
-def scores_of(case: Case, heard: Sequence[TextScore]) -> dict[str, float]:
-    """MC1, MC2 and MC3."""
-    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+def scores_of(case: Case, rows: Sequence[TextScore]) -> dict[str, float]:
+    """Compute MC1, MC2 and MC3."""
+    logprobs = {text: row.logprob for text, row in zip(answers(case), rows, strict=True)}
     return scores(case, logprobs)
 
 
-def _line(condition: str, case: Case, heard: Sequence[TextScore]) -> dict[str, Any]:
-    logprobs = {text: one.logprob for text, one in zip(answers(case), heard, strict=True)}
+def _line(condition: str, case: Case, rows: Sequence[TextScore]) -> dict[str, Any]:
+    logprobs = {text: row.logprob for text, row in zip(answers(case), rows, strict=True)}
     return {
         "kind": "case",
         "condition": condition,
@@ -82,7 +82,7 @@ def _line(condition: str, case: Case, heard: Sequence[TextScore]) -> dict[str, A
         "prompt": case.question,
         "generation": None,
         "choices": logprobs,
-        "tokens": sum(one.tokens for one in heard),
-        "scores": dict(scores_of(case, heard)),
+        "tokens": sum(row.tokens for row in rows),
+        "scores": dict(scores_of(case, rows)),
         "reasons": {},
     }

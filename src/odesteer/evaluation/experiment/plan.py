@@ -1,15 +1,15 @@
 """Plan of an experiment: its conditions, and its units in a fixed order.
 
-check                       does the model take packed answers? (where any are read)
+    check                   whether the model takes packed answers
     for each fold:
-        read                    activations, of everything that is learnt from
-        fit                     one a method, layer and seed
-        choice                  layer and dose, one a condition that leaves them open
-        barrier                 log-odds of the test part's texts
-        cases                   a batch of test cases: of all conditions (choices), or of one
+        read                activations that methods are fitted on
+        fit                 one per method, layer and seed
+        choice              layer and dose, one per condition that leaves them open
+        barrier             log-odds of the test part's texts
+        cases               a batch of test cases: of all conditions (choices), or of one
 
-A unit is computed whole by one process and then written whole, so that it does not matter who
-computes what, or when somebody is stopped.
+A unit is computed and written as a whole by one process, so results depend neither on which
+process computes which unit nor on interruptions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,14 @@ from odesteer.ode import Dose, Target, as_dose
 
 
 class MatchedDose(NamedTuple):
-    """Which damage a dose is chosen to have: "kl" or "displacement", and how much."""
+    """Damage that a dose is chosen to have: "kl" or "displacement", and its value."""
 
     measure: str
     value: float
 
 
 class FitSpec(NamedTuple):
-    """What is learnt once a fold: a method at a layer (None: at the method's own layers)."""
+    """One fit of a fold: a method at a layer (None: at the method's own layers)."""
 
     method: str
     layer: Layer | None
@@ -62,7 +62,7 @@ class Condition:
 
     Attributes:
         id: its name in the results.
-        method: the row it belongs to.
+        method: its row of the comparison.
         layers, doses: the candidates; one of each where nothing is left open, none for the
             unsteered model and the prompt.
         open: whether layer and dose are chosen on validation cases, even among one.
@@ -95,7 +95,7 @@ class Condition:
 
 
 def conditions(experiment: Experiment) -> Iterator[Condition]:
-    """Every row of the comparison at every layer, dose, number of steps and seed, in order."""
+    """Yield every row of the comparison at every layer, dose, number of steps and seed."""
     for method in experiment.methods:
         seeds = experiment.seeds
         draws = experiment.task == "generations" or "seed" in _hyperparameters(method)
@@ -141,13 +141,13 @@ def _moving(
 def _candidates(
     experiment: Experiment, method: MethodChoice, dose: Dose | str
 ) -> tuple[tuple[Dose, ...], str]:
-    """The doses, and what they are called."""
+    """Return the doses and their name."""
     if dose == CHOOSE:
         return experiment.choose.doses, "chosen"
-    one = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
-    if isinstance(one, Target):
-        return (one,), f"target-{one.probability:g}-within-{_called(as_dose(one.budget))}"
-    return (one,), _called(one)
+    amount = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
+    if isinstance(amount, Target):
+        return (amount,), f"target-{amount.probability:g}-within-{_called(as_dose(amount.budget))}"
+    return (amount,), _called(amount)
 
 
 def _called(dose: Dose) -> str:
@@ -156,7 +156,7 @@ def _called(dose: Dose) -> str:
 
 
 def _hyperparameters(method: MethodChoice) -> set[str]:
-    """Which are left at their defaults."""
+    """Return the hyperparameters that are left at their defaults."""
     if method.name == PROMPT:
         return set()
     return {each.name for each in fields(find_method(method.name))} - set(method.hyperparameters)
@@ -171,22 +171,22 @@ def _joined(layer: Layer | str | None) -> str:
 
 
 KINDS = ("check", "read", "fit", "choice", "barrier", "cases")
-_KEEP = ("read", "fit", "choice", "barrier")  # those that a fold's activations are good for
+_KEEP = ("read", "fit", "choice", "barrier")  # those that use a fold's activations
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work.
+    """Piece of work.
 
     Attributes:
-        number: its place in the results.
+        number: its position in the results.
         kind: one of `KINDS`.
         fold: its number.
-        conditions: their places in the plan.
+        conditions: their indices in the plan.
         cases: ids.
         needs: numbers of units that have to be done before.
         fitting: of a "fit".
-        weight: about how much work, in forward passes of a case.
+        weight: estimate of the work, in forward passes of a case.
     """
 
     number: int
@@ -200,13 +200,13 @@ class Unit:
 
     @property
     def keeps(self) -> bool:
-        """Whether who does it has its fold's activations in memory then."""
+        """Whether it leaves its fold's activations in memory."""
         return self.kind in _KEEP
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that follows from an experiment and its benchmark."""
+    """Folds, conditions and units of an experiment on its benchmark."""
 
     experiment: Experiment
     folds: tuple[Fold, ...]
@@ -215,16 +215,16 @@ class Plan:
 
 
 def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
-    """The plan.
+    """Plan an experiment.
 
     Raises:
-        ValueError: if the benchmark cannot be asked that way.
+        ValueError: if the benchmark does not have what the task needs.
     """
     folds = tuple(
         limited(benchmark, fold, experiment.limits, experiment.split_seed)
         for fold in benchmark.folds(experiment.split_seed)[: experiment.folds]
     )
-    made = tuple(conditions(experiment))
+    all_conditions = tuple(conditions(experiment))
     for fold in folds:
         cases = benchmark.examples(fold)
         if experiment.task == "choices" and not all(case.choices for case in cases):
@@ -232,11 +232,16 @@ def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
                 f"{benchmark.name} has no multiple-choice answers: use "
                 f'task = "generations", or truthfulqa or persona.'
             )
-    return Plan(experiment, folds, made, tuple(_units(experiment, benchmark, folds, made)))
+    return Plan(
+        experiment,
+        folds,
+        all_conditions,
+        tuple(_units(experiment, benchmark, folds, all_conditions)),
+    )
 
 
 def limited(benchmark: Benchmark, fold: Fold, limits: Limits, seed: int) -> Fold:
-    """The fold with at most so many groups in each part, drawn by the seed."""
+    """Draw at most the given number of groups for each part of a fold."""
 
     def asked(part: str, size: int | None) -> tuple[str, ...]:
         groups = dict.fromkeys(case.group for case in benchmark.examples(fold, part))  # type: ignore[arg-type]
@@ -328,15 +333,15 @@ def _units(
 
 
 def _weight(experiment: Experiment) -> int:
-    """Generating a token takes about as long as reading a few."""
+    """Weigh a case: generating a token takes about as long as reading a few."""
     tokens = int(experiment.sampling.get("max_new_tokens", 64))
     return experiment.samples * tokens // 8 + 1 if experiment.task == "generations" else 1
 
 
 def _size(case: Case) -> int:
-    """Characters, so that batches are of similar length before there is a tokenizer."""
+    """Count characters, which stand for tokens before there is a tokenizer."""
     answers = {text for task in case.choices.values() for text, _ in task}
-    said = (
+    prompt = (
         case.prompt if isinstance(case.prompt, str) else "".join(m["content"] for m in case.prompt)
     )
-    return len(said) + sum(map(len, answers))
+    return len(prompt) + sum(map(len, answers))

@@ -2,8 +2,8 @@
 
 outcome = run(read(Path("experiments/smollm2-truthfulqa-mc.toml")), Path("runs/mc"))
 
-A run that was stopped, at whatever point, goes on where it was; processes that are given the same
-directory share the work; and the results are the same to the byte.
+An interrupted run goes on where it stopped, processes that are given the same directory share the
+work, and the results are the same to the byte.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from odesteer.common.jobs.job import Job
 from odesteer.common.jobs.local import ENGINES
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
-from odesteer.evaluation.experiment import generators as served
+from odesteer.evaluation.experiment import generators
 from odesteer.evaluation.experiment import units as unit_lines
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Condition, Plan, plan
@@ -29,7 +29,7 @@ from odesteer.steering.serialization.directory import dose_to_json
 
 
 class RunSummary(NamedTuple):
-    """Where the results are; whether they are complete; how many units this process computed."""
+    """Path of the results, whether they are complete, and units that this process computed."""
 
     results: Path
     complete: bool
@@ -37,13 +37,13 @@ class RunSummary(NamedTuple):
 
 
 def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The first line of the results."""
+    """Return the first line of the results."""
     return {
         "kind": "run",
         "schema": SCHEMA,
         **about,
         "model": describe_model(model, tokenizer),
-        "judges": unit_lines.about(planned.experiment.judges),
+        "judges": unit_lines.describe_judges(planned.experiment.judges),
         "conditions": [_condition(one) for one in planned.conditions],
     }
 
@@ -72,23 +72,23 @@ def run(
     workers: int | None = None,
     backend: str = "transformers",
 ) -> RunSummary:
-    """Run what is left of an experiment.
+    """Run an experiment, or what is left of it.
 
     Args:
         experiment: see `odesteer.evaluation.experiment.parse_toml`.
         out: the run directory; new, or this experiment's.
-        data: where benchmarks lie, see `odesteer.evaluation.benchmarks.load_benchmark`.
+        data: folder of the benchmarks, see `odesteer.evaluation.benchmarks.load_benchmark`.
         engine: one of `odesteer.common.jobs.local.ENGINES`.
         say: called with a line before anything slow.
-        progress: called with (work done, work in all), by anybody.
-        workers: how many compute, where the engine has more than one (`odesteer.common.jobs.ray`).
-        backend: who generates, see `odesteer.evaluation.experiment.generators`.
+        progress: called with (work done, work in all), of all processes.
+        workers: number of processes, where the engine has several (`odesteer.common.jobs.ray`).
+        backend: source of generations, see `odesteer.evaluation.experiment.generators`.
 
     Raises:
         ValueError: for another experiment's directory; names what differs.
     """
     work = lookup(ENGINES, engine, "engine")
-    generator = served.about(backend, experiment)
+    generator = generators.describe(backend, experiment)
     benchmark, planned = prepared(experiment, data)
     known = {
         "config": experiment.to_json(),
@@ -107,13 +107,13 @@ def run(
 
 @dataclass(frozen=True)
 class RunTask:
-    """What has to be known to compute units of a run.
+    """Picklable task that computes units of a run.
 
     Attributes:
-        planned, benchmark: what there is to do.
+        planned, benchmark: the units and their cases.
         path: the run directory.
-        known: what the run is, as far as that is known without the model.
-        data: where judges have their labelled answers on this machine.
+        known: what describes the run, as far as that needs no model.
+        data: folder of the judges' labelled answers on this machine.
     """
 
     planned: Plan
@@ -123,7 +123,7 @@ class RunTask:
     data: Any = None
 
     def start(self, say: Callable[[str], None] | None = None) -> "UnitWorker":
-        """The model in memory, and in the directory what the run is.
+        """Load the model, and write to the directory which run it holds.
 
         Raises:
             ValueError: for another run's directory.
@@ -135,14 +135,16 @@ class RunTask:
         folder = RunFolder(self.path, len(self.planned.units))
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
         about = self.known["backend"]
-        speaker = served.speaker(about, self.planned.experiment, model, tokenizer, say)
-        worker = Worker(self.planned, self.benchmark, folder, model, tokenizer, speaker, self.data)
+        generator = generators.generator(about, self.planned.experiment, model, tokenizer, say)
+        worker = Worker(
+            self.planned, self.benchmark, folder, model, tokenizer, generator, self.data
+        )
         return UnitWorker(self.planned, folder, worker)
 
 
 @dataclass(frozen=True)
 class UnitWorker:
-    """A worker that writes into a run directory what its units say."""
+    """Computes units and writes their results to the run directory."""
 
     planned: Plan
     folder: RunFolder
@@ -156,7 +158,7 @@ class UnitWorker:
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
-    """The benchmark in the experiment's sizes, and the plan."""
+    """Load the benchmark in the experiment's sizes, and plan it."""
     chosen = experiment.benchmark
     arguments = dict(chosen.arguments)
     benchmark = load_benchmark(chosen.name, data, **_of_load(arguments, data))
@@ -174,7 +176,7 @@ def _tupled(value: Any) -> Any:
 
 
 def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
-    """Those of a benchmark's arguments that its `load` (or `from_hub`) takes."""
+    """Take out the arguments of the benchmark's `load` (or `from_hub`)."""
     return {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
 
 

@@ -1,13 +1,13 @@
 """Run directory, and its merge into one results file.
 
-    RUN/run.json          the first line of the results: what the run is
-    RUN/units/N.jsonl     what unit N had to say, written whole
-    RUN/claims/N          somebody is at unit N
-    RUN/steerings/ RUN/activations/ RUN/shared/    what units have learnt, for those that follow
+    RUN/run.json          the first line of the results: a description of the run
+    RUN/units/N.jsonl     the lines of unit N, written as a whole
+    RUN/claims/N          lock of the process that computes unit N
+    RUN/steerings/ RUN/activations/ RUN/shared/    results of units for those that follow
     RUN/results.jsonl     run.json, the units in order as they are done, and a last line
 
-The results are units put together, in the plan's order, so it does not matter who computed them
-or how often somebody was stopped: a line that was cut off is cut away and written again.
+The results are the units in the plan's order, whichever process computed them and however often
+one was stopped: a line that was cut off is removed and written again.
 """
 
 import json
@@ -21,11 +21,18 @@ from odesteer.common.jobs.directory import CLAIMS, WorkFolder, line, refuse_othe
 from odesteer.common.jobs.lock import Claim, remove_given_up
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
-KEYS = ("config", "benchmark", "folds", "version", "backend", "model")  # what makes it another run
+KEYS = (
+    "config",
+    "benchmark",
+    "folds",
+    "version",
+    "backend",
+    "model",
+)  # a difference in one of these makes another run
 
 
 class RunFolder(WorkFolder):
-    """A run directory; `units` is how many the plan has."""
+    """A run directory; `units` is their number in the plan."""
 
     def __init__(self, path: Path, units: int):
         super().__init__(path, RUN, ("units", ".jsonl"))
@@ -48,17 +55,17 @@ class RunFolder(WorkFolder):
         return self.path / "shared" / name
 
     def finish(self, number: int, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write what a unit has to say, and put together what there is."""
+        """Write the lines of a unit, and assemble the results so far."""
         write_whole(self.part(number), b"".join(map(line, lines)))
         self.assemble()
 
     def lines(self, number: int) -> list[dict[str, Any]]:
-        """What a unit said."""
+        """Return the lines of a unit."""
         text = self.part(number).read_text(encoding="utf-8")
         return [json.loads(each) for each in text.splitlines()]
 
     def assemble(self) -> bool:
-        """Append to the results every unit that is done and has none before it that is not.
+        """Append to the results every finished unit that no unfinished one precedes.
 
         Returns:
             Whether the results are complete.
@@ -111,7 +118,7 @@ class RunFolder(WorkFolder):
 
 
 def refuse_another(path: Path, about: Mapping[str, Any]) -> None:
-    """ValueError where the directory holds another run than `about`; names what differs."""
+    """Raise ValueError if the directory holds another run, naming the difference."""
     if not (path / RUN).is_file() and (path / RESULTS).exists():
         raise ValueError(f"'{path}' holds a {RESULTS} that is no run's: choose another --out.")
     refuse_other(path / RUN, about, KEYS)

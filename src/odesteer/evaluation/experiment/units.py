@@ -1,14 +1,8 @@
 """Result lines of generation units: prompts, generations, judgements.
 
-Prompts of an experiment, plain or with the wanted behaviour asked for.
-
-The instruction is a chat's system message where the model is chatted with, and stands before the
-text otherwise: the prompt-only baseline.
-
-Result lines of generation units.
-
-Prompts are answered in one batch, several samples of a prompt beside each other, from a seed
-that is the same for all conditions: what is drawn is compared with the same luck.
+A prompt is plain or, for the prompt-only baseline, has the benchmark's instruction: as the system
+message of a chat, or before the text. Prompts are answered in one batch, the samples of a prompt
+next to each other, from a seed that all conditions share (common random numbers).
 """
 
 import hashlib
@@ -25,18 +19,14 @@ from odesteer.evaluation.experiment.generators import Make
 from odesteer.evaluation.judges import Judge, Perplexity, find_judge
 from odesteer.evaluation.judges.base import EMPTY
 from odesteer.evaluation.metrics import answers
-from odesteer.evaluation.scoring.score_texts import (
-    PromptWithAnswers,
-    TextScore,
-    score_texts,
-    shifted,
-)
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.steering import Steering
 
 
-def about(names: Sequence[Named]) -> dict[str, dict[str, str]]:
-    """What a report prints beside each judge's numbers."""
+def describe_judges(names: Sequence[Named]) -> dict[str, dict[str, str]]:
+    """Return what a report prints beside each judge's numbers."""
     kinds = [find_judge(named.name) for named in names]
     return {
         kind.name: {"unit": kind.unit, "higher_is": kind.higher_is, "agreement": kind.agreement}
@@ -47,42 +37,42 @@ def about(names: Sequence[Named]) -> dict[str, dict[str, str]]:
 def judges(
     names: Sequence[Named], model: Any, tokenizer: Any, benchmark: Benchmark, data: Any
 ) -> dict[str, Judge]:
-    """The judges by name.
+    """Create the judges, by name.
 
     Args:
         names: with their arguments; perplexity's model may be the unsteered one.
-        model, tokenizer: what is steered.
+        model, tokenizer: to steer.
         benchmark: whose template makes prompts text.
-        data: where labelled answers lie.
+        data: folder of labelled answers.
     """
-    made = {}
+    results = {}
     for named in names:
         kind: Any = find_judge(named.name)
-        given = dict(named.arguments)
-        if kind is Perplexity and given.get("model") == UNSTEERED:
+        arguments = dict(named.arguments)
+        if kind is Perplexity and arguments.get("model") == UNSTEERED:
             backend = TransformersBackend(model, tokenizer, template=benchmark.template)
-            given = {"backend": backend}
+            arguments = {"backend": backend}
         elif "data" in {each.name for each in fields(kind)}:
-            given.setdefault("data", data)
-        made[named.name] = kind(**given)
-    return made
+            arguments.setdefault("data", data)
+        results[named.name] = kind(**arguments)
+    return results
 
 
 def scored(
     judge: Judge, cases: Sequence[Case], generations: Sequence[str]
 ) -> list[tuple[float | None, str]]:
-    """(value, reason) of each generation."""
+    """Judge generations: (value, reason) of each."""
     return [(score.value, score.reason) for score in judge.score(cases, generations)]
 
 
 def sign(benchmark: Benchmark, judge: Judge) -> float:
-    """+1 where more of the judge's value is wanted, -1 where less is.
+    """Return +1 where more of the judge's value is wanted, -1 where less is.
 
     Raises:
         ValueError: for a judge whose value is neither good nor bad by itself.
     """
-    own = {"better": "higher", "worse": "lower"}.get(judge.higher_is)
-    wanted = benchmark.wanted.get(judge.name) or own
+    default = {"better": "higher", "worse": "lower"}.get(judge.higher_is)
+    wanted = benchmark.wanted.get(judge.name) or default
     if wanted is None:
         raise ValueError(
             f"More of '{judge.name}' is neither better nor worse, so nothing can be chosen by it; "
@@ -92,19 +82,19 @@ def sign(benchmark: Benchmark, judge: Judge) -> float:
 
 
 class Prompt(NamedTuple):
-    """A prompt, and the template that makes it text."""
+    """Prompt, and the template that makes it text."""
 
     prompt: str | Messages
     template: str
 
 
 def plain(benchmark: Benchmark, case: Case) -> Prompt:
-    """As steered and unsteered models see it."""
+    """Return the prompt of steered and unsteered models."""
     return Prompt(case.prompt, benchmark.template)
 
 
 def instructed(tokenizer: Any, benchmark: Benchmark, case: Case) -> Prompt:
-    """With the benchmark's instruction."""
+    """Return the prompt with the benchmark's instruction."""
     prompt, template, words = case.prompt, benchmark.template, benchmark.instruction
     chatted = template in ("auto", "chat") and tokenizer.chat_template is not None
     if isinstance(prompt, str) and not chatted:
@@ -115,31 +105,31 @@ def instructed(tokenizer: Any, benchmark: Benchmark, case: Case) -> Prompt:
     if turns[0]["role"] == "system":
         first = {"role": "system", "content": f"{turns[0]['content']} {words}"}
         return Prompt([first, *turns[1:]], template)
-    asked = Prompt([{"role": "system", "content": words}, *turns], template)
+    chat = Prompt([{"role": "system", "content": words}, *turns], template)
     try:
-        encode(tokenizer, *asked[:1], template=template)
+        encode(tokenizer, *chat[:1], template=template)
     except ValueError:
         # The model's template knows no system message.
         first = {"role": turns[0]["role"], "content": f"{words}\n\n{turns[0]['content']}"}
         return Prompt([first, *turns[1:]], template)
-    return asked
+    return chat
 
 
 def prompt_of(tokenizer: Any, benchmark: Benchmark, case: Case, words: bool) -> Prompt:
-    """With the instruction where `words` asks for it."""
+    """Return the prompt, with the instruction if `words`."""
     return instructed(tokenizer, benchmark, case) if words else plain(benchmark, case)
 
 
 def with_choices(
     tokenizer: Any, benchmark: Benchmark, case: Case, words: bool = False
 ) -> PromptWithAnswers:
-    """A case's prompt and every answer that its scores need, as tokens."""
+    """Encode a case's prompt and every answer that its scores need."""
     return with_answers(tokenizer, prompt_of(tokenizer, benchmark, case, words), answers(case))
 
 
-def with_answers(tokenizer: Any, asked: Prompt, said: Sequence[str]) -> PromptWithAnswers:
-    """A prompt and answers as tokens, as the template writes them."""
-    parts = [encode_parts(tokenizer, asked.prompt, text, asked.template) for text in said]
+def with_answers(tokenizer: Any, prompt: Prompt, texts: Sequence[str]) -> PromptWithAnswers:
+    """Encode a prompt and answers, as the template writes them."""
+    parts = [encode_parts(tokenizer, prompt.prompt, text, prompt.template) for text in texts]
     return PromptWithAnswers(list(parts[0][0]), [list(answer) for _, answer in parts])
 
 
@@ -153,27 +143,27 @@ def generate(
     words: bool,
     seed: int,
 ) -> list[str]:
-    """`samples` generations of each case, in order, cut off where a text of its own begins.
+    """Generate `samples` answers to each case, in order, trimmed as the benchmark says.
 
     Args:
-        make: who generates.
-        tokenizer: of what is steered.
-        benchmark, experiment: how it is asked.
-        cases: what is asked.
+        make: factory of the backend.
+        tokenizer: of the steered model.
+        benchmark, experiment: templates, samples and sampling.
+        cases: the prompts.
         steering: None for the unsteered model.
-        words: whether the prompt asks for the behaviour in words.
+        words: whether the prompt has the instruction.
         seed: of the condition.
     """
-    asked = [prompt_of(tokenizer, benchmark, case, words) for case in cases]
-    rows = [prompt for prompt in asked for _ in range(experiment.samples)]
+    prompts = [prompt_of(tokenizer, benchmark, case, words) for case in cases]
+    rows = [prompt for prompt in prompts for _ in range(experiment.samples)]
     backend = make(rows[0].template, experiment.positions, len(rows))
     sampling = Sampling(**experiment.sampling, seed=seed_of(seed, cases))
-    said = backend.generate([prompt.prompt for prompt in rows], steering, sampling)
-    return [benchmark.trim(text) for text in said]
+    texts = backend.generate([prompt.prompt for prompt in rows], steering, sampling)
+    return [benchmark.trim(text) for text in texts]
 
 
 def seed_of(seed: int, cases: Sequence[Case]) -> int:
-    """A seed for a batch, whatever the condition."""
+    """Return the seed of a batch, the same for every condition."""
     text = json.dumps([seed, [case.id for case in cases]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
@@ -190,30 +180,30 @@ def lines(
     judges: Mapping[str, Judge],
     packed: bool,
 ) -> list[dict[str, Any]]:
-    """A line a case and sample, without the fold; arguments as of `generate`, and the model.
+    """Return one line per case and sample, without the fold; see `generate`.
 
-    `condition` is (id, steering, whether the prompt asks in words); `packed`: all samples of a
-    prompt are read in one row.
+    `condition` is (id, steering, whether the prompt has the instruction); `packed`: all samples
+    of a prompt are read in one row.
     """
     name, steering, words = condition
-    said = generate(make, tokenizer, benchmark, experiment, cases, steering, words, seed)
+    texts = generate(make, tokenizer, benchmark, experiment, cases, steering, words, seed)
     rows = [case for case in cases for _ in range(experiment.samples)]
-    damage = damages(model, tokenizer, benchmark, experiment, cases, said, steering, words, packed)
+    damage = damages(model, tokenizer, benchmark, experiment, cases, texts, steering, words, packed)
     verdicts = {
-        # Read already, where the damage was measured under the same unsteered model.
+        # Already known where the damage was measured under the same unsteered model.
         judge: _likelihoods(damage)
         if judge == "perplexity" and experiment.damage and _own(experiment)
-        else scored(one, rows, said)
-        for judge, one in judges.items()
+        else scored(judges[judge], rows, texts)
+        for judge in judges
     }
-    made = []
-    for i, (case, text) in enumerate(zip(rows, said, strict=True)):
-        found = {judge: verdict[i] for judge, verdict in verdicts.items()}
-        values: dict[str, float | None] = {judge: value for judge, (value, _) in found.items()}
-        one = damage[i]
-        if one is not None:
-            values |= _damage(one, displaced=not words)
-        made.append(
+    results = []
+    for i, (case, text) in enumerate(zip(rows, texts, strict=True)):
+        verdict_of = {judge: verdict[i] for judge, verdict in verdicts.items()}
+        values: dict[str, float | None] = {judge: value for judge, (value, _) in verdict_of.items()}
+        score = damage[i]
+        if score is not None:
+            values |= _damage(score, displaced=not words)
+        results.append(
             {
                 "kind": "case",
                 "condition": name,
@@ -223,14 +213,14 @@ def lines(
                 "prompt": case.question,
                 "generation": text,
                 "choices": None,
-                "tokens": None if one is None else one.tokens,
+                "tokens": None if score is None else score.tokens,
                 "scores": values,
                 "reasons": {
-                    judge: reason for judge, (value, reason) in found.items() if value is None
+                    judge: reason for judge, (value, reason) in verdict_of.items() if value is None
                 },
             }
         )
-    return made
+    return results
 
 
 def damages(
@@ -239,50 +229,62 @@ def damages(
     benchmark: Benchmark,
     experiment: Experiment,
     cases: Sequence[Case],
-    said: Sequence[str],
+    generations: Sequence[str],
     steering: Steering | None,
     words: bool,
     packed: bool,
 ) -> list[TextScore | None]:
-    """What the condition changes along each of its own generations; None for an empty one."""
-    found: list[TextScore | None] = [None] * len(said)
+    """Score each generation under its own condition; None for an empty one."""
+    results: list[TextScore | None] = [None] * len(generations)
     if not experiment.damage:
-        return found
-    places: list[list[int]] = []
-    asked, prompted = [], []
+        return results
+    indices: list[list[int]] = []
+    plain_prompts, instructed_prompts = [], []
     for number, case in enumerate(cases):
         first = number * experiment.samples
-        own = [i for i in range(first, first + experiment.samples) if said[i].strip()]
-        if own:
-            places.append(own)
-            texts = [said[i] for i in own]
-            asked.append(with_answers(tokenizer, plain(benchmark, case), texts))
-            prompt: Prompt = prompt_of(tokenizer, benchmark, case, words)
-            prompted.append(with_answers(tokenizer, prompt, texts))
+        rows = [i for i in range(first, first + experiment.samples) if generations[i].strip()]
+        if rows:
+            indices.append(rows)
+            texts = [generations[i] for i in rows]
+            plain_prompts.append(with_answers(tokenizer, plain(benchmark, case), texts))
+            instructed_prompt = prompt_of(tokenizer, benchmark, case, words)
+            instructed_prompts.append(with_answers(tokenizer, instructed_prompt, texts))
     if words:
-        same = [i for i, one in enumerate(asked) if one.answers == prompted[i].answers]
-        heard = shifted(model, [asked[i] for i in same], [prompted[i] for i in same], packed=packed)
-        places = [places[i] for i in same]
+        same = [
+            i
+            for i, prompt in enumerate(plain_prompts)
+            if prompt.answers == instructed_prompts[i].answers
+        ]
+        scores = compare_prompts(
+            model,
+            [plain_prompts[i] for i in same],
+            [instructed_prompts[i] for i in same],
+            packed=packed,
+        )
+        indices = [indices[i] for i in same]
     else:
-        heard = score_texts(
-            model, asked, [steering], packed=packed, positions=experiment.positions
+        scores = score_texts(
+            model, plain_prompts, [steering], packed=packed, positions=experiment.positions
         )[0]
-    for own, ones in zip(places, heard, strict=True):
-        for i, one in zip(own, ones, strict=True):
-            found[i] = one
-    return found
+    for rows, row in zip(indices, scores, strict=True):
+        for i, score in zip(rows, row, strict=True):
+            results[i] = score
+    return results
 
 
-def _damage(heard: TextScore, displaced: bool) -> dict[str, float | None]:
+def _damage(score: TextScore, displaced: bool) -> dict[str, float | None]:
     return {
-        "kl": heard.kl / heard.tokens,
-        "nll": -heard.unsteered / heard.tokens,
-        "displacement": heard.displacement / heard.tokens if displaced else None,
+        "kl": score.kl / score.tokens,
+        "nll": -score.unsteered / score.tokens,
+        "displacement": score.displacement / score.tokens if displaced else None,
     }
 
 
 def _likelihoods(damage: Sequence[TextScore | None]) -> list[tuple[float | None, str]]:
-    return [(None, EMPTY) if one is None else (-one.unsteered / one.tokens, "") for one in damage]
+    return [
+        (None, EMPTY) if score is None else (-score.unsteered / score.tokens, "")
+        for score in damage
+    ]
 
 
 def _own(experiment: Experiment) -> bool:

@@ -1,13 +1,13 @@
 """Validation: the layer and dose of conditions that leave them open.
 
-Decided on validation cases alone, by the damage along texts that are the same for all methods
-(the given answers, or what the unsteered model says greedily), and where several candidates are
-left, by the metric:
+The choice uses validation cases alone. Damage is measured along texts that are the same for all
+methods: the given answers, or greedy continuations by the unsteered model. Among several
+candidates, the metric decides:
 
-    matched     at each layer, the dose whose mean damage is the one asked for
+    matched     at each layer, the dose with the given mean damage
     chosen      the best metric among candidates whose mean KL is within the budget
 
-The trials are kept with the choice.
+The trials are stored with the choice.
 """
 
 import json
@@ -31,8 +31,9 @@ from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import plain, with_choices
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.scoring.divergence import continuations
-from odesteer.evaluation.scoring.score_texts import Baseline, PromptWithAnswers, TextScore, batches
-from odesteer.evaluation.selection.match_dose import find_dose
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
+from odesteer.evaluation.scoring.score_texts import Baseline, TextScore, vocabulary_size
+from odesteer.evaluation.selection.match_dose import match_damage
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering
@@ -40,7 +41,7 @@ from odesteer.steering.serialization.directory import dose_from_json, dose_to_js
 
 START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
 POWERS = {"kl": 2.0, "displacement": 1.0}
-CONTINUATION = 20  # tokens of what the unsteered model says
+CONTINUATION = 20  # tokens of a greedy continuation
 
 
 class Damage(NamedTuple):
@@ -51,15 +52,16 @@ class Damage(NamedTuple):
 
 
 class Validation:
-    """The validation cases of a fold, with the unsteered passes over their texts kept.
+    """Validation cases of a fold, with the unsteered passes over their texts.
 
     Args:
-        model, tokenizer: what is steered.
-        benchmark, plan: what is asked.
-        learning: steerings.
-        folder: where the unsteered model's continuations are kept.
+        model, tokenizer: to steer.
+        benchmark, plan: the cases and conditions.
+        fits: fitted steerings.
+        folder: the run directory, where the unsteered model's continuations are kept.
         fold: its number.
         packed: several answers in one row.
+        judges: by name.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Validation:
         tokenizer: Any,
         benchmark: Benchmark,
         plan: Plan,
-        learning: FitCache,
+        fits: FitCache,
         folder: RunFolder,
         fold: int,
         packed: bool,
@@ -76,32 +78,30 @@ class Validation:
     ):
         self._model, self._tokenizer, self._benchmark = model, tokenizer, benchmark
         self._experiment: Experiment = plan.experiment
-        self._learning, self._fold, self._judges = learning, fold, judges
+        self._fits, self._fold, self._judges = fits, fold, judges
         self.cases = benchmark.examples(plan.folds[fold], "validation")
         if not self.cases:
             raise ValueError(
                 f"Fold {fold} of {benchmark.name} has no validation cases to choose on; raise "
                 f"limits.validation, or give layers and doses."
             )
-        self._asked = (
+        self._prompts = (
             [with_choices(tokenizer, benchmark, case) for case in self.cases]
             if self._experiment.task == "choices"
             else self._continued(folder)
         )
-        # The deepest blocks are kept for every layer that any condition may ask for.
-        vocabulary = model.config.get_text_config().vocab_size
-        self._batches = list(batches(self._asked, packed, vocabulary))
+        self._batches = list(batches(self._prompts, packed, vocabulary_size(model)))
         self._kept: dict[int | None, list[Baseline]] = {}
 
-    def settle(self, condition: Condition) -> dict[str, Any]:
-        """The choice: layer, dose, rule and trials, as JSON values."""
+    def choose(self, condition: Condition) -> dict[str, Any]:
+        """Choose layer and dose; return them, the rule and the trials as JSON values."""
         experiment = self._experiment
         trials: list[tuple[Layer | None, Dose, Damage, list[list[TextScore]]]] = []
         for layer in condition.layers:
             for dose in self._candidates(condition, layer):
-                steering = self._learning.dosed(self._fold, condition, layer, dose)
-                heard = self._heard(steering)
-                trials.append((layer, dose, _damage(heard), heard))
+                steering = self._fits.dosed(self._fold, condition, layer, dose)
+                scores = self._scores(steering)
+                trials.append((layer, dose, _damage(scores), scores))
         metric, effects = None, [float("nan")] * len(trials)
         within = [
             condition.match is not None or trial[2].kl <= experiment.choose.max_kl
@@ -138,31 +138,31 @@ class Validation:
         kind, budget = self._experiment.dose_type, condition.method.within
 
         def dosed(amount: float) -> Dose:
-            """An amount of the experiment's dose; with a budget, the odds of a target."""
+            """Return a dose of that amount; with a budget, a target with those odds."""
             if budget is not None:
                 return Target(amount / (1.0 + amount), budget)
             return dose_from_json({"type": kind, "amount": amount})
 
         def damage(amount: float) -> float:
-            steering = self._learning.dosed(self._fold, condition, layer, dosed(amount))
-            return float(getattr(_damage(self._heard(steering)), match.measure))
+            steering = self._fits.dosed(self._fold, condition, layer, dosed(amount))
+            return float(getattr(_damage(self._scores(steering)), match.measure))
 
         start = START if kind == "angle" and budget is None else 1.0
         power = POWERS[match.measure] if budget is None else 1.0
-        amount, _ = find_dose(damage, match.value, start, power)
+        amount, _ = match_damage(damage, match.value, start, power)
         return [dosed(amount)]
 
-    def _heard(self, steering: Steering) -> list[list[TextScore]]:
+    def _scores(self, steering: Steering) -> list[list[TextScore]]:
         nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
-        found = [[nothing] * len(one.answers) for one in self._asked]
+        results = [[nothing] * len(prompt.answers) for prompt in self._prompts]
         for unsteered in self._unsteered(steering):
-            heard = unsteered.under(steering, self._experiment.positions)
-            for place, one in zip(unsteered.batch.places, heard, strict=True):
-                found[place.asked][place.answer] = one
-        return found
+            scores = unsteered.compare(steering, self._experiment.positions)
+            for slot, tokens in zip(unsteered.batch.slots, scores, strict=True):
+                results[slot.prompt][slot.answer] = tokens.sums()
+        return results
 
     def _unsteered(self, steering: Steering) -> list[Baseline]:
-        """The unsteered passes for a layer; of one layer at a time, for they are large."""
+        """Return the unsteered passes for a layer; one layer at a time, for they are large."""
         layer = steering.layer
         first = layer[0] if isinstance(layer, tuple) else layer
         if first not in self._kept:
@@ -183,21 +183,21 @@ class Validation:
         metric: str,
         trial: tuple[Layer | None, Dose, Damage, list[list[TextScore]]],
     ) -> float:
-        """The mean metric, signed so that more is better; unscored cases do not count."""
-        layer, dose, _, heard = trial
+        """Return the mean metric, signed so that more is better; unscored cases do not count."""
+        layer, dose, _, scores = trial
         if self._experiment.task == "choices":
-            found = [
-                choices.scores_of(case, own)[metric]
-                for case, own in zip(self.cases, heard, strict=True)
+            metrics = [
+                choices.scores_of(case, row)[metric]
+                for case, row in zip(self.cases, scores, strict=True)
             ]
-            return float(np.mean(found))
-        steering = self._learning.dosed(self._fold, condition, layer, dose)
+            return float(np.mean(metrics))
+        steering = self._fits.dosed(self._fold, condition, layer, dose)
         judge = self._judges[metric]
         values = []
         size = self._experiment.batch
         for start in range(0, len(self.cases), size):
             cases: Sequence[Case] = self.cases[start : start + size]
-            said = units.generate(
+            texts = units.generate(
                 partial(TransformersBackend.beside, self._model, self._tokenizer),
                 self._tokenizer,
                 self._benchmark,
@@ -209,7 +209,7 @@ class Validation:
             )
             rows = [case for case in cases for _ in range(self._experiment.samples)]
             values += [
-                value for value, _ in unit_lines.scored(judge, rows, said) if value is not None
+                value for value, _ in unit_lines.scored(judge, rows, texts) if value is not None
             ]
         return (
             unit_lines.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
@@ -225,31 +225,32 @@ class Validation:
         return f"{budget}; of these, the best {metric}" if metric else f"the only candidate; {on}"
 
     def _continued(self, folder: RunFolder) -> list[PromptWithAnswers]:
-        """What the unsteered model says after each prompt: the same for all who share the run."""
+        """Continue each prompt unsteered, or read what another process of the run wrote."""
         path = folder.shared(f"continuations-{self._fold}.json")
         if not path.is_file():
             prompts = []
             for case in self.cases:
                 prompt, template = plain(self._benchmark, case)
                 prompts.append(encode(self._tokenizer, prompt, None, template))
-            said = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
-            found = {tuple(text.prompt): text.answer for text in said}
-            rows = [[prompt, found[tuple(prompt)]] for prompt in prompts]
+            texts = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
+            answer_of = {tuple(text.prompt): text.answer for text in texts}
+            rows = [[prompt, answer_of[tuple(prompt)]] for prompt in prompts]
             write_whole(path, json.dumps(rows).encode())
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [PromptWithAnswers(prompt, [answer]) for prompt, answer in rows]
 
 
-def _damage(heard: Sequence[Sequence[TextScore]]) -> Damage:
-    flat = [one for ones in heard for one in ones]
-    tokens = sum(one.tokens for one in flat)
+def _damage(scores: Sequence[Sequence[TextScore]]) -> Damage:
+    answers = [score for row in scores for score in row]
+    tokens = sum(score.tokens for score in answers)
     return Damage(
-        sum(one.kl for one in flat) / tokens, sum(one.displacement for one in flat) / tokens
+        sum(score.kl for score in answers) / tokens,
+        sum(score.displacement for score in answers) / tokens,
     )
 
 
 def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool]) -> int:
-    """The best effect within the budget; where nothing is within it, the least damage."""
+    """Return the index of the best effect within the budget, or else of the least damage."""
     if len(trials) == 1:
         return 0
     if not any(within):
@@ -258,8 +259,8 @@ def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool
     return max(ranked, key=lambda i: effects[i]) if ranked else within.index(True)
 
 
-def settled(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
-    """Layer and dose, from what a choice said."""
+def layer_and_dose(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:
+    """Return layer and dose from the lines of a choice."""
     choice = next(each for each in lines if each["kind"] == "choice")
     layer = choice["layer"]
     return (tuple(layer) if isinstance(layer, list) else layer), dose_from_json(choice["dose"])

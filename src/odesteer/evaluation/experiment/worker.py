@@ -1,7 +1,7 @@
 """Worker that computes units and writes their results to the run directory.
 
-A worker holds the model and everything that can be kept between units; which units it is given,
-and by whom, does not matter to what they say.
+A worker holds the model and everything that can be kept between units. The lines of a unit do not
+depend on which units it computed before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +20,23 @@ from odesteer.evaluation.experiment.generators import Generator
 from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import judges, plain, with_choices
-from odesteer.evaluation.experiment.validation import Validation, settled
-from odesteer.evaluation.scoring.score_texts import PromptWithAnswers, takes_packed
+from odesteer.evaluation.experiment.validation import Validation, layer_and_dose
+from odesteer.evaluation.scoring.packing import PromptWithAnswers
+from odesteer.evaluation.scoring.score_texts import takes_packed
 from odesteer.models.chat_template import encode
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json
 
-NEGATIVES = 100  # as many as the paper's Figure 2 follows
-POINTS = 10  # of the way, and its beginning
+NEGATIVES = 100  # as in the paper's Figure 2
+POINTS = 10  # along the path, besides its start
 FAR = Angle(0.3)
 
 
-def measured(
+def held_out_log_odds(
     steering: Steering, positive: Tensor, negative: Tensor, groups: Sequence[str]
 ) -> dict[str, Any]:
-    """Calibrated log-odds of positive [n, d] and negative [m, d] rows, which come in that order."""
+    """Return calibrated log-odds of positive [n, d], then negative [m, d] rows."""
     return {
         "log_odds": [*steering.log_odds(positive).tolist(), *steering.log_odds(negative).tolist()],
         "labels": [1] * len(positive) + [0] * len(negative),
@@ -43,41 +44,41 @@ def measured(
     }
 
 
-def along(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, Any]:
-    """The log-odds of the first negatives [m, d] when a part k / 10 of the dose is spent.
+def trace(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, Any]:
+    """Trace the log-odds of the first negatives [m, d] at parts k / 10 of the dose.
 
-    `dose` is a condition's; None, where none is asked for, follows every method as far (`FAR`).
+    `dose` is a condition's; None follows every method equally far (`FAR`).
 
         distance    mean_i sum_k ||a_i(k) - a_i(k - 1)|| / ||a_i||
 
-    Every part of the dose is an integration of its own, with the method's steps: what a steering
-    with so small a dose would do.
+    Every part of the dose is integrated separately, with the method's steps, as a steering with
+    that dose would be.
     """
     rows = negative[:NEGATIVES].float()
-    whole = FAR if dose is None else dose
-    parts = [whole.scaled(k / POINTS) for k in range(1, POINTS + 1)]
-    way = torch.stack([rows, *(steering.with_strength(part)(rows) for part in parts)])
-    lengths = way.diff(dim=0).norm(dim=-1) / rows.norm(dim=-1)
+    full = FAR if dose is None else dose
+    parts = [full.scaled(k / POINTS) for k in range(1, POINTS + 1)]
+    path = torch.stack([rows, *(steering.with_strength(part)(rows) for part in parts)])
+    lengths = path.diff(dim=0).norm(dim=-1) / rows.norm(dim=-1)
     distance = torch.cat([lengths.new_zeros(1), lengths.mean(dim=1).cumsum(dim=0)])
     return {
         "distance": distance.tolist(),
-        "log_odds": [steering.log_odds(points).tolist() for points in way],
+        "log_odds": [steering.log_odds(points).tolist() for points in path],
     }
 
 
 Line = dict[str, Any]
-_TRIED = 4  # cases on which packing is tried
+_TRIED = 4  # cases on which packing is checked
 
 
 class Worker:
-    """Does units.
+    """Computes the lines of units.
 
     Args:
-        plan, benchmark: what there is to do.
-        folder: where earlier units have left what later ones need.
-        model, tokenizer: what is steered, in eval mode.
-        speaker: who generates.
-        data: where judges have their labelled answers.
+        plan, benchmark: the units and their cases.
+        folder: the run directory, where earlier units leave what later ones need.
+        model, tokenizer: to steer, in eval mode.
+        generator: source of generations.
+        data: folder of the judges' labelled answers.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class Worker:
         folder: RunFolder,
         model: Any,
         tokenizer: Any,
-        speaker: Generator,
+        generator: Generator,
         data: Any = None,
     ):
-        self._speaker = speaker
+        self._generator = generator
         self._plan, self._benchmark, self._folder = plan, benchmark, folder
         self._model, self._tokenizer = model, tokenizer
-        self._learning = FitCache(model, tokenizer, benchmark, plan, folder)
+        self._fits = FitCache(model, tokenizer, benchmark, plan, folder)
         self._judges = judges(plan.experiment.judges, model, tokenizer, benchmark, data)
         self._validation: dict[int, Validation] = {}
         self._choice_of = {
@@ -111,7 +112,7 @@ class Worker:
         }
 
     def lines(self, unit: Unit) -> list[Line]:
-        """What a unit has to say; the same whoever asks, and whatever was done before."""
+        """Compute the lines of a unit."""
         return self._do[unit.kind](unit)
 
     @property
@@ -121,17 +122,17 @@ class Worker:
     def _check(self, unit: Unit) -> list[Line]:
         cases = self._benchmark.examples(self._plan.folds[0])[:_TRIED]
         if self._plan.experiment.task == "choices":
-            asked = [with_choices(self._tokenizer, self._benchmark, case) for case in cases]
+            prompts = [with_choices(self._tokenizer, self._benchmark, case) for case in cases]
         else:
-            prompts = [
+            encoded = [
                 encode(self._tokenizer, prompt, None, template)
                 for prompt, template in (plain(self._benchmark, case) for case in cases)
             ]
             # Any tokens will do as answers.
-            asked = [
-                PromptWithAnswers(prompt, [other[-16:] for other in prompts]) for prompt in prompts
+            prompts = [
+                PromptWithAnswers(prompt, [other[-16:] for other in encoded]) for prompt in encoded
             ]
-        if not asked or takes_packed(self._model, asked):
+        if not prompts or takes_packed(self._model, prompts):
             return []
         kind = type(self._model).__name__
         text = (
@@ -141,55 +142,59 @@ class Worker:
         return [{"kind": "note", "about": "packing", "text": text}]
 
     def _read(self, unit: Unit) -> list[Line]:
-        self._learning.read(unit.fold)
+        self._fits.read(unit.fold)
         return []
 
     def _fit(self, unit: Unit) -> list[Line]:
         assert unit.fitting is not None
-        self._learning.fit(unit.fold, unit.fitting)
-        made = []
+        self._fits.fit(unit.fold, unit.fitting)
+        lines = []
         for i in unit.conditions:
             condition = self._plan.conditions[i]
             dose = condition.doses[0] if condition.doses else None
-            made.append(self._fitted(unit.fold, condition, unit.fitting.layer, dose))
-        return made
+            lines.append(self._fitted(unit.fold, condition, unit.fitting.layer, dose))
+        return lines
 
     def _choice(self, unit: Unit) -> list[Line]:
         [i] = unit.conditions
         condition = self._plan.conditions[i]
-        found = self._validated(unit.fold).settle(condition)
-        choice = {"kind": "choice", "condition": condition.id, "fold": unit.fold, **found}
-        layer, dose = settled([choice])
+        result = self._validated(unit.fold).choose(condition)
+        choice = {"kind": "choice", "condition": condition.id, "fold": unit.fold, **result}
+        layer, dose = layer_and_dose([choice])
         return [choice, self._fitted(unit.fold, condition, layer, dose)]
 
     def _barrier(self, unit: Unit) -> list[Line]:
-        made, seen = [], set()
+        lines, seen = [], set()
         for i in unit.conditions:
             condition = self._plan.conditions[i]
             if not condition.moves:
                 continue
-            layer, dose = self._settled(unit.fold, i)
+            layer, dose = self._layer_and_dose(unit.fold, i)
             fitting = condition.fitting(layer)
-            fitted = self._learning.fit(unit.fold, fitting)
+            fitted = self._fits.fit(unit.fold, fitting)
             alone = len(fitted.parts) == 1
             if fitting in seen or not alone or fitted.field.barrier is None:
                 continue
             seen.add(fitting)
             for part in ("test", "validation"):
-                found = self._learning.held_out(unit.fold, part, fitting)
-                if found is not None:
+                held_out = self._fits.held_out(unit.fold, part, fitting)
+                if held_out is not None:
                     break
-            if found is None:
+            if held_out is None:
                 continue
-            contrast, positive, negative = found
+            contrast, positive, negative = held_out
             about = {"condition": condition.id, "fold": unit.fold, "layer": layer, "part": part}
-            steering: Any = self._learning.dosed(unit.fold, condition, layer, dose)
+            steering: Any = self._fits.dosed(unit.fold, condition, layer, dose)
             groups = [*contrast.groups[0], *contrast.groups[1]]
-            made += [
-                {"kind": "barrier", **about, **measured(steering, positive, negative, groups)},
-                {"kind": "trajectory", **about, **along(steering, negative, dose)},
+            lines += [
+                {
+                    "kind": "barrier",
+                    **about,
+                    **held_out_log_odds(steering, positive, negative, groups),
+                },
+                {"kind": "trajectory", **about, **trace(steering, negative, dose)},
             ]
-        return made
+        return lines
 
     def _cases(self, unit: Unit) -> list[Line]:
         experiment = self._plan.experiment
@@ -210,7 +215,7 @@ class Worker:
         else:
             [one] = conditions
             made = unit_lines.lines(
-                self._speaker.maker(one[1], lambda: self._learnt(unit.fold)),
+                self._generator.backend_factory(one[1], lambda: self._fitted_steerings(unit.fold)),
                 self._model,
                 self._tokenizer,
                 self._benchmark,
@@ -224,44 +229,44 @@ class Worker:
         return [{**line, "fold": unit.fold} for line in made]
 
     def close(self) -> None:
-        """End what was started for units."""
-        self._speaker.close()
+        """Stop what was started for units."""
+        self._generator.close()
 
-    def _learnt(self, fold: int) -> Iterator[Steering]:
-        """The steerings of all conditions that are learnt and chosen by now."""
+    def _fitted_steerings(self, fold: int) -> Iterator[Steering]:
+        """Yield the steerings of all conditions that are fitted and chosen by now."""
         for i, condition in enumerate(self._plan.conditions):
             if not condition.moves:
                 continue
             if condition.open and not self._folder.done(self._choice_of[fold, i]):
-                continue  # another process is at it
-            layer, dose = self._settled(fold, i)
+                continue  # another process is choosing
+            layer, dose = self._layer_and_dose(fold, i)
             folder = self._folder.steering(fold, condition.fitting(layer).folder)
             if (folder / CONFIG).is_file():
-                yield self._learning.dosed(fold, condition, layer, dose)
+                yield self._fits.dosed(fold, condition, layer, dose)
 
     def _ready(self, fold: int, i: int) -> tuple[str, Steering | None, bool]:
-        """(id, steering at its dose, whether the prompt asks in words)."""
+        """Return (id, steering at its dose, whether the prompt has the instruction)."""
         condition = self._plan.conditions[i]
         if not condition.moves:
             return condition.id, None, condition.method.name == PROMPT
-        layer, dose = self._settled(fold, i)
-        return condition.id, self._learning.dosed(fold, condition, layer, dose), False
+        layer, dose = self._layer_and_dose(fold, i)
+        return condition.id, self._fits.dosed(fold, condition, layer, dose), False
 
-    def _settled(self, fold: int, i: int) -> tuple[Layer | None, Dose | None]:
+    def _layer_and_dose(self, fold: int, i: int) -> tuple[Layer | None, Dose | None]:
         condition = self._plan.conditions[i]
         if condition.open:
-            return settled(self._folder.lines(self._choice_of[fold, i]))
+            return layer_and_dose(self._folder.lines(self._choice_of[fold, i]))
         return condition.layers[0], condition.doses[0] if condition.doses else None
 
     def _fitted(self, fold: int, condition: Condition, layer: Any, dose: Dose | None) -> Line:
-        steering = self._learning.dosed(fold, condition, layer, dose)
+        steering = self._fits.dosed(fold, condition, layer, dose)
         first = steering.parts[0]
-        found = steering.layer
+        layers = steering.layer
         return {
             "kind": "fit",
             "condition": condition.id,
             "fold": fold,
-            "layer": list(found) if isinstance(found, tuple) else found,
+            "layer": list(layers) if isinstance(layers, tuple) else layers,
             "dose": None if dose is None else dose_to_json(dose),
             # It would make the results of two runs differ.
             "seconds": None,
@@ -278,7 +283,7 @@ class Worker:
                     self._tokenizer,
                     self._benchmark,
                     self._plan,
-                    self._learning,
+                    self._fits,
                     self._folder,
                     fold,
                     self._packed,

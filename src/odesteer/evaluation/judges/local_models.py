@@ -5,7 +5,7 @@ not load it again. Texts that are longer than a model reads are not cut: the jud
 says so.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from odesteer.evaluation.judges.base import EMPTY, Score
+from odesteer.models.batching import Rows, batches, pad
 from odesteer.models.layers import input_device
 from odesteer.models.loading import load_classifier, load_model
-
-Rows = Sequence[Sequence[int]]
 
 
 # Two of each: the truth and the info judge, read in turns. More would fill a GPU.
@@ -78,8 +77,9 @@ def limit(model: Any, tokenizer: Any) -> int:
 def next_token_probabilities(model: Any, rows: Rows, token: int, batch_size: int) -> Tensor:
     """P(token) as the next one after each row: [n], float64."""
     results = torch.empty(len(rows), dtype=torch.float64)
-    for batch in _batches(rows, batch_size):
-        ids, mask = _padded(model, [rows[i] for i in batch], 0, left=True)
+    for batch in batches([len(row) for row in rows], rows=batch_size):
+        chosen = [rows[i] for i in batch]
+        ids, mask = pad(chosen, left=True, device=input_device(model))
         with torch.no_grad():
             logits = model(
                 input_ids=ids,
@@ -94,7 +94,7 @@ def next_token_probabilities(model: Any, rows: Rows, token: int, batch_size: int
 def class_logits(model: Any, rows: Rows, batch_size: int) -> Tensor:
     """The head's outputs for each row: [n, labels], float64."""
     results: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in _batches(rows, batch_size):
+    for batch in batches([len(row) for row in rows], rows=batch_size):
         chosen = [rows[i] for i in batch]
         # Decoders take the last token that is not padding for the end of a row. Models use
         # their end-of-sequence token to pad, and chats end in it: pad with a token of no row.
@@ -102,7 +102,7 @@ def class_logits(model: Any, rows: Rows, batch_size: int) -> Tensor:
         config = model.config.get_text_config()
         before = config.pad_token_id
         fill = before if before is not None and before not in used else _unused(used)
-        ids, mask = _padded(model, chosen, fill, left=False)
+        ids, mask = pad(chosen, fill, left=False, device=input_device(model))
         config.pad_token_id = fill
         try:
             with torch.no_grad():
@@ -116,21 +116,3 @@ def class_logits(model: Any, rows: Rows, batch_size: int) -> Tensor:
 
 def _unused(used: set[int]) -> int:
     return next(token for token in range(len(used) + 1) if token not in used)
-
-
-def _padded(model: Any, rows: Rows, fill: int, left: bool) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), fill)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place], mask[i, place] = torch.tensor(row), 1
-    device = input_device(model)
-    return ids.to(device), mask.to(device)
-
-
-def _batches(rows: Rows, size: int) -> Iterator[list[int]]:
-    """Places of rows of similar length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -96,7 +96,7 @@ class KLToUnsteered(Judge):
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
         from odesteer.evaluation.scoring.divergence import compare
-        from odesteer.evaluation.scoring.replay import as_text
+        from odesteer.evaluation.scoring.packing import as_text
 
         texts = {}
         for i, (case, said) in enumerate(zip(cases, generations, strict=True)):
@@ -108,11 +108,8 @@ class KLToUnsteered(Judge):
         if self.steering is None:
             shifts = [0.0] * len(texts)
         else:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            found = compare(
-                self.model, list(texts.values()), [self.steering], vocabulary=vocabulary
-            )
-            shifts = [float(shift.kl.double().mean()) for shift in found[0]]
+            [tokens] = compare(self.model, list(texts.values()), [self.steering])
+            shifts = [float(scores.kl.double().mean()) for scores in tokens]
         for i, value in zip(texts, shifts, strict=True):
             scores[i] = Score(value)
         return scores

@@ -1,9 +1,9 @@
 """Settings of a search, effect measures, and the fits that they compare.
 
-`ProbeEffect`: a probe (logistic regression on a late block) learnt from unsteered texts, applied
-to unwanted texts while they are read steered. It is a proxy: what it sees went through the
-model's later blocks, which had every chance to undo the change, but it is still the model's
-reading and not its writing. `JudgeEffect`: a judge of generations, which is better and slower.
+`ProbeEffect`: a probe (logistic regression on a late block) fitted on unsteered texts, applied
+to unwanted texts that are read steered. It is a proxy: the activations went through later blocks,
+which could have undone the change, but they come from reading and not from writing.
+`JudgeEffect`: a judge of generations, which is better and slower.
 """
 
 import warnings
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast, Example
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
+from odesteer.evaluation.scoring.packing import GivenText, as_texts
+from odesteer.evaluation.scoring.score_texts import last_activations
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract
@@ -50,41 +51,41 @@ _CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _NEW_TOKENS = 32
 _WEAK = 0.6  # an AUC below which a read-out says little
 
-Read = Callable[[int], None]  # told how many texts were read (or answered) since the last call
+Read = Callable[[int], None]  # called with the number of texts since the last call
 
 
 class EffectOutcome(NamedTuple):
-    """What a read-out says under one steering: see `Trial.value` and `Trial.effect`."""
+    """Read-out under one steering: see `Trial.value` and `Trial.effect`."""
 
     value: float
     effect: Interval
 
 
 class EffectMeter(ABC):
-    """Reads texts, or has prompts answered, under steerings; the first is the unsteered model."""
+    """Measure of effect over texts or prompts; the first steering is the unsteered model."""
 
     sign: int = 1  # 1 where more is wanted, -1 where less is
     groups: Sequence[str]  # of what is read
 
     @property
     def size(self) -> int:
-        """How many texts are read or prompts answered."""
+        """Number of texts that are read or prompts that are answered."""
         return len(self.groups)
 
     @abstractmethod
     def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
-        """[steerings, n] on the scale on which effects are measured; NaN where there is none."""
+        """Return [steerings, n] on the scale on which effects are measured; NaN without any."""
 
     @abstractmethod
     def value(self, raw: np.ndarray) -> np.ndarray:
-        """The same on the scale that people read."""
+        """Convert raw values to the scale that people read."""
 
     @abstractmethod
     def facts(self, raw: np.ndarray) -> dict[str, Any]:
-        """What it is and how good, as JSON values; warns where it is of little use."""
+        """Describe the measure and its quality as JSON values; warn if it is of little use."""
 
     def outcomes(self, raw: np.ndarray, seed: int = 0) -> list[EffectOutcome]:
-        """Mean value and standardised difference to the first row, one a row of `raw`.
+        """Return mean value and standardised difference to the first row, per row of `raw`.
 
             effect = sign * mean_i (raw_i - unsteered_i) / sd(unsteered)
 
@@ -125,12 +126,12 @@ class Probe:
     bias: float
 
     def log_odds(self, a: Tensor) -> np.ndarray:
-        """[..., d] -> [...]."""
+        """Return log-odds, [..., d] -> [...]."""
         return (a.cpu().double() @ self.weight + self.bias).numpy()
 
 
 def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
-    """Logistic regression on standardised activations; C has the least held-out log-loss.
+    """Fit logistic regression on standardised activations; C minimises held-out log-loss.
 
     Args:
         block: whose outputs they are.
@@ -165,9 +166,9 @@ class ProbeEffect(EffectMeter):
 
     Args:
         model: a transformers causal language model, in eval mode.
-        probe: learnt from other groups.
-        negatives: what is read.
-        positives: what the probe's quality is measured against.
+        probe: fitted on other groups.
+        negatives: texts to read.
+        positives: for the probe's quality.
         groups: of the negatives.
     """
 
@@ -180,12 +181,10 @@ class ProbeEffect(EffectMeter):
     def raw(self, steerings: Sequence[Steering], read: Read) -> np.ndarray:
         log_odds = np.full((len(steerings), len(self.negatives)), np.nan)
         block = self.probe.block
-        for batch, number, _, steered in replay(
-            self.model, self.negatives, steerings, block=block, keep=1
+        for number, texts, a in last_activations(
+            self.model, self.negatives, steerings, block, read
         ):
-            assert steered.hidden is not None  # a block was asked for
-            log_odds[number, batch] = self.probe.log_odds(steered.hidden)
-            read(len(batch))
+            log_odds[number, texts] = self.probe.log_odds(a)
         return log_odds
 
     def value(self, raw: np.ndarray) -> np.ndarray:
@@ -208,13 +207,13 @@ class ProbeEffect(EffectMeter):
 class JudgeEffect(EffectMeter):
     """A judge's scores of greedy generations.
 
-    Whether high or low scores are wanted comes from the contrast: from how the judge scores
-    held-out positive and negative responses.
+    Whether high or low scores are wanted is learnt from how the judge scores held-out positive
+    and negative responses.
 
     Args:
         backend: the model.
-        judge: what scores.
-        prompts: what is answered.
+        judge: scores answers.
+        prompts: to answer.
         positives, negatives: held-out examples.
     """
 
@@ -298,22 +297,22 @@ def amounts_of(doses: Sequence[Dose | float] | None) -> list[Dose]:
 def candidates_of(
     model: nn.Module, method: Method, layers: Sequence[int | Sequence[int]] | None
 ) -> list[Layer]:
-    """What to fit at; nothing where the layers are still to be ranked."""
+    """Return the layers to fit at; none where they are still to be ranked."""
     if layers is None:
         return ["auto"] if method.site == "heads" else []
-    found: list[Layer] = [
+    candidates: list[Layer] = [
         layer_index(model, layer)
         if isinstance(layer, int)
         else tuple(sorted({layer_index(model, each) for each in layer}))
         for layer in layers
     ]
-    if not found or () in found:
+    if not candidates or () in candidates:
         raise ValueError("layers holds no layer; name at least one block, or leave it out.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(candidates))
 
 
 def late_block(model: nn.Module, candidates: Sequence[Layer]) -> int:
-    """Where the probe reads: nine tenths up, and above where each candidate begins."""
+    """Return the block of the probe: nine tenths up, and above every candidate's first."""
     depth = len(find_layers(model))
     begin = max(
         (c[0] if isinstance(c, tuple) else c if isinstance(c, int) else 0 for c in candidates),
@@ -345,18 +344,18 @@ def prompts_of(
     judge: "Judge | None",
     seed: int,
 ) -> list[tuple[list[int], Prompt | None]]:
-    """Neutral prompts, as token ids and, where there is one, as it was given."""
+    """Return neutral prompts as token ids and, where there is one, as text or messages."""
     examples = [*held_out.positive, *held_out.negative]
     given = [e.prompt for e in examples if e.prompt is not None] if prompts is None else prompts
     if given:
-        # Rows of one prompt ask it once.
+        # A prompt of several rows counts once.
         unique = {
             tuple(encode(tokenizer, prompt, None, held_out.template)): prompt for prompt in given
         }
-        asked: list[tuple[list[int], Prompt | None]] = [
+        encoded: list[tuple[list[int], Prompt | None]] = [
             (list(ids), prompt) for ids, prompt in unique.items()
         ]
-        return asked if prompts is not None else some(asked, PROMPTS, seed)
+        return encoded if prompts is not None else some(encoded, PROMPTS, seed)
     if prompts is not None:
         raise ValueError("prompts is empty; give at least one, or leave it out.")
     if judge is not None:
@@ -369,19 +368,19 @@ def prompts_of(
 
 
 def some(items: Sequence[T], count: int, seed: int) -> list[T]:
-    """At most `count` of them, drawn without replacement, in their order."""
+    """Draw at most `count` items without replacement; they keep their order."""
     if len(items) <= count:
         return list(items)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     return [items[i] for i in sorted(drawn)]
 
 
-# Of the time: how long each stage took on SmolLM2-135M, roughly.
+# Percent of the time of each stage on SmolLM2-135M, roughly.
 _STAGES = {"read": 20, "rank": 10, "fit": 10, "effect": 35, "damage": 25}
 
 
 class StagedProgress:
-    """One progress of (done, 1000) out of stages that count in units of their own."""
+    """Progress (done, 1000) of stages that each count in their own unit."""
 
     def __init__(self, progress: Progress | None):
         self._progress = progress
@@ -401,7 +400,7 @@ class StagedProgress:
         return progress
 
     def count(self, stage: str, total: int) -> Callable[[int], None]:
-        """The same, told how many are new instead of how many are done."""
+        """Return a callback that takes increments instead of totals."""
         progress, done = self.of(stage), 0
 
         def more(new: int) -> None:
@@ -426,12 +425,12 @@ def learn(
     stages: "StagedProgress",
     cache: CacheChoice,
 ) -> tuple[list[Steering], Probe | None]:
-    """The method fitted at each candidate, and the probe of `block`, from one reading."""
+    """Fit the method at each candidate, and the probe of `block`, from one extraction."""
     to_rank = [] if candidates else middle_layers(model)
     to_read = list(dict.fromkeys([*to_rank, *([] if block is None else [block])]))
     data: dict[int, ActivationSet] = {}
     if to_read:
-        # The last token, whatever the method reads: that is what the probe reads later.
+        # The last token, whatever the method reads, since the probe reads it later.
         data = read(model, tokenizer, part, to_read, RANKING_METHOD, stages.of("read"), cache=cache)
     quality: dict[int, BinaryQuality] = {}
     if to_rank:
@@ -460,7 +459,7 @@ def _fit_each(
     stages: "StagedProgress",
     cache: CacheChoice,
 ) -> list[Steering]:
-    """The method fitted at each candidate; single layers are read in one pass, if not yet read."""
+    """Fit the method at each candidate; single layers share one pass, if not yet read."""
     progress = stages.of("fit")
     single = [candidate for candidate in candidates if isinstance(candidate, int)]
     if method.site == "residual" and len(single) == len(candidates):
@@ -505,14 +504,14 @@ def by_judge(
     model: nn.Module,
     tokenizer: Any,
     judge: "Judge",
-    asked: Sequence[tuple[list[int], Prompt | None]],
+    prompts: Sequence[tuple[list[int], Prompt | None]],
     held_out: Contrast,
     seed: int,
 ) -> JudgeEffect:
     return JudgeEffect(
         TransformersBackend(model, tokenizer, template=held_out.template),
         judge,
-        [prompt for _, prompt in asked if prompt is not None],
+        [prompt for _, prompt in prompts if prompt is not None],
         some(held_out.positive, TEXTS, seed),
         some(held_out.negative, TEXTS, seed),
     )

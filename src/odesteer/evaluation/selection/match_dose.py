@@ -2,9 +2,9 @@
 
     find T with mean_i ||a_i(T) - a_i|| = displacement
 
-so that methods can be compared at equal displacement, although their strengths count
-different things and a gated method moves only some rows. Where the damage is something that only
-the model can say (KL to the unsteered next token, say), `find_dose` looks for a dose with so much.
+so that methods can be compared at equal displacement, although their strengths have different
+units and a gated method moves only some rows. Where only the model can measure the damage (KL to
+the unsteered next token, say), `match_damage` searches for the dose.
 """
 
 import math
@@ -17,9 +17,9 @@ from torch import Tensor
 from odesteer.ode import RotationField, Time, TransportField
 from odesteer.steering import Steering
 
-# At strength 1 their map is complete: beyond it they promise nothing.
+# At strength 1 their map is complete: beyond it they are undefined.
 MAPS = (TransportField, RotationField)
-# Rows that have not come so far after this many times the straight path are not on their way.
+# Rows that are not there after this many times the straight path will not get there.
 DETOUR = 5.0
 
 
@@ -33,7 +33,7 @@ class Match(NamedTuple):
 def mean_displacement(
     steering: Steering, rows: Tensor, strength: float, relative: bool = False
 ) -> float:
-    """mean_i ||a_i(T) - a_i|| of rows [n, d] at T = strength, or the mean of it over ||a_i||."""
+    """Return mean_i ||a_i(T) - a_i|| of rows [n, d] at T = strength, or relative to ||a_i||."""
     moved = steering.with_strength(Time(strength))(rows)
     return _mean_length(moved - rows, rows, relative)
 
@@ -50,11 +50,11 @@ def match_displacement(
     tolerance: float = 2e-3,
     relative: bool = False,
 ) -> Match:
-    """The least strength found that moves the rows so far, to a relative tolerance.
+    """Find the least strength with a given mean displacement, to a relative tolerance.
 
-    Where none does, the least that moves them (nearly) as far as they go: a map is at most
-    carried out whole (`MAPS`), and other flows are followed for `DETOUR` times as long as
-    their initial speed asks for.
+    Where none has it, the least strength that moves the rows (nearly) as far as they go: a map
+    is at most carried out whole (`MAPS`), and other flows are followed for `DETOUR` times as long
+    as their initial speed needs.
 
     Args:
         steering: any; its own strength is not used.
@@ -78,8 +78,8 @@ def match_displacement(
         strength = min(ceiling, straight if strength < straight else 1.25 * strength)
     low, high = tried[-2:]
     if high.displacement < displacement:
-        most = max(found.displacement for found in tried)
-        return next(found for found in tried if found.displacement >= (1.0 - tolerance) * most)
+        most = max(match.displacement for match in tried)
+        return next(match for match in tried if match.displacement >= (1.0 - tolerance) * most)
     while high.displacement > (1.0 + tolerance) * displacement:
         middle = (low.strength + high.strength) / 2.0
         if not low.strength < middle < high.strength:
@@ -89,7 +89,7 @@ def match_displacement(
     return high
 
 
-def find_dose(
+def match_damage(
     damage: Callable[[float], float],
     value: float,
     start: float,
@@ -97,19 +97,19 @@ def find_dose(
     tolerance: float = 0.03,
     most: int = 12,
 ) -> tuple[float, float]:
-    """A dose with so much damage, found with few measurements, and the damage it has.
+    """Find a dose with a given damage in few measurements; return it and its damage.
 
-    Damage is taken to grow like a power of the dose near the answer: a secant in logarithms,
-    kept within what is known to be too little and too much. Where the damage cannot be had (a
-    map that is complete, a gate that stays shut), the dose that came closest.
+    Damage is taken to grow like a power of the dose near the solution: a secant in logarithms,
+    bracketed by the doses known to be too small and too large. Where no dose has the damage (a
+    map that is complete, a gate that stays shut), the closest one.
 
     Args:
         damage: of a dose > 0; slow.
-        value: > 0.
-        start: the dose that is measured first.
+        value: the damage to reach, > 0.
+        start: the first dose to measure.
         power: how the damage grows with small doses: 2 for KL, 1 for displacement.
         tolerance: relative.
-        most: how many measurements at most.
+        most: number of measurements.
     """
     tried: list[tuple[float, float]] = []
     dose = start
@@ -125,7 +125,7 @@ def find_dose(
 
 
 def _next(tried: list[tuple[float, float]], value: float, power: float) -> float:
-    """The dose to measure next, after (dose, damage) in order of the dose."""
+    """Return the dose to measure next, from (dose, damage) in order of the dose."""
     # The first crossing counts: damage may fall again far out.
     above = next((i for i, (_, found) in enumerate(tried) if found >= value), len(tried))
     low = tried[above - 1] if above > 0 else None
@@ -142,7 +142,7 @@ def _next(tried: list[tuple[float, float]], value: float, power: float) -> float
     if found <= 0.0:
         return 4.0 * dose
     if len(tried) > 1:
-        # What it has been found to grow with, from the two nearest.
+        # The measured power, from the two nearest.
         (one, at_one), (other, at_other) = tried[:2] if high is not None else tried[-2:]
         slope = math.log(at_other / at_one) / math.log(other / one) if at_one > 0 else 0.0
         power = slope if slope > 0.1 else power

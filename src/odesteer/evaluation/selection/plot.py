@@ -1,8 +1,8 @@
 """Figure of effect against damage over trials.
 
-Effect over damage, a line a layer and a point a dose; the Pareto front, the budget and the
-chosen trial. Colours are Okabe and Ito's, which colour-blind readers can tell apart, and each
-layer has a marker of its own, so that the figure also reads in grey.
+One line per layer and one point per dose, with the Pareto front, the budget and the chosen trial.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, and each layer has its own
+marker, so that the figure also reads in grey.
 """
 
 import io

@@ -1,12 +1,9 @@
 """Result of a search: trials, goal and the chosen steering.
 
-Choice among measured trials.
-
-Each is a `Trial`: an effect and a damage. A trial is feasible within the damage budget, and on
-the Pareto front where no other has as much effect with less damage or more effect with as
-much. With a target the feasible trial that reaches it with the least damage is taken, and
-without one the feasible trial of the largest effect. The unsteered model is a trial too, and
-always feasible.
+A `Trial` has an effect and a damage. It is feasible within the damage budget, and on the Pareto
+front if no other trial has as much effect with less damage, or more effect with as much. With a
+target, the feasible trial that reaches it with the least damage is chosen; without one, the
+feasible trial with the largest effect. The unsteered model is a trial too, and always feasible.
 """
 
 import math
@@ -48,7 +45,7 @@ class Trial(NamedTuple):
     pareto: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; what is not a finite number is None."""
+        """Return JSON values; None for numbers that are not finite."""
         layer = list(self.layer) if isinstance(self.layer, tuple) else self.layer
         numbers = {name: _plain(getattr(self, name)) for name in _NUMBERS}
         effect = {key: _plain(value) for key, value in self.effect._asdict().items()}
@@ -67,7 +64,7 @@ _NUMBERS = ("value", "kl", "kl_95", "perplexity_ratio")
 
 @dataclass(frozen=True)
 class Goal:
-    """What was asked for.
+    """Target and budget of a search.
 
     Attributes:
         max_kl: budget of `Trial.kl_95`, nats a token.
@@ -108,11 +105,11 @@ class Goal:
 
     @property
     def label(self) -> str:
-        """What the value is called."""
+        """Name of the value."""
         return "P(positive)" if self.judge is None else self.judge
 
     def to_json(self) -> dict[str, Any]:
-        """Target and budget as JSON values; no bound is None."""
+        """Return target and budget as JSON values; no bound is None."""
         return {
             "target": self.value,
             "target_effect": self.effect,
@@ -131,20 +128,20 @@ class Goal:
             return f"{self.label} {'>=' if self.sign > 0 else '<='} {self.value:g}"
         return None if self.effect is None else f"effect >= {self.effect:g}"
 
-    def affords(self, trial: Trial) -> bool:
+    def within_budget(self, trial: Trial) -> bool:
         damage = (trial.kl_95, trial.perplexity_ratio)
         within = trial.kl_95 <= self.max_kl and damage[1] <= self.max_perplexity_ratio
         return within and all(map(math.isfinite, (*damage, trial.value, trial.effect.mean)))
 
-    def excess(self, trial: Trial) -> float:
-        """How far beyond the target (negative: short of it); the effect where there is none."""
+    def margin(self, trial: Trial) -> float:
+        """Return the distance beyond the target (negative: short of it), or the effect."""
         if self.value is not None:
             return self.sign * (trial.value - self.value)
         return trial.effect.mean - (self.effect or 0.0)
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that no other beats in effect and in `kl_95`, by damage."""
+    """Return the trials that no other beats in effect and in `kl_95`, by damage."""
     front: list[Trial] = []
     known = [t for t in trials if math.isfinite(t.effect.mean) and math.isfinite(t.kl_95)]
     for trial in sorted(known, key=lambda t: (t.kl_95, -t.effect.mean)):
@@ -155,11 +152,11 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` measured, and the steering it chose.
+    """Trials of `tune`, and the steering that it chose.
 
     Attributes:
-        steering: the chosen one at its dose: the very one that was measured, learnt from the
-            fit part alone. `receipts["tune"]` holds everything below as JSON values.
+        steering: the chosen one at its dose, as it was measured: fitted on the fit part alone.
+            `receipts["tune"]` holds everything below as JSON values.
         rows: every trial, the unsteered model first.
         chosen: the trial of `steering`.
         met: whether the target was reached within the budget; without a target, whether
@@ -183,7 +180,7 @@ class Tuned:
         return pareto_front(self.rows)
 
     def table(self, every: bool = False) -> str:
-        """The Pareto front (or `every` trial) as text; ">" is chosen, "!" beyond the budget."""
+        """Format the Pareto front (or `every` trial); ">" is chosen, "!" beyond the budget."""
         heading = ("", "layer", "dose", self.wanted.label, "effect [95 %]", "KL", "KL p95", "ppl x")
         shown = self.rows if every else [t for t in self.rows if t.pareto or t == self.chosen]
         cells = [heading, *(self._cells(trial) for trial in shown)]
@@ -217,7 +214,7 @@ class Tuned:
 
 
 def layer_name(layer: int | tuple[int, ...] | None) -> str:
-    """One layer or several, briefly."""
+    """Format one layer or several, briefly."""
     if not isinstance(layer, tuple):
         return str(layer)
     return ",".join(map(str, layer)) if len(layer) <= 3 else f"{layer[0]}..{layer[-1]}"
@@ -230,7 +227,7 @@ def name_of(trial: Trial) -> str:
     return f"layer{plural} {layer_name(trial.layer)} at {trial.dose}"
 
 
-def worth(trial: Trial, wanted: Goal) -> str:
+def describe(trial: Trial, wanted: Goal) -> str:
     return f"effect {trial.effect.mean:+.2f}, {wanted.label} {trial.value:.3f}"
 
 
@@ -241,7 +238,7 @@ def _plain(value: float) -> float | int | None:
 
 
 class Choice(NamedTuple):
-    """The trial taken, whether it does what was asked, and why it was taken."""
+    """Chosen trial, whether it meets the goal, and the reason."""
 
     trial: Trial
     met: bool
@@ -249,16 +246,16 @@ class Choice(NamedTuple):
 
 
 def judged(trials: Sequence[Trial], wanted: Goal) -> list[Trial]:
-    """The trials with `feasible` and `pareto` filled in."""
+    """Fill in `feasible` and `pareto` of the trials."""
     front = {id(trial) for trial in pareto_front(trials)}
-    return [t._replace(feasible=wanted.affords(t), pareto=id(t) in front) for t in trials]
+    return [t._replace(feasible=wanted.within_budget(t), pareto=id(t) in front) for t in trials]
 
 
 def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
-    """The feasible trial that reaches the target cheapest, or has the largest effect.
+    """Choose the feasible trial that reaches the target cheapest, or has the largest effect.
 
     Args:
-        trials: as `judged` left them; at least one is feasible.
+        trials: as returned by `judged`; at least one is feasible.
         wanted: budget and target.
     """
     choice = _choose(trials, wanted)
@@ -267,14 +264,14 @@ def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
 
 def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     feasible = [t for t in trials if t.feasible]
-    reached = [t for t in feasible if wanted.excess(t) >= 0]
+    reached = [t for t in feasible if wanted.margin(t) >= 0]
     if wanted.target is None:
         best = max(feasible, key=lambda t: (t.effect.mean, -t.kl_95))
         if best.effect.mean > 0:
             return Choice(
                 best,
                 True,
-                f"{name_of(best)} has the largest effect ({worth(best, wanted)}) of the "
+                f"{name_of(best)} has the largest effect ({describe(best, wanted)}) of the "
                 f"{len(feasible)} of {len(trials)} trials within the budget ({wanted.budget}).",
             )
         return Choice(
@@ -289,12 +286,12 @@ def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
         return Choice(
             best,
             True,
-            f"{name_of(best)} reaches {wanted.target} ({worth(best, wanted)}) with the least "
+            f"{name_of(best)} reaches {wanted.target} ({describe(best, wanted)}) with the least "
             f"damage (KL p95 {best.kl_95:.3g}, perplexity ratio {best.perplexity_ratio:.3g}) "
             f"within the budget ({wanted.budget}).",
         )
-    best = max(feasible, key=lambda t: (wanted.excess(t), -t.kl_95))
-    beyond = [t for t in sorted(trials, key=lambda t: t.kl_95) if wanted.excess(t) >= 0]
+    best = max(feasible, key=lambda t: (wanted.margin(t), -t.kl_95))
+    beyond = [t for t in sorted(trials, key=lambda t: t.kl_95) if wanted.margin(t) >= 0]
     cure = (
         f"{name_of(beyond[0])} would, at KL p95 {beyond[0].kl_95:.3g} and perplexity ratio "
         f"{beyond[0].perplexity_ratio:.3g}: raise the budget, or lower the target."
@@ -305,5 +302,5 @@ def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
         best,
         False,
         f"no trial within the budget ({wanted.budget}) reaches {wanted.target}; the closest is "
-        f"{name_of(best)} ({worth(best, wanted)}); {cure}",
+        f"{name_of(best)} ({describe(best, wanted)}); {cure}",
     )

@@ -1,9 +1,9 @@
 """Search over layers and doses.
 
-The contrast is split by group (`asked`). On the fit part: the layers are ranked, and at each
-candidate the method is fitted once (`learning`). On the held-out part, every candidate at every
-dose: the effect (`readout`) and the damage (`damage`). What is chosen from that is
-`choosing`'s question.
+The contrast is split by group. On the fit part, the layers are ranked and the method is fitted
+once at each candidate. On the held-out part, effect (`selection.effect`) and damage
+(`scoring.divergence`) are measured for every candidate at every dose, and `selection.result`
+chooses among the trials.
 """
 
 import time
@@ -63,17 +63,17 @@ def tune(
     """Choose layer and dose on held-out data, for a target under a damage budget.
 
     A third of the contrast's groups is held out. Every candidate layer at every dose is
-    measured there, steering the last prompt token and all that follow, as in use:
+    measured there, steering the last prompt token and all that follow, as in generation:
 
-    - effect: a probe on a late block, learnt from unsteered texts, reads held-out negatives
-      while they are steered. That is a proxy which goes through the model. With a `judge`,
-      its scores of steered greedy generations count instead: better, and slower.
-    - damage: KL(unsteered || steered) of the next-token distributions along what the
-      unsteered model says after neutral prompts, and the perplexity of that text, steered
+    - effect: a probe on a late block, fitted on unsteered texts, reads held-out negatives
+      while they are steered: a proxy. With a `judge`, its scores of steered greedy generations
+      count instead, which is better and slower.
+    - damage: KL(unsteered || steered) of the next-token distributions along the unsteered
+      model's continuations of neutral prompts, and the perplexity of these texts, steered
       over unsteered.
 
-    The choice is made on the numbers it is reported with, so the chosen trial's effect is a
-    little flattered; its interval does not know of the choice.
+    The choice is made on the numbers that are reported, so the chosen trial's effect is slightly
+    optimistic; its interval does not account for the choice.
 
     Args:
         model: a transformers causal language model.
@@ -107,31 +107,31 @@ def tune(
         ValueError: for an unknown method, layer, target or budget that makes no sense, or a
             contrast with too few groups to hold any out.
     """
-    one = find_method(method)() if isinstance(method, str) else method
+    fitted_method = find_method(method)() if isinstance(method, str) else method
     name = None if judge is None else judge.name
     wanted = Goal(max_kl, max_perplexity_ratio, target, target_effect, name)
     amounts = amounts_of(doses)
-    candidates = candidates_of(model, one, layers)
+    candidates = candidates_of(model, fitted_method, layers)
     block = None if judge is not None else late_block(model, candidates)
     fit_part, held_out = split(contrast, seed)
-    if one.needs_pairs and not fit_part.is_paired:
+    if fitted_method.needs_pairs and not fit_part.is_paired:
         fit_part = fit_part.paired()
     started = time.perf_counter()
-    asked = prompts_of(tokenizer, held_out, prompts, judge, seed)
+    neutral = prompts_of(tokenizer, held_out, prompts, judge, seed)
     stages = StagedProgress(progress)
     with evaluating(model):
         fitted, probe = learn(
-            model, tokenizer, fit_part, one, candidates, block, seed, stages, cache
+            model, tokenizer, fit_part, fitted_method, candidates, block, seed, stages, cache
         )
         readout: EffectMeter
         if judge is not None:
-            readout = by_judge(model, tokenizer, judge, asked, held_out, seed)
+            readout = by_judge(model, tokenizer, judge, neutral, held_out, seed)
         else:
             assert probe is not None  # there is a block to read
             readout = by_probe(model, tokenizer, probe, held_out, seed)
         steerings = [fitted[0].with_strength(Angle(0.0))]
         steerings += [steering.with_strength(dose) for steering in fitted for dose in amounts]
-        prompt_ids = [ids for ids, _ in asked]
+        prompt_ids = [ids for ids, _ in neutral]
         trials, facts = _measure(model, tokenizer, steerings, readout, prompt_ids, seed, stages)
     wanted = replace(wanted, sign=readout.sign)
     trials = judged(trials, wanted)
@@ -139,7 +139,7 @@ def tune(
     if not choice.met:
         warnings.warn(choice.reason, stacklevel=2)
     receipt = {
-        "method": one.name,
+        "method": fitted_method.name,
         "seed": seed,
         **wanted.to_json(),
         "split": {"fit": _sizes(fit_part), "held_out": _sizes(held_out)},
@@ -163,11 +163,11 @@ def _measure(
     seed: int,
     stages: "StagedProgress",
 ) -> tuple[list[Trial], dict[str, Any]]:
-    """A trial of each steering (the first moves nothing), and what the receipt says of it."""
+    """Measure a trial of each steering (the first moves nothing), and facts for the receipt."""
     raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
     texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
     count = stages.count("damage", len(steerings) * len(texts))
-    damages = measure(model, texts, steerings, vocabulary=len(tokenizer), progress=count)
+    damages = measure(model, texts, steerings, count)
     outcomes = readout.outcomes(raw, seed)
     trials = [
         Trial(
@@ -188,7 +188,7 @@ def _measure(
 
 
 def _with_receipt(steering: Steering, receipt: dict[str, Any]) -> Steering:
-    """The steering with `receipts["tune"]`; of several layers, the first carries it."""
+    """Add `receipts["tune"]`; of several layers, the first carries it."""
     first, *others = steering.parts
     return Steering.of([replace(first, receipts=first.receipts | {"tune": receipt}), *others])
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from odesteer.data import Example
-from odesteer.evaluation.scoring.divergence import kl
-from odesteer.evaluation.scoring.replay import GivenText, as_texts, replay
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, as_texts
+from odesteer.evaluation.scoring.score_texts import baselines, kl
 from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.ode import ConstantField, Time
 from odesteer.steering import LayerSteering, Steering
@@ -175,30 +175,18 @@ def divergence(
     Raises:
         ValueError: if no text has two tokens.
     """
-    texts: list[GivenText] = [text for text, _ in as_texts(tokenizer, examples, template)]
+    texts = [text for text, _ in as_texts(tokenizer, examples, template)]
     if not texts:
         raise ValueError(f"No next token can be compared: of {len(examples)} texts, none has two.")
-    vocabulary = model.config.get_text_config().vocab_size
+    rows = [PromptWithAnswers(text.prompt, [text.answer]) for text in texts]
+    vector = vectors.steering()
     to_vector, to_unsteered, read = [], [], 0
-    flows: list[torch.Tensor] = []
-    # Of every batch the flow comes first, then the vector.
-    both = [steering, vectors.steering()]
-    for batch, number, unsteered, steered in replay(model, texts, both, vocabulary=vocabulary):
-        if number == 0:
-            flows = []
-        for row, i in enumerate(batch):
-            # The distribution over an answer's token stands one position before it.
-            before = slice(-1 - len(texts[i].answer), -1)
-            log_q = steered.logits[row, before].float().log_softmax(dim=-1)
-            if number == 0:
-                flows.append(log_q)
-                plain = unsteered.logits[row, before].float().log_softmax(dim=-1)
-                to_unsteered.append(kl(log_q, plain).cpu())
-            else:
-                to_vector.append(kl(flows[row], log_q).cpu())
-        if number == 1:
-            read += len(batch)
-            if progress is not None:
-                progress(read, len(texts))
+    for baseline in baselines(model, rows, [steering, vector], packed=False):
+        flow = baseline.run(steering).log_q
+        to_unsteered.append(kl(flow, baseline.log_p).cpu())
+        to_vector.append(kl(flow, baseline.run(vector).log_q).cpu())
+        read += len(baseline.batch.slots)
+        if progress is not None:
+            progress(read, len(texts))
     near, far = torch.cat(to_vector).double(), torch.cat(to_unsteered).double()
     return Divergence(float(near.mean()), float(far.mean()), len(near))

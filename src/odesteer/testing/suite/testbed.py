@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odesteer.models.batching import pad
 from odesteer.testing.suite.adapter import Adapter, Steered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES, VOCABULARY, WIDTH, Architecture
 
@@ -60,14 +61,7 @@ class Testbed:
 
     def padded(self, left: bool) -> tuple[Tensor, Tensor]:
         """The prompts as one batch: ids and mask [b, t]."""
-        width = max(LENGTHS)
-        ids = torch.zeros(len(self.prompts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(self.prompts):
-            t = row.shape[1]
-            where = slice(width - t, width) if left else slice(0, t)
-            ids[i, where], mask[i, where] = row[0], 1
-        return ids, mask
+        return pad([row[0].tolist() for row in self.prompts], left=left)
 
     # ---- steering
 
