@@ -219,9 +219,9 @@ class Contrast:
             raise ValueError(f"Only groups can be split, and this contrast has {len(names)}.")
         order = np.random.default_rng(seed).permutation(len(names))
         chosen = {names[i] for i in order[: round(share * len(names))]}
-        return self.where(chosen), self.where(set(names) - chosen)
+        return self.subset(chosen), self.subset(set(names) - chosen)
 
-    def where(self, groups: set[str]) -> "Contrast":
+    def subset(self, groups: set[str]) -> "Contrast":
         """The examples of those groups."""
         return Contrast(
             tuple(e for e in self.positive if e.group in groups),

@@ -87,7 +87,7 @@ class LayerSteering:
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     site: str = "residual"
-    _placed: dict[Any, tuple[VectorField, int | None]] = field(
+    _on_device: dict[Any, tuple[VectorField, int | None]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -111,7 +111,7 @@ class LayerSteering:
         return as_dose(self.strength)
 
     @property
-    def decides(self) -> bool:
+    def data_dependent(self) -> bool:
         """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
         return self.field.reads_prompt or find_solver(self.solver).adaptive
 
@@ -166,7 +166,7 @@ class LayerSteering:
     def velocity(self, prompt: Tensor) -> Tensor:
         """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
         with _exact(prompt):
-            return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
+            return self._field_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 
     # ---- what it knows about an activation
 
@@ -185,7 +185,7 @@ class LayerSteering:
         """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with _exact(a):
-            value = self._placed_for(a).value(a.to(compute_dtype(a.dtype)))
+            value = self._field_for(a).value(a.to(compute_dtype(a.dtype)))
             return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
@@ -204,7 +204,7 @@ class LayerSteering:
     def with_strength(self, strength: Dose | float) -> "LayerSteering":
         """The same steering at another dose."""
         other = replace(self, strength=strength)
-        other._placed.update(self._placed)
+        other._on_device.update(self._on_device)
         return other
 
     def __invert__(self) -> "LayerSteering":
@@ -272,12 +272,12 @@ class LayerSteering:
         logit = math.log(stop / (1.0 - stop))
         return (logit - self.calibration.offset) / self.calibration.scale
 
-    def _placed_for(self, a: Tensor) -> VectorField:
+    def _field_for(self, a: Tensor) -> VectorField:
         """The field on a's device, in the precision that `a` is solved in."""
         key = (a.device, compute_dtype(a.dtype))
-        if key not in self._placed:
-            self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
-        field_, width = self._placed[key]
+        if key not in self._on_device:
+            self._on_device[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
+        field_, width = self._on_device[key]
         if width is not None and a.shape[-1] != width:
             raise ValueError(
                 f"This steering is for activations of width {width}; got {list(a.shape)}."
@@ -288,7 +288,7 @@ class LayerSteering:
         self, a: Tensor, dose: Dose, velocity: Tensor | None = None
     ) -> tuple[VectorField, Dose]:
         """Field and dose; a one-way field goes back by going forwards reversed."""
-        field_ = self._placed_for(a)
+        field_ = self._field_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
         if field_.one_way and dose.size < 0:
