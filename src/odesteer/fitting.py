@@ -25,7 +25,7 @@ RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
 
 
 class ActivationSet(NamedTuple):
-    """What a method learns from at one layer.
+    """Activations that a method learns from at one layer.
 
     Attributes:
         positive: [n, d].
@@ -146,7 +146,7 @@ def read(
     max_tokens: int | None = None,
     cache: CacheChoice = False,
 ) -> dict[int, ActivationSet]:
-    """What `method` learns from at each layer; see `fit`.
+    """Extract what `method` learns from at each layer; see `fit`.
 
     Raises:
         ValueError: for tokens="prompt" where both classes have the same prompts.
@@ -182,7 +182,7 @@ def fit_readings(
     progress: Progress | None = None,
     qualities: dict[int, BinaryQuality] | None = None,
 ) -> list[Steering]:
-    """One steering a layer, each by itself, from what was read of the contrast (see `read`).
+    """Fit one steering a layer, each by itself, from the activations of `read`.
 
     `qualities`, those of `rank_layers`, go into the receipts.
     """
@@ -235,7 +235,7 @@ def _fit_one(
 
 
 def middle_layers(model: nn.Module) -> list[int]:
-    """The blocks from one fifth to two thirds of the depth.
+    """Return the blocks from one fifth to two thirds of the depth.
 
     Earlier ones have not read the text yet; later ones tell the classes apart as well, but
     leave the model few blocks in which the change could take effect.
@@ -250,7 +250,7 @@ def rank_layers(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[int, BinaryQuality]:
-    """Held-out quality of the barrier at each layer, by cross-validation over groups.
+    """Measure the held-out quality of each layer by cross-validation over groups.
 
     Raises:
         ValueError: if there are too few groups to hold any out.
@@ -271,5 +271,5 @@ def rank_layers(
 
 
 def best_layer(qualities: dict[int, BinaryQuality]) -> int:
-    """The layer with the smallest held-out log-loss."""
+    """Return the layer with the smallest held-out log-loss."""
     return min(qualities, key=lambda index: qualities[index].log_loss)

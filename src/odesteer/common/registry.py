@@ -17,7 +17,7 @@ _LONGEST = 200
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """table[name], or a ValueError that names the nearest entry and all of them.
+    """Return table[name]; the ValueError names the nearest entry and all others.
 
     >>> pick({"caa": 1, "iti": 2}, "cca", "method")
     Traceback (most recent call last):
@@ -42,7 +42,7 @@ def resolve(
     base: type,
     instance: bool = False,
 ) -> Any:
-    """table[name], or what another package offers by that name.
+    """Return table[name], or the entry point of that name in another package.
 
     Other packages' entry points are read only where the table has no such name, and only the one
     asked for is imported.
@@ -83,7 +83,7 @@ def resolve(
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """What other packages offer, by name; nothing is imported.
+    """List the entry points of other packages by name; nothing is imported.
 
     Raises nothing: whether an entry point leads anywhere shows when it is asked for.
     """
@@ -91,7 +91,7 @@ def plugins(group: str) -> dict[str, EntryPoint]:
 
 
 def version_of(found: type) -> str:
-    """The version of the package that a class comes from, or "unknown"."""
+    """Return the version of the package that defines a class, or "unknown"."""
     owners = packages_distributions().get(found.__module__.partition(".")[0], ())
     return version(owners[0]) if owners else "unknown"
 

@@ -36,7 +36,7 @@ class Example:
 def examples(
     rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Positive and negative examples of rows; see `Contrast.from_rows` for their keys.
+    """Split rows into positive and negative examples; see `Contrast.from_rows`.
 
     Args:
         rows: each with the place it is from, for errors that name it.
@@ -55,7 +55,7 @@ def examples(
 def labelled(
     rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None, required: bool = True
 ) -> Iterator[tuple[Example, int | None]]:
-    """Every example of rows with its label, 1 or 0, in order; a pair is two, its positive first.
+    """Yield each example with its label, 1 or 0; a pair gives its positive first.
 
     Args:
         rows, columns: as of `examples`.
@@ -94,7 +94,7 @@ def labelled(
 
 
 def example(row: Any, group: str) -> Example:
-    """An example of a text, a (prompt, response) pair, or chat messages.
+    """Make an example from a text, a (prompt, response) pair or chat messages.
 
     Raises:
         ValueError: for a row of another form.
@@ -124,7 +124,7 @@ def example(row: Any, group: str) -> Example:
 
 
 def _response(prompt: Any, row: Mapping[str, Any], key: str, group: str) -> Example:
-    """An example of a row: a prompt and a response, a bare text, or whole chat messages."""
+    """Make an example from one column of a row, with its prompt and its reward."""
     response = row[key]
     if prompt and _are_messages(response) and response[0].get("role") == "assistant":
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -140,7 +140,7 @@ def _response(prompt: Any, row: Mapping[str, Any], key: str, group: str) -> Exam
 
 
 def _renamed(row: Any, columns: Columns, place: str) -> Mapping[str, Any]:
-    """The row with our names for its keys."""
+    """Rename the columns of a row to our keys."""
     if not isinstance(row, Mapping):
         raise ValueError(
             f"{place} is not a mapping of names to values: {row!r:.80}. Of a DatasetDict give one "

@@ -38,7 +38,7 @@ Rows = Iterator[tuple[str, Row]]
 def rows(
     path: str | os.PathLike[str], suffix: str | None = None, numbers: Collection[str] = ()
 ) -> Rows:
-    """(place, row) of every row of a file.
+    """Yield (location, row) for every row of a file.
 
     Args:
         path: the file.
@@ -210,7 +210,7 @@ def _as_object(value: Any, place: str) -> Row:
 
 
 def _values(found: Rows, numbers: Collection[str]) -> Rows:
-    """Cells of text as values; an empty cell is none."""
+    """Convert cells of text to values; an empty cell is no value."""
     for place, cells in found:
         row = {key: cell for key, cell in cells.items() if cell}
         for key in row.keys() & set(numbers):

@@ -1,7 +1,7 @@
-"""Activations of texts at chosen decoder blocks.
+"""Extraction of activations at chosen decoder blocks.
 
-Each pass stops at the deepest block asked for, long texts run with long ones, and what several
-texts begin with, such as a question with several answers, is computed once.
+Each pass stops at the deepest block that is needed, long texts run with long ones, and a prefix
+that several texts share, such as a question with several answers, is computed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def activations(
     progress: Progress | None = None,
     cache: CacheChoice = False,
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
-    """Activations of a contrast's texts: ([n, d], [m, d]) in float32 on the CPU.
+    """Return the activations of a contrast: ([n, d], [m, d]) float32 on the CPU.
 
     Args:
         model: a transformers causal language model.
@@ -103,7 +103,7 @@ def read_texts(
     progress: Progress | None = None,
     cache: CacheChoice = False,
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """([n, d], [m, d]) by layer, for texts that are token ids already; see `activations`."""
+    """Return ([n, d], [m, d]) by layer for tokenized texts; see `activations`."""
     both = extract(
         model,
         some.rows,
@@ -135,7 +135,7 @@ def extract(
     cache: CacheChoice = False,
     share: bool = True,
 ) -> list[Tensor]:
-    """One [n, d] float32 CPU tensor a layer, for n rows of token ids.
+    """Return one [n, d] float32 CPU tensor a layer, for n rows of token ids.
 
     Args:
         model: a transformers causal language model.
@@ -163,7 +163,7 @@ def extract(
             results[index][batch.rows] = rows
 
     def look_up(batches: Sequence[TextBatch]) -> dict[tuple[int, ...], list[TextBatch]]:
-        """What is left to compute, by the layers that are missing: often none, or all."""
+        """Return the batches left to compute, by the layers that are missing."""
         missing: dict[tuple[int, ...], list[TextBatch]] = {}
         for batch in batches:
             found = {} if store is None else store.get(_content(reader, batch), indices)
@@ -204,7 +204,7 @@ def extract(
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens in a forward pass, padding included: 512 on a CPU, else 4096.
+    """Return the tokens in a forward pass, padding included: 512 on a CPU, else 4096.
 
     A CPU is as fast with few tokens as with many, and small passes have less padding:
     SmolLM2-135M to block 15, one thread, reads 671 tokens a second in passes of 128, 715 of 256,
@@ -215,14 +215,14 @@ def default_batch_tokens(device: torch.device) -> int:
 
 
 def _content(reader: Pooler, batch: TextBatch) -> Content:
-    """What decides the activations of a batch."""
+    """Return the cache key of a batch."""
     starts = [reader.starts[i] for i in batch.rows] if reader.pooling == "response" else []
     passes = [batch.shared, *map(len, batch.runs)]
     return Content([reader.token_rows[i] for i in batch.rows], starts, passes)
 
 
 def _goes_on(model: nn.Module, reader: Pooler, forward: Forward, batch: TextBatch) -> bool:
-    """Whether two texts of a batch read the same from their shared beginning as from their own.
+    """Check on two texts of a batch that a shared prefix changes no activation.
 
     What a model is made of tells that it keeps keys and values; not whether it continues
     positions and masks where they end.

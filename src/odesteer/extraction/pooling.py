@@ -1,8 +1,8 @@
 """Pooling of a batch of texts into one activation each.
 
 Rows are padded on the right whatever the tokenizer's side: under a causal mask, real tokens
-cannot see padding that comes after them. What several texts begin with runs once, before them;
-its keys and values are what they go on from, and they are gone with the batch.
+cannot see padding that comes after them. A shared prefix runs once, before the texts that
+continue its keys and values; these are freed with the batch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from odesteer.models.capture import Forward
 
 @dataclass(frozen=True)
 class Pooler:
-    """Reads the same tokens of every text.
+    """Pooler of the same tokens of every text.
 
     Attributes:
         token_rows: the texts' tokens.
@@ -34,7 +34,7 @@ class Pooler:
     device: torch.device
 
     def shareable(self) -> list[int]:
-        """How many first tokens of each text may run apart from it: all are pooled, or none."""
+        """Return how many first tokens of each text may be run as a shared prefix."""
         ends = [len(row) - 1 for row in self.token_rows]
         if self.pooling != "response":
             return ends
@@ -42,7 +42,7 @@ class Pooler:
 
     @torch.no_grad()
     def read(self, forward: Forward, batch: TextBatch) -> dict[int, Tensor]:
-        """[b, d] float32 on the CPU by layer, in the order of `batch.rows`."""
+        """Return [b, d] float32 CPU tensors by layer, in the order of `batch.rows`."""
         begin = _SharedPrefix(forward, self, batch) if batch.shared else None
         parts = [self._read_run(forward, run, begin) for run in batch.runs]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
@@ -78,7 +78,7 @@ class Pooler:
 
 
 class _SharedPrefix:
-    """What several texts begin with, run once.
+    """Shared prefixes of a batch, run once.
 
     Attributes:
         length: their tokens, of each.
@@ -100,13 +100,13 @@ class _SharedPrefix:
         self._totals = {layer: hidden.float().sum(dim=1) for layer, hidden in outputs.items()}
 
     def cache(self, run: Sequence[int]) -> Any:
-        """Keys and values for texts that go on."""
+        """Return the keys and values that the texts of a run continue."""
         from odesteer.models.prefix_cache import branches
 
         return branches(self._filled, [self._which[i] for i in run])
 
     def total(self, layer: int, run: Sequence[int]) -> Tensor:
-        """[b, d], the sum over the tokens that each text begins with."""
+        """Return [b, d], the sum over the tokens of each text's prefix."""
         return self._totals[layer][[self._which[i] for i in run]]
 
 

@@ -5,8 +5,8 @@
     "response"  the mean over the tokens of each answer
     "prompt"    the last token of each prompt: where the model begins to answer
 
-A text longer than the model's context loses its beginning, for the end is where the answer is;
-a begin-of-sequence token stays, since models put much of their attention on it.
+A text longer than the model's context loses its beginning, since the answer is at its end; a
+begin-of-sequence token stays, since models put much of their attention on it.
 """
 
 import warnings
@@ -24,7 +24,7 @@ TOKENS: tuple[str, ...] = get_args(Tokens)
 
 
 class TokenizedTexts(NamedTuple):
-    """What is read of a contrast.
+    """Token ids of a contrast.
 
     Attributes:
         positive: token ids of each positive text; of its prompt, for tokens="prompt".
@@ -53,7 +53,7 @@ def texts(
     tokens: Tokens = "last",
     max_tokens: int | None = None,
 ) -> TokenizedTexts:
-    """A contrast's texts as token ids; a warning says how many had to be cut.
+    """Tokenize a contrast's texts; a warning says how many were truncated.
 
     Args:
         model: whose context bounds their length.
@@ -81,7 +81,7 @@ def token_rows(
     tokens: Tokens,
     max_tokens: int | None = None,
 ) -> tuple[list[list[int]], list[int], int]:
-    """Token ids of texts, where each one's response starts, and how many had to be cut.
+    """Return token ids, the starts of the responses and the number of truncated texts.
 
     Args and errors as of `texts`.
     """
@@ -112,7 +112,7 @@ def token_rows(
 
 
 def check_tokens(tokens: str) -> Tokens:
-    """The name; ValueError for one that is none of `TOKENS`."""
+    """Return the name; raise ValueError for one that is none of `TOKENS`."""
     if tokens not in TOKENS:
         known = ", ".join(map(repr, TOKENS[:-1]))
         raise ValueError(f"tokens must be {known} or {TOKENS[-1]!r}; got {tokens!r}.")
@@ -120,7 +120,7 @@ def check_tokens(tokens: str) -> Tokens:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """How many tokens the model can read, if the configuration says it."""
+    """Return the length of the model's context, if its configuration says it."""
     value = config_value(model, "max_position_embeddings")
     return value if value is not None and value > 0 else None
 
@@ -128,7 +128,7 @@ def context_length(model: nn.Module) -> int | None:
 def _cut(
     prompt: list[int], response: list[int], limit: int, bos: int | None
 ) -> tuple[list[int], list[int]]:
-    """The last `limit` tokens of a text, the first of which is still its begin of sequence."""
+    """Keep the last `limit` tokens of a text and its begin-of-sequence token."""
     row = prompt + response
     if len(row) <= limit:
         return prompt, response

@@ -1,6 +1,7 @@
 """Capture of decoder block outputs during a forward pass.
 
-By hooks, and the pass stops at the deepest block asked for: logits are never computed.
+Forward hooks record the outputs, and the pass stops at the deepest block that is needed: logits
+are never computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ Site = Literal["residual", "heads"]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout) inside; afterwards every module is as it was."""
+    """Switch to eval mode (no dropout) inside the block; restore every module after."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -27,10 +28,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Forward(Protocol):
-    """A pass through the model, as far as it is needed."""
+    """Forward pass up to the deepest block that is needed."""
 
     def __call__(self, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
-        """The outputs [b, t, d] of the blocks asked for.
+        """Return the outputs [b, t, d] of the chosen blocks.
 
         Args:
             ids: [b, t].
@@ -45,7 +46,7 @@ class _Stop(Exception):
 
 @contextmanager
 def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[Forward]:
-    """A forward function that returns the blocks' outputs; the model is left as it was."""
+    """Yield a forward function that returns the blocks' outputs; hooks are removed."""
     blocks = find_layers(model)
     outputs: dict[int, Tensor] = {}
     deepest = max(indices)

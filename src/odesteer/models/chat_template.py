@@ -1,21 +1,21 @@
 """Chat templates: the tokens of a prompt with or without a response.
 
-Fitting and generating go through the same function, so that the prompt is the same tokens in
-both and special tokens come exactly once.
+Fitting and generating use the same function, so that the prompt is the same tokens in both and
+special tokens appear exactly once.
 
     "auto"    the tokenizer's chat template, or "plain" where it has none
     "chat"    the tokenizer's chat template
     "plain"   "{prompt}\\n{response}"
-    a format  such as "Q: {prompt}\\nA: {response}"; what it has after {response} is not read
+    a format  such as "Q: {prompt}\\nA: {response}"; what follows {response} is ignored
 
-The prompt's tokens always begin those of prompt and response. Where a tokenizer would merge
-across the border ("\\n" and "\\nYes" into one token), the response's tokens are made by
-themselves, which is what a model that answers this prompt can say.
+The tokens of prompt and response always begin with the prompt's. Where a tokenizer would merge
+across the border ("\\n" and "\\nYes" into one token), the response is tokenized by itself, which
+is what a model that answers this prompt can generate.
 
-A text ends with its response: no end-of-turn and no end-of-sequence token follows. In a chat
-the response is written as the template writes it, up to its last visible character. A template
-that opens a <think> block leaves it open: give responses the way the model writes them, with
-their thoughts and </think>.
+A text ends with its response: no end-of-turn and no end-of-sequence token follows. In a chat the
+response is rendered by the template, up to its last visible character. A template that opens a
+<think> block leaves it open: give responses the way the model writes them, with their thoughts
+and </think>.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def encode(
     response: str | None = None,
     template: str = "auto",
 ) -> list[int]:
-    """Token ids of a prompt, or of a prompt and its response; see `encode_parts`."""
+    """Return the token ids of a prompt and its response, if any; see `encode_parts`."""
     before, after = encode_parts(tokenizer, prompt, response, template)
     return before + after
 
@@ -43,7 +43,7 @@ def encode_parts(
     response: str | None = None,
     template: str = "auto",
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the response after it; one follows the other.
+    """Return the token ids of a prompt and of the response that follows it.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -69,7 +69,7 @@ def encode_parts(
 
 
 def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> tuple[str, str]:
-    """The prompt as the chat template writes it, and the response."""
+    """Render prompt and response with the chat template."""
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
@@ -108,7 +108,7 @@ def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> t
 
 
 def _filled(template: str, prompt: str | Messages, response: str | None) -> tuple[str, str]:
-    """The prompt and the response as a format writes them."""
+    """Render prompt and response with a format."""
     form = PLAIN if template in ("auto", "plain") else template
     before, found, _ = form.partition("{response}")
     if not found or "{prompt}" not in before:
@@ -123,12 +123,12 @@ def _filled(template: str, prompt: str | Messages, response: str | None) -> tupl
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, without any special token that it does not hold itself."""
+    """Tokenize a text without adding special tokens."""
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _with_lead(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids after what the tokenizer puts before any text: its begin-of-sequence token.
+    """Prepend the tokenizer's begin-of-sequence token, unless it is there.
 
     What it puts after a text (an end-of-sequence token, in some) is left out: nothing can be
     said after it, and its activation is not the text's.

@@ -4,8 +4,8 @@
     architecture  model type, layers and width (the default where a steering is attached)
     width         the width alone
 
-What a steering does not know of its model is not compared: one made by hand is checked for its
-width and its layer, whatever the level.
+Only what a steering records of its model is compared: one made by hand is checked for its width
+and its layer at every level.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ LEVELS = ("exact", "architecture", "width")
 
 
 class Difference(NamedTuple):
-    """One thing in which a model is not the one that a steering was fitted on.
+    """Difference between a model and the one that a steering was fitted on.
 
     Attributes:
         what: its name in words.
@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 
 
 def model_name(model: nn.Module) -> str:
-    """What people call the model."""
+    """Return the name of the model."""
     name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
     name = name or type(model).__name__
     # A local directory says where this machine keeps its models, and nothing to anyone else.
@@ -52,7 +52,7 @@ def model_name(model: nn.Module) -> str:
 
 
 def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """What a steering remembers of the model it was fitted on (JSON values)."""
+    """Describe a model as a steering fitted on it records it (JSON values)."""
     config: Any = getattr(unwrap(model), "config", None)
     template = getattr(tokenizer, "chat_template", None)
     return {
@@ -69,7 +69,7 @@ def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def differences(steering: Steers, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
-    """In what `model` is not the model that a steering was fitted on; what counts most first.
+    """List how `model` differs from the one a steering was fitted on, worst first.
 
     Args:
         steering: its `model` is what it remembers; what it does not is not compared.
@@ -110,7 +110,7 @@ def differences(steering: Steers, model: nn.Module, tokenizer: Any = None) -> li
 
 
 def doubt(steering: Steers, model: nn.Module) -> str | None:
-    """What speaks against a steering and does not forbid it, or None.
+    """Return a doubt about a steering that does not forbid it, or None.
 
     Another library's file names an architecture, in its own way (llama.cpp: qwen2moe; transformers:
     qwen2_moe), or one that is built alike (a Mistral is a llama there).

@@ -1,14 +1,8 @@
-"""Decoder blocks of a model, found by structure, and the stream that they pass on.
+"""Decoder blocks of a model and the residual stream between them.
 
-Found by structure, not by a list of names: blocks are modules that a parent numbers, made of
-parts of their own, in the tower that reads tokens, as many as the configuration says. Where a
-model does not say which it means, `use_layers` does.
-
-Structural search for the stack of decoder blocks.
-
-By structure, whatever the names: a parent numbers its blocks (in a list, or as h0, h1, ...),
-they are alike and made of parts, and the tower they stand in is configured as the one that
-reads tokens.
+Blocks are found by structure, not by a list of names: a parent numbers them (in a list, or as h0,
+h1, ...), they are alike and have children, they stand in the tower that reads tokens, and there
+are as many as the configuration says. Where a model is ambiguous, `use_layers` decides.
 """
 
 import copy
@@ -25,7 +19,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Modules that a parent numbers (in a list, or h0, h1, ...) and that have parts, by path."""
+    """Find lists of numbered modules (or h0, h1, ...) that have children, by path."""
     found: dict[str, list[nn.Module]] = {}
     inside: set[nn.Module] = set()  # of blocks: experts and heads are parts, not blocks
     for path, parent in model.named_modules():
@@ -39,12 +33,12 @@ def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def listed(stacks: dict[str, list[nn.Module]]) -> str:
-    """The stacks as an error says them: path and number of blocks."""
+    """Format stacks for an error: path and number of blocks."""
     return ", ".join(f"'{path}' ({len(blocks)})" for path, blocks in stacks.items())
 
 
 def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """(name without its number, children in order) of children that are alike and numbered."""
+    """Yield (name without its number, children in order) of alike, numbered children."""
     groups: dict[str, dict[int, nn.Module]] = {}
     for name, child in parent.named_children():
         if match := _NUMBERED.fullmatch(name):
@@ -60,7 +54,7 @@ def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
 def in_text_tower(
     model: nn.Module, stacks: dict[str, list[nn.Module]]
 ) -> dict[str, list[nn.Module]]:
-    """The stacks that read tokens: not those of vision or audio towers, not their bridges."""
+    """Select the stacks that read tokens: no vision or audio towers, no bridges."""
     modules = dict(model.named_modules())
     own = {type(getattr(model, "config", None)), type(text_config(model))}
 
@@ -77,7 +71,7 @@ def in_text_tower(
 
 
 def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules in the list at a path, or those whose names are the path and a number."""
+    """Return the modules in the list at a path, or named by the path and a number."""
     parent_path, _, stem = path.rpartition(".")
     try:
         found = model.get_submodule(path)
@@ -94,7 +88,7 @@ def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The part of a model's configuration that its text decoder is made from."""
+    """Return the configuration of a model's text decoder."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)
@@ -108,7 +102,7 @@ _chosen: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakK
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's, torch.compile's or data parallelism's wrapper."""
+    """Return the transformers model inside PEFT, torch.compile or data parallelism."""
     while True:
         inner: Any = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(
@@ -124,7 +118,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> None:
-    """Say which modules are the decoder blocks of this model, for everything in odesteer.
+    """Set the decoder blocks of this model for everything in odesteer.
 
     Args:
         model: the model; a wrapped one and the one inside share the choice.
@@ -159,7 +153,7 @@ def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> No
 
 
 def find_layers(model: nn.Module) -> Blocks:
-    """The decoder blocks of a causal language model, first to last.
+    """Return the decoder blocks of a causal language model, first to last.
 
     Raises:
         ValueError: if there are none, if the model is an encoder-decoder, or if it has several
@@ -193,7 +187,7 @@ def find_layers(model: nn.Module) -> Blocks:
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
-    """The innermost module that holds every block and is called with the tokens: no head."""
+    """Return the innermost module with every block that takes the tokens: no head."""
     inner, blocks = unwrap(model), find_layers(model)
     modules = dict(inner.named_modules())
     parts = next(name for name, module in modules.items() if module is blocks[0]).split(".")
@@ -210,7 +204,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
 def block_output(
     output: Any, tokens: tuple[int, ...] | None = None, width: int | None = None
 ) -> Tensor:
-    """The residual stream [b, t, d] in what a decoder block returned.
+    """Return the residual stream [b, t, d] in a decoder block's output.
 
     Args:
         output: a tensor, or a tuple, list or output class that holds the stream first.
@@ -243,7 +237,7 @@ def block_output(
 
 
 def replace_output(output: Any, stream: Tensor) -> Any:
-    """What a block returned, in its form, with another stream where `block_output` reads it."""
+    """Return a block's output with another stream where `block_output` reads it."""
     place = _place(output)
     if place is None:
         return stream
@@ -256,7 +250,7 @@ def replace_output(output: Any, stream: Tensor) -> Any:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where token ids are to be put: the device the input embedding computes on.
+    """Return the device for token ids: where the input embedding computes.
 
     Not where its weight lies: offloaded weights lie on "meta" until their module runs.
     """
@@ -274,18 +268,18 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def config_value(model: nn.Module, name: str) -> int | None:
-    """A number that the configuration of the text decoder says, also of a wrapped model."""
+    """Return an integer of the text decoder's configuration, or None."""
     value = getattr(text_config(unwrap(model)), name, None)
     return value if isinstance(value, int) else None
 
 
 def hidden_size(model: nn.Module) -> int | None:
-    """The width of the residual stream, if the configuration says it."""
+    """Return the width of the residual stream, if the configuration says it."""
     return config_value(model, "hidden_size")
 
 
 def layer_index(model: nn.Module, layer: int) -> int:
-    """0-based index of a block; negatives count from the end.
+    """Return the 0-based index of a block; negatives count from the end.
 
     Raises:
         ValueError: if the model has no such block.
@@ -300,7 +294,7 @@ def layer_index(model: nn.Module, layer: int) -> int:
 
 
 def attention_output(block: nn.Module) -> nn.Module:
-    """The projection of a block's attention that mixes the heads' outputs.
+    """Return the projection of a block's attention that mixes the heads' outputs.
 
     Its input is the heads' outputs side by side, [..., heads * head width].
 
@@ -323,7 +317,7 @@ def attention_output(block: nn.Module) -> nn.Module:
 
 
 def input_width(module: nn.Module) -> int:
-    """The width of what a linear projection reads (also quantised, also GPT-2's transposed kind).
+    """Return the input width of a linear projection, quantised or transposed as well.
 
     Raises:
         ValueError: if it does not say.
@@ -345,7 +339,7 @@ def _width_in(module: nn.Module) -> int | None:
 
 
 def head_width(model: nn.Module) -> int:
-    """The width of one attention head, as the configuration says it.
+    """Return the width of one attention head, as the configuration says it.
 
     Raises:
         ValueError: if it does not say.
@@ -363,7 +357,7 @@ def head_width(model: nn.Module) -> int:
 
 
 def _place(output: Any) -> int | str | None:
-    """Where in what a block returned the stream is; None where nothing contains it."""
+    """Return the key of the stream in a block's output; None for a bare tensor."""
     if isinstance(output, Mapping):
         return next(
             (name for name in ("last_hidden_state", "hidden_states") if name in output), None

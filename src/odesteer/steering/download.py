@@ -1,9 +1,9 @@
 """Bounded download of a steering from the Hub.
 
-The three files of a steering are asked for by name; no list of files is read. While one is fetched,
-every answer is watched as it arrives. One that is longer than such a file can be, slower than
-`RATE`, compressed, of unknown length, or that names a path where a hash belongs ends the download,
-and nothing of it is kept. The client of `huggingface_hub` before 1.0 cannot be watched.
+The three files of a steering are requested by name; no list of files is read. Every response is
+checked as it arrives. One that is longer than such a file can be, slower than `RATE`, compressed,
+of unknown length, or that has a path where a hash belongs ends the download, and nothing of it is
+kept. The client of `huggingface_hub` before 1.0 cannot be watched.
 """
 
 import re
@@ -32,7 +32,7 @@ _DROPPED = ("retry-after", "ratelimit", "x-xet-hash", "x-xet-refresh-route")
 
 
 def fetch(repo_id: str, revision: str | None = None) -> Path:
-    """Fetch a steering's files, all of one commit; the folder of the Hub's cache that holds them.
+    """Fetch a steering's files of one commit; return their folder in the Hub's cache.
 
     Where the Hub cannot be reached, those that were fetched before.
 
@@ -51,7 +51,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
 
 
 def _reachable(repo_id: str, revision: str | None) -> bool:
-    """Whether the Hub answers, asked once: a download without a network would try for long."""
+    """Ask once whether the Hub answers; a download would retry for long."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
@@ -72,7 +72,7 @@ def _reachable(repo_id: str, revision: str | None) -> bool:
 
 
 def _fetch_file(repo_id: str, name: str, revision: str | None, local: bool) -> Path | None:
-    """The folder of the file's commit; None where the repository has no such file."""
+    """Fetch a file; return its commit's folder, or None if there is no such file."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -141,7 +141,7 @@ class _Watch:
         response.iter_raw = lambda *args, **kwargs: self._counted(pieces(*args, **kwargs), limit)
 
     def _check_names(self, headers: Mapping[str, str]) -> None:
-        """Refuse what is no Hub's: names of files that are paths, and files without a size."""
+        """Refuse headers no Hub sends: paths for file names, files without a size."""
         for header, form in _HASHES.items():
             value = headers.get(header)
             if value is not None and not form.fullmatch(value):
@@ -158,7 +158,7 @@ class _Watch:
             )
 
     def _counted(self, pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
-        """The pieces, counted over all answers for the file: the client tries again by itself."""
+        """Yield the pieces, counted over all answers for a file, retries included."""
         for piece in pieces:
             self._bytes += len(piece)
             if self._bytes > limit:

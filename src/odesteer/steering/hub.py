@@ -1,7 +1,7 @@
 """Transfer of steerings from and to the Hugging Face Hub.
 
-As the files that are on disk anyway, and no others. A token is handed to `huggingface_hub` and
-to nobody else: it is not kept, not printed, and part of no error.
+Only the three files of a saved steering are transferred. A token is passed to `huggingface_hub`
+alone: it is not stored, not printed, and part of no error.
 """
 
 import os
@@ -22,7 +22,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The directory of that name, or a copy of the Hub repository of that name.
+    """Return a local directory, or a copy of the Hub repository of that name.
 
     Args:
         source: a directory, which comes first, or "namespace/name". Private repositories need
@@ -52,7 +52,7 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
 
 
 class Pushable:
-    """A steering of one layer or of several, which goes to the Hub as it goes to a directory."""
+    """Mixin of what can be saved to a directory and pushed to the Hub."""
 
     # Of a steering: its `method`, `layer` and `save_pretrained`.
     def push_to_hub(
@@ -64,7 +64,7 @@ class Pushable:
         revision: str | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Write the directory of `save_pretrained` to a Hub repository, in one commit.
+        """Push the directory of `save_pretrained` to a Hub repository, in one commit.
 
         Args:
             repo_id: "namespace/name", or a name in your own namespace; made if it is not there.
@@ -104,7 +104,7 @@ def push(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Write the three files of a steering's directory to a Hub repository, in one commit.
+    """Push the three files of a saved steering to a Hub repository, in one commit.
 
     Other args and errors as of `Pushable.push_to_hub`. The files go as they are.
 
@@ -130,7 +130,7 @@ def push(
 
 
 def copy(source: Path, folder: Path) -> Path:
-    """The files of one directory in another, each whole or absent, the configuration last."""
+    """Copy the files of a steering atomically, the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name in (TENSORS, CARD, CONFIG) if (source / name).is_file()]
     replace_files(folder, {name: (source / name).read_bytes() for name in names})
@@ -139,7 +139,7 @@ def copy(source: Path, folder: Path) -> Path:
 
 @contextmanager
 def _teaching_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """What the Hub's client raises, in one line of our own: its texts are long."""
+    """Translate errors of the Hub's client, whose texts are long, to one line."""
     from huggingface_hub import errors
 
     where = f"'{repo_id}'" + ("" if revision is None else f" at revision '{revision}'")

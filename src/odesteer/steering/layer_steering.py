@@ -1,8 +1,7 @@
 """Steering of one layer: a field, a dose, a solver and where they act.
 
-The map a -> a(T) at one decoder block: a field, how its ODE is solved, how far, and the
-calibration that turns its barrier into a probability. Precision, `no_grad` and devices are dealt
-with here.
+The map a -> a(T) at one decoder block, with the calibration that turns its barrier into a
+probability. Precision, `no_grad` and devices are handled here.
 """
 
 import copy
@@ -38,7 +37,7 @@ SITES = ("residual", "heads")
 
 @contextmanager
 def _exact(a: Tensor) -> Iterator[None]:
-    """Compute without gradients, and in the precision of the code also under autocast."""
+    """Compute without gradients and without autocast."""
     kind = a.device.type
     lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
@@ -57,7 +56,7 @@ class Calibration(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LayerSteering:
-    """The map a -> a(T) at one decoder block, T being the `strength`.
+    """Map a -> a(T) at one decoder block, T being the `strength`.
 
     Attributes:
         field: v; `barrier` is its barrier.
@@ -112,7 +111,7 @@ class LayerSteering:
 
     @property
     def data_dependent(self) -> bool:
-        """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
+        """Whether the computation depends on the activations, which a CUDA graph excludes."""
         return self.field.reads_prompt or find_solver(self.solver).adaptive
 
     # ---- what it does to an activation
@@ -120,7 +119,7 @@ class LayerSteering:
     def __call__(
         self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
     ) -> Tensor:
-        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
+        """Return a(T) for a [..., d] in a's dtype; rows that need not move keep every bit.
 
         Args:
             a: activations.
@@ -144,7 +143,7 @@ class LayerSteering:
             )
 
     def trajectory(self, a: Tensor) -> Tensor:
-        """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
+        """Return the path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
 
         Raises:
             ValueError: for a `Target`, whose rows stop at different times.
@@ -164,7 +163,7 @@ class LayerSteering:
             )
 
     def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], in float32: what `reads_prompt` fields keep."""
+        """Return v at prompts' last tokens [..., d] in float32, for prompt-reading fields."""
         with _exact(prompt):
             return self._field_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 
@@ -182,14 +181,14 @@ class LayerSteering:
         return self.field.barrier
 
     def log_odds(self, a: Tensor) -> Tensor:
-        """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
+        """Return the calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with _exact(a):
             value = self._field_for(a).value(a.to(compute_dtype(a.dtype)))
             return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
-        """P(positive | a), calibrated: [..., d] -> [...].
+        """Return the calibrated P(positive | a): [..., d] -> [...].
 
         Args:
             a: activations.
@@ -202,13 +201,13 @@ class LayerSteering:
     # ---- others made from it
 
     def with_strength(self, strength: Dose | float) -> "LayerSteering":
-        """The same steering at another dose."""
+        """Return the same steering at another dose."""
         other = replace(self, strength=strength)
         other._on_device.update(self._on_device)
         return other
 
     def __invert__(self) -> "LayerSteering":
-        """Steers away: field -v, barrier -h."""
+        """Return the steering away: field -v, barrier -h."""
         scale, offset = self.calibration
         return replace(
             self,
@@ -240,7 +239,7 @@ class LayerSteering:
     def rebuild(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
     ) -> "LayerSteering":
-        """The steering that `describe` described, once it has moved a few activations.
+        """Rebuild what `describe` described, and try it on a few activations.
 
         Raises:
             ValueError: naming `path`, if it is none, or moves to what is not finite.
@@ -263,7 +262,7 @@ class LayerSteering:
     # ---- inside
 
     def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
-        """The value of h at which the dose's probability is reached, of all rows or of each."""
+        """Return the h at which the dose's probability is reached, of all rows or each."""
         stop = dose.stops(a)
         if stop is None:
             return None
@@ -273,7 +272,7 @@ class LayerSteering:
         return (logit - self.calibration.offset) / self.calibration.scale
 
     def _field_for(self, a: Tensor) -> VectorField:
-        """The field on a's device, in the precision that `a` is solved in."""
+        """Return the field on a's device, in the precision that `a` is solved in."""
         key = (a.device, compute_dtype(a.dtype))
         if key not in self._on_device:
             self._on_device[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
@@ -287,7 +286,7 @@ class LayerSteering:
     def _directed(
         self, a: Tensor, dose: Dose, velocity: Tensor | None = None
     ) -> tuple[VectorField, Dose]:
-        """Field and dose; a one-way field goes back by going forwards reversed."""
+        """Return field and dose, both reversed for a gated field with a negative dose."""
         field_ = self._field_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)

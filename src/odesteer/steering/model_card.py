@@ -1,8 +1,8 @@
 """Model card of a saved steering.
 
-A README.md in Markdown, with the front matter that the Hugging Face Hub reads: what the steering
-is, on which model, what it was learnt from, what was measured, how to use it, and its limits. It
-says what the configuration says and nothing else, and what is not recorded is left out.
+A README.md in Markdown with the front matter that the Hugging Face Hub reads: what the steering
+is, its model, its data, its measurements, its use and its limits. It states only what the
+configuration records, and omits what is not recorded.
 """
 
 import json
@@ -125,7 +125,7 @@ def _data(part: dict[str, Any]) -> list[str]:
 
 
 def _measured(part: dict[str, Any]) -> list[str]:
-    """Held-out quality, the calibration curve, and the layers that were compared."""
+    """Tabulate held-out quality, the calibration curve and the layers compared."""
     receipts = _dict(part, "receipts")
     quality = _dict(receipts, "held_out")
     if not quality:
@@ -166,7 +166,7 @@ def _measured(part: dict[str, Any]) -> list[str]:
 
 
 def _tuned(part: dict[str, Any]) -> list[str]:
-    """What `odesteer.tune` measured: the trials on the front of effect against damage."""
+    """Tabulate `odesteer.tune`'s trials on the front of effect against damage."""
     tune = _dict(part, "receipts", "tune")
     trials = tune.get("trials")
     if not isinstance(trials, list):
@@ -228,7 +228,7 @@ def _is_bin(value: Any) -> bool:
 
 
 def _dict(tree: Any, *path: str) -> dict[str, Any]:
-    """The object at a path, or an empty one: receipts are anybody's JSON."""
+    """Return the object at a path, or an empty one: receipts are anybody's JSON."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}

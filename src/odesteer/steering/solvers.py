@@ -15,7 +15,7 @@ GROUP = "odesteer.solvers"
 
 
 def find_solver(name: str) -> Solver:
-    """A solver by its name.
+    """Return a solver by its name.
 
     Raises:
         ValueError: for an unknown name; says which there are.

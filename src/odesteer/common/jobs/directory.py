@@ -1,10 +1,10 @@
-"""Job directory: description and finished units.
+"""Job directory: description, claims and finished units.
 
-    DIR/NAME.json     what the work is
-    DIR/PARTS/N.*     unit N, written whole
-    DIR/claims/N      somebody is at unit N
+    DIR/NAME.json     description of the work
+    DIR/PARTS/N.*     unit N, written atomically
+    DIR/claims/N      claim of the process that computes unit N
 
-Nothing else is written down: what is left to do is what no file is there for.
+There is no other record: a unit is left to do if its file is missing.
 """
 
 import json
@@ -37,7 +37,7 @@ class WorkFolder:
         self._parts, self._suffix = path / parts[0], parts[1]
 
     def begin(self, about: Mapping[str, Any], keys: Sequence[str]) -> None:
-        """Say what the work is, or find that it is said already.
+        """Write the description of the work, or check the one that is there.
 
         Raises:
             ValueError: if the directory is other work's; names which of the `keys` differ.
@@ -58,14 +58,14 @@ class WorkFolder:
                     write_whole(self.about, line(about))
 
     def part(self, number: int) -> Path:
-        """The file of a unit."""
+        """Return the file of a unit."""
         return self._parts / f"{number:05d}{self._suffix}"
 
     def done(self, number: int) -> bool:
         return self.part(number).is_file()
 
     def claim(self, number: int) -> Claim | None:
-        """The right to compute a unit; None where somebody else has it, or it is done."""
+        """Claim a unit; None if another process holds it or it is done."""
         claim = Claim.take(self.path / CLAIMS / str(number))
         if claim is not None and self.done(number):
             claim.__exit__(None, None, None)
@@ -76,7 +76,7 @@ class WorkFolder:
         return claim
 
     def sign(self, name: str) -> Path:
-        """Make a file by which another machine knows that it sees the same directory."""
+        """Create a file by which other machines recognise a shared directory."""
         path = self.path / CLAIMS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -84,7 +84,7 @@ class WorkFolder:
 
 
 def refuse_other(found: Path, about: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """ValueError where the file `found` says that the directory is other work's than `about`.
+    """Raise ValueError if a directory holds other work than `about`.
 
     Args:
         found: the file; nothing is refused where it is not there.
@@ -121,7 +121,7 @@ def refuse_other(found: Path, about: Mapping[str, Any], keys: Sequence[str]) -> 
 
 
 def line(tree: Mapping[str, Any]) -> bytes:
-    """A line of JSON: sorted keys, seven digits, null for what is no number."""
+    """Encode a line of JSON: sorted keys, seven digits, null for NaN and infinity."""
     text = json.dumps(_plain(tree), sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 

@@ -11,7 +11,7 @@ from odesteer.common.jobs.ray import cluster
 
 
 def local(job: Job) -> int:
-    """This process, beside any others that have been given the same directory.
+    """Compute a job in this process, sharing the directory with any others.
 
     Returns:
         How many units were computed here.
@@ -34,7 +34,7 @@ def local(job: Job) -> int:
 
 
 def _all_of(job: Job, worker: Computes) -> int:
-    """Compute until nothing is left, by whomever; how many were computed here."""
+    """Compute until nothing is left; return how many units were computed here."""
     computed = 0
     left = list(job.units)
     while left:

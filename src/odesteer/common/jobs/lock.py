@@ -25,7 +25,7 @@ class Claim:
 
     @classmethod
     def take(cls, path: Path) -> "Claim | None":
-        """The claim, or None where somebody alive holds it."""
+        """Take a claim; None if a living process holds it."""
         own = json.dumps(_about(os.getpid())).encode()
         for _ in range(2):
             try:
@@ -71,7 +71,7 @@ class Claim:
 
 
 def _given_up(path: Path) -> bool:
-    """Whether the claim's holder is gone; then it is removed, by one of those who find out."""
+    """Remove the claim if its holder is gone; return whether it was removed."""
     try:
         text, touched = path.read_bytes(), path.stat().st_mtime
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def remove_given_up(folder: Path) -> None:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock of the file system, which stamps the claims of all hosts."""
+    """Return the time by the file system's clock, which all hosts share."""
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime
 

@@ -24,12 +24,12 @@ _LAYER = re.compile(r"[0-9]{1,4}")
 
 
 def activations_dir() -> Path:
-    """Where activations are kept unless another folder is named."""
+    """Return the default directory of cached activations."""
     return cache_dir() / "activations"
 
 
 def size_limit() -> int:
-    """How large a cache may grow, in bytes: ODESTEER_CACHE_GB, or 20 GB.
+    """Return the size limit of a cache in bytes: ODESTEER_CACHE_GB, or 20 GB.
 
     Raises:
         ValueError: if the variable is no number.
@@ -43,7 +43,7 @@ def size_limit() -> int:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """What is kept of one model.
+    """Cached activations of one model.
 
     Attributes:
         key: its fingerprint, the folder's name.
@@ -65,7 +65,7 @@ class CachedModel:
 
 
 def cached_models(folder: Path) -> list[CachedModel]:
-    """What is in a cache, the model used last first."""
+    """List the models in a cache, the one used last first."""
     found = [_cached_model(each) for each in _models(folder)]
     return sorted(found, key=lambda model: -model.last_used)
 
@@ -73,7 +73,7 @@ def cached_models(folder: Path) -> list[CachedModel]:
 def remove(
     folder: Path, model: str | None = None, older_than: float | None = None
 ) -> tuple[int, int]:
-    """Remove files; how many, and their bytes.
+    """Remove cached files; return their number and bytes.
 
     Args:
         folder: the cache.
@@ -93,7 +93,7 @@ def remove(
 
 
 def trim(folder: Path, limit: int) -> tuple[int, int]:
-    """Remove what was used least lately until at most `limit` bytes are left."""
+    """Remove the least recently used files until at most `limit` bytes are left."""
     files = [entry for each in _models(folder) for entry in _files(each)]
     excess = sum(stat.st_size for _, stat in files) - limit
     count = size = 0
@@ -108,7 +108,7 @@ def trim(folder: Path, limit: int) -> tuple[int, int]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file; empty for a file that has none."""
+    """Read the header of a safetensors file; empty for a file that has none."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         found = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
@@ -117,7 +117,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def _models(folder: Path) -> list[Path]:
-    """Folders of models. Anything else that lies there is not ours to touch."""
+    """List the folders of models; anything else in there is not ours to touch."""
     with suppress(OSError):
         return sorted(each for each in folder.iterdir() if _is_key(each.name) and each.is_dir())
     return []
@@ -128,7 +128,7 @@ def _is_key(name: str) -> bool:
 
 
 def _files(model: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The batches of a model, and what writers that were killed have left of one."""
+    """Yield the batch files of a model, and remains of writers that were killed."""
     for path in model.glob(f"*/*{SUFFIX}*"):
         with suppress(OSError):  # another process may have removed it
             yield path, path.stat()
@@ -172,7 +172,7 @@ def _about(model: Path) -> dict[str, Any]:
 
 
 def _unlink(path: Path) -> int:
-    """1 if the file is gone by our doing."""
+    """Remove a file; return 1 if this call removed it, else 0."""
     with suppress(OSError):
         path.unlink()
         return 1
@@ -180,7 +180,7 @@ def _unlink(path: Path) -> int:
 
 
 def _tidy(model: Path) -> None:
-    """Remove a model's folders that hold nothing any more."""
+    """Remove a model's empty folders."""
     for place in model.iterdir():
         if place.is_dir():
             with suppress(OSError):  # not empty

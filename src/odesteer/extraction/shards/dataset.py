@@ -16,11 +16,11 @@ from odesteer.extraction.shards.directory import ShardFolder, ShardPlan, header,
 
 
 class Shard(NamedTuple):
-    """What is read of a shard.
+    """Contents of one shard.
 
     Attributes:
-        positive: places of its positive texts in the contrast.
-        negative: places of its negative texts.
+        positive: indices of its positive texts in the contrast.
+        negative: indices of its negative texts.
         layers: ([k, d], [l, d]) float32 by layer, views of the file, which stays on disk until
             they are used: do not write into them.
     """
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """A complete directory of shards.
+    """Complete directory of shards.
 
     Attributes:
         path: the directory.
@@ -46,7 +46,7 @@ class Shards:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Shards":
-        """A directory that `extract_shards` has filled.
+        """Open a directory that `extract_shards` has filled.
 
         Raises:
             FileNotFoundError: if it is no such directory.
@@ -65,7 +65,7 @@ class Shards:
 
     @property
     def parts(self) -> tuple[ShardPlan, ...]:
-        """What is in which shard."""
+        """Assignment of texts to shards."""
         n, m = self.sizes
         return parts(n, m, self.about["rows_per_shard"])
 
@@ -75,12 +75,12 @@ class Shards:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """n positive and m negative texts."""
+        """Numbers of positive and of negative texts."""
         return self.about["contrast"]["positive"], self.about["contrast"]["negative"]
 
     @property
     def truncated(self) -> int:
-        """How many texts were longer than the model's context, or `max_tokens`."""
+        """Number of texts that were longer than the model's context or `max_tokens`."""
         folder = ShardFolder(self.path)
         counts = (header(folder.part(p.number)).get("truncated") for p in self.parts)
         return sum(count for count in counts if isinstance(count, int))
@@ -89,7 +89,7 @@ class Shards:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[Shard]:
-        """The shards in the order of the contrast, each read when it is its turn.
+        """Yield the shards in the order of the contrast, each read in its turn.
 
         Raises:
             ValueError: for a shard that is damaged.
@@ -97,7 +97,7 @@ class Shards:
         return self.read(self.layers)
 
     def read(self, layers: Sequence[int]) -> Iterator[Shard]:
-        """The same for some of the layers.
+        """Yield the shards with only the given layers.
 
         Raises:
             ValueError: for a layer that was not extracted, or a shard that is damaged.
@@ -115,7 +115,7 @@ class Shards:
     def load(
         self, layer: int | Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
-        """([n, d], [m, d]) float32 in the order of the contrast, as `odesteer.activations` gives.
+        """Return ([n, d], [m, d]) float32 as `odesteer.activations` does.
 
         Args:
             layer: an index as in `layers`; several, or None for all, give a dict by index.

@@ -1,16 +1,13 @@
 """Extraction of a contrast's activations by many processes.
 
-What decides the bits of an activation is fixed in the directory: the texts of a shard and so its
-batches, the tokens of a pass, on a CPU also the number of threads, since sums are rounded in
-another order with more. What cannot be fixed (the processor's kind, torch's version) is compared.
-
-Extraction of a contrast's activations by many processes.
-
     shards = extract_shards("smollm2", contrast, [10, 14], "activations")
     positive, negative = shards.load(14)
 
-A call that was stopped, at whatever point, goes on where it was; processes that are given the same
-directory share the work; and the activations are the same to the bit.
+A call that was stopped continues where it was; processes that are given the same directory share
+the work; and the activations are the same to the bit. For that the directory fixes what decides
+their bits: the texts of a shard and so its batches, the tokens of a pass, and on a CPU the number
+of threads, since sums are rounded in another order with more. What cannot be fixed (the
+processor's kind, torch's version) is compared.
 """
 
 import hashlib
@@ -52,7 +49,7 @@ from odesteer.models.loading import Say, load_model
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is extracted.
+    """Description of an extraction.
 
     Attributes:
         model: a name, as `odesteer.models.loading.load_model` takes it, or (model, tokenizer).
@@ -84,7 +81,7 @@ class Extraction:
         return parts(n, m, self.rows_per_shard)
 
     def known(self) -> dict[str, Any]:
-        """What can be said of it without the model."""
+        """Describe the extraction as far as it is known without the model."""
         asked = {
             "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
             "batch_tokens": self.batch_tokens,
@@ -105,7 +102,7 @@ class Extraction:
         }
 
     def start(self, say: Callable[[str], None] | None = None) -> "ShardWorker":
-        """The model in memory, and in the directory what is extracted.
+        """Load the model and write the description of the extraction.
 
         Raises:
             ValueError: for another extraction's directory, a layer that the model does not have,
@@ -142,7 +139,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Computes shards.
+    """Worker that computes shards.
 
     Attributes:
         extraction: what is extracted.
@@ -158,10 +155,10 @@ class ShardWorker:
     threads: int | None
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no other process was started."""
 
     def compute(self, number: int) -> None:
-        """Compute a shard and write it."""
+        """Compute and write a shard."""
         what = self.extraction
         part = what.parts[number]
         positive, negative = (
@@ -199,7 +196,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """16 hexadecimal digits of what decides how a text becomes token ids."""
+    """Hash what decides how a text becomes token ids to 16 hexadecimal digits."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     # Left over from the last call that padded or cut; we do neither.
@@ -210,7 +207,7 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def _machine(device: torch.device) -> dict[str, str]:
-    """What rounding depends on, in words; it is in the fingerprint, too, which has none."""
+    """Describe what rounding depends on; the fingerprint holds it as well, as a hash."""
     import transformers
 
     gpu = device.type == "cuda"
@@ -240,7 +237,7 @@ def extract_shards(
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Shards:
-    """Extract what is left of a contrast's activations; returns once all are there.
+    """Extract what is left of a contrast's activations; return once all are there.
 
     Args:
         model: a name, as `odesteer.models.loading.load_model` takes it; or (model, tokenizer), for

@@ -1,7 +1,7 @@
 """Handle of a steering that is attached to a model.
 
-A forward hook on one block, with all that has to come off again: by `remove`, at the end of
-the `with` block, or when nothing refers to the handle any more.
+A handle owns the forward hooks of a steering and undoes them: by `remove`, at the end of the
+`with` block, or when nothing refers to the handle any more.
 """
 
 import threading
@@ -25,9 +25,9 @@ Undo = list[Callable[[], None]]
 
 
 class LayerHandle:
-    """What steers at one layer of a model; removing twice is harmless.
+    """Handle of a steering at one layer; removing twice is harmless.
 
-    A handle that nothing refers to any more takes its steering off, with a warning.
+    A handle that nothing refers to any more removes its steering, with a warning.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LayerHandle:
         return self._forgotten.alive
 
     def remove(self) -> None:
-        """Take everything off the model."""
+        """Remove everything from the model."""
         if self._forgotten.detach() is not None:
             _take_off(self._undo)
 
@@ -85,13 +85,13 @@ class LayerHandle:
         self.steering = self.steering.with_strength(strength)
 
     def stats(self) -> dict[str, float]:
-        """What happened so far, see `Handle.stats`."""
+        """Return running statistics; see `Handle.stats`."""
         seen, steered, sums = self._record.totals()
         means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
         return {"tokens": float(seen), "steered": float(steered), **means}
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
-        """Call `callback` with a `Pass` after each time the block has run; returns its end.
+        """Call `callback` with a `StepStats` after each pass; return the unsubscriber.
 
         It is called in the thread that runs the model, before the next block, so it should be
         quick; what it raises ends the forward pass. Everything is measured while there is a
@@ -107,7 +107,7 @@ class LayerHandle:
         return unsubscribe
 
     def counts(self, name: str | None = None) -> Counts:
-        """Totals so far, by `name` (the method's where it is None); see `Handle.prometheus`."""
+        """Return the totals so far under `name`, or the method's; see `Handle.prometheus`."""
         return Counts(name or self.steering.method, self.steering.layer, *self._record.totals())
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -167,7 +167,7 @@ class LayerHandle:
         return result
 
     def _velocity(self, hidden: Tensor, call: ForwardCall) -> Tensor:
-        """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
+        """Return the field at each prompt's last token, [b, d]; 0 until it was read."""
         batch, t, d = hidden.shape
         kept: Tensor | None = getattr(self._local, "velocity", None)
         if kept is None or call.offset <= 0 or len(kept) != batch:
@@ -182,7 +182,7 @@ class LayerHandle:
         return kept
 
     def _tell(self, before: Tensor, after: Tensor, rows: Tensor | None, seen: int) -> None:
-        """Count, and where somebody wants it, measure; `rows` [n], None for every token."""
+        """Count tokens and, on demand, measure them; `rows` [n], None for every token."""
         callbacks = self._callbacks
         steered = before.shape[:-1].numel()
         self._record.count(seen, steered)
@@ -198,9 +198,10 @@ class LayerHandle:
 
 
 class Handle:
-    """A steering on a model, at all its layers. Also a context manager; removing twice is harmless.
+    """Handle of a steering at all its layers, also a context manager.
 
-    A handle that nothing refers to any more takes its steering off, with a warning.
+    Removing it twice is harmless. A handle that nothing refers to any more removes its steering,
+    with a warning.
     """
 
     def __init__(self, parts: Sequence[LayerHandle]):
@@ -218,7 +219,7 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Take everything off the model."""
+        """Remove everything from the model."""
         for part in reversed(self.parts):
             part.remove()
 
@@ -228,7 +229,7 @@ class Handle:
             part.set_strength(strength)
 
     def stats(self) -> dict[str, float]:
-        """What happened so far, averaged over the layers.
+        """Return running statistics, averaged over the layers.
 
         `tokens` the block has seen (padding included), `steered` of them, and with
         `measure=True` means over the steered ones: share `moved`, `displacement`
@@ -240,7 +241,7 @@ class Handle:
         return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
-        """Call `callback` with a `StepStats` after each time a block has run; returns its end.
+        """Call `callback` with a `StepStats` after each pass; return the unsubscriber.
 
         It is called in the thread that runs the model, before the next block, so it should be
         quick; what it raises ends the forward pass. Everything is measured while there is a
@@ -255,11 +256,11 @@ class Handle:
         return unsubscribe
 
     def counts(self, name: str | None = None) -> list[Counts]:
-        """Totals so far of every layer, by `name` (the method's where it is None)."""
+        """Return the totals of every layer under `name`, or the method's where it is None."""
         return [part.counts(name) for part in self.parts]
 
     def prometheus(self, name: str | None = None) -> str:
-        """Totals so far in the text format that Prometheus reads, with `name` as their label.
+        """Return the totals in Prometheus' text format, with `name` as their label.
 
         Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
         are sums over `odesteer_steered_tokens_total`.
@@ -268,7 +269,7 @@ class Handle:
 
 
 class _Displaced(torch.autograd.Function):
-    """a(T) in value; in gradient a + constant."""
+    """Autograd function with the value a(T) and the gradient of a + constant."""
 
     @staticmethod
     def forward(_ctx: Any, _hidden: Tensor, steered: Tensor) -> Tensor:

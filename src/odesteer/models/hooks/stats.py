@@ -1,8 +1,6 @@
 """Statistics of a steering: one forward pass, running totals, Prometheus text.
 
-Prometheus text format of steering counters.
-
-Text of its exposition format 0.0.4, with the names that `odesteer serve` uses where it counts the
+The text is exposition format 0.0.4, with the names that `odesteer serve` uses where it counts the
 same, https://prometheus.io/docs/instrumenting/exposition_formats
 """
 
@@ -17,7 +15,7 @@ from odesteer.models.steers import Steers
 
 
 class StepStats(NamedTuple):
-    """What a steering did in one forward pass; one entry a token that it acted on, on the CPU.
+    """Measurements of one forward pass: one entry a steered token, on the CPU.
 
     Attributes:
         layer: the block.
@@ -44,7 +42,7 @@ Callback = Callable[[StepStats], None]
 def measure(
     steering: Steers, tokens: int, rows: Tensor, before: Tensor, after: Tensor
 ) -> StepStats:
-    """What happened to tokens `before` [n, d] that are `after` [n, d] now."""
+    """Measure the displacement of tokens from `before` to `after` [n, d]."""
     displacement = (after.float() - before.float()).norm(dim=-1)
     norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     odds = None
@@ -61,7 +59,7 @@ def measure(
 
 
 class RunningStats:
-    """Sums over all passes. Threads may add to it at once."""
+    """Thread-safe sums over all passes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,13 +68,13 @@ class RunningStats:
         self._sums: dict[str, float] = {}
 
     def count(self, seen: int, steered: int) -> None:
-        """Tokens that the block has seen, and those that the steering acted on."""
+        """Count the tokens that the block has seen and those that were steered."""
         with self._lock:
             self._seen += seen
             self._steered += steered
 
     def add(self, one: StepStats) -> None:
-        """What was measured of a pass."""
+        """Add the measurements of a pass."""
         sums = {
             "moved": float((one.displacement > 0).sum()),
             "displacement": float(one.displacement.double().sum()),
@@ -90,7 +88,7 @@ class RunningStats:
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def totals(self) -> tuple[int, int, dict[str, float]]:
-        """Tokens seen, tokens steered, and sums over the steered ones, of one moment."""
+        """Return tokens seen, tokens steered and sums over the steered ones."""
         with self._lock:
             return self._seen, self._steered, dict(self._sums)
 
@@ -123,7 +121,7 @@ _FAMILIES = (
 
 
 def exposition(counts: Sequence[Counts]) -> str:
-    """Every metric that was measured, of every steering and layer.
+    """Render every measured metric of every steering and layer.
 
     Two entries of one steering and layer, such as two models in a process, are added up: a
     metric may have a set of labels once.

@@ -1,8 +1,8 @@
 """Directory of a saved steering, written atomically.
 
-A directory: `steering_config.json` (everything but numbers in bulk, and the hash of the rest),
-`steering.safetensors`, and a `README.md` for people. Each file is written to a temporary name
-and renamed; reading checks everything and executes nothing.
+`steering_config.json` holds everything but tensors, and the hash of `steering.safetensors`; a
+`README.md` is for people. Each file is written to a temporary name and renamed. Reading checks
+everything and executes nothing.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose: str) -> Path:
-    """Write the directory; schema and hash are added to the configuration, `dose` to the card.
+    """Write the directory, with schema and hash in the configuration.
 
     Raises:
         ValueError: if `config` is not JSON, or more of it than `read` accepts.
@@ -50,7 +50,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors of a directory that `write` wrote.
+    """Read the configuration and the tensors of a directory that `write` wrote.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -94,7 +94,7 @@ def _configuration(text: bytes) -> dict[str, Any]:
 
 
 def _sha256(file: BinaryIO) -> str:
-    """Piece by piece, so that what does not match never fills the memory; back at the start."""
+    """Hash a file piece by piece, without filling memory, and rewind it."""
     digest = hashlib.sha256()
     while piece := file.read(2**20):
         digest.update(piece)
@@ -103,7 +103,7 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def dose_to_json(dose: Dose) -> dict[str, Any]:
-    """A dose as JSON values.
+    """Convert a dose to JSON values.
 
     Raises:
         ValueError: for one that belongs to the rows of a batch.
@@ -124,7 +124,7 @@ def dose_to_json(dose: Dose) -> dict[str, Any]:
 
 
 def dose_from_json(tree: Any) -> Dose:
-    """The dose that `dose_to_json` wrote.
+    """Rebuild the dose that `dose_to_json` wrote.
 
     Raises:
         ValueError: if it is none.
