@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 
-from odesteer.common.jobs.directory import CLAIMS, WAIT
+from odesteer.common.jobs.directory import CLAIMS, WAIT, remove_abandoned_claims
 from odesteer.common.jobs.job import Computes, Job
-from odesteer.common.jobs.lock import remove_given_up
 from odesteer.common.jobs.ray import cluster
 
 
@@ -29,7 +28,7 @@ def local(job: Job) -> int:
         computed = _all_of(job, worker)
     while not job.end():
         time.sleep(WAIT)
-    remove_given_up(job.folder.path / CLAIMS)
+    remove_abandoned_claims(job.folder.path / CLAIMS)
     return computed
 
 

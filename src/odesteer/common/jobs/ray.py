@@ -19,9 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from odesteer.common.jobs.directory import CLAIMS, WAIT
+from odesteer.common.jobs.directory import CLAIMS, WAIT, Claim
 from odesteer.common.jobs.job import Job, Task, Unit
-from odesteer.common.jobs.lock import Claim
 
 _CLOSING = 30.0  # seconds for workers to end other processes
 _TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
@@ -31,9 +30,9 @@ class _Computes:
     """Ray actor that holds one model and computes one unit at a time.
 
     Args:
-        task: what there is to do.
+        task: description of the work.
         path: the directory.
-        sign: a file of its claims/ that the driver has made.
+        sign: name of a file of its claims/ that the driver holds.
 
     Raises:
         ValueError: where this node does not see the driver's directory, or it is other work's.
@@ -89,7 +88,7 @@ class _Pool:
 
     def give(self, unit: Unit, claim: Claim) -> None:
         """Assign a unit to an idle worker, preferably one that holds its fold."""
-        actor = next((one for one in self.idle if unit.fold in self._folds[one]), self.idle[0])
+        actor = next((idle for idle in self.idle if unit.fold in self._folds[idle]), self.idle[0])
         self.idle.remove(actor)
         if unit.keeps:
             self._folds[actor].add(unit.fold)
@@ -135,7 +134,7 @@ class _Pool:
         for actor in self._folds:
             self._ray.kill(actor)
         for _, _, claim in self._busy.values():
-            claim.__exit__(None, None, None)
+            claim.release()
 
 
 def cluster(job: Job) -> int:
@@ -154,13 +153,13 @@ def cluster(job: Job) -> int:
             _join(ray)
             stack.callback(ray.shutdown)
         sign = f"ray-{uuid.uuid4().hex}"
-        stack.callback(job.folder.sign(sign).unlink, missing_ok=True)
-        what = [ray.put(one) for one in (job.task, job.folder.path.resolve(), sign)]
+        stack.enter_context(job.folder.sign(sign))
+        arguments = [ray.put(each) for each in (job.task, job.folder.path.resolve(), sign)]
         many, needs = _sized(ray, job.workers)
         if job.say is not None:
             job.say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
         kind = ray.remote(_Computes).options(scheduling_strategy="SPREAD", **needs)
-        pool = _Pool(ray, lambda: kind.remote(*what), many)
+        pool = _Pool(ray, lambda: kind.remote(*arguments), many)
         stack.callback(pool.dismiss)
         pool.begin()
         return _drive(job, pool)
