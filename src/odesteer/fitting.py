@@ -74,8 +74,8 @@ def fit(
             earlier ones have moved; None: as the method's source does.
         progress: called with (texts read, texts in all) and, by methods that train, with
             (steps done, steps in all).
-        tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: the
-        method's own.
+        tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: those
+            of the method.
         max_tokens: longer texts lose their beginning; None: the model's context.
         cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
 
@@ -124,13 +124,13 @@ def fit(
         {index: (r.positive, r.negative) for index, r in readings.items()}, contrast.groups, seed
     )
     parts: list[Steering] = []
-    for index, one in methods.items():
+    for index, layer_method in methods.items():
         reading = readings[index]
         if parts and (chosen.incremental if incremental is None else incremental):
             with Steering.of(parts).attach(model, positions="all"):
                 moved = learnt_from([index], chosen)[index]
             reading = reading._replace(negative=moved.negative)
-        parts.append(learn(one, reading, index))
+        parts.append(learn(layer_method, reading, index))
     return Steering.of(parts)
 
 
@@ -153,21 +153,21 @@ def read(
     """
     chosen = check_tokens(tokens or method.tokens)
     site: Any = method.site
-    some = texts(model, tokenizer, contrast, chosen, max_tokens)
-    if chosen == "prompt" and sorted(some.positive) == sorted(some.negative):
+    tokenized = texts(model, tokenizer, contrast, chosen, max_tokens)
+    if chosen == "prompt" and sorted(tokenized.positive) == sorted(tokenized.negative):
         raise ValueError(
             'tokens="prompt" reads the end of each prompt, and both classes have the same prompts: '
             'there is nothing to learn from. Give prompts that differ, or read tokens="last".'
         )
-    data = read_texts(model, some, layers, site=site, progress=progress, cache=cache)
+    data = read_texts(model, tokenized, layers, site=site, progress=progress, cache=cache)
     prompts: list[Tensor | None] = [None] * len(data)
     # Bare texts have no prompt to read.
     if method.reads_prompts and all(e.prompt is not None for e in contrast.positive):
-        asked = replace(contrast, negative=contrast.positive)
-        rows = texts(model, tokenizer, asked, "prompt", max_tokens).positive
+        prompts_only = replace(contrast, negative=contrast.positive)
+        rows = texts(model, tokenizer, prompts_only, "prompt", max_tokens).positive
         prompts = [*extract(model, rows, list(data), progress=progress, cache=cache)]
     return {
-        index: ActivationSet(*rows, at_prompt, chosen, some.truncated)
+        index: ActivationSet(*rows, at_prompt, chosen, tokenized.truncated)
         for (index, rows), at_prompt in zip(data.items(), prompts, strict=True)
     }
 

@@ -1,4 +1,4 @@
-"""Which chat templates and tokenizers are there in the wild? Small ones of every kind."""
+"""Small chat templates and tokenizers of every kind found in the wild."""
 
 import string
 

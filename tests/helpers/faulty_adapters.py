@@ -1,4 +1,4 @@
-"""Which mistakes does the conformance suite find? Libraries with one mistake each."""
+"""Steering libraries with one mistake each, for the conformance suite to find."""
 
 import threading
 from collections.abc import Callable

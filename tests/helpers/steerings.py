@@ -1,4 +1,4 @@
-"""What does a steering of every class that can be saved look like?"""
+"""Steerings of every class that can be saved."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Is a model whose weights lie elsewhere (offloaded, spread by a device map) steered the same?"""
+"""Models with offloaded weights or a device map are steered the same."""
 
 import pytest
 import torch

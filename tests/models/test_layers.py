@@ -1,4 +1,4 @@
-"""Are a model's decoder blocks found, and is what is no residual stream refused?"""
+"""Decoder blocks are found, and what is no residual stream is refused."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Of how many of transformers' architectures are the decoder blocks found, and of which not?"""
+"""Survey of transformers' architectures whose decoder blocks are found."""
 
 import pytest
 

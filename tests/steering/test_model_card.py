@@ -1,6 +1,7 @@
-"""The README.md of a steering says what is so, in Markdown and front matter that tools read."""
+"""The model card states the facts, in Markdown and front matter that tools read."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -201,14 +202,14 @@ def test_a_fingerprint_changes_with_everything_that_is_learnt_from():
     assert base.sha256 == contrast().sha256 and len(base.sha256) == 64
     first, *others = base.positive
     changed = [
-        base.replace(template="plain"),
-        base.replace(positive=base.negative, negative=base.positive),
-        base.replace(positive=tuple(others)),
-        base.replace(positive=(*others, first)),
+        replace(base, template="plain"),
+        replace(base, positive=base.negative, negative=base.positive),
+        replace(base, positive=tuple(others)),
+        replace(base, positive=(*others, first)),
     ]
     for key, value in {"response": "x", "prompt": "x", "group": "x", "reward": 1.0}.items():
-        example = first.replace(**{key: value})
-        changed.append(base.replace(positive=(example, *others)))
+        example = replace(first, **{key: value})
+        changed.append(replace(base, positive=(example, *others)))
     assert len({base.sha256, *(each.sha256 for each in changed)}) == len(changed) + 1
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     assert len(Contrast.from_pairs([chat], [chat]).sha256) == 64

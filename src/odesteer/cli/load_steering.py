@@ -152,7 +152,7 @@ def with_solver(one: "Steering", solver: str | None, steps: int | None) -> "Stee
 
 def check_solver(solver: str | None) -> None:
     """ValueError for a name that is none."""
-    from odesteer.steering.solvers import find_solver
+    from odesteer.steering.layer_steering import find_solver
 
     if solver is not None:
         find_solver(solver)

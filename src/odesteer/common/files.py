@@ -128,7 +128,7 @@ def _temporary(path: Path) -> tuple[BinaryIO, str]:
                 fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(name):
             return file, name
-        file.close()  # somebody took it for abandoned before it was locked
+        file.close()  # another process took it for abandoned before it was locked
 
 
 def _remove_abandoned(files: Iterable[Path]) -> None:
@@ -145,9 +145,9 @@ def cache_dir() -> Path:
     Raises:
         OSError: if there is no home directory, as for the user of some containers.
     """
-    given = os.environ.get("ODESTEER_CACHE")
-    if given:
-        return Path(given)
+    folder = os.environ.get("ODESTEER_CACHE")
+    if folder:
+        return Path(folder)
     try:
         return Path.home() / ".cache" / "odesteer"
     except RuntimeError:

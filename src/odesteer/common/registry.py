@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What is compared and shown of a name that is not known: it may be anybody's, and of any length.
+# Compared and shown characters of an unknown name, which may be of any length.
 _LONGEST = 200
 
 
@@ -64,22 +64,24 @@ def resolve(
     points = sorted(entry_points(group=group))
     point: EntryPoint = lookup({**_by_name(points), **table}, name, kind)
     owner = f"The {kind} '{name}' of {_package(point)}"
-    same = [one for one in points if one.name == name]
-    if len({one.value for one in same}) > 1:
-        packages = " and ".join(sorted({_package(one) for one in same}))
+    same = [each for each in points if each.name == name]
+    if len({each.value for each in same}) > 1:
+        packages = " and ".join(sorted({_package(each) for each in same}))
         raise ValueError(f"Several packages offer the {kind} '{name}': {packages}; remove one.")
     try:
-        found = point.load()
+        plugin = point.load()
     except Exception as error:
         raise ValueError(
             f"{owner} cannot be imported from '{point.value}': {type(error).__name__}: {error}"
         ) from error
     fits = (
-        isinstance(found, base) if instance else isinstance(found, type) and issubclass(found, base)
+        isinstance(plugin, base)
+        if instance
+        else isinstance(plugin, type) and issubclass(plugin, base)
     )
     if not fits:
         raise ValueError(f"{owner} is '{point.value}', which is no {base.__name__}.")
-    return found
+    return plugin
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
@@ -90,9 +92,9 @@ def plugins(group: str) -> dict[str, EntryPoint]:
     return _by_name(sorted(entry_points(group=group)))
 
 
-def version_of(found: type) -> str:
+def version_of(cls: type) -> str:
     """Return the version of the package that defines a class, or "unknown"."""
-    owners = packages_distributions().get(found.__module__.partition(".")[0], ())
+    owners = packages_distributions().get(cls.__module__.partition(".")[0], ())
     return version(owners[0]) if owners else "unknown"
 
 

@@ -35,8 +35,8 @@ class Contrast:
     template: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, some in (("positive", self.positive), ("negative", self.negative)):
-            if not some:
+        for name, members in (("positive", self.positive), ("negative", self.negative)):
+            if not members:
                 raise ValueError(
                     f"A contrast needs examples of both classes; the {name} class is empty."
                 )
@@ -101,8 +101,8 @@ class Contrast:
         Raises:
             ValueError: naming the row that is of neither form.
         """
-        places = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
-        return cls(*examples(places, columns), template)
+        located = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
+        return cls(*examples(located, columns), template)
 
     @classmethod
     def from_file(
@@ -143,13 +143,13 @@ class Contrast:
         template: str,
         columns: Columns | None,
     ) -> "Contrast":
-        found = file_rows(path, suffix, [(columns or {}).get(key, key) for key in NUMBERS])
-        return cls(*examples(found, columns), template)
+        located = file_rows(path, suffix, [(columns or {}).get(key, key) for key in NUMBERS])
+        return cls(*examples(located, columns), template)
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the texts, groups, rewards, their order and the template."""
-        classes = [[asdict(e) for e in some] for some in (self.positive, self.negative)]
+        classes = [[asdict(e) for e in members] for members in (self.positive, self.negative)]
         text = json.dumps([self.template, *classes], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -176,8 +176,8 @@ class Contrast:
     ) -> tuple[list[tuple[list[int], list[int]]], list[tuple[list[int], list[int]]]]:
         """Return the token ids of prompt and response of every example, by class."""
 
-        def parts(some: tuple[Example, ...]) -> list[tuple[list[int], list[int]]]:
-            return [encode_parts(tokenizer, e.prompt, e.response, self.template) for e in some]
+        def parts(members: tuple[Example, ...]) -> list[tuple[list[int], list[int]]]:
+            return [encode_parts(tokenizer, e.prompt, e.response, self.template) for e in members]
 
         return parts(self.positive), parts(self.negative)
 

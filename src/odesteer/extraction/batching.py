@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-# A shorter beginning is not worth a pass of its own, nor is one that saves a small part of the
-# tokens: texts that go on from beginnings of one length are batched together, by themselves.
-LEAST_TOKENS = 8
-LEAST_PART = 0.1
+# A shorter prefix is not worth a pass of its own, nor is one that saves a smaller share of the
+# tokens: texts with prefixes of one length form batches of their own.
+MIN_PREFIX = 8
+MIN_SAVED_SHARE = 0.1
 
 
 class Group(NamedTuple):
@@ -53,12 +53,12 @@ class _Node:
         """Choose between the node itself and what was chosen below it."""
         saved = (end - self.first - 1) * self.length
         total = sizes[end] - sizes[self.first]
-        worth = self.length >= LEAST_TOKENS and saved >= LEAST_PART * total
+        worth = self.length >= MIN_PREFIX and saved >= MIN_SAVED_SHARE * total
         if worth and saved > self.saved:
             self.saved, self.chosen = saved, [(self.length, self.first, end)]
 
 
-def shared_beginnings(
+def shared_prefixes(
     rows: Sequence[Sequence[int]], ends: Sequence[int] | None = None
 ) -> list[Group]:
     """Find the groups of shared prefixes that save the most tokens.
@@ -116,7 +116,7 @@ class TextBatch:
         return [i for run in self.runs for i in run]
 
 
-def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBatch]:
+def whole_text_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBatch]:
     """Make batches of one run each, longest texts first: memory peaks early.
 
     Args:
@@ -126,29 +126,29 @@ def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBa
     return [TextBatch((run,)) for run in _runs(range(len(rows)), rows, batch_tokens)]
 
 
-def from_shared_beginnings(
+def shared_prefix_batches(
     rows: Sequence[Sequence[int]], batch_tokens: int, ends: Sequence[int] | None = None
 ) -> list[TextBatch]:
-    """Make batches that run shared prefixes once; see `shared_beginnings`.
+    """Make batches that run shared prefixes once; see `shared_prefixes`.
 
-    A run's tokens count with those that they go on from, and the beginnings of a batch, whose
-    keys and values stay in memory during its runs, have at most half of `batch_tokens`.
+    The tokens of a run include its prefixes. The prefixes of a batch, whose keys and values stay
+    in memory during its runs, have at most half of `batch_tokens`.
     """
-    groups = shared_beginnings(rows, ends)
+    groups = shared_prefixes(rows, ends)
     # With similar ones, long answers first.
     groups.sort(key=lambda group: (-group.length, -max(len(rows[i]) for i in group.members)))
     batches: list[TextBatch] = []
     alone = set(range(len(rows)))
     members: list[int] = []
-    beginnings = 0
-    for place, (length, some) in enumerate(groups):
-        members += some
-        beginnings += length
-        alone.difference_update(some)
-        after = groups[place + 1].length if place + 1 < len(groups) else 0
-        if after != length or beginnings + length > batch_tokens // 2:
+    prefixes = 0
+    for i, (length, texts) in enumerate(groups):
+        members += texts
+        prefixes += length
+        alone.difference_update(texts)
+        after = groups[i + 1].length if i + 1 < len(groups) else 0
+        if after != length or prefixes + length > batch_tokens // 2:
             batches.append(TextBatch(tuple(_runs(members, rows, batch_tokens)), length))
-            members, beginnings = [], 0
+            members, prefixes = [], 0
     runs = _runs(sorted(alone), rows, batch_tokens)
     return batches + [TextBatch((run,)) for run in runs]
 

@@ -68,13 +68,13 @@ class Pooler:
             first = torch.tensor([self.starts[i] for i in run]) - shared
             pooled = real & (torch.arange(real.shape[1]) >= first.minimum(lengths - 1)[:, None])
             count = pooled.sum(dim=1)
-        found = {}
+        results = {}
         for layer, hidden in outputs.items():
             total = (hidden.float() * pooled.to(hidden.device).unsqueeze(-1)).sum(dim=1)
             if self.pooling == "mean" and begin is not None:
                 total = total + begin.total(layer, run)
-            found[layer] = (total / count.to(hidden.device).unsqueeze(-1)).cpu()
-        return found
+            results[layer] = (total / count.to(hidden.device).unsqueeze(-1)).cpu()
+        return results
 
 
 class _SharedPrefix:
@@ -84,17 +84,17 @@ class _SharedPrefix:
         length: their tokens, of each.
     """
 
-    def __init__(self, forward: Forward, reader: Pooler, batch: TextBatch):
+    def __init__(self, forward: Forward, pooler: Pooler, batch: TextBatch):
         from odesteer.models.prefix_cache import empty_cache
 
         self.length = batch.shared
         self._which: dict[int, int] = {}  # of each text
         different: dict[tuple[int, ...], int] = {}
         for i in batch.rows:
-            start = tuple(reader.token_rows[i][: self.length])
+            start = tuple(pooler.token_rows[i][: self.length])
             self._which[i] = different.setdefault(start, len(different))
         self._filled = empty_cache()
-        ids = torch.tensor(list(different), device=reader.device)
+        ids = torch.tensor(list(different), device=pooler.device)
         outputs = forward(ids, torch.ones_like(ids), self._filled)
         # Pooled in the mean, and nowhere else.
         self._totals = {layer: hidden.float().sum(dim=1) for layer, hidden in outputs.items()}

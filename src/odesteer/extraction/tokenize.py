@@ -65,9 +65,9 @@ def texts(
     Raises:
         ValueError: for an unknown `tokens`, a bound below 2, or the prompts of bare texts.
     """
-    some = contrast.positive + contrast.negative
+    examples = contrast.positive + contrast.negative
     rows, starts, truncated = token_rows(
-        model, tokenizer, some, contrast.template, tokens, max_tokens
+        model, tokenizer, examples, contrast.template, tokens, max_tokens
     )
     n = len(contrast.positive)
     return TokenizedTexts(rows[:n], rows[n:], starts, tokens, truncated)
@@ -76,7 +76,7 @@ def texts(
 def token_rows(
     model: nn.Module,
     tokenizer: Any,
-    some: Sequence[Example],
+    examples: Sequence[Example],
     template: str,
     tokens: Tokens,
     max_tokens: int | None = None,
@@ -88,12 +88,12 @@ def token_rows(
     check_tokens(tokens)
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2; got {max_tokens}.")
-    if tokens == "prompt" and any(e.prompt is None for e in some):
+    if tokens == "prompt" and any(e.prompt is None for e in examples):
         raise ValueError(
             'tokens="prompt" reads the end of each prompt, and this contrast holds texts without '
             'one; give (prompt, response) rows, or read tokens="last".'
         )
-    parts = [encode_parts(tokenizer, e.prompt, e.response, template) for e in some]
+    parts = [encode_parts(tokenizer, e.prompt, e.response, template) for e in examples]
     rows = [(a, [] if tokens == "prompt" else b) for a, b in parts]
     context = context_length(model)
     limit = min((size for size in (max_tokens, context) if size is not None), default=None)

@@ -35,8 +35,8 @@ class Forward(Protocol):
 
         Args:
             ids: [b, t].
-            mask: [b, p + t], of the tokens in the cache too.
-            cache: keys and values of p tokens that came before, or an empty one to be filled.
+            mask: [b, p + t], including the tokens in the cache.
+            cache: keys and values of p earlier tokens, or an empty cache to be filled.
         """
 
 
@@ -68,7 +68,7 @@ def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[F
         nonlocal tokens
         outputs.clear()
         tokens = tuple(ids.shape)
-        # Not every model knows of caches.
+        # Not every model takes a cache.
         kept = {} if cache is None else {"past_key_values": cache}
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **kept)

@@ -94,14 +94,14 @@ def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> t
         whole = tokenizer.apply_chat_template(turns, tokenize=False)
     except TemplateError:
         whole = ""
-    said = response.strip()
+    visible = response.strip()
     end = response.rstrip()
     if whole.startswith(start):
         # Some templates write a space before the answer, which the model then says itself;
         # anything more (an empty thought, say) would not be said after this prompt.
-        place = whole.find(said, len(start))
-        if place >= 0 and not whole[len(start) : place].strip():
-            end = whole[len(start) : place + len(said)]
+        position = whole.find(visible, len(start))
+        if position >= 0 and not whole[len(start) : position].strip():
+            end = whole[len(start) : position + len(visible)]
     if start.rstrip().endswith(THINK) and end.lstrip().startswith(THINK):
         end = end.lstrip()[len(THINK) :].lstrip()
     return start, end
@@ -110,8 +110,8 @@ def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> t
 def _filled(template: str, prompt: str | Messages, response: str | None) -> tuple[str, str]:
     """Render prompt and response with a format."""
     form = PLAIN if template in ("auto", "plain") else template
-    before, found, _ = form.partition("{response}")
-    if not found or "{prompt}" not in before:
+    before, field, _ = form.partition("{response}")
+    if not field or "{prompt}" not in before:
         raise ValueError(
             f"A template needs {{prompt}} and {{response}}, in this order; got {form!r}. Or use "
             f"'auto', 'chat' or 'plain'."
@@ -134,8 +134,8 @@ def _with_lead(tokenizer: Any, ids: list[int]) -> list[int]:
     said after it, and its activation is not the text's.
     """
     bare, full = _ids(tokenizer, "a"), list(tokenizer("a").input_ids)
-    places = range(len(full) - len(bare) + 1)
-    size = next((i for i in places if full[i : i + len(bare)] == bare), 0)
+    starts = range(len(full) - len(bare) + 1)
+    size = next((i for i in starts if full[i : i + len(bare)] == bare), 0)
     lead = full[:size]
     return ids if ids[: len(lead)] == lead else lead + ids
 

@@ -20,16 +20,16 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
     """Find lists of numbered modules (or h0, h1, ...) that have children, by path."""
-    found: dict[str, list[nn.Module]] = {}
+    stacks_by_path: dict[str, list[nn.Module]] = {}
     inside: set[nn.Module] = set()  # of blocks: experts and heads are parts, not blocks
     for path, parent in model.named_modules():
         if parent in inside:
             continue
         for stem, modules in _numbered(parent):
             if all(any(True for _ in module.children()) for module in modules):
-                found[".".join(part for part in (path, stem) if part)] = modules
+                stacks_by_path[".".join(part for part in (path, stem) if part)] = modules
                 inside.update(part for module in modules for part in module.modules())
-    return found
+    return stacks_by_path
 
 
 def listed(stacks: dict[str, list[nn.Module]]) -> str:
@@ -56,16 +56,16 @@ def in_text_tower(
 ) -> dict[str, list[nn.Module]]:
     """Select the stacks that read tokens: no vision or audio towers, no bridges."""
     modules = dict(model.named_modules())
-    own = {type(getattr(model, "config", None)), type(text_config(model))}
+    text_configs = {type(getattr(model, "config", None)), type(text_config(model))}
 
     def is_text(path: str, blocks: list[nn.Module]) -> bool:
         parts = path.split(".")
         owners = [modules.get(".".join(parts[:end])) for end in range(len(parts), -1, -1)]
         configs = [getattr(owner, "config", None) for owner in owners]
-        config = next((one for one in configs if hasattr(one, "to_dict")), None)
+        config = next((each for each in configs if hasattr(each, "to_dict")), None)
         # Blocks that only let the stream look at a tower come beside the decoder's own.
         bridge = all("cross" in type(block).__name__.lower() for block in blocks)
-        return not bridge and (config is None or type(config) in own)
+        return not bridge and (config is None or type(config) in text_configs)
 
     return {path: blocks for path, blocks in stacks.items() if is_text(path, blocks)}
 
@@ -74,10 +74,10 @@ def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
     """Return the modules in the list at a path, or named by the path and a number."""
     parent_path, _, stem = path.rpartition(".")
     try:
-        found = model.get_submodule(path)
-        if isinstance(found, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            return list(found.children())
-        return next((modules for name, modules in _numbered(found)), [])
+        module = model.get_submodule(path)
+        if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            return list(module.children())
+        return next((modules for name, modules in _numbered(module)), [])
     except AttributeError:
         pass
     try:
@@ -168,22 +168,27 @@ def find_layers(model: nn.Module) -> Blocks:
             f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
             f"prompt and generation share one residual stream."
         )
-    every = stacks(inner)
-    found = in_text_tower(inner, every)
+    every_stack = stacks(inner)
+    candidates = in_text_tower(inner, every_stack)
     depth = config_value(inner, "num_hidden_layers")
-    found = {path: blocks for path, blocks in found.items() if len(blocks) == depth} or found
-    if not found:
-        there = f"{listed(every)} read no tokens" if every else "nothing in it is numbered"
+    candidates = {
+        path: blocks for path, blocks in candidates.items() if len(blocks) == depth
+    } or candidates
+    if not candidates:
+        there = (
+            f"{listed(every_stack)} read no tokens" if every_stack else "nothing in it is numbered"
+        )
         raise ValueError(
             f"{name} has no list of decoder blocks to steer ({there}): name them with "
             f"odesteer.use_layers(model, 'path.of.the.blocks')."
         )
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise ValueError(
-            f"{name} has several stacks that could be its decoder blocks: {listed(found)}. Name "
-            f"the modules that return its residual stream with odesteer.use_layers(model, 'path')."
+            f"{name} has several stacks that could be its decoder blocks: {listed(candidates)}. "
+            f"Name the modules that return its residual stream with "
+            f"odesteer.use_layers(model, 'path')."
         )
-    return next(iter(found.values()))
+    return next(iter(candidates.values()))
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
@@ -215,8 +220,8 @@ def block_output(
         ValueError: if it is no such stream: hyper-connections pass on several at once, reversible
             blocks return parts of one, some keep time first.
     """
-    place = _place(output)
-    stream = output if place is None else output[place]
+    key = _stream_key(output)
+    stream = output if key is None else output[key]
     if not isinstance(stream, Tensor):
         raise ValueError(
             f"A decoder block returned a {type(output).__name__} and no tensor that could be its "
@@ -238,12 +243,12 @@ def block_output(
 
 def replace_output(output: Any, stream: Tensor) -> Any:
     """Return a block's output with another stream where `block_output` reads it."""
-    place = _place(output)
-    if place is None:
+    key = _stream_key(output)
+    if key is None:
         return stream
     if isinstance(output, Mapping):
         changed: Any = copy.copy(output)
-        changed[place] = stream
+        changed[key] = stream
         return changed
     parts = [stream, *output[1:]]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
@@ -344,10 +349,10 @@ def head_width(model: nn.Module) -> int:
     Raises:
         ValueError: if it does not say.
     """
-    given = config_value(model, "head_dim")
+    head_dim = config_value(model, "head_dim")
     width, heads = hidden_size(model), config_value(model, "num_attention_heads")
-    if given is not None:
-        return given
+    if head_dim is not None:
+        return head_dim
     if width is None or not heads:
         raise ValueError(f"{type(model).__name__} does not say how wide its attention heads are.")
     return width // heads
@@ -356,7 +361,7 @@ def head_width(model: nn.Module) -> int:
 # ---- inside
 
 
-def _place(output: Any) -> int | str | None:
+def _stream_key(output: Any) -> int | str | None:
     """Return the key of the stream in a block's output; None for a bare tensor."""
     if isinstance(output, Mapping):
         return next(
@@ -367,7 +372,7 @@ def _place(output: Any) -> int | str | None:
     first, *rest = output
     # A reversible block names the halves of its stream.
     halves = hasattr(output, "_fields") and any(
-        isinstance(one, Tensor) and one.shape == first.shape for one in rest
+        isinstance(each, Tensor) and each.shape == first.shape for each in rest
     )
     return None if halves else 0
 

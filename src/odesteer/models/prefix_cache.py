@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from odesteer.models.fingerprint import hooked
 from odesteer.models.layers import find_decoder, text_config, unwrap
 
-# What kinds of attention with keys and values are called; "chunked" windows begin at multiples.
+# Layer types of attention with keys and values; "chunked" windows begin at multiples.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def may_continue(model: nn.Module) -> bool:
+def supports_prefix_cache(model: nn.Module) -> bool:
     """Whether texts can continue a cached prefix: plain attention and no hooks.
 
     A steering or another hook may treat the second call as generation; accelerate's hooks run
@@ -43,19 +43,19 @@ def may_continue(model: nn.Module) -> bool:
 def empty_cache() -> DynamicCache:
     """Return an empty KV cache, to be filled by a run over prefixes.
 
-    It keeps every token, also where a block sees a window: masks hide what is outside.
+    It keeps every token even where a block sees a window: masks hide the tokens outside.
     """
     return DynamicCache()
 
 
-def branches(beginnings: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
+def branches(prefixes: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
     """Return a KV cache whose row i holds prefix `chosen[i]`."""
     cache = DynamicCache()
     rows = torch.tensor(chosen)
-    # Blocks that use another's keys and values leave their own place empty.
+    # Blocks that use another block's keys and values have none themselves.
     cache.layers = [
         DynamicLayer() if layer.keys is None else _Branches(layer.keys, layer.values, rows)
-        for layer in cast(list[Any], beginnings.layers)
+        for layer in cast(list[Any], prefixes.layers)
     ]
     return cache
 
@@ -63,8 +63,8 @@ def branches(beginnings: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
 class _Branches(DynamicLayer):
     """One block's keys and values of the prefixes, repeated only while it runs.
 
-    Nor does it keep what is added: the pass is the last one. So a batch needs the memory of its
-    beginnings once, and not that of every text at every block.
+    Added keys and values are not kept, since the pass is the last one. So a batch needs the memory
+    of its prefixes once, and not that of every text at every block.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Tensor):

@@ -15,10 +15,10 @@ class Steers(Protocol):
         layer: 0-based index of the decoder block.
         site: "residual" for the block's output, "heads" for the outputs of its attention heads.
         field: v, with its barrier.
-        dose: how far.
+        dose: dose of the steering.
         hidden_size: d, or None where any width is taken.
         method: the name of the method that learnt it.
-        model: what it was fitted on (JSON values).
+        model: description of the model it was fitted on (JSON values).
     """
 
     @property

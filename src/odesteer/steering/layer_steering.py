@@ -2,6 +2,11 @@
 
 The map a -> a(T) at one decoder block, with the calibration that turns its barrier into a
 probability. Precision, `no_grad` and devices are handled here.
+
+Another package adds a solver as an object, under the entry-point group "odesteer.solvers":
+
+    [project.entry-points."odesteer.solvers"]
+    ralston = "my_package:RALSTON"      # RALSTON = RungeKutta(Tableau(a=..., b=..., order=2))
 """
 
 import copy
@@ -11,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +24,8 @@ from torch import Tensor
 
 from odesteer import ode
 from odesteer.common.limits import brief
-from odesteer.common.registry import lookup
-from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
+from odesteer.common.registry import lookup, resolve
+from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, PerRow, Solver, VectorField, as_dose
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 from odesteer.steering.serialization.tree import (
@@ -30,9 +36,24 @@ from odesteer.steering.serialization.tree import (
     rebuild,
     try_out,
 )
-from odesteer.steering.solvers import find_solver
 
 SITES = ("residual", "heads")
+
+
+def find_solver(name: str) -> Solver:
+    """Return a solver by its name.
+
+    Raises:
+        ValueError: for an unknown name; says which there are.
+    """
+    # Called for every token: entry points are looked up only for a name that is not ours.
+    return SOLVERS[name] if name in SOLVERS else _plugin_solver(name)
+
+
+@lru_cache
+def _plugin_solver(name: str) -> Solver:
+    solver: Solver = resolve(SOLVERS, name, "solver", "odesteer.solvers", Solver, instance=True)
+    return solver
 
 
 @contextmanager
@@ -62,8 +83,7 @@ class LayerSteering:
         field: v; `barrier` is its barrier.
         strength: a number (the paper's T) or a dose: `Angle`, `PathLength`, `Target`.
             0 is the identity bit for bit, a negative number steers away.
-        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see
-        `odesteer.steering.solvers`.
+        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see above.
         steps: fixed steps of that solver.
         layer: 0-based index of the decoder block whose output is steered.
         site: "residual" for the block's output; "heads" for the outputs of its attention
@@ -71,8 +91,8 @@ class LayerSteering:
         method: the name of the method that learnt it.
         hyperparameters: of that method.
         calibration: from h to a probability.
-        receipts: what was measured when it was fitted (JSON values).
-        model: what it was fitted on (JSON values).
+        receipts: measurements made when it was fitted (JSON values).
+        model: description of the model it was fitted on (JSON values).
     """
 
     field: VectorField

@@ -133,7 +133,7 @@ def _measured(part: dict[str, Any]) -> list[str]:
     words = {"auc": "AUC", "log_loss": "log-loss in nats (chance: 0.693)"}
     words |= {"ece": "expected calibration error", "n": "rows"}
     rows = [(words.get(key, key), value) for key, value in quality.items()]
-    found = [
+    sections = [
         "## How well it tells the classes apart",
         "On groups of texts that were held out of the fit, both classes weighing the same.",
         table(("", ""), rows),
@@ -145,7 +145,7 @@ def _measured(part: dict[str, Any]) -> list[str]:
             (f"{b['probability']:.3f}", f"{b['frequency']:.3f}", bar(b["frequency"]), b["n"])
             for b in bins
         ]
-        found += [
+        sections += [
             "Calibration: of the rows given the probability P, so many were positive.",
             table(("P(positive)", "were positive", "", "rows"), shown),
         ]
@@ -158,11 +158,11 @@ def _measured(part: dict[str, Any]) -> list[str]:
             )
             for index in layers
         ]
-        found += [
+        sections += [
             "The layers that were compared, by one barrier; the chosen one is bold.",
             table(("layer", "AUC", "log-loss", "calibration error"), compared),
         ]
-    return found
+    return sections
 
 
 def _tuned(part: dict[str, Any]) -> list[str]:

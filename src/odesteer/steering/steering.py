@@ -101,10 +101,10 @@ class Steering(Pushable):
         if len(flat) > 1 and any(part.layer is None for part in flat):
             raise ValueError("Every part of a steering of several layers needs a layer.")
         ordered = tuple(sorted(flat, key=lambda part: part.layer or 0))
-        places = [(part.layer, part.site) for part in ordered]
-        if len(set(places)) < len(places):
+        sites = [(part.layer, part.site) for part in ordered]
+        if len(set(sites)) < len(sites):
             raise ValueError(
-                f"Two parts are at one place (layers {[layer for layer, _ in places]}): join them "
+                f"Two parts are at one place (layers {[layer for layer, _ in sites]}): join them "
                 f"with & instead."
             )
         steering = cls.__new__(cls)
@@ -432,13 +432,13 @@ def _by_layer(steerings: tuple[Steering, ...]) -> list[tuple[LayerSteering, ...]
     """Zip the parts of steerings by layer; ValueError unless the layers agree."""
     if not steerings:
         raise ValueError("Steerings compose to one where there is at least one; got none.")
-    places = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
-    if len(set(places)) > 1:
+    sites = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
+    if len(set(sites)) > 1:
         layers = " and ".join(
             ", ".join(
                 f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in each
             )
-            for each in places
+            for each in sites
         )
         raise ValueError(
             f"Steerings compose at the same layers; these are at layers {layers}. Fit them at the "

@@ -21,7 +21,7 @@ from odesteer.common.files import write_whole
 from odesteer.common.limits import read_json
 
 CLAIMS = "claims"
-WAIT = 0.5  # seconds until somebody else's units are looked at again
+WAIT = 0.5  # seconds between looks at units that other processes hold
 
 
 class Claim:
@@ -70,9 +70,9 @@ class WorkFolder:
     """A directory of work.
 
     Args:
-        path: the directory; made by who begins.
-        about: the file that says what the work is.
-        parts: the folder of units, and how their names end.
+        path: the directory, which `begin` makes.
+        about: name of the file that describes the work.
+        parts: name of the folder of units, and the suffix of their files.
     """
 
     def __init__(self, path: Path, about: str, parts: tuple[str, str]):
@@ -92,7 +92,7 @@ class WorkFolder:
             refuse_other(self.about, about, keys)
             if self.about.is_file():
                 return
-            # One of those who begin at once says it, since what is not compared may differ.
+            # Only one process writes it, since entries that are not compared may differ.
             claim = Claim.take(self.path / CLAIMS / "begin")
             if claim is None:
                 time.sleep(WAIT)

@@ -57,13 +57,13 @@ class Job:
     """Units of work, their directory and their callbacks.
 
     Attributes:
-        units: all of them.
-        folder: where they are kept.
-        task: how they are computed.
-        end: does what follows the last unit; False where somebody else is at it.
+        units: all units of the work.
+        folder: directory of the units.
+        task: description from which workers start.
+        end: finishes the work after the last unit; False while another process does so.
         say: called with a line before anything slow.
         progress: called with (work done, work in all).
-        workers: how many were asked for.
+        workers: requested number of workers.
     """
 
     units: Sequence[Unit]
@@ -76,11 +76,11 @@ class Job:
 
     def left(self, units: Sequence[Unit]) -> list[Unit]:
         """Return the units among `units` that are not done, and report progress."""
-        found = [unit for unit in units if not self.folder.done(unit.number)]
+        left = [unit for unit in units if not self.folder.done(unit.number)]
         if self.progress is not None:
             total = sum(unit.weight for unit in self.units)
-            self.progress(total - sum(unit.weight for unit in found), total)
-        return found
+            self.progress(total - sum(unit.weight for unit in left), total)
+        return left
 
     def ready(self, unit: Unit) -> bool:
         """Whether everything that the unit needs is done."""

@@ -34,11 +34,13 @@ def size_limit() -> int:
     Raises:
         ValueError: if the variable is no number.
     """
-    given = os.environ.get("ODESTEER_CACHE_GB") or "20"
+    gigabytes = os.environ.get("ODESTEER_CACHE_GB") or "20"
     try:
-        return int(float(given) * 1e9)
+        return int(float(gigabytes) * 1e9)
     except (ValueError, OverflowError):
-        raise ValueError(f"ODESTEER_CACHE_GB is a number of gigabytes; got {given!r}.") from None
+        raise ValueError(
+            f"ODESTEER_CACHE_GB is a number of gigabytes; got {gigabytes!r}."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class CachedModel:
 
 def cached_models(folder: Path) -> list[CachedModel]:
     """List the models in a cache, the one used last first."""
-    found = [_cached_model(each) for each in _models(folder)]
-    return sorted(found, key=lambda model: -model.last_used)
+    models = [_cached_model(each) for each in _models(folder)]
+    return sorted(models, key=lambda model: -model.last_used)
 
 
 def remove(
@@ -111,8 +113,8 @@ def header(path: Path) -> dict[str, Any]:
     """Read the header of a safetensors file; empty for a file that has none."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        found = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
-        return found if isinstance(found, dict) else {}
+        value = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
+        return value if isinstance(value, dict) else {}
     return {}
 
 
@@ -141,7 +143,7 @@ def _cached_model(model: Path) -> CachedModel:
     size, last_used = 0, 0.0
     for path, stat in _files(model):
         size, last_used = size + stat.st_size, max(last_used, stat.st_mtime)
-        place, batch = path.parent.name, path.name.split(".")[0]
+        site, batch = path.parent.name, path.name.split(".")[0]
         for name, entry in header(path).items():
             shape = entry.get("shape") if isinstance(entry, dict) else None
             if (
@@ -150,13 +152,13 @@ def _cached_model(model: Path) -> CachedModel:
                 and shape
                 and type(shape[0]) is int
             ):
-                layers.setdefault(place, set()).add(int(name))
-                rows[place, batch] = shape[0]
+                layers.setdefault(site, set()).add(int(name))
+                rows[site, batch] = shape[0]
     return CachedModel(
         key=model.name,
         name=about["name"],
         revision=about.get("revision"),
-        layers={place: sorted(indices) for place, indices in sorted(layers.items())},
+        layers={site: sorted(indices) for site, indices in sorted(layers.items())},
         rows=sum(rows.values()),
         size=size,
         last_used=last_used,
@@ -181,13 +183,13 @@ def _unlink(path: Path) -> int:
 
 def _tidy(model: Path) -> None:
     """Remove a model's empty folders."""
-    for place in model.iterdir():
-        if place.is_dir():
+    for folder in model.iterdir():
+        if folder.is_dir():
             with suppress(OSError):  # not empty
-                place.rmdir()
-    left = list(model.iterdir())
-    if all(each.name.startswith((MODEL, f".{MODEL}.")) for each in left):
-        for each in left:
+                folder.rmdir()
+    remaining = list(model.iterdir())
+    if all(each.name.startswith((MODEL, f".{MODEL}.")) for each in remaining):
+        for each in remaining:
             _unlink(each)
     with suppress(OSError):
         model.rmdir()

@@ -29,7 +29,7 @@ from odesteer.extraction.cache.index import MODEL, SCHEMA, SUFFIX, activations_d
 from odesteer.models.compatibility import model_name
 from odesteer.models.fingerprint import fingerprint, obstacle
 
-# False: none; True: the user's own, see `cache_files`; or a folder.
+# False: none; True: the default of `activations_dir`; or a folder.
 CacheChoice = bool | str | os.PathLike[str]
 
 
@@ -82,7 +82,7 @@ class ActivationCache:
         self._model = folder / fingerprint(model)
         self._place = self._model / f"{site}-{tokens}"
         self._about = _about(model)
-        self._limit = size_limit()  # what is wrong with it is said before anything is computed
+        self._limit = size_limit()  # raises before anything is computed
         self._writes = True
         self._wrote = False
         self._found: dict[str, list[Path]] = {}
@@ -97,13 +97,13 @@ class ActivationCache:
         """Return the cached layers of a batch, [b, d] float32 each."""
         known: dict[int, Tensor] = {}
         for path in self._found.get(batch.key(), []):
-            wanted = [layer for layer in layers if layer not in known]
-            if not wanted:
+            missing = [layer for layer in layers if layer not in known]
+            if not missing:
                 break
             # Another process may have removed it meanwhile, or own it.
             with suppress(OSError):
                 try:
-                    known.update(_read(path, wanted, len(batch.rows)))
+                    known.update(_read(path, missing, len(batch.rows)))
                     os.utime(path)  # what is used is kept longest
                 except (SafetensorError, ValueError):
                     path.unlink()  # damaged
@@ -146,7 +146,7 @@ def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
         names = set(file.keys())
         if about.get("schema") != SCHEMA:
             raise ValueError("another schema")
-        found = {}
+        tensors = {}
         for layer in layers:
             if str(layer) in names:
                 value = file.get_tensor(str(layer))
@@ -154,8 +154,8 @@ def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
                 if not right or digest(value) != about.get(f"sum:{layer}"):
                     raise ValueError("damaged")
                 # Not a view of the file, which may be removed while it is in use.
-                found[layer] = value.clone()
-        return found
+                tensors[layer] = value.clone()
+        return tensors
 
 
 def digest(value: Tensor) -> str:

@@ -52,16 +52,16 @@ class Shards:
             FileNotFoundError: if it is no such directory.
             ValueError: if it is not complete, or a shard is damaged or another directory's.
         """
-        found = cls(Path(path), read_about(Path(path)))
-        folder = ShardFolder(found.path)
-        missing = [part.number for part in found.parts if not folder.done(part.number)]
+        shards = cls(Path(path), read_about(Path(path)))
+        folder = ShardFolder(shards.path)
+        missing = [part.number for part in shards.parts if not folder.done(part.number)]
         if missing:
             raise ValueError(
-                f"'{path}' has {len(found.parts) - len(missing)} of {len(found.parts)} shards; "
+                f"'{path}' has {len(shards.parts) - len(missing)} of {len(shards.parts)} shards; "
                 f"{folder.part(missing[0]).name} is missing, cut off, or another directory's. "
                 f"Extract again with the same --out: what is there is kept."
             )
-        return found
+        return shards
 
     @property
     def parts(self) -> tuple[ShardPlan, ...]:
@@ -123,10 +123,10 @@ class Shards:
         Raises:
             ValueError: for a layer that was not extracted, or a shard that is damaged.
         """
-        wanted = self.layers if layer is None else [layer] if isinstance(layer, int) else layer
+        layers = self.layers if layer is None else [layer] if isinstance(layer, int) else layer
         n, m = self.sizes
         whole: dict[int, tuple[Tensor, Tensor]] = {}
-        for shard in self.read(wanted):
+        for shard in self.read(layers):
             for index, (positive, negative) in shard.layers.items():
                 if index not in whole:
                     d = positive.shape[1]
@@ -140,15 +140,15 @@ class Shards:
         k = len(part.positive)
         try:
             with safe_open(path, framework="pt") as file:
-                found = {layer: file.get_tensor(str(layer)) for layer in layers}
+                tensors = {layer: file.get_tensor(str(layer)) for layer in layers}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{_damaged(path)} ({brief(error)})") from None
         sums = header(path).get("sums")
-        for layer, rows in found.items():
+        for layer, rows in tensors.items():
             whole = rows.dtype == torch.float32 and rows.dim() == 2 and len(rows) == part.weight
             if not whole or not isinstance(sums, dict) or digest(rows) != sums.get(str(layer)):
                 raise ValueError(_damaged(path))
-        split = {layer: (rows[:k], rows[k:]) for layer, rows in found.items()}
+        split = {layer: (rows[:k], rows[k:]) for layer, rows in tensors.items()}
         return Shard(part.positive, part.negative, split)
 
 

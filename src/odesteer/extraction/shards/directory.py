@@ -91,11 +91,11 @@ def parts(n: int, m: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
 
 
 ABOUT, SCHEMA = "extraction.json", 1
-# Texts of a class, and shards: far beyond what anybody has, and soon counted.
+# Upper bounds on texts of a class and on shards, far beyond any data set.
 MAX_TEXTS, MAX_PARTS = 2**40, 2**20
 PARTS, SUFFIX, ENTRY = "shards", ".safetensors", "shard"
-# What makes it another extraction, the plainest first. Neither how many threads compute, which
-# whoever joins takes over, nor what people call the model.
+# Entries that make it another extraction, the plainest first. Neither the number of threads, which
+# later processes take over, nor the name of the model.
 KEYS = (
     "contrast",
     "layers",
@@ -137,14 +137,14 @@ class ShardFolder(WorkFolder):
         assert key is not None, "it is said first what is extracted"
         tensors = {str(layer): rows.contiguous() for layer, rows in layers.items()}
         sums = {name: digest(rows) for name, rows in tensors.items()}
-        places = {
+        indices = {
             "positive": torch.tensor(part.positive, dtype=torch.int64),
             "negative": torch.tensor(part.negative, dtype=torch.int64),
         }
         about = {"key": key, "truncated": truncated, "sums": sums}
         # One entry, since safetensors writes several in any order: equal shards are equal files.
         text = json.dumps(about, sort_keys=True)
-        write_whole(self.part(part.number), save({**places, **tensors}, {ENTRY: text}))
+        write_whole(self.part(part.number), save({**indices, **tensors}, {ENTRY: text}))
 
 
 def header(path: Path) -> dict[str, Any]:
@@ -186,10 +186,10 @@ def read_about(path: Path) -> dict[str, Any]:
     except ValueError:
         about = None
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        found = about.get("schema") if isinstance(about, dict) else None
+        schema = about.get("schema") if isinstance(about, dict) else None
         raise ValueError(
-            f"'{path / ABOUT}' cannot be used: it has schema {found!r:.40}, and this version reads "
-            f"schema {SCHEMA}."
+            f"'{path / ABOUT}' cannot be used: it has schema {schema!r:.40}, and this version "
+            f"reads schema {SCHEMA}."
         )
     if not _is_plan(about):
         raise ValueError(

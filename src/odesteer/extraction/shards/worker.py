@@ -82,7 +82,7 @@ class Extraction:
 
     def known(self) -> dict[str, Any]:
         """Describe the extraction as far as it is known without the model."""
-        asked = {
+        optional = {
             "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
             "batch_tokens": self.batch_tokens,
         }
@@ -98,7 +98,7 @@ class Extraction:
             "site": self.site,
             "max_tokens": self.max_tokens,
             "rows_per_shard": self.rows_per_shard,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
     def start(self, say: Callable[[str], None] | None = None) -> "ShardWorker":
@@ -142,10 +142,10 @@ class ShardWorker:
     """Worker that computes shards.
 
     Attributes:
-        extraction: what is extracted.
-        folder: where.
+        extraction: its description.
+        folder: directory of the shards.
         model, tokenizer: in memory.
-        threads: how many compute, as the directory says; None where that does not matter.
+        threads: number of threads of the directory; None where it does not matter.
     """
 
     extraction: Extraction
@@ -162,27 +162,27 @@ class ShardWorker:
         what = self.extraction
         part = what.parts[number]
         positive, negative = (
-            some[places.start : places.stop]
-            for some, places in (
+            examples[indices.start : indices.stop]
+            for examples, indices in (
                 (what.contrast.positive, part.positive),
                 (what.contrast.negative, part.negative),
             )
         )
-        some = Contrast(positive, negative, what.contrast.template)
+        contrast = Contrast(positive, negative, what.contrast.template)
         with warnings.catch_warnings(), _threads(self.threads):
             # The shard remembers how many were cut, and the sum is said once.
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts are longer than")
-            found = texts(self.model, self.tokenizer, some, what.tokens, what.max_tokens)
+            tokenized = texts(self.model, self.tokenizer, contrast, what.tokens, what.max_tokens)
             rows = extract(
                 self.model,
-                found.rows,
+                tokenized.rows,
                 what.layers,
-                tokens=found.tokens,
+                tokens=tokenized.tokens,
                 site=what.site,
-                starts=found.starts,
+                starts=tokenized.starts,
                 batch_tokens=what.batch_tokens,
             )
-        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), found.truncated)
+        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), tokenized.truncated)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _tokenizer(tokenizer: Any) -> str:
     """Hash what decides how a text becomes token ids to 16 hexadecimal digits."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    # Left over from the last call that padded or cut; we do neither.
+    # Left from the last call that padded or truncated; we do neither.
     rest = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
     facts = [rest, getattr(tokenizer, "chat_template", None), tokenizer.special_tokens_map]
     text = json.dumps(facts, sort_keys=True, default=str)
@@ -251,7 +251,7 @@ def extract_shards(
         engine: "local", this process (start several with the same `out`), or "ray", a cluster.
         workers: how many compute, for the engine "ray".
         say: called with a line before anything slow.
-        progress: called with (texts done, texts in all), by anybody.
+        progress: called with (texts done by all processes, texts in all).
 
     Raises:
         ImportError: without Ray, for the engine "ray".
@@ -285,7 +285,7 @@ def extract_shards(
         revision,
     )
     parts = extraction.parts
-    # Before a model is loaded, as much as can be said without one.
+    # Before a model is loaded, as far as possible without one.
     refuse_another(path, extraction.known())
     folder = ShardFolder(path)
     job = Job(parts, folder, extraction, lambda: True, say, progress, workers)

@@ -43,14 +43,14 @@ def attach(
     """Steer a model until the handle is removed; use it in a `with` block.
 
     Args:
-        parts: what to do at each layer.
+        parts: the steering of each layer.
         model: any transformers causal language model, also wrapped by PEFT or compiled.
         positions: which tokens, see `odesteer.models.hooks.positions`.
         rows: which rows of the batch (with beams: which prompts); None is all. Several
             steerings on rows of their own share one batch.
         measure: also record displacement and log-odds for `Handle.stats` (costs two
             evaluations of the barrier a token).
-        check: how much this model must be the one it was fitted on, see
+        check: the required level of agreement with the model it was fitted on, see
             `odesteer.models.compatibility`.
 
     Raises:
@@ -102,5 +102,5 @@ def check_fits(steering: Steers, model: nn.Module, check: str = "architecture") 
         )
     doubt = compatibility.doubt(steering, model)
     if doubt is not None:
-        warnings.warn(doubt, stacklevel=4)  # at whoever attaches
+        warnings.warn(doubt, stacklevel=4)  # at the caller of attach
     return index

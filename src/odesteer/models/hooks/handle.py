@@ -44,15 +44,15 @@ class LayerHandle:
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
         self._record = RunningStats()
-        # Replaced, never changed: a pass in another thread goes on with those it began with.
+        # Replaced, never changed: a pass in another thread keeps the callbacks it began with.
         self._callbacks: tuple[Callback, ...] = ()
         self._width = hidden_size(model)
         self._tracker = TokenTracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
         # Before the hooks: another thread may run them as soon as they are there.
-        self._forgotten = weakref.finalize(self, _forget, self._undo)
-        self._forgotten.atexit = False
+        self._finalizer = weakref.finalize(self, _abandon, self._undo)
+        self._finalizer.atexit = False
         try:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
@@ -73,12 +73,12 @@ class LayerHandle:
     @property
     def is_attached(self) -> bool:
         """Whether it is still on the model."""
-        return self._forgotten.alive
+        return self._finalizer.alive
 
     def remove(self) -> None:
         """Remove everything from the model."""
-        if self._forgotten.detach() is not None:
-            _take_off(self._undo)
+        if self._finalizer.detach() is not None:
+            _undo_all(self._undo)
 
     def set_strength(self, strength: Dose | float) -> None:
         """Change the dose while attached."""
@@ -98,7 +98,7 @@ class LayerHandle:
         callback, as with `measure=True`.
         """
         # Its own object, so that a callback that subscribes twice is told twice and ends once.
-        entry: Callback = lambda one: callback(one)  # noqa: E731
+        entry: Callback = lambda stats: callback(stats)  # noqa: E731
         self._callbacks = (*self._callbacks, entry)
 
         def unsubscribe() -> None:
@@ -123,7 +123,7 @@ class LayerHandle:
     # call and on a dose that may change, which a graph would have to be compiled for anew.
     @torch.compiler.disable
     def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
-        if not self._forgotten.alive:
+        if not self._finalizer.alive:
             return hidden  # a copy of the hook, as quantising a steered module in place makes
         block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
         call, again = self._tracker.call_of(hidden)
@@ -172,11 +172,11 @@ class LayerHandle:
         kept: Tensor | None = getattr(self._local, "velocity", None)
         if kept is None or call.offset <= 0 or len(kept) != batch:
             kept = torch.zeros(batch, d, device=hidden.device)
-        place = call.prompt_ends(batch, hidden.device) - call.offset
-        here = (place >= 0) & (place < t)
+        last = call.prompt_ends(batch, hidden.device) - call.offset
+        here = (last >= 0) & (last < t)
         if bool(here.any()):
             rows = torch.arange(batch, device=hidden.device)
-            prompts = hidden[rows, place.clamp(0, t - 1)]
+            prompts = hidden[rows, last.clamp(0, t - 1)]
             kept = torch.where(here[:, None], self.steering.velocity(prompts), kept)
         self._local.velocity = kept
         return kept
@@ -191,10 +191,10 @@ class LayerHandle:
         if rows is None:
             rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
         flat = before.flatten(0, -2), after.flatten(0, -2)
-        one = measure(self.steering, seen, rows, *flat)
-        self._record.add(one)
+        stats = measure(self.steering, seen, rows, *flat)
+        self._record.add(stats)
         for callback in callbacks:
-            callback(one)
+            callback(stats)
 
 
 class Handle:
@@ -280,13 +280,13 @@ class _Displaced(torch.autograd.Function):
         return gradient, None
 
 
-def _take_off(undo: Undo) -> None:
+def _undo_all(undo: Undo) -> None:
     while undo:
         undo.pop()()
 
 
-def _forget(undo: Undo) -> None:
-    _take_off(undo)
+def _abandon(undo: Undo) -> None:
+    _undo_all(undo)
     warnings.warn(
         "A steering was taken off its model because nothing refers to its handle any more. Use "
         "`with steering.attach(model):`, or keep the handle: handle = steering.attach(model).",

@@ -41,13 +41,13 @@ def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) 
         ValueError: naming the obstacle and what cannot be done because of it.
     """
     mask = isinstance(positions, Tensor)
-    given = "a mask of positions" if mask else f"positions={positions!r}"
-    asked = {
-        given: mask or positions != "all",
+    selection = "a mask of positions" if mask else f"positions={positions!r}"
+    selective = {
+        selection: mask or positions != "all",
         "rows of their own": rows,
         "a field that reads the prompt": prompt,
     }
-    obstacles = " and ".join(name for name, there in asked.items() if there)
+    obstacles = " and ".join(name for name, selects in selective.items() if selects)
     if obstacles:
         raise ValueError(
             f"{obstacle}, where {obstacles} would mean other tokens than asked for. Use "

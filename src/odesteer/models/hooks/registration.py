@@ -71,28 +71,28 @@ def force_recompile(module: nn.Module) -> Callable[[], None]:
 
 def _change(module: Any, by: int) -> None:
     with _lock:
-        count, own = _marks.get(module, (0, vars(module).get("forward")))
+        count, original = _marks.get(module, (0, vars(module).get("forward")))
         if count + by:
-            _marks[module] = (count + by, own)
-            module.forward = _another(module, own)
+            _marks[module] = (count + by, original)
+            module.forward = _another(module, original)
         else:
             del _marks[module]
-            if own is None:
+            if original is None:
                 del module.forward
             else:
-                module.forward = own
+                module.forward = original
 
 
-def _another(module: Any, own: Any) -> Callable[..., Any]:
+def _another(module: Any, original: Any) -> Callable[..., Any]:
     """Make a new function object that calls the module's original forward."""
-    inner = type(module).forward.__get__(module) if own is None else own
+    inner = type(module).forward.__get__(module) if original is None else original
     # Somebody else's own (accelerate's offloading) is kept. The class's only weakly: a module
     # that held its own bound method could be freed by the cycle collector alone.
-    known = weakref.WeakMethod(inner) if own is None else lambda: own
+    wrapped = weakref.WeakMethod(inner) if original is None else lambda: original
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        run: Any = known()
+        run: Any = wrapped()
         return run(*args, **kwargs)
 
     # Others read it; and `__wrapped__` would hold the module.

@@ -24,11 +24,11 @@ from torch._C._autograd import _get_sequence_nr
 from odesteer.models.hooks.registration import Hook, force_recompile
 from odesteer.models.layers import find_decoder, unwrap
 
-# What models call the state that carries earlier tokens: attention, Mamba, RWKV.
+# Names of the state that carries earlier tokens: attention, Mamba, RWKV.
 _CACHES = ("past_key_values", "cache_params", "state")
-# What tells a model where each of the texts in a packed row begins.
+# Arguments that tell where each text in a packed row begins.
 _BOUNDARIES = ("cu_seq_lens_q", "seq_idx")
-# What an additive mask adds where a token does not see another is far below this.
+# An additive mask is far below this where a token does not see another.
 _HIDDEN = -1e3
 
 PACKED = (
@@ -131,16 +131,16 @@ def is_packed(arguments: dict[str, Any], mask: Tensor | None, real: Tensor | Non
         return False
     if mask is not None and bool((mask > 1).any()):
         return True  # numbers of texts, as some trainers write them
-    places = arguments.get("position_ids")
-    if not isinstance(places, Tensor) or places.shape[-1] != t:
+    position_ids = arguments.get("position_ids")
+    if not isinstance(position_ids, Tensor) or position_ids.shape[-1] != t:
         return False
-    repeats = places.dim() == 3  # tokens of an image share a time
-    places = places[0] if repeats else places
+    repeats = position_ids.dim() == 3  # tokens of an image share a time
+    position_ids = position_ids[0] if repeats else position_ids
     if real is not None:
-        places = places.masked_fill(~real.to(places.device), -1)
-    highest = places.cummax(dim=-1).values[:, :-1]
-    follows = places[:, 1:] >= highest if repeats else places[:, 1:] > highest
-    return not bool((follows | (places[:, 1:] < 0)).all())
+        position_ids = position_ids.masked_fill(~real.to(position_ids.device), -1)
+    highest = position_ids.cummax(dim=-1).values[:, :-1]
+    follows = position_ids[:, 1:] >= highest if repeats else position_ids[:, 1:] > highest
+    return not bool((follows | (position_ids[:, 1:] < 0)).all())
 
 
 def last_real_position(mask: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def last_real_position(mask: Tensor) -> Tensor:
 
 def cache_among(get: Callable[[str], Any]) -> Any:
     """Return the cache among a decoder's arguments or outputs, or None."""
-    return next((found for name in _CACHES if (found := get(name)) is not None), None)
+    return next((cache for name in _CACHES if (cache := get(name)) is not None), None)
 
 
 def own_length(cache: Any) -> int | None:
@@ -181,7 +181,7 @@ def virtual_tokens(wrapper: Any) -> int:
 def calling_wrapper(model: nn.Module) -> Any:
     """Return the PEFT model whose `forward` is running `model`, or None.
 
-    Looked for among the callers: PEFT leaves no trace on the model inside, to which a steering
+    The call stack is searched since PEFT leaves no trace on the inner model, to which a steering
     may be attached, and the arguments do not tell a learnt prefix from earlier tokens.
     """
     peft = sys.modules.get("peft")
@@ -193,8 +193,8 @@ def calling_wrapper(model: nn.Module) -> Any:
 def calling_generate(model: nn.Module) -> dict[str, Any] | None:
     """Return the variables of the running `generate` of transformers, if there is one.
 
-    For one that goes round the `generate` of the instance: GenerationMixin.generate(model, ...),
-    or one that was running when the steering was attached.
+    It covers calls that bypass the instance's `generate`, as GenerationMixin.generate(model, ...),
+    and calls that were running when the steering was attached.
     """
     running = _callers(_generates(type(model).__mro__))
     return next((variables for variables in running if variables["self"] is model), None)
@@ -453,7 +453,7 @@ class TokenTracker:
         def generate(*args: Any, **kwargs: Any) -> Any:
             prompt = None
             if getattr(kwargs.get("generation_config"), "is_assistant", None):
-                # A model that drafts for itself goes on with the text that it is generating.
+                # A model that drafts for itself continues the text that it is generating.
                 prompt = self._local.prompt or _unseen_prompt(reference())
             with self._generating(prompt or _prompt_of(reference(), args, kwargs)):
                 return original(*args, **kwargs)
@@ -543,10 +543,10 @@ class TokenTracker:
 
     def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """Return how many tokens came before those of this call."""
-        places = arguments.get("cache_position")
-        if isinstance(places, Tensor) and places.numel():
+        cache_position = arguments.get("cache_position")
+        if isinstance(cache_position, Tensor) and cache_position.numel():
             # transformers 4 says it; the length of its static cache leaves out padding.
-            return int(places[0])
+            return int(cache_position[0])
         cache = cache_among(arguments.get)
         if cache is None:
             return 0
@@ -572,7 +572,7 @@ def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pr
     """Return the prompt that `model.generate` is called with."""
     # Embeddings come first, as in transformers: ids beside them are not read.
     named = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")]
-    tokens = next((given for given in (*named, *args[:1]) if given is not None), None)
+    tokens = next((value for value in (*named, *args[:1]) if value is not None), None)
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
     mask = plain_mask(kwargs.get("attention_mask"))
     if mask is not None:

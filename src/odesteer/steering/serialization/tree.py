@@ -94,13 +94,13 @@ def check(name: str, arguments: Mapping[str, Any]) -> None:
 
 def _fits(tensor: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:
     """Whether a shape agrees with the sizes known so far; adds its own to them."""
-    found = dict(sizes)
+    merged = dict(sizes)
     if tensor.dim() != len(letters) or any(
-        found.setdefault(letter, size) != size
+        merged.setdefault(letter, size) != size
         for letter, size in zip(letters, tensor.shape, strict=True)
     ):
         return False
-    sizes.update(found)
+    sizes.update(merged)
     return True
 
 
@@ -254,11 +254,11 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "site": (str,),
 }
-# More would keep whoever loads the steering waiting for every token.
+# More would make generation wait at every token.
 MAX_STEPS = 1000
 # Of the trial: enough to see a flow diverge that does so early.
 _TRIAL_STEPS = 50
-# What can go wrong in the arithmetic of parts that do not belong together.
+# Errors in the arithmetic of parts that do not belong together.
 MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -299,10 +299,10 @@ def try_out(steering: "LayerSteering") -> None:
     # The largest coordinates of language models are some thousands.
     rows[3] *= 1000.0
     trial = replace(steering, steps=min(steering.steps, _TRIAL_STEPS))
-    found = {"activation": trial(rows), "velocity": trial.velocity(rows)}
+    results = {"activation": trial(rows), "velocity": trial.velocity(rows)}
     if steering.field.barrier is not None:
-        found["log-odds"] = trial.log_odds(rows)
-    for what, values in found.items():
+        results["log-odds"] = trial.log_odds(rows)
+    for what, values in results.items():
         expected = shape[:1] if what == "log-odds" else shape
         if values.shape != expected or not bool(torch.isfinite(values).all()):
             raise ValueError(
