@@ -4,7 +4,6 @@ The classes of finding 12 that failed; each method is fitted once, in few steps.
 """
 
 import warnings
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -99,7 +98,7 @@ def test_finding_12_rows_that_are_not_finite_stay_so_and_alone(name, value):
 
 
 def test_finding_12_a_trajectory_and_an_adaptive_solver_do_so_too():
-    steering = replace(fitted("odesteer-gaussian"), solver="dopri5")
+    steering = fitted("odesteer-gaussian").replace(solver="dopri5")
     a = torch.cat([_normal(2), _normal(1, 1e30), torch.full((1, D), float("nan"))])
     moved = steering.with_strength(Angle(0.2))(a)
     torch.testing.assert_close(moved[2:], a[2:], rtol=0, atol=0, equal_nan=True)
