@@ -97,7 +97,7 @@ def measure(
     model, tokenizer = load_model(SMOLLM2, lambda line: print(line, file=sys.stderr))
     fit_set, test_set = TruthfulQA.load().split(fit_questions, seed)
     if test_questions is not None:
-        test_set = test_set.where(sorted(set(test_set.groups[0]))[:test_questions])
+        test_set = test_set.subset(sorted(set(test_set.groups[0]))[:test_questions])
     fit = activations(model, tokenizer, fit_set, layers, progress=_progress("fit answers"))
     test = activations(model, tokenizer, test_set, layers, progress=_progress("test answers"))
     table: dict[str, dict[int, BinaryQuality]] = {name: {} for name in names}

@@ -121,7 +121,7 @@ def _without_values(steering: LayerSteering) -> torch.Tensor:
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool((a > 0).any())
     nowhere = copy.deepcopy(steering.field)._apply(lambda t: torch.empty_like(t, device="meta"))
-    steering._placed[(a.device, torch.float32)] = (nowhere, WIDTH)
+    steering._on_device[(a.device, torch.float32)] = (nowhere, WIDTH)
     return a
 
 

@@ -29,7 +29,7 @@ class Reference:
     def __init__(self) -> None:
         self.model, self.tokenizer = load_model("smollm2")
         whole, _ = contrast()
-        some = whole.where(sorted(set(whole.groups[0]))[::4])  # fitted in seconds
+        some = whole.subset(sorted(set(whole.groups[0]))[::4])  # fitted in seconds
         self.steering = ods.fit(self.model, self.tokenizer, some, layer=16)
         self.said = cache(self._said)
 

@@ -25,7 +25,7 @@ RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
 
 
 class ActivationSet(NamedTuple):
-    """What a method learns from at one layer.
+    """Activations that a method learns from at one layer.
 
     Attributes:
         positive: [n, d].
@@ -74,8 +74,8 @@ def fit(
             earlier ones have moved; None: as the method's source does.
         progress: called with (texts read, texts in all) and, by methods that train, with
             (steps done, steps in all).
-        tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: the
-        method's own.
+        tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: those
+            of the method.
         max_tokens: longer texts lose their beginning; None: the model's context.
         cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
 
@@ -124,13 +124,13 @@ def fit(
         {index: (r.positive, r.negative) for index, r in readings.items()}, contrast.groups, seed
     )
     parts: list[Steering] = []
-    for index, one in methods.items():
+    for index, layer_method in methods.items():
         reading = readings[index]
         if parts and (chosen.incremental if incremental is None else incremental):
             with Steering.of(parts).attach(model, positions="all"):
                 moved = learnt_from([index], chosen)[index]
             reading = reading._replace(negative=moved.negative)
-        parts.append(learn(one, reading, index))
+        parts.append(learn(layer_method, reading, index))
     return Steering.of(parts)
 
 
@@ -146,28 +146,28 @@ def read(
     max_tokens: int | None = None,
     cache: CacheChoice = False,
 ) -> dict[int, ActivationSet]:
-    """What `method` learns from at each layer; see `fit`.
+    """Extract what `method` learns from at each layer; see `fit`.
 
     Raises:
         ValueError: for tokens="prompt" where both classes have the same prompts.
     """
     chosen = check_tokens(tokens or method.tokens)
     site: Any = method.site
-    some = texts(model, tokenizer, contrast, chosen, max_tokens)
-    if chosen == "prompt" and sorted(some.positive) == sorted(some.negative):
+    tokenized = texts(model, tokenizer, contrast, chosen, max_tokens)
+    if chosen == "prompt" and sorted(tokenized.positive) == sorted(tokenized.negative):
         raise ValueError(
             'tokens="prompt" reads the end of each prompt, and both classes have the same prompts: '
             'there is nothing to learn from. Give prompts that differ, or read tokens="last".'
         )
-    data = read_texts(model, some, layers, site=site, progress=progress, cache=cache)
+    data = read_texts(model, tokenized, layers, site=site, progress=progress, cache=cache)
     prompts: list[Tensor | None] = [None] * len(data)
     # Bare texts have no prompt to read.
     if method.reads_prompts and all(e.prompt is not None for e in contrast.positive):
-        asked = replace(contrast, negative=contrast.positive)
-        rows = texts(model, tokenizer, asked, "prompt", max_tokens).positive
+        prompts_only = replace(contrast, negative=contrast.positive)
+        rows = texts(model, tokenizer, prompts_only, "prompt", max_tokens).positive
         prompts = [*extract(model, rows, list(data), progress=progress, cache=cache)]
     return {
-        index: ActivationSet(*rows, at_prompt, chosen, some.truncated)
+        index: ActivationSet(*rows, at_prompt, chosen, tokenized.truncated)
         for (index, rows), at_prompt in zip(data.items(), prompts, strict=True)
     }
 
@@ -182,7 +182,7 @@ def fit_readings(
     progress: Progress | None = None,
     qualities: dict[int, BinaryQuality] | None = None,
 ) -> list[Steering]:
-    """One steering a layer, each by itself, from what was read of the contrast (see `read`).
+    """Fit one steering a layer, each by itself, from the activations of `read`.
 
     `qualities`, those of `rank_layers`, go into the receipts.
     """
@@ -235,7 +235,7 @@ def _fit_one(
 
 
 def middle_layers(model: nn.Module) -> list[int]:
-    """The blocks from one fifth to two thirds of the depth.
+    """Return the blocks from one fifth to two thirds of the depth.
 
     Earlier ones have not read the text yet; later ones tell the classes apart as well, but
     leave the model few blocks in which the change could take effect.
@@ -250,7 +250,7 @@ def rank_layers(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[int, BinaryQuality]:
-    """Held-out quality of the barrier at each layer, by cross-validation over groups.
+    """Measure the held-out quality of each layer by cross-validation over groups.
 
     Raises:
         ValueError: if there are too few groups to hold any out.
@@ -271,5 +271,5 @@ def rank_layers(
 
 
 def best_layer(qualities: dict[int, BinaryQuality]) -> int:
-    """The layer with the smallest held-out log-loss."""
+    """Return the layer with the smallest held-out log-loss."""
     return min(qualities, key=lambda index: qualities[index].log_loss)

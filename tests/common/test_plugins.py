@@ -1,4 +1,4 @@
-"""A part of another package works wherever one of ours does.
+"""Parts of other packages work wherever ours do.
 
 The package is `examples/odesteer-median`, found as an installed one is: by its entry points in a
 directory of the path. `.ci/run` installs it with pip, and runs its own tests.
@@ -23,7 +23,7 @@ from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 from odesteer.evaluation.judges import find_judge
 from odesteer.methods import find_method
-from odesteer.steering.solvers import _of_others, find_solver
+from odesteer.steering.layer_steering import _plugin_solver, find_solver
 from odesteer.testing import check_method
 
 EXAMPLE = REPOSITORY / "examples/odesteer-median"
@@ -87,7 +87,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
     monkeypatch.syspath_prepend(str(folder))
     yield folder
-    _of_others.cache_clear()
+    _plugin_solver.cache_clear()
     for name in ("odesteer_more", "odesteer_median"):
         sys.modules.pop(name, None)
 
@@ -117,7 +117,7 @@ def test_without_the_package_a_steering_says_what_is_missing(
 ) -> None:
     steering = find_method("median")(solver="ralston").fit(*tiny.two_gaussians(20, 20), layer=1)
     path = steering.save_pretrained(tmp_path / "it")
-    _of_others.cache_clear()
+    _plugin_solver.cache_clear()
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(installed)])
     with pytest.raises(ValueError, match="Unknown solver 'ralston'"):
         ods.Steering.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""What a contrast can be made from, and what stays together."""
+"""Sources of a contrast, and the groups that stay together."""
 
 import json
 

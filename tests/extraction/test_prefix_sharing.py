@@ -1,4 +1,4 @@
-"""What several texts begin with is computed once, and nothing else about them changes."""
+"""Shared prefixes are computed once, and nothing else changes."""
 
 from itertools import groupby
 
@@ -10,17 +10,17 @@ from transformers import DynamicCache
 import odesteer as ods
 from odesteer.extraction import extract as extraction
 from odesteer.extraction.batching import (
-    LEAST_PART,
-    LEAST_TOKENS,
-    from_shared_beginnings,
-    shared_beginnings,
-    whole_texts,
+    MIN_PREFIX,
+    MIN_SAVED_SHARE,
+    shared_prefix_batches,
+    shared_prefixes,
+    whole_text_batches,
 )
 from odesteer.extraction.cache.index import MODEL
 from odesteer.extraction.extract import extract
 from odesteer.models import prefix_cache as continuing
 from odesteer.models.layers import find_layers
-from odesteer.models.prefix_cache import _Branches, branches, empty_cache, may_continue
+from odesteer.models.prefix_cache import _Branches, branches, empty_cache, supports_prefix_cache
 from odesteer.testing import ARCHITECTURES
 
 # Their state is no sequence of keys and values, in some of their blocks or in all.
@@ -100,11 +100,11 @@ class Positions:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shared_texts_read_the_same_on_every_architecture(name, monkeypatch):
     net = ARCHITECTURES[name].build()
-    assert may_continue(net) == (name not in RECURRENT)
+    assert supports_prefix_cache(net) == (name not in RECURRENT)
     verdicts = []
-    tries = extraction._goes_on
+    tries = extraction._continues_prefix
     monkeypatch.setattr(
-        extraction, "_goes_on", lambda *args: verdicts.append(tries(*args)) or verdicts[-1]
+        extraction, "_continues_prefix", lambda *args: verdicts.append(tries(*args)) or verdicts[-1]
     )
     for tokens in ("last", "mean", "response"):
         assert_alike(read(net, tokens=tokens), read(net, False, tokens=tokens))
@@ -134,7 +134,7 @@ def test_a_contrast_of_questions_reads_the_same(tokens, monkeypatch):
     )
     with Positions(net) as counted:
         shared = ods.activations(net, tokenizer(), contrast, 2, tokens=tokens)
-    monkeypatch.setattr(continuing, "may_continue", lambda _net: False)
+    monkeypatch.setattr(continuing, "supports_prefix_cache", lambda _net: False)
     with Positions(net) as all_of_it:
         whole = ods.activations(net, tokenizer(), contrast, 2, tokens=tokens)
     assert counted.seen != all_of_it.seen
@@ -208,7 +208,7 @@ def test_the_comparison_finds_wrong_sharing(name, sabotage, monkeypatch):
     net = model(name)
     expected = read(net, False)
     sabotage(monkeypatch)
-    monkeypatch.setattr(extraction, "_goes_on", lambda *_: True)
+    monkeypatch.setattr(extraction, "_continues_prefix", lambda *_: True)
     with pytest.raises(AssertionError):
         assert_alike(read(net), expected)
 
@@ -239,13 +239,13 @@ def test_a_model_that_refuses_a_cache_reads_whole_texts(monkeypatch):
 def test_a_steered_model_reads_whole_texts_all_of_them_steered():
     net = model()
     with constant(layer=1, strength=3.0).attach(net, positions="all"):
-        assert not may_continue(net)
+        assert not supports_prefix_cache(net)
         some, others = read(net), read(net, False)
         alone = [read(net, rows=[row], starts=[0]) for row in ROWS]
     assert all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
     assert_alike(some, [torch.cat(layer) for layer in zip(*alone, strict=True)])
     assert difference(some, read(net)) > 0.1
-    assert may_continue(net)
+    assert supports_prefix_cache(net)
 
 
 def test_layers_that_learn_from_moved_activations_see_all_of_them_moved(monkeypatch):
@@ -256,7 +256,7 @@ def test_layers_that_learn_from_moved_activations_see_all_of_them_moved(monkeypa
     )
     settings = {"method": "caa", "layer": [0, 2], "incremental": True}
     some = ods.fit(net, tokenizer(), contrast, **settings)
-    monkeypatch.setattr(continuing, "may_continue", lambda _net: False)
+    monkeypatch.setattr(continuing, "supports_prefix_cache", lambda _net: False)
     rows = torch.randn(3, net.config.hidden_size)
     for a, b in zip(some.parts, ods.fit(net, tokenizer(), contrast, **settings).parts, strict=True):
         torch.testing.assert_close(a(rows), b(rows))
@@ -268,7 +268,7 @@ def test_layers_that_learn_from_moved_activations_see_all_of_them_moved(monkeypa
 @pytest.mark.parametrize("deepest", [0, 2, DEPTH - 1])
 def test_a_beginning_runs_once_and_nothing_above_the_deepest_block(deepest, monkeypatch):
     net = model()
-    monkeypatch.setattr(extraction, "_goes_on", lambda *_: True)
+    monkeypatch.setattr(extraction, "_continues_prefix", lambda *_: True)
     monkeypatch.setattr(
         type(net.lm_head), "forward", lambda module, x: torch.nn.functional.linear(x, module.weight)
     )
@@ -319,7 +319,7 @@ def saved(groups):
 def best(rows, length=0):
     """The most tokens that rows alike in `length` can save, by trying every length."""
     here = (len(rows) - 1) * length
-    if length < LEAST_TOKENS or here < LEAST_PART * sum(map(len, rows)):
+    if length < MIN_PREFIX or here < MIN_SAVED_SHARE * sum(map(len, rows)):
         here = 0
     # Those that have a token left of their own.
     longer = sorted(row for row in rows if len(row) > length + 1)
@@ -335,7 +335,7 @@ def test_the_beginnings_chosen_save_the_most(seed):
     for _ in range(25):
         cut, more = torch.randint(1, 28, (2,), generator=generator).tolist()
         rows.append([*common[:cut], *torch.randint(2, (more,), generator=generator).tolist()])
-    groups = shared_beginnings(rows)
+    groups = shared_prefixes(rows)
     members = [i for group in groups for i in group.members]
     assert len(members) == len(set(members))
     for length, some in groups:
@@ -349,24 +349,22 @@ def test_questions_are_chosen_over_the_instruction_that_all_share():
     for question in range(4):
         beginning = [*instruction, *range(100 * question + 40, 100 * question + 55)]
         rows += [[*beginning, answer, 1, 2] for answer in range(3)]
-    assert sorted(shared_beginnings(rows)) == [
-        (45, [3 * q, 3 * q + 1, 3 * q + 2]) for q in range(4)
-    ]
+    assert sorted(shared_prefixes(rows)) == [(45, [3 * q, 3 * q + 1, 3 * q + 2]) for q in range(4)]
     bare = [[*instruction, 100 + i, 5, 6] for i in range(8)]
-    assert shared_beginnings(bare) == [(30, list(range(8)))]
+    assert shared_prefixes(bare) == [(30, list(range(8)))]
 
 
 def test_a_short_beginning_or_a_small_part_of_long_texts_is_not_shared():
-    short = list(range(LEAST_TOKENS - 1))
-    assert shared_beginnings([[*short, 90], [*short, 91]]) == []
-    longer = list(range(LEAST_TOKENS))
-    assert len(shared_beginnings([[*longer, 90], [*longer, 91]])) == 1
-    assert shared_beginnings([[*longer, *range(90, 190)], [*longer, *range(200, 300)]]) == []
+    short = list(range(MIN_PREFIX - 1))
+    assert shared_prefixes([[*short, 90], [*short, 91]]) == []
+    longer = list(range(MIN_PREFIX))
+    assert len(shared_prefixes([[*longer, 90], [*longer, 91]])) == 1
+    assert shared_prefixes([[*longer, *range(90, 190)], [*longer, *range(200, 300)]]) == []
 
 
 def test_a_thousand_beginnings_of_one_text_are_no_trouble():
     text = torch.arange(2000).tolist()
-    groups = shared_beginnings([text[: i + 2] for i in range(1500)])
+    groups = shared_prefixes([text[: i + 2] for i in range(1500)])
     assert saved(groups) > 0
 
 
@@ -374,8 +372,8 @@ def test_a_thousand_beginnings_of_one_text_are_no_trouble():
 def test_every_text_is_in_one_run_and_runs_keep_their_size(batch_tokens):
     rows, starts = random_texts([9, 9, 9, 12, 12, 30], range(1, 12), alone=7, seed=1)
     for batches in (
-        whole_texts(rows, batch_tokens),
-        from_shared_beginnings(rows, batch_tokens, starts),
+        whole_text_batches(rows, batch_tokens),
+        shared_prefix_batches(rows, batch_tokens, starts),
     ):
         assert sorted(i for batch in batches for i in batch.rows) == list(range(len(rows)))
         for batch in batches:
@@ -431,7 +429,7 @@ def test_shared_and_whole_texts_are_not_taken_for_each_other(tmp_path, monkeypat
     assert counted.runs > 0
     assert all(torch.equal(a, b) for a, b in zip(found, read(net, False), strict=True))
     # The same texts in the same order, begun at another token.
-    monkeypatch.setattr("odesteer.extraction.batching.shared_beginnings", shorter)
+    monkeypatch.setattr("odesteer.extraction.batching.shared_prefixes", shorter)
     with Positions(net) as counted:
         found = read(net, cache=tmp_path)
     assert counted.runs > 0
@@ -439,4 +437,4 @@ def test_shared_and_whole_texts_are_not_taken_for_each_other(tmp_path, monkeypat
 
 
 def shorter(*args):
-    return [group._replace(length=group.length - 1) for group in shared_beginnings(*args)]
+    return [group._replace(length=group.length - 1) for group in shared_prefixes(*args)]

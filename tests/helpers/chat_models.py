@@ -1,4 +1,4 @@
-"""Small chat templates and tokenizers of every kind in the wild."""
+"""Small chat templates and tokenizers of every kind found in the wild."""
 
 import string
 

@@ -1,4 +1,4 @@
-"""A local Hugging Face Hub: the part of its HTTP API that files go through.
+"""Fake Hugging Face Hub: the part of its HTTP API that transfers files.
 
 Repositories are commits of files; large ones are announced, put aside by hash and committed by
 reference, as with Git LFS.

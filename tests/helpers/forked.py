@@ -1,4 +1,4 @@
-"""Processes of their own that start at once: forked from a process that has imported everything."""
+"""Test processes forked from one that has imported everything."""
 
 import multiprocessing
 import os

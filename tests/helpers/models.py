@@ -1,4 +1,4 @@
-"""What is small enough for every test: random models, a tokenizer, data, steerings."""
+"""Small random models, a tokenizer, data and steerings for tests."""
 
 import torch
 from tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, for the tests of engines."""
+"""Ray cluster of two nodes on this machine, for tests of engines."""
 
 import importlib.util
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A steering of every class that can be saved."""
+"""Steerings of every class that can be saved."""
 
 import torch
 

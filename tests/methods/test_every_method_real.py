@@ -63,7 +63,7 @@ def test_every_method_moves_tokens_of_the_real_model_and_leaves_no_trace(
     name: str, pairs: Path, smollm2: tuple[Any, Any]
 ) -> None:
     model, tokenizer = smollm2
-    contrast = ods.Contrast.from_jsonl(pairs).where({"music", "city", "garden", "weather"})
+    contrast = ods.Contrast.from_jsonl(pairs).subset({"music", "city", "garden", "weather"})
     layer = [8, 14] if name == "iti-heads" else 14
     steering = ods.fit(model, tokenizer, contrast, method=name, layer=layer)
     ids = tokenizer("The garden after the rain was", return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""Offloaded and distributed weights change nothing in a steering."""
+"""Models with offloaded weights or a device map are steered the same."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which tokens a prompt and its response become."""
+"""Tokens of a prompt and its response."""
 
 import pytest
 from tests.helpers.models import tokenizer

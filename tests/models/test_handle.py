@@ -1,4 +1,4 @@
-"""What a handle puts on a model comes off again; what it says happened is what happened."""
+"""A handle undoes all its changes, and its statistics are true."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What a handle tells while it steers: to a callback at every pass, and to Prometheus."""
+"""Statistics of a handle for callbacks at every pass and for Prometheus."""
 
 import re
 import threading

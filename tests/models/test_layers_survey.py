@@ -1,4 +1,4 @@
-"""The architectures of transformers whose decoder blocks are found, and the rest."""
+"""Survey of transformers' architectures whose decoder blocks are found."""
 
 import pytest
 

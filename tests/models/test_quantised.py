@@ -1,4 +1,4 @@
-"""A model with quantised weights is steered as exactly as one without.
+"""Models with quantised weights are steered as exactly as those without.
 
 Below the layer nothing changes by a bit, at it a becomes a(T), and the cache makes no
 difference: of the quantised model, whose own activations the quantisation has moved.

@@ -1,4 +1,4 @@
-"""An expression over names means what it means in Python."""
+"""Expressions over names mean what they mean in Python."""
 
 import pytest
 import torch
@@ -25,16 +25,16 @@ def named() -> dict[str, Steering]:
         ("~a", lambda a, b, c: ~a),
         ("a & ~b-1", lambda a, b, c: a & ~b),
         ("a | b-1 & c.2", lambda a, b, c: a | b & c),
-        (" ( a | b-1 ) & c.2 ", lambda a, b, c: (a | b) & c),
+        (" ( a | b-1 )\n & c.2 ", lambda a, b, c: (a | b) & c),
         ("~(a&b-1)", lambda a, b, c: ~(a & b)),
     ],
 )
 def test_an_expression_is_what_python_makes_of_it(text: str, meant, named) -> None:
     a = torch.randn(5, 6, generator=torch.Generator().manual_seed(9))
     expected = meant(*named.values())
-    found = build(text, named)
-    assert torch.equal(found(a), expected(a))
-    assert torch.equal(found.barrier.value(a), expected.barrier.value(a))
+    steering = build(text, named)
+    assert torch.equal(steering(a), expected(a))
+    assert torch.equal(steering.barrier.value(a), expected.barrier.value(a))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,16 @@ def test_an_expression_is_what_python_makes_of_it(text: str, meant, named) -> No
     [
         ("", "ends"),
         ("a &", "ends"),
-        ("(a", "parenthesis"),
-        ("a b-1", "goes on"),
-        ("a & & a", "'&'"),
+        ("(a", "never closed"),
+        ("a)", "unmatched"),
+        ("a b-1", "no expression"),
+        ("a & & a", "no expression"),
+        ("a (b-1)", "no expression"),
+        ("()", "no expression"),
+        ("(a, b-1)", "no expression"),
+        ("~" * 1000, "no expression"),
+        ("~" * 990 + "a", "nested so deeply"),
+        ("(" * 499 + "a" + ")" * 499, "no expression"),
         ("unknown", "Unknown steering"),
         ("__import__('os')", "no expression"),
         ("a" * 2000, "at most"),
@@ -53,5 +60,6 @@ def test_an_expression_is_what_python_makes_of_it(text: str, meant, named) -> No
 )
 def test_what_is_no_expression_is_refused(text: str, word: str, named) -> None:
     two = Steering.of((steering(0, 0), steering(1, 2)))
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ValueError, match=word) as error:
         build(text, {**named, "two": two})
+    assert "\n" not in str(error.value)

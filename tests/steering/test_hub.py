@@ -261,8 +261,8 @@ def test_a_hostile_server_gets_one_line_and_leaves_nothing(hub, steering, tmp_pa
 
 def test_a_slow_server_is_not_waited_for(hub, steering, monkeypatch):
     steering.push_to_hub("me/truthful", token=fake.TOKEN)
-    monkeypatch.setattr("odesteer.steering.download.GRACE", 0.0)
-    monkeypatch.setattr("odesteer.steering.download.RATE", 1e12)
+    monkeypatch.setattr("odesteer.steering.hub.GRACE", 0.0)
+    monkeypatch.setattr("odesteer.steering.hub.RATE", 1e12)
     with pytest.raises(
         ConnectionError, match=r"sent [\d,]+ bytes of steering_config.json in 0 seconds"
     ):

@@ -1,4 +1,4 @@
-"""The README.md of a steering says what is so, in Markdown and front matter that tools read."""
+"""The model card states the facts, in Markdown and front matter that tools read."""
 
 import dataclasses
 import re

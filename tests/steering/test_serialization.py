@@ -1,4 +1,4 @@
-"""What is written is what is read, whole or not at all, and never code."""
+"""A saved steering is read as it was written, whole or not at all, and never as code."""
 
 import hashlib
 import json

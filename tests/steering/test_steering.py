@@ -1,4 +1,4 @@
-"""What a steering knows, how steerings combine, and what a target promises."""
+"""Properties of steerings, their composition and their targets."""
 
 import math
 

@@ -36,5 +36,5 @@ from odesteer.playground.library import SharedModel as SharedModel
 from odesteer.playground.library import check_name as check_name
 from odesteer.playground.library import prepare_contrast as prepare_contrast
 from odesteer.steering import hub as hub
-from odesteer.steering.solvers import find_solver as find_solver
+from odesteer.steering.layer_steering import find_solver as find_solver
 from odesteer.testing.suite import runner as runner

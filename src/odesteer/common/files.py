@@ -22,7 +22,7 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `tempfile` names them
 
 
 def write_whole(path: Path, payload: bytes, *, tidy: bool = True) -> None:
-    """Write to a temporary name beside `path`, then rename: never half a file.
+    """Write a file atomically: to a temporary name beside `path`, then rename.
 
     Args:
         path, payload: the file and its bytes.
@@ -33,7 +33,7 @@ def write_whole(path: Path, payload: bytes, *, tidy: bool = True) -> None:
 
 
 def write_all(files: Mapping[Path, bytes], *, tidy: bool = True) -> None:
-    """Write several files of one directory: all to temporary names, then rename them in order."""
+    """Write several files of one directory atomically, renamed in order."""
     if tidy:
         _remove_abandoned(files)
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def write_all(files: Mapping[Path, bytes], *, tidy: bool = True) -> None:
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files that belong together, in order; those of two writers are not mixed."""
+    """Write files that belong together; those of two writers are never mixed."""
     with held(folder):
         write_all({folder / name: payload for name, payload in files.items()})
 
@@ -67,7 +67,7 @@ def remove_if_abandoned(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a directory against others who hold it, for at most `PATIENCE` seconds of theirs.
+    """Lock a directory, waiting at most `PATIENCE` seconds for other holders.
 
     The lock is the system's: it ends with the process, and no file says that it is there.
     """
@@ -94,7 +94,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(path: Path, payload: bytes) -> Iterator[str]:
-    """A temporary file beside `path` with that content; gone after the block unless renamed."""
+    """Write a temporary file beside `path`, removed after the block unless renamed."""
     file, name = _temporary(path)
     with file:
         try:
@@ -119,7 +119,7 @@ def _aside(path: Path, payload: bytes) -> Iterator[str]:
 
 
 def _temporary(path: Path) -> tuple[BinaryIO, str]:
-    """A new file beside `path`, locked, so that nobody takes it for abandoned."""
+    """Make a locked file beside `path`, so that nobody takes it for abandoned."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         file = os.fdopen(handle, "wb")
@@ -128,7 +128,7 @@ def _temporary(path: Path) -> tuple[BinaryIO, str]:
                 fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(name):
             return file, name
-        file.close()  # somebody took it for abandoned before it was locked
+        file.close()  # another process took it for abandoned before it was locked
 
 
 def _remove_abandoned(files: Iterable[Path]) -> None:
@@ -140,14 +140,14 @@ def _remove_abandoned(files: Iterable[Path]) -> None:
 
 
 def cache_dir() -> Path:
-    """What is computed once: ODESTEER_CACHE, or ~/.cache/odesteer.
+    """Return the cache directory: ODESTEER_CACHE, or ~/.cache/odesteer.
 
     Raises:
         OSError: if there is no home directory, as for the user of some containers.
     """
-    given = os.environ.get("ODESTEER_CACHE")
-    if given:
-        return Path(given)
+    folder = os.environ.get("ODESTEER_CACHE")
+    if folder:
+        return Path(folder)
     try:
         return Path.home() / ".cache" / "odesteer"
     except RuntimeError:
@@ -160,13 +160,13 @@ _BAR = 20
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of any values."""
+    """Render a Markdown table of any values."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(text(cell) for cell in line) + " |" for line in lines)
 
 
 def text(value: Any, limit: int = 200) -> str:
-    """One line that is text wherever Markdown puts it."""
+    """Escape a value as one line of plain text for Markdown."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if value is None:
@@ -177,6 +177,6 @@ def text(value: Any, limit: int = 200) -> str:
 
 
 def bar(share: float) -> str:
-    """A share in 0..1 as a bar of 20 characters."""
+    """Draw a share in 0..1 as a bar of 20 characters."""
     full = round(_BAR * min(max(share, 0.0), 1.0))
     return "█" * full + "░" * (_BAR - full)

@@ -2,8 +2,8 @@
 
 Every reader of JSON, safetensors, GGUF, CSV and compressed text takes its limits from here. Sizes
 are checked before anything is read. JSON is the part of it that Python, other parsers and people
-read alike: no NaN, no key twice, no number beyond 64 bits. Unless said otherwise, errors give the
-reason alone, as a clause that begins with "it": the caller names the file.
+read alike: no NaN, no duplicate key, no number beyond 64 bits. Unless stated otherwise, errors
+give the reason alone, as a clause that begins with "it": the caller names the file.
 """
 
 import gzip
@@ -54,7 +54,7 @@ _TENSOR_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
 def open_inside(folder: Path, name: str, limit: int) -> BinaryIO:
-    """The file of that name, open for reading, if it is in the folder and not too long.
+    """Open a file for reading if it is inside the folder and not too long.
 
     Raises:
         FileNotFoundError: if there is no file of that name.
@@ -88,7 +88,7 @@ def open_bounded(path: Path, limit: int) -> BinaryIO:
 
 @contextmanager
 def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
-    """Open a UTF-8 text file, also in .gz, without its byte-order mark and with its line breaks.
+    """Open a UTF-8 text file or .gz, without byte-order mark, keeping line breaks.
 
     Raises:
         ValueError: naming the file, while it is read, if it is not UTF-8, is not a whole gzip
@@ -258,7 +258,7 @@ def repeated(names: Iterable[str]) -> str | None:
 
 
 def brief(error: BaseException | str, limit: int = 240) -> str:
-    """What an error says, on one line and no longer than `limit`, without a full stop."""
+    """Shorten an error text to one line of `limit` characters, without full stop."""
     text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
     return (text[: limit - 1] + "…" if len(text) > limit else text).rstrip(".")
@@ -294,7 +294,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_extent(value: Any, max_values: int) -> None:
-    """Depth, number of values, and strings that are text; level by level, so without a stack."""
+    """Check depth, number of values and strings level by level, without recursion."""
     level, seen = [value], 0
     for _ in range(MAX_JSON_DEPTH):
         seen += len(level)

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What is compared and shown of a name that is not known: it may be anybody's, and of any length.
+# Compared and shown characters of an unknown name, which may be of any length.
 _LONGEST = 200
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """table[name], or a ValueError that names the nearest entry and all of them.
+    """Return table[name]; the ValueError names the nearest entry and all others.
 
     >>> pick({"caa": 1, "iti": 2}, "cca", "method")
     Traceback (most recent call last):
@@ -42,7 +42,7 @@ def resolve(
     base: type,
     instance: bool = False,
 ) -> Any:
-    """table[name], or what another package offers by that name.
+    """Return table[name], or the entry point of that name in another package.
 
     Other packages' entry points are read only where the table has no such name, and only the one
     asked for is imported.
@@ -64,35 +64,37 @@ def resolve(
     points = sorted(entry_points(group=group))
     point: EntryPoint = lookup({**_by_name(points), **table}, name, kind)
     owner = f"The {kind} '{name}' of {_package(point)}"
-    same = [one for one in points if one.name == name]
-    if len({one.value for one in same}) > 1:
-        packages = " and ".join(sorted({_package(one) for one in same}))
+    same = [each for each in points if each.name == name]
+    if len({each.value for each in same}) > 1:
+        packages = " and ".join(sorted({_package(each) for each in same}))
         raise ValueError(f"Several packages offer the {kind} '{name}': {packages}; remove one.")
     try:
-        found = point.load()
+        plugin = point.load()
     except Exception as error:
         raise ValueError(
             f"{owner} cannot be imported from '{point.value}': {type(error).__name__}: {error}"
         ) from error
     fits = (
-        isinstance(found, base) if instance else isinstance(found, type) and issubclass(found, base)
+        isinstance(plugin, base)
+        if instance
+        else isinstance(plugin, type) and issubclass(plugin, base)
     )
     if not fits:
         raise ValueError(f"{owner} is '{point.value}', which is no {base.__name__}.")
-    return found
+    return plugin
 
 
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """What other packages offer, by name; nothing is imported.
+    """List the entry points of other packages by name; nothing is imported.
 
     Raises nothing: whether an entry point leads anywhere shows when it is asked for.
     """
     return _by_name(sorted(entry_points(group=group)))
 
 
-def version_of(found: type) -> str:
-    """The version of the package that a class comes from, or "unknown"."""
-    owners = packages_distributions().get(found.__module__.partition(".")[0], ())
+def version_of(cls: type) -> str:
+    """Return the version of the package that defines a class, or "unknown"."""
+    owners = packages_distributions().get(cls.__module__.partition(".")[0], ())
     return version(owners[0]) if owners else "unknown"
 
 

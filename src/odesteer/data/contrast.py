@@ -1,7 +1,4 @@
-"""Contrast: positive and negative examples.
-
-A contrast: texts that show the wanted behaviour and texts that show its opposite.
-"""
+"""Contrast: texts that show a wanted behaviour, and texts that show its opposite."""
 
 import hashlib
 import json
@@ -38,8 +35,8 @@ class Contrast:
     template: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, some in (("positive", self.positive), ("negative", self.negative)):
-            if not some:
+        for name, members in (("positive", self.positive), ("negative", self.negative)):
+            if not members:
                 raise ValueError(
                     f"A contrast needs examples of both classes; the {name} class is empty."
                 )
@@ -52,10 +49,10 @@ class Contrast:
         groups: Sequence[Any] | None = None,
         template: str = "auto",
     ) -> "Contrast":
-        """From texts, chat messages, or (prompt, response) rows; row i of both belong together.
+        """Make a contrast from texts, chat messages or (prompt, response) rows.
 
-        The two may differ in length; then every row is a group of its own unless `groups`
-        (one a row, positives first) says otherwise.
+        Row i of both classes belongs together. The classes may differ in length; then every row
+        is a group of its own unless `groups` (one a row, positives first) says otherwise.
 
         Raises:
             ValueError: for a row of another form, or groups of another length.
@@ -81,12 +78,14 @@ class Contrast:
         template: str = "auto",
         columns: Columns | None = None,
     ) -> "Contrast":
-        """From dictionaries, such as the rows of a Hugging Face dataset, each either
+        """Make a contrast from dictionaries, such as the rows of a dataset.
+
+        Each row is either
 
         - a pair: `positive`, `negative`, and optionally `prompt`, or
         - one labelled text: `text` (or `prompt` and `response`) and `label` (1 or 0),
 
-        and optionally `group` or `topic`; without one, rows with the same prompt belong
+        and optionally has a `group` or `topic`; without one, rows with the same prompt belong
         together, and a row without a prompt belongs to itself. Graded labels are a labelled
         text's `reward`, or a pair's `positive_reward` and `negative_reward`.
 
@@ -102,8 +101,8 @@ class Contrast:
         Raises:
             ValueError: naming the row that is of neither form.
         """
-        places = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
-        return cls(*examples(places, columns), template)
+        located = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
+        return cls(*examples(located, columns), template)
 
     @classmethod
     def from_file(
@@ -112,7 +111,7 @@ class Contrast:
         template: str = "auto",
         columns: Columns | None = None,
     ) -> "Contrast":
-        """From a JSONL, JSON, CSV, TSV or Parquet file, by its name; see `from_rows`.
+        """Read a JSONL, JSON, CSV, TSV or Parquet file by its name; see `from_rows`.
 
         Raises:
             FileNotFoundError: if the file is not there.
@@ -128,7 +127,7 @@ class Contrast:
         template: str = "auto",
         columns: Columns | None = None,
     ) -> "Contrast":
-        """From a file of any name with one JSON object a line; see `from_rows`.
+        """Read a file of any name with one JSON object a line; see `from_rows`.
 
         Raises:
             FileNotFoundError: if the file is not there.
@@ -144,41 +143,41 @@ class Contrast:
         template: str,
         columns: Columns | None,
     ) -> "Contrast":
-        found = file_rows(path, suffix, [(columns or {}).get(key, key) for key in NUMBERS])
-        return cls(*examples(found, columns), template)
+        located = file_rows(path, suffix, [(columns or {}).get(key, key) for key in NUMBERS])
+        return cls(*examples(located, columns), template)
 
     @cached_property
     def sha256(self) -> str:
-        """Of everything that is learnt from: texts, groups, rewards, their order, template."""
-        classes = [[asdict(e) for e in some] for some in (self.positive, self.negative)]
+        """SHA-256 of the texts, groups, rewards, their order and the template."""
+        classes = [[asdict(e) for e in members] for members in (self.positive, self.negative)]
         text = json.dumps([self.template, *classes], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def groups(self) -> tuple[list[str], list[str]]:
-        """The group of every positive and of every negative example."""
+        """Group of every positive and of every negative example."""
         return [e.group for e in self.positive], [e.group for e in self.negative]
 
     @property
     def rewards(self) -> tuple[list[float], list[float]] | None:
-        """The graded label of every positive and negative example; None if one has none."""
+        """Graded label of every positive and negative example; None if one has none."""
         above = [e.reward for e in self.positive if e.reward is not None]
         below = [e.reward for e in self.negative if e.reward is not None]
         complete = len(above) == len(self.positive) and len(below) == len(self.negative)
         return (above, below) if complete else None
 
     def tokens(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of every positive and of every negative example."""
+        """Return the token ids of every positive and of every negative example."""
         positive, negative = self.token_parts(tokenizer)
         return [a + b for a, b in positive], [a + b for a, b in negative]
 
     def token_parts(
         self, tokenizer: Any
     ) -> tuple[list[tuple[list[int], list[int]]], list[tuple[list[int], list[int]]]]:
-        """Token ids of prompt and response of every positive and of every negative example."""
+        """Return the token ids of prompt and response of every example, by class."""
 
-        def parts(some: tuple[Example, ...]) -> list[tuple[list[int], list[int]]]:
-            return [encode_parts(tokenizer, e.prompt, e.response, self.template) for e in some]
+        def parts(members: tuple[Example, ...]) -> list[tuple[list[int], list[int]]]:
+            return [encode_parts(tokenizer, e.prompt, e.response, self.template) for e in members]
 
         return parts(self.positive), parts(self.negative)
 
@@ -188,7 +187,7 @@ class Contrast:
         return self.groups[0] == self.groups[1]
 
     def paired(self) -> "Contrast":
-        """Each group's i-th positive beside its i-th negative; what has no partner is left out.
+        """Pair each group's i-th positive with its i-th negative; drop the rest.
 
         Raises:
             ValueError: if no group has examples of both classes.
@@ -209,7 +208,7 @@ class Contrast:
         return Contrast(tuple(positive), tuple(negative), self.template)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["Contrast", "Contrast"]:
-        """Two contrasts without a group in common; the first has `share` of the groups.
+        """Split into two contrasts by group; the first has `share` of the groups.
 
         Raises:
             ValueError: if there are too few groups for both to have some of each class.
@@ -219,10 +218,10 @@ class Contrast:
             raise ValueError(f"Only groups can be split, and this contrast has {len(names)}.")
         order = np.random.default_rng(seed).permutation(len(names))
         chosen = {names[i] for i in order[: round(share * len(names))]}
-        return self.where(chosen), self.where(set(names) - chosen)
+        return self.subset(chosen), self.subset(set(names) - chosen)
 
-    def where(self, groups: set[str]) -> "Contrast":
-        """The examples of those groups."""
+    def subset(self, groups: set[str]) -> "Contrast":
+        """Return the examples of the given groups."""
         return Contrast(
             tuple(e for e in self.positive if e.group in groups),
             tuple(e for e in self.negative if e.group in groups),

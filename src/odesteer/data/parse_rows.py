@@ -36,7 +36,7 @@ class Example:
 def examples(
     rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Positive and negative examples of rows; see `Contrast.from_rows` for their keys.
+    """Split rows into positive and negative examples; see `Contrast.from_rows`.
 
     Args:
         rows: each with the place it is from, for errors that name it.
@@ -47,15 +47,15 @@ def examples(
     """
     positive: list[Example] = []
     negative: list[Example] = []
-    for one, label in labelled(rows, columns):
-        (positive if label else negative).append(one)
+    for each, label in labelled(rows, columns):
+        (positive if label else negative).append(each)
     return tuple(positive), tuple(negative)
 
 
 def labelled(
     rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None, required: bool = True
 ) -> Iterator[tuple[Example, int | None]]:
-    """Every example of rows with its label, 1 or 0, in order; a pair is two, its positive first.
+    """Yield each example with its label, 1 or 0; a pair gives its positive first.
 
     Args:
         rows, columns: as of `examples`.
@@ -66,14 +66,14 @@ def labelled(
     """
     for key in columns or ():
         lookup(dict.fromkeys(KEYS), key, "key of a contrast")
-    for place, given in rows:
-        row = _renamed(given, columns or {}, place)
+    for location, original in rows:
+        row = _renamed(original, columns or {}, location)
         prompt = row.get("prompt")
         group = row.get("group", row.get("topic", prompt))
         # A row of its own: no group that a user gives looks like that.
         name = group if isinstance(group, str) else json.dumps(group)
         if not group:
-            name = f"({place})"
+            name = f"({location})"
         key = "text" if "text" in row else "response"
         label = row.get("label")
         try:
@@ -90,11 +90,11 @@ def labelled(
                     f'name other columns with columns={{"positive": ...}}.'
                 )
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+            raise ValueError(f"{location}: {error}") from None
 
 
 def example(row: Any, group: str) -> Example:
-    """An example of a text, a (prompt, response) pair, or chat messages.
+    """Make an example from a text, a (prompt, response) pair or chat messages.
 
     Raises:
         ValueError: for a row of another form.
@@ -124,27 +124,27 @@ def example(row: Any, group: str) -> Example:
 
 
 def _response(prompt: Any, row: Mapping[str, Any], key: str, group: str) -> Example:
-    """An example of a row: a prompt and a response, a bare text, or whole chat messages."""
+    """Make an example from one column of a row, with its prompt and its reward."""
     response = row[key]
     if prompt and _are_messages(response) and response[0].get("role") == "assistant":
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        response = [*asked, *response]
-    one = example(response if _are_messages(response) else (prompt, response), group)
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        response = [*turns, *response]
+    result = example(response if _are_messages(response) else (prompt, response), group)
     name = f"{key}_reward" if key in ("positive", "negative") else "reward"
     reward = row.get(name)
     if reward is None:
-        return one
+        return result
     if not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f"has the {name} {reward!r}; a graded label is a finite number.")
-    return replace(one, reward=float(reward))
+    return replace(result, reward=float(reward))
 
 
-def _renamed(row: Any, columns: Columns, place: str) -> Mapping[str, Any]:
-    """The row with our names for its keys."""
+def _renamed(row: Any, columns: Columns, location: str) -> Mapping[str, Any]:
+    """Rename the columns of a row to our keys."""
     if not isinstance(row, Mapping):
         raise ValueError(
-            f"{place} is not a mapping of names to values: {row!r:.80}. Of a DatasetDict give one "
-            f'split, such as dataset["train"]; of a DataFrame, frame.to_dict("records").'
+            f"{location} is not a mapping of names to values: {row!r:.80}. Of a DatasetDict give "
+            f'one split, such as dataset["train"]; of a DataFrame, frame.to_dict("records").'
         )
     # A row may lack some of them: an empty cell of a CSV file is none.
     return {**row, **{key: row[name] for key, name in columns.items() if name in row}}

@@ -6,7 +6,7 @@
     .parquet          a row each (needs pyarrow)
 
 Text files may be compressed: `.jsonl.gz`, `.csv.gz`, ... Every row comes with its place, for
-errors that name it. A file may be anybody's: its limits are those of `odesteer.common.limits`.
+errors that name it. A file may come from anybody: the limits of `odesteer.common.limits` hold.
 """
 
 import csv
@@ -38,7 +38,7 @@ Rows = Iterator[tuple[str, Row]]
 def rows(
     path: str | os.PathLike[str], suffix: str | None = None, numbers: Collection[str] = ()
 ) -> Rows:
-    """(place, row) of every row of a file.
+    """Yield (location, row) for every row of a file.
 
     Args:
         path: the file.
@@ -61,8 +61,8 @@ def rows(
         raise ValueError(
             f"A contrast file ends in {', '.join(_READERS)} (text also in .gz); got '{file}'."
         )
-    found = _READERS[kind](file)
-    return _values(found, numbers) if kind in (".csv", ".tsv") else found
+    located = _READERS[kind](file)
+    return _values(located, numbers) if kind in (".csv", ".tsv") else located
 
 
 def csv_cells(file: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
@@ -98,8 +98,8 @@ def csv_cells(file: Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]
 def _json_lines(file: Path) -> Rows:
     for number, line in enumerate(text_lines(file), start=1):
         if line.strip():
-            place = f"Line {number} of '{file}'"
-            yield place, _as_object(_parsed(line, place), place)
+            location = f"Line {number} of '{file}'"
+            yield location, _as_object(_parsed(line, location), location)
 
 
 def _json_list(file: Path) -> Rows:
@@ -109,8 +109,8 @@ def _json_list(file: Path) -> Rows:
     if not isinstance(values, list):
         raise ValueError(f"'{file}' is not a list of JSON objects; a JSONL file has one a line.")
     for number, value in enumerate(values, start=1):
-        place = f"Row {number} of '{file}'"
-        yield place, _as_object(value, place)
+        location = f"Row {number} of '{file}'"
+        yield location, _as_object(value, location)
 
 
 def _table(delimiter: str) -> Callable[[Path], Rows]:
@@ -119,14 +119,14 @@ def _table(delimiter: str) -> Callable[[Path], Rows]:
         _, header = next(rows, (0, []))
         _check_header([name for name in header if name], file)
         for number, cells in rows:
-            place = f"Line {number} of '{file}'"
+            location = f"Line {number} of '{file}'"
             if len(cells) > len(header):
                 raise ValueError(
-                    f"{place} has more cells than the header has names; a text with a "
+                    f"{location} has more cells than the header has names; a text with a "
                     f"separator in it stands in quotation marks."
                 )
             # Spreadsheets leave columns without a name and rows without their last cells.
-            yield place, {name: cell for name, cell in zip(header, cells, strict=False) if name}
+            yield location, {name: cell for name, cell in zip(header, cells, strict=False) if name}
 
     return read
 
@@ -195,27 +195,27 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def _parsed(
-    text: str, place: str, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_JSON_VALUES
+    text: str, location: str, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_JSON_VALUES
 ) -> Any:
     try:
         return parse_json(text, max_bytes, max_values)
     except ValueError as error:
-        raise ValueError(f"{place} is not JSON that can be read: {brief(error)}.") from None
+        raise ValueError(f"{location} is not JSON that can be read: {brief(error)}.") from None
 
 
-def _as_object(value: Any, place: str) -> Row:
+def _as_object(value: Any, location: str) -> Row:
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is not a JSON object: {value!r:.80}.")
+        raise ValueError(f"{location} is not a JSON object: {value!r:.80}.")
     return value
 
 
-def _values(found: Rows, numbers: Collection[str]) -> Rows:
-    """Cells of text as values; an empty cell is none."""
-    for place, cells in found:
+def _values(rows: Rows, numbers: Collection[str]) -> Rows:
+    """Convert cells of text to values; an empty cell is no value."""
+    for location, cells in rows:
         row = {key: cell for key, cell in cells.items() if cell}
         for key in row.keys() & set(numbers):
-            row[key] = _number(row[key], f"{place}: {key}")
-        yield place, row
+            row[key] = _number(row[key], f"{location}: {key}")
+        yield location, row
 
 
 def _number(cell: str, name: str) -> float:

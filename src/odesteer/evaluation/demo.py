@@ -89,7 +89,7 @@ def contrast() -> tuple[Contrast, Contrast]:
     ]
     whole = Contrast.from_rows(rows)
     topics = set(whole.groups[0])
-    return whole.where(topics - set(TEST_TOPICS)), whole.where(set(TEST_TOPICS))
+    return whole.subset(topics - set(TEST_TOPICS)), whole.subset(set(TEST_TOPICS))
 
 
 def test_prompts() -> list[str]:

@@ -1,18 +1,16 @@
-"""Batches of texts of similar length that share prefixes.
+"""Batches of texts of similar length, and groups of texts that share a token prefix.
 
-Long ones with long ones, so that a pass has little padding; and, where the model can go on from
-the beginning of a text, those whose beginnings have one length, so that the keys and values of
-beginnings have no padding at all: positions and masks are then those of whole texts.
+Long texts run with long ones, so that a pass has little padding. Where the model can continue a
+cached prefix, texts whose prefixes have one length run together, so that the keys and values of
+prefixes have no padding at all: positions and masks are then those of whole texts.
 
-Groups of texts that share a token prefix.
-
-Of k texts that begin with the same p tokens, (k - 1) p tokens need not be computed. All texts may
-share an instruction and some of them a question after it; each text goes on from one beginning
-only, and the choice made here saves the most tokens. Sorted, texts that begin alike lie side by
-side, and those that share their first p tokens are the nodes of a tree (an LCP-interval tree:
-Abouelhoda et al., "Replacing suffix trees with enhanced suffix arrays", J. Discrete Algorithms
-2004, https://doi.org/10.1016/S1570-8667(03)00065-0). The best choice below a node is the node
-itself or the best choices below its children.
+Of k texts that share p tokens, (k - 1) p tokens need not be computed. All texts may share an
+instruction and some of them a question after it; each text continues one prefix only, and the
+choice made here saves the most tokens. Among sorted texts, those that share their first p tokens
+are the nodes of a tree (an LCP-interval tree: Abouelhoda et al., "Replacing suffix trees with
+enhanced suffix arrays", J. Discrete Algorithms 2004,
+https://doi.org/10.1016/S1570-8667(03)00065-0). The best choice below a node is the node itself or
+the best choices below its children.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +20,14 @@ from typing import NamedTuple
 
 from odesteer.models.batching import batches
 
-# A shorter beginning is not worth a pass of its own, nor is one that saves a small part of the
-# tokens: texts that go on from beginnings of one length are batched together, by themselves.
-LEAST_TOKENS = 8
-LEAST_PART = 0.1
+# A shorter prefix is not worth a pass of its own, nor is one that saves a smaller share of the
+# tokens: texts with prefixes of one length form batches of their own.
+MIN_PREFIX = 8
+MIN_SAVED_SHARE = 0.1
 
 
 class Group(NamedTuple):
-    """Texts that begin alike.
+    """Group of texts with a shared prefix.
 
     Attributes:
         length: how many tokens they share.
@@ -42,7 +40,7 @@ class Group(NamedTuple):
 
 @dataclass
 class _Node:
-    """Texts `first` to `end` of the sorted ones share `length` tokens."""
+    """Node of the prefix tree: sorted texts from `first` share `length` tokens."""
 
     length: int
     first: int
@@ -57,15 +55,15 @@ class _Node:
         """Choose between the node itself and what was chosen below it."""
         saved = (end - self.first - 1) * self.length
         total = sizes[end] - sizes[self.first]
-        worth = self.length >= LEAST_TOKENS and saved >= LEAST_PART * total
+        worth = self.length >= MIN_PREFIX and saved >= MIN_SAVED_SHARE * total
         if worth and saved > self.saved:
             self.saved, self.chosen = saved, [(self.length, self.first, end)]
 
 
-def shared_beginnings(
+def shared_prefixes(
     rows: Sequence[Sequence[int]], ends: Sequence[int] | None = None
 ) -> list[Group]:
-    """The groups of texts that save the most; texts in none of them have nothing to share.
+    """Find the groups of shared prefixes that save the most tokens.
 
     Args:
         rows: the texts' token ids.
@@ -96,14 +94,14 @@ def shared_beginnings(
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts that are computed together, and kept on disk together.
+    """Batch of texts that are computed and stored together.
 
     Attributes:
         runs: the texts of each forward pass.
@@ -120,8 +118,8 @@ class TextBatch:
         return [i for run in self.runs for i in run]
 
 
-def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBatch]:
-    """Batches of one run each, the longest texts first, so that memory peaks early.
+def whole_text_batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBatch]:
+    """Make batches of one run each, longest texts first: memory peaks early.
 
     Args:
         rows: the texts' token ids.
@@ -130,29 +128,29 @@ def whole_texts(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[TextBa
     return [TextBatch((run,)) for run in _runs(range(len(rows)), rows, batch_tokens)]
 
 
-def from_shared_beginnings(
+def shared_prefix_batches(
     rows: Sequence[Sequence[int]], batch_tokens: int, ends: Sequence[int] | None = None
 ) -> list[TextBatch]:
-    """Batches in which what several texts begin with is run once; see `shared_beginnings`.
+    """Make batches that run shared prefixes once; see `shared_prefixes`.
 
-    A run's tokens count with those that they go on from, and the beginnings of a batch, whose
-    keys and values stay in memory during its runs, have at most half of `batch_tokens`.
+    The tokens of a run include its prefixes. The prefixes of a batch, whose keys and values stay
+    in memory during its runs, have at most half of `batch_tokens`.
     """
-    groups = shared_beginnings(rows, ends)
+    groups = shared_prefixes(rows, ends)
     # With similar ones, long answers first.
     groups.sort(key=lambda group: (-group.length, -max(len(rows[i]) for i in group.members)))
     batches: list[TextBatch] = []
     alone = set(range(len(rows)))
     members: list[int] = []
-    beginnings = 0
-    for place, (length, some) in enumerate(groups):
-        members += some
-        beginnings += length
-        alone.difference_update(some)
-        after = groups[place + 1].length if place + 1 < len(groups) else 0
-        if after != length or beginnings + length > batch_tokens // 2:
+    prefixes = 0
+    for i, (length, texts) in enumerate(groups):
+        members += texts
+        prefixes += length
+        alone.difference_update(texts)
+        after = groups[i + 1].length if i + 1 < len(groups) else 0
+        if after != length or prefixes + length > batch_tokens // 2:
             batches.append(TextBatch(tuple(_runs(members, rows, batch_tokens)), length))
-            members, beginnings = [], 0
+            members, prefixes = [], 0
     runs = _runs(sorted(alone), rows, batch_tokens)
     return batches + [TextBatch((run,)) for run in runs]
 
@@ -160,7 +158,7 @@ def from_shared_beginnings(
 def _runs(
     texts: Sequence[int], rows: Sequence[Sequence[int]], batch_tokens: int
 ) -> Iterator[tuple[int, ...]]:
-    """The texts longest first, cut where a run would have too many tokens."""
+    """Cut the texts, longest first, into runs of at most `batch_tokens` tokens."""
     lengths = [len(rows[i]) for i in texts]
     for run in batches(lengths, tokens=batch_tokens, longest_first=True):
         yield tuple(texts[i] for i in run)

@@ -1,7 +1,7 @@
-"""Activations of texts at chosen decoder blocks.
+"""Extraction of activations at chosen decoder blocks.
 
-Each pass stops at the deepest block asked for, long texts run with long ones, and what several
-texts begin with, such as a question with several answers, is computed once.
+Each pass stops at the deepest block that is needed, long texts run with long ones, and a prefix
+that several texts share, such as a question with several answers, is computed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
-from odesteer.extraction.batching import TextBatch, from_shared_beginnings, whole_texts
+from odesteer.extraction.batching import TextBatch, shared_prefix_batches, whole_text_batches
 from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
 from odesteer.extraction.pooling import Pooler
 from odesteer.extraction.tokenize import TokenizedTexts, Tokens, check_tokens, texts
@@ -62,7 +62,7 @@ def activations(
     progress: Progress | None = None,
     cache: CacheChoice = False,
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
-    """Activations of a contrast's texts: ([n, d], [m, d]) in float32 on the CPU.
+    """Return the activations of a contrast: ([n, d], [m, d]) float32 on the CPU.
 
     Args:
         model: a transformers causal language model.
@@ -78,7 +78,7 @@ def activations(
         batch_tokens: tokens in a forward pass, padding included; None: what suits the device.
         progress: called with (rows done, rows in all).
         cache: True keeps what is computed on disk and reads it again (in ODESTEER_CACHE, or
-            ~/.cache/odesteer), and an interrupted call goes on where it stopped; a path is
+            ~/.cache/odesteer), and an interrupted call continues where it stopped; a path is
             another folder for it. The values are the same to the bit. Never used while anything
             hooks into the model, such as a steering.
 
@@ -86,16 +86,22 @@ def activations(
         ValueError: for a layer the model does not have.
     """
     layers = [layer] if isinstance(layer, int) else list(layer)
-    some = texts(model, tokenizer, contrast, tokens, max_tokens)
+    tokenized = texts(model, tokenizer, contrast, tokens, max_tokens)
     split = read_texts(
-        model, some, layers, site=site, batch_tokens=batch_tokens, progress=progress, cache=cache
+        model,
+        tokenized,
+        layers,
+        site=site,
+        batch_tokens=batch_tokens,
+        progress=progress,
+        cache=cache,
     )
     return split[layer_index(model, layer)] if isinstance(layer, int) else split
 
 
 def read_texts(
     model: nn.Module,
-    some: TokenizedTexts,
+    tokenized: TokenizedTexts,
     layers: Sequence[int],
     *,
     site: Site = "residual",
@@ -103,22 +109,22 @@ def read_texts(
     progress: Progress | None = None,
     cache: CacheChoice = False,
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """([n, d], [m, d]) by layer, for texts that are token ids already; see `activations`."""
+    """Return ([n, d], [m, d]) by layer for tokenized texts; see `activations`."""
     both = extract(
         model,
-        some.rows,
+        tokenized.rows,
         layers,
-        tokens=some.tokens,
+        tokens=tokenized.tokens,
         site=site,
-        starts=some.starts,
+        starts=tokenized.starts,
         batch_tokens=batch_tokens,
         progress=progress,
         cache=cache,
     )
-    n = len(some.positive)
+    n = len(tokenized.positive)
     return {
-        layer_index(model, asked): (rows[:n], rows[n:])
-        for asked, rows in zip(layers, both, strict=True)
+        layer_index(model, layer): (rows[:n], rows[n:])
+        for layer, rows in zip(layers, both, strict=True)
     }
 
 
@@ -135,7 +141,7 @@ def extract(
     cache: CacheChoice = False,
     share: bool = True,
 ) -> list[Tensor]:
-    """One [n, d] float32 CPU tensor a layer, for n rows of token ids.
+    """Return one [n, d] float32 CPU tensor a layer, for n rows of token ids.
 
     Args:
         model: a transformers causal language model.
@@ -143,58 +149,58 @@ def extract(
         layers: block indices.
         tokens, site, batch_tokens, progress, cache: see `activations`.
         starts: where each row's response starts, for tokens="response".
-        share: whether what several rows begin with is computed once, where the model allows it.
+        share: whether shared prefixes are computed once, where the model allows it.
     """
     if not token_rows or any(not row for row in token_rows):
         raise ValueError("A text without a single token has no activation; drop empty texts.")
     check_tokens(tokens)
-    # A prompt is read by itself, where it ends.
+    # A prompt is read at its last token, without the response.
     pooling = "last" if tokens == "prompt" else tokens
     indices = [layer_index(model, layer) for layer in layers]
-    reader = Pooler(token_rows, starts, pooling, input_device(model))
-    size = batch_tokens or default_batch_tokens(reader.device)
+    pooler = Pooler(token_rows, starts, pooling, input_device(model))
+    size = batch_tokens or default_batch_tokens(pooler.device)
     store = ActivationCache.of(cache, model, site, pooling)
     results: dict[int, Tensor] = {}
 
-    def keep(batch: TextBatch, found: dict[int, Tensor]) -> None:
-        for index, rows in found.items():
+    def keep(batch: TextBatch, outputs: dict[int, Tensor]) -> None:
+        for index, rows in outputs.items():
             if index not in results:
                 results[index] = torch.empty(len(token_rows), rows.shape[-1])
             results[index][batch.rows] = rows
 
     def look_up(batches: Sequence[TextBatch]) -> dict[tuple[int, ...], list[TextBatch]]:
-        """What is left to compute, by the layers that are missing: often none, or all."""
+        """Return the batches left to compute, by the layers that are missing."""
         missing: dict[tuple[int, ...], list[TextBatch]] = {}
         for batch in batches:
-            found = {} if store is None else store.get(_content(reader, batch), indices)
-            keep(batch, found)
-            if absent := tuple(sorted(set(indices) - set(found))):
+            outputs = {} if store is None else store.get(_content(pooler, batch), indices)
+            keep(batch, outputs)
+            if absent := tuple(sorted(set(indices) - set(outputs))):
                 missing.setdefault(absent, []).append(batch)
         return missing
 
-    # transformers takes seconds to import, and whoever has a model has it.
-    from odesteer.models.prefix_cache import may_continue
+    # transformers takes seconds to import, and is there once a model is loaded.
+    from odesteer.models.prefix_cache import supports_prefix_cache
 
-    whole = whole_texts(token_rows, size)
-    if share and may_continue(model):
-        missing = look_up(from_shared_beginnings(token_rows, size, reader.shareable()))
-        shared = next((b for some in missing.values() for b in some if b.shared), None)
+    whole = whole_text_batches(token_rows, size)
+    if share and supports_prefix_cache(model):
+        missing = look_up(shared_prefix_batches(token_rows, size, pooler.shareable()))
+        shared = next((b for batches in missing.values() for b in batches if b.shared), None)
         if shared is not None:
             with captured(model, indices, site) as forward:
-                if not _goes_on(model, reader, forward, shared):
+                if not _continues_prefix(model, pooler, forward, shared):
                     missing = look_up(whole)
     else:
         missing = look_up(whole)
-    done = len(token_rows) - sum(len(b.rows) for some in missing.values() for b in some)
+    done = len(token_rows) - sum(len(b.rows) for batches in missing.values() for b in batches)
     if progress is not None and done:
         progress(done, len(token_rows))
     for absent, batches in missing.items():
         with captured(model, absent, site) as forward:
             for batch in batches:
-                computed = reader.read(forward, batch)
+                computed = pooler.read(forward, batch)
                 keep(batch, computed)
                 if store is not None:
-                    store.put(_content(reader, batch), computed)
+                    store.put(_content(pooler, batch), computed)
                 done += len(batch.rows)
                 if progress is not None:
                     progress(done, len(token_rows))
@@ -204,7 +210,7 @@ def extract(
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens in a forward pass, padding included: 512 on a CPU, else 4096.
+    """Return the tokens in a forward pass, padding included: 512 on a CPU, else 4096.
 
     A CPU is as fast with few tokens as with many, and small passes have less padding:
     SmolLM2-135M to block 15, one thread, reads 671 tokens a second in passes of 128, 715 of 256,
@@ -214,31 +220,31 @@ def default_batch_tokens(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-def _content(reader: Pooler, batch: TextBatch) -> Content:
-    """What decides the activations of a batch."""
-    starts = [reader.starts[i] for i in batch.rows] if reader.pooling == "response" else []
+def _content(pooler: Pooler, batch: TextBatch) -> Content:
+    """Return the cache key of a batch."""
+    starts = [pooler.starts[i] for i in batch.rows] if pooler.pooling == "response" else []
     passes = [batch.shared, *map(len, batch.runs)]
-    return Content([reader.token_rows[i] for i in batch.rows], starts, passes)
+    return Content([pooler.token_rows[i] for i in batch.rows], starts, passes)
 
 
-def _goes_on(model: nn.Module, reader: Pooler, forward: Forward, batch: TextBatch) -> bool:
-    """Whether two texts of a batch read the same from their shared beginning as from their own.
+def _continues_prefix(model: nn.Module, pooler: Pooler, forward: Forward, batch: TextBatch) -> bool:
+    """Check on two texts of a batch that a shared prefix changes no activation.
 
-    What a model is made of tells that it keeps keys and values; not whether it continues
-    positions and masks where they end.
+    The structure of a model tells that it caches keys and values, not whether it continues
+    positions and masks at their end.
     """
-    beginning = reader.token_rows[batch.rows[0]][: batch.shared]
-    alike = [i for i in batch.rows if reader.token_rows[i][: batch.shared] == beginning]
+    beginning = pooler.token_rows[batch.rows[0]][: batch.shared]
+    alike = [i for i in batch.rows if pooler.token_rows[i][: batch.shared] == beginning]
     pair = (alike[0], alike[-1])  # the longest and the shortest, so that one is padded
-    expected = reader.read(forward, TextBatch((pair,)))
+    expected = pooler.read(forward, TextBatch((pair,)))
     try:
-        found = reader.read(forward, TextBatch((pair,), batch.shared))
-    except Exception:  # whatever a model makes of a cache, it has just read texts without one
+        continued = pooler.read(forward, TextBatch((pair,), batch.shared))
+    except Exception:  # a model may fail in any way with a cache; it has just run without one
         return False
     precision = next(p.dtype for p in model.parameters() if p.is_floating_point())
     # Far above rounding, and far below what a wrong position does.
     tolerance = torch.finfo(precision).eps ** 0.5
     return all(
-        bool(((found[layer] - rows).norm(dim=-1) <= tolerance * rows.norm(dim=-1)).all())
+        bool(((continued[layer] - rows).norm(dim=-1) <= tolerance * rows.norm(dim=-1)).all())
         for layer, rows in expected.items()
     )

@@ -1,8 +1,8 @@
 """Pooling of a batch of texts into one activation each.
 
 Rows are padded on the right whatever the tokenizer's side: under a causal mask, real tokens
-cannot see padding that comes after them. What several texts begin with runs once, before them;
-its keys and values are what they go on from, and they are gone with the batch.
+cannot see padding that comes after them. A shared prefix runs once, before the texts that
+continue its keys and values; these are freed with the batch.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from odesteer.models.capture import Forward
 
 @dataclass(frozen=True)
 class Pooler:
-    """Reads the same tokens of every text.
+    """Pooler of the same tokens of every text.
 
     Attributes:
         token_rows: the texts' tokens.
@@ -35,7 +35,7 @@ class Pooler:
     device: torch.device
 
     def shareable(self) -> list[int]:
-        """How many first tokens of each text may run apart from it: all are pooled, or none."""
+        """Return how many first tokens of each text may be run as a shared prefix."""
         ends = [len(row) - 1 for row in self.token_rows]
         if self.pooling != "response":
             return ends
@@ -43,7 +43,7 @@ class Pooler:
 
     @torch.no_grad()
     def read(self, forward: Forward, batch: TextBatch) -> dict[int, Tensor]:
-        """[b, d] float32 on the CPU by layer, in the order of `batch.rows`."""
+        """Return [b, d] float32 CPU tensors by layer, in the order of `batch.rows`."""
         begin = _SharedPrefix(forward, self, batch) if batch.shared else None
         parts = [self._read_run(forward, run, begin) for run in batch.runs]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
@@ -68,45 +68,45 @@ class Pooler:
             first = torch.tensor([self.starts[i] for i in run]) - shared
             pooled = real & (torch.arange(real.shape[1]) >= first.minimum(lengths - 1)[:, None])
             count = pooled.sum(dim=1)
-        found = {}
+        results = {}
         for layer, hidden in outputs.items():
             total = (hidden.float() * pooled.to(hidden.device).unsqueeze(-1)).sum(dim=1)
             if self.pooling == "mean" and begin is not None:
                 total = total + begin.total(layer, run)
-            found[layer] = (total / count.to(hidden.device).unsqueeze(-1)).cpu()
-        return found
+            results[layer] = (total / count.to(hidden.device).unsqueeze(-1)).cpu()
+        return results
 
 
 class _SharedPrefix:
-    """What several texts begin with, run once.
+    """Shared prefixes of a batch, run once.
 
     Attributes:
         length: their tokens, of each.
     """
 
-    def __init__(self, forward: Forward, reader: Pooler, batch: TextBatch):
+    def __init__(self, forward: Forward, pooler: Pooler, batch: TextBatch):
         from odesteer.models.prefix_cache import empty_cache
 
         self.length = batch.shared
         self._which: dict[int, int] = {}  # of each text
         different: dict[tuple[int, ...], int] = {}
         for i in batch.rows:
-            start = tuple(reader.token_rows[i][: self.length])
+            start = tuple(pooler.token_rows[i][: self.length])
             self._which[i] = different.setdefault(start, len(different))
         self._filled = empty_cache()
-        ids = torch.tensor(list(different), device=reader.device)
+        ids = torch.tensor(list(different), device=pooler.device)
         outputs = forward(ids, torch.ones_like(ids), self._filled)
         # Pooled in the mean, and nowhere else.
         self._totals = {layer: hidden.float().sum(dim=1) for layer, hidden in outputs.items()}
 
     def cache(self, run: Sequence[int]) -> Any:
-        """Keys and values for texts that go on."""
+        """Return the keys and values that the texts of a run continue."""
         from odesteer.models.prefix_cache import branches
 
         return branches(self._filled, [self._which[i] for i in run])
 
     def total(self, layer: int, run: Sequence[int]) -> Tensor:
-        """[b, d], the sum over the tokens that each text begins with."""
+        """Return [b, d], the sum over the tokens of each text's prefix."""
         return self._totals[layer][[self._which[i] for i in run]]
 
 

@@ -5,8 +5,8 @@
     "response"  the mean over the tokens of each answer
     "prompt"    the last token of each prompt: where the model begins to answer
 
-A text longer than the model's context loses its beginning, for the end is where the answer is;
-a begin-of-sequence token stays, since models put much of their attention on it.
+A text longer than the model's context loses its beginning, since the answer is at its end; a
+begin-of-sequence token stays, since models put much of their attention on it.
 """
 
 import warnings
@@ -24,7 +24,7 @@ TOKENS: tuple[str, ...] = get_args(Tokens)
 
 
 class TokenizedTexts(NamedTuple):
-    """What is read of a contrast.
+    """Token ids of a contrast.
 
     Attributes:
         positive: token ids of each positive text; of its prompt, for tokens="prompt".
@@ -53,7 +53,7 @@ def texts(
     tokens: Tokens = "last",
     max_tokens: int | None = None,
 ) -> TokenizedTexts:
-    """A contrast's texts as token ids; a warning says how many had to be cut.
+    """Tokenize a contrast's texts; a warning says how many were truncated.
 
     Args:
         model: whose context bounds their length.
@@ -65,9 +65,9 @@ def texts(
     Raises:
         ValueError: for an unknown `tokens`, a bound below 2, or the prompts of bare texts.
     """
-    some = contrast.positive + contrast.negative
+    examples = contrast.positive + contrast.negative
     rows, starts, truncated = token_rows(
-        model, tokenizer, some, contrast.template, tokens, max_tokens
+        model, tokenizer, examples, contrast.template, tokens, max_tokens
     )
     n = len(contrast.positive)
     return TokenizedTexts(rows[:n], rows[n:], starts, tokens, truncated)
@@ -76,24 +76,24 @@ def texts(
 def token_rows(
     model: nn.Module,
     tokenizer: Any,
-    some: Sequence[Example],
+    examples: Sequence[Example],
     template: str,
     tokens: Tokens,
     max_tokens: int | None = None,
 ) -> tuple[list[list[int]], list[int], int]:
-    """Token ids of texts, where each one's response starts, and how many had to be cut.
+    """Return token ids, the starts of the responses and the number of truncated texts.
 
     Args and errors as of `texts`.
     """
     check_tokens(tokens)
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be at least 2; got {max_tokens}.")
-    if tokens == "prompt" and any(e.prompt is None for e in some):
+    if tokens == "prompt" and any(e.prompt is None for e in examples):
         raise ValueError(
             'tokens="prompt" reads the end of each prompt, and this contrast holds texts without '
             'one; give (prompt, response) rows, or read tokens="last".'
         )
-    parts = [encode_parts(tokenizer, e.prompt, e.response, template) for e in some]
+    parts = [encode_parts(tokenizer, e.prompt, e.response, template) for e in examples]
     rows = [(a, [] if tokens == "prompt" else b) for a, b in parts]
     context = context_length(model)
     limit = min((size for size in (max_tokens, context) if size is not None), default=None)
@@ -112,7 +112,7 @@ def token_rows(
 
 
 def check_tokens(tokens: str) -> Tokens:
-    """The name; ValueError for one that is none of `TOKENS`."""
+    """Return the name; raise ValueError for one that is none of `TOKENS`."""
     if tokens not in TOKENS:
         known = ", ".join(map(repr, TOKENS[:-1]))
         raise ValueError(f"tokens must be {known} or {TOKENS[-1]!r}; got {tokens!r}.")
@@ -120,7 +120,7 @@ def check_tokens(tokens: str) -> Tokens:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """How many tokens the model can read, if the configuration says it."""
+    """Return the length of the model's context, if its configuration says it."""
     value = config_value(model, "max_position_embeddings")
     return value if value is not None and value > 0 else None
 
@@ -128,7 +128,7 @@ def context_length(model: nn.Module) -> int | None:
 def _cut(
     prompt: list[int], response: list[int], limit: int, bos: int | None
 ) -> tuple[list[int], list[int]]:
-    """The last `limit` tokens of a text, the first of which is still its begin of sequence."""
+    """Keep the last `limit` tokens of a text and its begin-of-sequence token."""
     row = prompt + response
     if len(row) <= limit:
         return prompt, response

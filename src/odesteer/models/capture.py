@@ -1,6 +1,7 @@
 """Capture of decoder block outputs during a forward pass.
 
-By hooks, and the pass stops at the deepest block asked for: logits are never computed.
+Forward hooks record the outputs, and the pass stops at the deepest block that is needed: logits
+are never computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ Site = Literal["residual", "heads"]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout) inside; afterwards every module is as it was."""
+    """Switch to eval mode (no dropout) inside the block; restore every module after."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -27,15 +28,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Forward(Protocol):
-    """A pass through the model, as far as it is needed."""
+    """Forward pass up to the deepest block that is needed."""
 
     def __call__(self, ids: Tensor, mask: Tensor, cache: Any = None) -> dict[int, Tensor]:
-        """The outputs [b, t, d] of the blocks asked for.
+        """Return the outputs [b, t, d] of the chosen blocks.
 
         Args:
             ids: [b, t].
-            mask: [b, p + t], of the tokens in the cache too.
-            cache: keys and values of p tokens that came before, or an empty one to be filled.
+            mask: [b, p + t], including the tokens in the cache.
+            cache: keys and values of p earlier tokens, or an empty cache to be filled.
         """
 
 
@@ -45,7 +46,7 @@ class _Stop(Exception):
 
 @contextmanager
 def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[Forward]:
-    """A forward function that returns the blocks' outputs; the model is left as it was."""
+    """Yield a forward function that returns the blocks' outputs; hooks are removed."""
     blocks = find_layers(model)
     outputs: dict[int, Tensor] = {}
     deepest = max(indices)
@@ -67,7 +68,7 @@ def captured(model: nn.Module, indices: Sequence[int], site: Site) -> Iterator[F
         nonlocal tokens
         outputs.clear()
         tokens = tuple(ids.shape)
-        # Not every model knows of caches.
+        # Not every model takes a cache.
         kept = {} if cache is None else {"past_key_values": cache}
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **kept)

@@ -1,21 +1,21 @@
 """Chat templates: the tokens of a prompt with or without a response.
 
-Fitting and generating go through the same function, so that the prompt is the same tokens in
-both and special tokens come exactly once.
+Fitting and generating use the same function, so that the prompt is the same tokens in both and
+special tokens appear exactly once.
 
     "auto"    the tokenizer's chat template, or "plain" where it has none
     "chat"    the tokenizer's chat template
     "plain"   "{prompt}\\n{response}"
-    a format  such as "Q: {prompt}\\nA: {response}"; what it has after {response} is not read
+    a format  such as "Q: {prompt}\\nA: {response}"; what follows {response} is ignored
 
-The prompt's tokens always begin those of prompt and response. Where a tokenizer would merge
-across the border ("\\n" and "\\nYes" into one token), the response's tokens are made by
-themselves, which is what a model that answers this prompt can say.
+The tokens of prompt and response always begin with the prompt's. Where a tokenizer would merge
+across the border ("\\n" and "\\nYes" into one token), the response is tokenized by itself, which
+is what a model that answers this prompt can generate.
 
-A text ends with its response: no end-of-turn and no end-of-sequence token follows. In a chat
-the response is written as the template writes it, up to its last visible character. A template
-that opens a <think> block leaves it open: give responses the way the model writes them, with
-their thoughts and </think>.
+A text ends with its response: no end-of-turn and no end-of-sequence token follows. In a chat the
+response is rendered by the template, up to its last visible character. A template that opens a
+<think> block leaves it open: give responses the way the model writes them, with their thoughts
+and </think>.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def encode(
     response: str | None = None,
     template: str = "auto",
 ) -> list[int]:
-    """Token ids of a prompt, or of a prompt and its response; see `encode_parts`."""
+    """Return the token ids of a prompt and its response, if any; see `encode_parts`."""
     before, after = encode_parts(tokenizer, prompt, response, template)
     return before + after
 
@@ -43,7 +43,7 @@ def encode_parts(
     response: str | None = None,
     template: str = "auto",
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the response after it; one follows the other.
+    """Return the token ids of a prompt and of the response that follows it.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -69,7 +69,7 @@ def encode_parts(
 
 
 def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> tuple[str, str]:
-    """The prompt as the chat template writes it, and the response."""
+    """Render prompt and response with the chat template."""
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
@@ -94,24 +94,24 @@ def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> t
         whole = tokenizer.apply_chat_template(turns, tokenize=False)
     except TemplateError:
         whole = ""
-    said = response.strip()
+    visible = response.strip()
     end = response.rstrip()
     if whole.startswith(start):
         # Some templates write a space before the answer, which the model then says itself;
         # anything more (an empty thought, say) would not be said after this prompt.
-        place = whole.find(said, len(start))
-        if place >= 0 and not whole[len(start) : place].strip():
-            end = whole[len(start) : place + len(said)]
+        position = whole.find(visible, len(start))
+        if position >= 0 and not whole[len(start) : position].strip():
+            end = whole[len(start) : position + len(visible)]
     if start.rstrip().endswith(THINK) and end.lstrip().startswith(THINK):
         end = end.lstrip()[len(THINK) :].lstrip()
     return start, end
 
 
 def _filled(template: str, prompt: str | Messages, response: str | None) -> tuple[str, str]:
-    """The prompt and the response as a format writes them."""
+    """Render prompt and response with a format."""
     form = PLAIN if template in ("auto", "plain") else template
-    before, found, _ = form.partition("{response}")
-    if not found or "{prompt}" not in before:
+    before, field, _ = form.partition("{response}")
+    if not field or "{prompt}" not in before:
         raise ValueError(
             f"A template needs {{prompt}} and {{response}}, in this order; got {form!r}. Or use "
             f"'auto', 'chat' or 'plain'."
@@ -123,19 +123,19 @@ def _filled(template: str, prompt: str | Messages, response: str | None) -> tupl
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, without any special token that it does not hold itself."""
+    """Tokenize a text without adding special tokens."""
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _with_lead(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids after what the tokenizer puts before any text: its begin-of-sequence token.
+    """Prepend the tokenizer's begin-of-sequence token, unless it is there.
 
     What it puts after a text (an end-of-sequence token, in some) is left out: nothing can be
     said after it, and its activation is not the text's.
     """
     bare, full = _ids(tokenizer, "a"), list(tokenizer("a").input_ids)
-    places = range(len(full) - len(bare) + 1)
-    size = next((i for i in places if full[i : i + len(bare)] == bare), 0)
+    starts = range(len(full) - len(bare) + 1)
+    size = next((i for i in starts if full[i : i + len(bare)] == bare), 0)
     lead = full[:size]
     return ids if ids[: len(lead)] == lead else lead + ids
 

@@ -4,8 +4,8 @@
     architecture  model type, layers and width (the default where a steering is attached)
     width         the width alone
 
-What a steering does not know of its model is not compared: one made by hand is checked for its
-width and its layer, whatever the level.
+Only what a steering records of its model is compared: one made by hand is checked for its width
+and its layer at every level.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ LEVELS = ("exact", "architecture", "width")
 
 
 class Difference(NamedTuple):
-    """One thing in which a model is not the one that a steering was fitted on.
+    """Difference between a model and the one that a steering was fitted on.
 
     Attributes:
         what: its name in words.
@@ -44,21 +44,21 @@ class Difference(NamedTuple):
 
 
 def model_name(model: nn.Module) -> str:
-    """What people call the model."""
+    """Return the name of the model."""
     name = getattr(getattr(unwrap(model), "config", None), "_name_or_path", None)
     name = name or type(model).__name__
-    # A local directory says where this machine keeps its models, and nothing to anyone else.
+    # The path of a local directory means nothing on another machine.
     return Path(name).name if Path(name).is_dir() else name
 
 
 def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """What a steering remembers of the model it was fitted on (JSON values)."""
+    """Describe a model as a steering fitted on it records it (JSON values)."""
     config: Any = getattr(unwrap(model), "config", None)
     template = getattr(tokenizer, "chat_template", None)
     return {
         "name": model_name(model),
         "type": getattr(config, "model_type", None),
-        # A model that also sees has another type than the language model inside it.
+        # A multimodal model has another type than the language model inside it.
         "text_type": getattr(text_config(unwrap(model)), "model_type", None),
         "revision": getattr(config, "_commit_hash", None),
         "layers": len(find_layers(model)),
@@ -69,28 +69,28 @@ def describe_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def differences(steering: Steers, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
-    """In what `model` is not the model that a steering was fitted on; what counts most first.
+    """List how `model` differs from the one a steering was fitted on, worst first.
 
     Args:
-        steering: its `model` is what it remembers; what it does not is not compared.
-        model: the model here.
+        steering: only what its `model` records is compared.
+        model: the model to compare with.
         tokenizer: its tokenizer; without one the chat template is not compared.
     """
     here = describe_model(model, tokenizer)
     fitted = dict(steering.model)
     if steering.site == "residual" and steering.hidden_size is not None:
         fitted["hidden_size"] = steering.hidden_size
-    found = []
+    result = []
 
     def compare(what: str, key: str, accepted_by: str | None) -> None:
         there = fitted.get(key)
         if there is not None and here[key] is not None and there != here[key]:
-            found.append(Difference(what, there, here[key], accepted_by))
+            result.append(Difference(what, there, here[key], accepted_by))
 
     compare("width", "hidden_size", None)
     layer, depth = steering.layer, here["layers"]
     if layer is not None and not -depth <= layer < depth:
-        found.append(Difference("layer", layer, f"0 to {depth - 1}", None))
+        result.append(Difference("layer", layer, f"0 to {depth - 1}", None))
     compare("layers", "layers", "width")
     if fitted.get("text_type") is not None:
         compare("model type", "text_type", "width")
@@ -100,20 +100,20 @@ def differences(steering: Steers, model: nn.Module, tokenizer: Any = None) -> li
     # A local copy goes by the last part of its name, and does not know its revision.
     there = fitted.get("name")
     if isinstance(there, str) and _last(there) != _last(here["name"]):
-        found.append(Difference("model", there, here["name"], "architecture"))
+        result.append(Difference("model", there, here["name"], "architecture"))
     compare("revision", "revision", "architecture")
     if tokenizer is not None and "chat_template_sha256" in fitted:
         hashes = fitted["chat_template_sha256"], here["chat_template_sha256"]
         if hashes[0] != hashes[1]:
-            found.append(Difference("chat template", *hashes, "architecture"))
-    return found
+            result.append(Difference("chat template", *hashes, "architecture"))
+    return result
 
 
 def doubt(steering: Steers, model: nn.Module) -> str | None:
-    """What speaks against a steering and does not forbid it, or None.
+    """Return a doubt about a steering that does not forbid it, or None.
 
-    Another library's file names an architecture, in its own way (llama.cpp: qwen2moe; transformers:
-    qwen2_moe), or one that is built alike (a Mistral is a llama there).
+    A file of another library may spell the architecture differently (llama.cpp: qwen2moe;
+    transformers: qwen2_moe), or name one with the same structure (a Mistral is a llama there).
     """
     there = steering.model.get("hint")
     here = getattr(text_config(unwrap(model)), "model_type", None)

@@ -1,7 +1,7 @@
 """Fingerprint of a model: its weights and whatever changes its activations.
 
-Two models with one fingerprint compute the same activations. A name or a revision cannot say
-that: a model may have been trained, merged or given an adapter since it was loaded.
+Two models with one fingerprint compute the same activations. A name or a revision does not
+ensure that: a model may have been trained, merged or given an adapter since it was loaded.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _LINES = 2**14  # of 4 KiB at a time
 
 
 def fingerprint(model: nn.Module) -> str:
-    """32 hexadecimal digits of everything that decides what the model computes.
+    """Hash everything that decides what the model computes to 32 hexadecimal digits.
 
     The configuration, the modules and their settings, the state of adapters, and every
     parameter and buffer: a weighted sum of each 4 KiB of it as integers, exact and in one read
@@ -57,7 +57,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Why the model's activations may not be its own, or cannot be told from another's."""
+    """Say why a model cannot be identified by its weights, or return None."""
     reason = hooked(model)
     if reason is not None:
         return reason
@@ -70,7 +70,7 @@ def obstacle(model: nn.Module) -> str | None:
 
 
 def hooked(model: nn.Module) -> str | None:
-    """What on the model, and not of it, may change its activations: a steering, for one."""
+    """Name a hook or replaced forward that may change activations, such as a steering."""
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         return "a global forward hook is registered"
     for name, module in model.named_modules():
@@ -85,7 +85,7 @@ def hooked(model: nn.Module) -> str | None:
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, also those that are not saved."""
+    """Yield parameters and buffers, also those that are not saved."""
     state = model.state_dict(keep_vars=True)
     rest = {name: buffer for name, buffer in model.named_buffers() if name not in state}
     for name, value in {**state, **rest}.items():
@@ -94,7 +94,7 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _content(tensor: Tensor) -> bytes:
-    """The tensor's bytes, summed up: integers, so in every order the same."""
+    """Sum up a tensor's bytes as integers, whose sum is exact in any order."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if data.data_ptr() % 8 or data.storage_offset() % 8:
         data = data.clone()
@@ -107,7 +107,7 @@ def _content(tensor: Tensor) -> bytes:
 
 
 def _facts(name: str, module: nn.Module) -> list[Any]:
-    """A module's class, its settings, and which adapters act in it."""
+    """List a module's class, its settings and its active adapters."""
     kind = type(module)
     adapter = [
         getattr(module, key, None)

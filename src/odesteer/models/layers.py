@@ -1,14 +1,8 @@
-"""Decoder blocks of a model, found by structure, and the stream that they pass on.
+"""Decoder blocks of a model and the residual stream between them.
 
-Found by structure, not by a list of names: blocks are modules that a parent numbers, made of
-parts of their own, in the tower that reads tokens, as many as the configuration says. Where a
-model does not say which it means, `use_layers` does.
-
-Structural search for the stack of decoder blocks.
-
-By structure, whatever the names: a parent numbers its blocks (in a list, or as h0, h1, ...),
-they are alike and made of parts, and the tower they stand in is configured as the one that
-reads tokens.
+Blocks are found by structure, not by a list of names: a parent numbers them (in a list, or as h0,
+h1, ...), they are alike and have children, they stand in the tower that reads tokens, and there
+are as many as the configuration says. Where a model is ambiguous, `use_layers` decides.
 """
 
 import copy
@@ -25,26 +19,26 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
 def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Modules that a parent numbers (in a list, or h0, h1, ...) and that have parts, by path."""
-    found: dict[str, list[nn.Module]] = {}
+    """Find lists of numbered modules (or h0, h1, ...) that have children, by path."""
+    stacks_by_path: dict[str, list[nn.Module]] = {}
     inside: set[nn.Module] = set()  # of blocks: experts and heads are parts, not blocks
     for path, parent in model.named_modules():
         if parent in inside:
             continue
         for stem, modules in _numbered(parent):
             if all(any(True for _ in module.children()) for module in modules):
-                found[".".join(part for part in (path, stem) if part)] = modules
+                stacks_by_path[".".join(part for part in (path, stem) if part)] = modules
                 inside.update(part for module in modules for part in module.modules())
-    return found
+    return stacks_by_path
 
 
 def listed(stacks: dict[str, list[nn.Module]]) -> str:
-    """The stacks as an error says them: path and number of blocks."""
+    """Format stacks for an error: path and number of blocks."""
     return ", ".join(f"'{path}' ({len(blocks)})" for path, blocks in stacks.items())
 
 
 def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
-    """(name without its number, children in order) of children that are alike and numbered."""
+    """Yield (name without its number, children in order) of alike, numbered children."""
     groups: dict[str, dict[int, nn.Module]] = {}
     for name, child in parent.named_children():
         if match := _NUMBERED.fullmatch(name):
@@ -60,30 +54,30 @@ def _numbered(parent: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
 def in_text_tower(
     model: nn.Module, stacks: dict[str, list[nn.Module]]
 ) -> dict[str, list[nn.Module]]:
-    """The stacks that read tokens: not those of vision or audio towers, not their bridges."""
+    """Select the stacks that read tokens: no vision or audio towers, no bridges."""
     modules = dict(model.named_modules())
-    own = {type(getattr(model, "config", None)), type(text_config(model))}
+    text_configs = {type(getattr(model, "config", None)), type(text_config(model))}
 
     def is_text(path: str, blocks: list[nn.Module]) -> bool:
         parts = path.split(".")
         owners = [modules.get(".".join(parts[:end])) for end in range(len(parts), -1, -1)]
         configs = [getattr(owner, "config", None) for owner in owners]
-        config = next((one for one in configs if hasattr(one, "to_dict")), None)
+        config = next((each for each in configs if hasattr(each, "to_dict")), None)
         # Blocks that only let the stream look at a tower come beside the decoder's own.
         bridge = all("cross" in type(block).__name__.lower() for block in blocks)
-        return not bridge and (config is None or type(config) in own)
+        return not bridge and (config is None or type(config) in text_configs)
 
     return {path: blocks for path, blocks in stacks.items() if is_text(path, blocks)}
 
 
 def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
-    """The modules in the list at a path, or those whose names are the path and a number."""
+    """Return the modules in the list at a path, or named by the path and a number."""
     parent_path, _, stem = path.rpartition(".")
     try:
-        found = model.get_submodule(path)
-        if isinstance(found, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            return list(found.children())
-        return next((modules for name, modules in _numbered(found)), [])
+        module = model.get_submodule(path)
+        if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            return list(module.children())
+        return next((modules for name, modules in _numbered(module)), [])
     except AttributeError:
         pass
     try:
@@ -94,7 +88,7 @@ def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The part of a model's configuration that its text decoder is made from."""
+    """Return the configuration of a model's text decoder."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)
@@ -108,7 +102,7 @@ _chosen: "weakref.WeakKeyDictionary[nn.Module, list[nn.Module]]" = weakref.WeakK
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's, torch.compile's or data parallelism's wrapper."""
+    """Return the transformers model inside PEFT, torch.compile or data parallelism."""
     while True:
         inner: Any = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(
@@ -124,7 +118,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> None:
-    """Say which modules are the decoder blocks of this model, for everything in odesteer.
+    """Set the decoder blocks of this model for everything in odesteer.
 
     Args:
         model: the model; a wrapped one and the one inside share the choice.
@@ -159,7 +153,7 @@ def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> No
 
 
 def find_layers(model: nn.Module) -> Blocks:
-    """The decoder blocks of a causal language model, first to last.
+    """Return the decoder blocks of a causal language model, first to last.
 
     Raises:
         ValueError: if there are none, if the model is an encoder-decoder, or if it has several
@@ -174,26 +168,31 @@ def find_layers(model: nn.Module) -> Blocks:
             f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
             f"prompt and generation share one residual stream."
         )
-    every = stacks(inner)
-    found = in_text_tower(inner, every)
+    every_stack = stacks(inner)
+    candidates = in_text_tower(inner, every_stack)
     depth = config_value(inner, "num_hidden_layers")
-    found = {path: blocks for path, blocks in found.items() if len(blocks) == depth} or found
-    if not found:
-        there = f"{listed(every)} read no tokens" if every else "nothing in it is numbered"
+    candidates = {
+        path: blocks for path, blocks in candidates.items() if len(blocks) == depth
+    } or candidates
+    if not candidates:
+        there = (
+            f"{listed(every_stack)} read no tokens" if every_stack else "nothing in it is numbered"
+        )
         raise ValueError(
             f"{name} has no list of decoder blocks to steer ({there}): name them with "
             f"odesteer.use_layers(model, 'path.of.the.blocks')."
         )
-    if len(found) > 1:
+    if len(candidates) > 1:
         raise ValueError(
-            f"{name} has several stacks that could be its decoder blocks: {listed(found)}. Name "
-            f"the modules that return its residual stream with odesteer.use_layers(model, 'path')."
+            f"{name} has several stacks that could be its decoder blocks: {listed(candidates)}. "
+            f"Name the modules that return its residual stream with "
+            f"odesteer.use_layers(model, 'path')."
         )
-    return next(iter(found.values()))
+    return next(iter(candidates.values()))
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
-    """The innermost module that holds every block and is called with the tokens: no head."""
+    """Return the innermost module with every block that takes the tokens: no head."""
     inner, blocks = unwrap(model), find_layers(model)
     modules = dict(inner.named_modules())
     parts = next(name for name, module in modules.items() if module is blocks[0]).split(".")
@@ -210,7 +209,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
 def block_output(
     output: Any, tokens: tuple[int, ...] | None = None, width: int | None = None
 ) -> Tensor:
-    """The residual stream [b, t, d] in what a decoder block returned.
+    """Return the residual stream [b, t, d] in a decoder block's output.
 
     Args:
         output: a tensor, or a tuple, list or output class that holds the stream first.
@@ -221,8 +220,8 @@ def block_output(
         ValueError: if it is no such stream: hyper-connections pass on several at once, reversible
             blocks return parts of one, some keep time first.
     """
-    place = _place(output)
-    stream = output if place is None else output[place]
+    key = _stream_key(output)
+    stream = output if key is None else output[key]
     if not isinstance(stream, Tensor):
         raise ValueError(
             f"A decoder block returned a {type(output).__name__} and no tensor that could be its "
@@ -243,20 +242,20 @@ def block_output(
 
 
 def replace_output(output: Any, stream: Tensor) -> Any:
-    """What a block returned, in its form, with another stream where `block_output` reads it."""
-    place = _place(output)
-    if place is None:
+    """Return a block's output with another stream where `block_output` reads it."""
+    key = _stream_key(output)
+    if key is None:
         return stream
     if isinstance(output, Mapping):
         changed: Any = copy.copy(output)
-        changed[place] = stream
+        changed[key] = stream
         return changed
     parts = [stream, *output[1:]]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where token ids are to be put: the device the input embedding computes on.
+    """Return the device for token ids: where the input embedding computes.
 
     Not where its weight lies: offloaded weights lie on "meta" until their module runs.
     """
@@ -274,18 +273,18 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def config_value(model: nn.Module, name: str) -> int | None:
-    """A number that the configuration of the text decoder says, also of a wrapped model."""
+    """Return an integer of the text decoder's configuration, or None."""
     value = getattr(text_config(unwrap(model)), name, None)
     return value if isinstance(value, int) else None
 
 
 def hidden_size(model: nn.Module) -> int | None:
-    """The width of the residual stream, if the configuration says it."""
+    """Return the width of the residual stream, if the configuration says it."""
     return config_value(model, "hidden_size")
 
 
 def layer_index(model: nn.Module, layer: int) -> int:
-    """0-based index of a block; negatives count from the end.
+    """Return the 0-based index of a block; negatives count from the end.
 
     Raises:
         ValueError: if the model has no such block.
@@ -300,7 +299,7 @@ def layer_index(model: nn.Module, layer: int) -> int:
 
 
 def attention_output(block: nn.Module) -> nn.Module:
-    """The projection of a block's attention that mixes the heads' outputs.
+    """Return the projection of a block's attention that mixes the heads' outputs.
 
     Its input is the heads' outputs side by side, [..., heads * head width].
 
@@ -323,7 +322,7 @@ def attention_output(block: nn.Module) -> nn.Module:
 
 
 def input_width(module: nn.Module) -> int:
-    """The width of what a linear projection reads (also quantised, also GPT-2's transposed kind).
+    """Return the input width of a linear projection, quantised or transposed as well.
 
     Raises:
         ValueError: if it does not say.
@@ -345,15 +344,15 @@ def _width_in(module: nn.Module) -> int | None:
 
 
 def head_width(model: nn.Module) -> int:
-    """The width of one attention head, as the configuration says it.
+    """Return the width of one attention head, as the configuration says it.
 
     Raises:
         ValueError: if it does not say.
     """
-    given = config_value(model, "head_dim")
+    head_dim = config_value(model, "head_dim")
     width, heads = hidden_size(model), config_value(model, "num_attention_heads")
-    if given is not None:
-        return given
+    if head_dim is not None:
+        return head_dim
     if width is None or not heads:
         raise ValueError(f"{type(model).__name__} does not say how wide its attention heads are.")
     return width // heads
@@ -362,8 +361,8 @@ def head_width(model: nn.Module) -> int:
 # ---- inside
 
 
-def _place(output: Any) -> int | str | None:
-    """Where in what a block returned the stream is; None where nothing contains it."""
+def _stream_key(output: Any) -> int | str | None:
+    """Return the key of the stream in a block's output; None for a bare tensor."""
     if isinstance(output, Mapping):
         return next(
             (name for name in ("last_hidden_state", "hidden_states") if name in output), None
@@ -373,7 +372,7 @@ def _place(output: Any) -> int | str | None:
     first, *rest = output
     # A reversible block names the halves of its stream.
     halves = hasattr(output, "_fields") and any(
-        isinstance(one, Tensor) and one.shape == first.shape for one in rest
+        isinstance(each, Tensor) and each.shape == first.shape for each in rest
     )
     return None if halves else 0
 

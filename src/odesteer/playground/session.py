@@ -17,7 +17,7 @@ from odesteer.playground.generate_pair import GeneratedText, write
 from odesteer.playground.library import SharedModel, Source, SteeringLibrary
 from odesteer.steering import Steering
 from odesteer.steering.expression import NAME, build
-from odesteer.steering.solvers import find_solver
+from odesteer.steering.layer_steering import find_solver
 
 ANGLE, STRENGTH, TARGET = DOSES = ("angle", "strength", "target")
 AS_LEARNT = "as learnt"

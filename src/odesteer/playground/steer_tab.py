@@ -17,7 +17,6 @@ from odesteer.playground import html as markup
 from odesteer.playground.controller import Controller, View
 from odesteer.playground.library import FittableContrast
 from odesteer.playground.session import ANGLE, AS_LEARNT, DOSES, TARGET, Controls, Session
-from odesteer.steering import solvers
 
 # Methods that move heads at all layers have no single activation for this page's figures.
 METHOD_NAMES = [
@@ -89,7 +88,7 @@ class SteerTab:
                 )
                 with gr.Accordion("Solver and sampling", open=False):
                     self.solver = gr.Dropdown(
-                        [AS_LEARNT, *SOLVERS, *plugins(solvers.GROUP)],
+                        [AS_LEARNT, *SOLVERS, *plugins("odesteer.solvers")],
                         value=AS_LEARNT,
                         label="Solver",
                     )

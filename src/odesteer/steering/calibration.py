@@ -23,7 +23,7 @@ class BinaryQuality(NamedTuple):
 def binary_quality(
     log_odds: np.ndarray, labels: np.ndarray, balanced: bool = False
 ) -> BinaryQuality:
-    """AUC, log-loss and expected calibration error of log-odds against labels 0 and 1.
+    """Score log-odds by AUC, log-loss and expected calibration error.
 
     Args:
         log_odds: [n].
@@ -42,7 +42,7 @@ def binary_quality(
 
 
 class Bin(NamedTuple):
-    """Rows of about the same predicted probability.
+    """Bin of rows with about the same predicted probability.
 
     `probability`: the mean that was predicted. `frequency`: the share of positives among them.
     `share`: how much of all rows they weigh. `n`: rows.
@@ -57,7 +57,7 @@ class Bin(NamedTuple):
 def reliability(
     log_odds: np.ndarray, labels: np.ndarray, balanced: bool = False, bins: int = 10
 ) -> list[Bin]:
-    """What was predicted against what was so, in bins of equal count, by probability.
+    """Bin rows by predicted probability, in bins of equal count.
 
     Args:
         log_odds: [n].
@@ -90,7 +90,7 @@ def _weights(labels: np.ndarray, balanced: bool) -> np.ndarray:
 
 
 def _expected_calibration_error(bins: list[Bin]) -> float:
-    """sum over bins of (share of rows) * |mean probability - share of positives|.
+    """Sum (share of rows) * |mean probability - share of positives| over the bins.
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning",
     AAAI 2015.

@@ -3,10 +3,11 @@
     truthful & ~toxic        both aims at once
     truthful | (calm & ~shy)
 
-~ binds closest, then &, then |, as in Python; the operations are those of
-`odesteer.steering.composition`.
+~ binds closest, then &, then |, as in Python, whose parser reads them; the operations are those of
+`odesteer.steering.Steering`.
 """
 
+import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from odesteer.common.registry import lookup
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TOKEN = re.compile(rf"\s*(?:({NAME.pattern})|([&|~()]))")
-_LONGEST = 1000
+_NAME_OR_STRAY = re.compile(rf"({NAME.pattern})|[^&|~()\s]")
+_MAX_LENGTH = 1000
 
 
 def build(text: str, steerings: Mapping[str, Any]) -> Any:
-    """The steering that `text` describes.
+    """Return the steering that an expression describes.
 
     Args:
         text: see above.
@@ -28,62 +29,42 @@ def build(text: str, steerings: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: for what is no expression, an unknown name, or steerings that do not compose.
     """
-    tokens = _tokens(text)
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"An expression has at most {_MAX_LENGTH} characters; got {len(text)}.")
+    names: list[str] = []
+
+    def identifier(match: re.Match[str]) -> str:
+        if match[1] is None:
+            raise _refusal(text, f"at '{text[match.start() :][:20]}'")
+        names.append(match[0])
+        return f"_{len(names) - 1}"
+
+    source = " ".join(_NAME_OR_STRAY.sub(identifier, text).split())
+
+    def evaluate(node: ast.expr) -> Any:
+        match node:
+            case ast.Name(id):
+                return lookup(steerings, names[int(id[1:])], "steering")
+            case ast.UnaryOp(ast.Invert(), operand):
+                return ~evaluate(operand)
+            case ast.BinOp(left, ast.BitAnd(), right):
+                return evaluate(left) & evaluate(right)
+            case ast.BinOp(left, ast.BitOr(), right):
+                return evaluate(left) | evaluate(right)
+        raise _refusal(text, "where a parenthesis follows a steering or is empty")
+
     try:
-        found = _either(tokens, steerings)
-    except TypeError:
-        raise ValueError(
-            f"'{text}' joins steerings of several layers; only those of one layer compose."
-        ) from None
-    if tokens:
-        raise ValueError(f"'{text}' goes on with '{tokens[0]}' where it should end.")
-    return found
+        return evaluate(ast.parse(source, mode="eval").body)
+    except SyntaxError as error:
+        if not source or source[-1] in "&|~":
+            raise _refusal(text, "since it ends where a steering should be") from None
+        raise _refusal(text, f"({error.msg})") from None
+    except (RecursionError, MemoryError):
+        raise _refusal(text, "that is nested so deeply") from None
 
 
-def _tokens(text: str) -> list[str]:
-    if len(text) > _LONGEST:
-        raise ValueError(f"An expression has at most {_LONGEST} characters; got {len(text)}.")
-    tokens, place = [], 0
-    text = text.rstrip()
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            raise ValueError(
-                f"'{text}' is no expression over steerings at '{text[place:][:20]}'; write for "
-                f"example 'truthful & ~toxic'."
-            )
-        tokens.append(match[1] or match[2])
-        place = match.end()
-    return tokens
-
-
-def _either(tokens: list[str], steerings: Mapping[str, Any]) -> Any:
-    found = _both(tokens, steerings)
-    while tokens and tokens[0] == "|":
-        tokens.pop(0)
-        found = found | _both(tokens, steerings)
-    return found
-
-
-def _both(tokens: list[str], steerings: Mapping[str, Any]) -> Any:
-    found = _one(tokens, steerings)
-    while tokens and tokens[0] == "&":
-        tokens.pop(0)
-        found = found & _one(tokens, steerings)
-    return found
-
-
-def _one(tokens: list[str], steerings: Mapping[str, Any]) -> Any:
-    if not tokens:
-        raise ValueError("The expression ends where a steering should be.")
-    token = tokens.pop(0)
-    if token == "~":
-        return ~_one(tokens, steerings)
-    if token == "(":
-        found = _either(tokens, steerings)
-        if not tokens or tokens.pop(0) != ")":
-            raise ValueError("The expression opens a parenthesis that it does not close.")
-        return found
-    if token in "&|)":
-        raise ValueError(f"The expression has '{token}' where a steering should be.")
-    return lookup(steerings, token, "steering")
+def _refusal(text: str, reason: str) -> ValueError:
+    return ValueError(
+        f"'{' '.join(text.split())}' is no expression over steerings {reason}; write for example "
+        f"'truthful & ~toxic'."
+    )

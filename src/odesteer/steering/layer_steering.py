@@ -1,8 +1,12 @@
 """Steering of one layer: a field, a dose, a solver and where they act.
 
-The map a -> a(T) at one decoder block: a field, how its ODE is solved, how far, and the
-calibration that turns its barrier into a probability. Precision, `no_grad` and devices are dealt
-with here.
+The map a -> a(T) at one decoder block, with the calibration that turns its barrier into a
+probability. Precision, `no_grad` and devices are handled here.
+
+Another package adds a solver as an object, under the entry-point group "odesteer.solvers":
+
+    [project.entry-points."odesteer.solvers"]
+    ralston = "my_package:RALSTON"      # RALSTON = RungeKutta(Tableau(a=..., b=..., order=2))
 """
 
 import copy
@@ -12,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +24,8 @@ from torch import Tensor
 
 from odesteer import ode
 from odesteer.common.limits import brief
-from odesteer.common.registry import lookup
-from odesteer.ode import Barrier, Dose, GivenField, PerRow, VectorField, as_dose
+from odesteer.common.registry import lookup, resolve
+from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, PerRow, Solver, VectorField, as_dose
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 from odesteer.steering.serialization.tree import (
@@ -31,14 +36,29 @@ from odesteer.steering.serialization.tree import (
     rebuild,
     try_out,
 )
-from odesteer.steering.solvers import find_solver
 
 SITES = ("residual", "heads")
 
 
+def find_solver(name: str) -> Solver:
+    """Return a solver by its name.
+
+    Raises:
+        ValueError: for an unknown name; says which there are.
+    """
+    # Called for every token: entry points are looked up only for a name that is not ours.
+    return SOLVERS[name] if name in SOLVERS else _plugin_solver(name)
+
+
+@lru_cache
+def _plugin_solver(name: str) -> Solver:
+    solver: Solver = resolve(SOLVERS, name, "solver", "odesteer.solvers", Solver, instance=True)
+    return solver
+
+
 @contextmanager
 def _exact(a: Tensor) -> Iterator[None]:
-    """Compute without gradients, and in the precision of the code also under autocast."""
+    """Compute without gradients and without autocast."""
     kind = a.device.type
     lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
@@ -57,14 +77,13 @@ class Calibration(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LayerSteering:
-    """The map a -> a(T) at one decoder block, T being the `strength`.
+    """Map a -> a(T) at one decoder block, T being the `strength`.
 
     Attributes:
         field: v; `barrier` is its barrier.
         strength: a number (the paper's T) or a dose: `Angle`, `PathLength`, `Target`.
             0 is the identity bit for bit, a negative number steers away.
-        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see
-        `odesteer.steering.solvers`.
+        solver: a name in `odesteer.ode.SOLVERS`, or of another package, see above.
         steps: fixed steps of that solver.
         layer: 0-based index of the decoder block whose output is steered.
         site: "residual" for the block's output; "heads" for the outputs of its attention
@@ -72,8 +91,8 @@ class LayerSteering:
         method: the name of the method that learnt it.
         hyperparameters: of that method.
         calibration: from h to a probability.
-        receipts: what was measured when it was fitted (JSON values).
-        model: what it was fitted on (JSON values).
+        receipts: measurements made when it was fitted (JSON values).
+        model: description of the model it was fitted on (JSON values).
     """
 
     field: VectorField
@@ -87,7 +106,7 @@ class LayerSteering:
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     site: str = "residual"
-    _placed: dict[Any, tuple[VectorField, int | None]] = field(
+    _on_device: dict[Any, tuple[VectorField, int | None]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -111,8 +130,8 @@ class LayerSteering:
         return as_dose(self.strength)
 
     @property
-    def decides(self) -> bool:
-        """Whether what has to be computed depends on the activations, as a CUDA graph cannot."""
+    def data_dependent(self) -> bool:
+        """Whether the computation depends on the activations, which a CUDA graph excludes."""
         return self.field.prompt_conditioned or find_solver(self.solver).adaptive
 
     # ---- what it does to an activation
@@ -120,7 +139,7 @@ class LayerSteering:
     def __call__(
         self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
     ) -> Tensor:
-        """a(T) for a [..., d], in a's own dtype; rows that need not move keep every bit.
+        """Return a(T) for a [..., d] in a's dtype; rows that need not move keep every bit.
 
         Args:
             a: activations.
@@ -144,7 +163,7 @@ class LayerSteering:
             )
 
     def trajectory(self, a: Tensor) -> Tensor:
-        """The path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
+        """Return the path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
 
         Raises:
             ValueError: for a `Target`, whose rows stop at different times.
@@ -164,9 +183,9 @@ class LayerSteering:
             )
 
     def velocity(self, prompt: Tensor) -> Tensor:
-        """v at prompts' last tokens [..., d], in float32: what `prompt_conditioned` fields keep."""
+        """Return v at prompts' last tokens [..., d] in float32, for prompt-conditioned fields."""
         with _exact(prompt):
-            return self._placed_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
+            return self._field_for(prompt)(prompt.to(compute_dtype(prompt.dtype)))
 
     # ---- what it knows about an activation
 
@@ -182,14 +201,14 @@ class LayerSteering:
         return self.field.barrier
 
     def log_odds(self, a: Tensor) -> Tensor:
-        """The calibrated barrier at even priors: [..., d] -> [...] in float32."""
+        """Return the calibrated barrier at even priors: [..., d] -> [...] in float32."""
         _ = self.barrier  # says so where there is none
         with _exact(a):
-            value = self._placed_for(a).value(a.to(compute_dtype(a.dtype)))
+            value = self._field_for(a).value(a.to(compute_dtype(a.dtype)))
             return self.calibration.scale * value + self.calibration.offset
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
-        """P(positive | a), calibrated: [..., d] -> [...].
+        """Return the calibrated P(positive | a): [..., d] -> [...].
 
         Args:
             a: activations.
@@ -202,13 +221,13 @@ class LayerSteering:
     # ---- others made from it
 
     def with_strength(self, strength: Dose | float) -> "LayerSteering":
-        """The same steering at another dose."""
+        """Return the same steering at another dose."""
         other = replace(self, strength=strength)
-        other._placed.update(self._placed)
+        other._on_device.update(self._on_device)
         return other
 
     def __invert__(self) -> "LayerSteering":
-        """Steers away: field -v, barrier -h."""
+        """Return the steering away: field -v, barrier -h."""
         scale, offset = self.calibration
         return replace(
             self,
@@ -240,7 +259,7 @@ class LayerSteering:
     def rebuild(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
     ) -> "LayerSteering":
-        """The steering that `describe` described, once it has moved a few activations.
+        """Rebuild what `describe` described, and try it on a few activations.
 
         Raises:
             ValueError: naming `path`, if it is none, or moves to what is not finite.
@@ -263,7 +282,7 @@ class LayerSteering:
     # ---- inside
 
     def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
-        """The value of h at which the dose's probability is reached, of all rows or of each."""
+        """Return the h at which the dose's probability is reached, of all rows or each."""
         stop = dose.stop_levels(a)
         if stop is None:
             return None
@@ -272,12 +291,12 @@ class LayerSteering:
         logit = math.log(stop / (1.0 - stop))
         return (logit - self.calibration.offset) / self.calibration.scale
 
-    def _placed_for(self, a: Tensor) -> VectorField:
-        """The field on a's device, in the precision that `a` is solved in."""
+    def _field_for(self, a: Tensor) -> VectorField:
+        """Return the field on a's device, in the precision that `a` is solved in."""
         key = (a.device, compute_dtype(a.dtype))
-        if key not in self._placed:
-            self._placed[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
-        field_, width = self._placed[key]
+        if key not in self._on_device:
+            self._on_device[key] = (copy.deepcopy(self.field).to(*key), self.hidden_size)
+        field_, width = self._on_device[key]
         if width is not None and a.shape[-1] != width:
             raise ValueError(
                 f"This steering is for activations of width {width}; got {list(a.shape)}."
@@ -287,8 +306,8 @@ class LayerSteering:
     def _directed(
         self, a: Tensor, dose: Dose, velocity: Tensor | None = None
     ) -> tuple[VectorField, Dose]:
-        """Field and dose; a one-way field goes back by going forwards reversed."""
-        field_ = self._placed_for(a)
+        """Return field and dose, both reversed for a gated field with a negative dose."""
+        field_ = self._field_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
         if field_.gated and dose.size < 0:

@@ -1,8 +1,8 @@
 """Model card of a saved steering.
 
-A README.md in Markdown, with the front matter that the Hugging Face Hub reads: what the steering
-is, on which model, what it was learnt from, what was measured, how to use it, and its limits. It
-says what the configuration says and nothing else, and what is not recorded is left out.
+A README.md in Markdown with the front matter that the Hugging Face Hub reads: what the steering
+is, its model, its data, its measurements, its use and its limits. It states only what the
+configuration records, and omits what is not recorded.
 """
 
 import json
@@ -125,7 +125,7 @@ def _data(part: dict[str, Any]) -> list[str]:
 
 
 def _measured(part: dict[str, Any]) -> list[str]:
-    """Held-out quality, the calibration curve, and the layers that were compared."""
+    """Tabulate held-out quality, the calibration curve and the layers compared."""
     receipts = _dict(part, "receipts")
     quality = _dict(receipts, "held_out")
     if not quality:
@@ -133,7 +133,7 @@ def _measured(part: dict[str, Any]) -> list[str]:
     words = {"auc": "AUC", "log_loss": "log-loss in nats (chance: 0.693)"}
     words |= {"ece": "expected calibration error", "n": "rows"}
     rows = [(words.get(key, key), value) for key, value in quality.items()]
-    found = [
+    sections = [
         "## How well it tells the classes apart",
         "On groups of texts that were held out of the fit, both classes weighing the same.",
         table(("", ""), rows),
@@ -145,7 +145,7 @@ def _measured(part: dict[str, Any]) -> list[str]:
             (f"{b['probability']:.3f}", f"{b['frequency']:.3f}", bar(b["frequency"]), b["n"])
             for b in bins
         ]
-        found += [
+        sections += [
             "Calibration: of the rows given the probability P, so many were positive.",
             table(("P(positive)", "were positive", "", "rows"), shown),
         ]
@@ -158,15 +158,15 @@ def _measured(part: dict[str, Any]) -> list[str]:
             )
             for index in layers
         ]
-        found += [
+        sections += [
             "The layers that were compared, by one barrier; the chosen one is bold.",
             table(("layer", "AUC", "log-loss", "calibration error"), compared),
         ]
-    return found
+    return sections
 
 
 def _tuned(part: dict[str, Any]) -> list[str]:
-    """What `odesteer.tune` measured: the trials on the front of effect against damage."""
+    """Tabulate `odesteer.tune`'s trials on the front of effect against damage."""
     tune = _dict(part, "receipts", "tune")
     trials = tune.get("trials")
     if not isinstance(trials, list):
@@ -228,7 +228,7 @@ def _is_bin(value: Any) -> bool:
 
 
 def _dict(tree: Any, *path: str) -> dict[str, Any]:
-    """The object at a path, or an empty one: receipts are anybody's JSON."""
+    """Return the object at a path, or an empty one: receipts are anybody's JSON."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) else {}

@@ -37,7 +37,7 @@ from odesteer.steering.serialization.directory import read, write
 
 
 class Steering(Pushable):
-    """A steering of one layer, or of several layers of one model.
+    """Steering of one layer, or of several layers of one model.
 
     It is what gets saved, loaded, composed and attached. With one layer it has the attributes of
     its only part, and is the map a -> a(T) itself; with several, ask its `parts`.
@@ -101,10 +101,10 @@ class Steering(Pushable):
         if len(flat) > 1 and any(part.layer is None for part in flat):
             raise ValueError("Every part of a steering of several layers needs a layer.")
         ordered = tuple(sorted(flat, key=lambda part: part.layer or 0))
-        places = [(part.layer, part.site) for part in ordered]
-        if len(set(places)) < len(places):
+        sites = [(part.layer, part.site) for part in ordered]
+        if len(set(sites)) < len(sites):
             raise ValueError(
-                f"Two parts are at one place (layers {[layer for layer, _ in places]}): join them "
+                f"Two parts are at one place (layers {[layer for layer, _ in sites]}): join them "
                 f"with & instead."
             )
         steering = cls.__new__(cls)
@@ -112,7 +112,7 @@ class Steering(Pushable):
         return steering
 
     def replace(self, **attributes: Any) -> "Steering":
-        """The same steering with other attributes, at every layer: `steering.replace(steps=4)`."""
+        """Return a copy with other attributes at every layer: `steering.replace(steps=4)`."""
         return Steering.of(replace(part, **attributes) for part in self.parts)
 
     def __repr__(self) -> str:
@@ -127,14 +127,14 @@ class Steering(Pushable):
 
     @property
     def layer(self) -> int | tuple[int, ...] | None:
-        """The layer; of several, all of them, first to last."""
+        """Layer, or all layers first to last where there are several."""
         if len(self.parts) == 1:
             return self.parts[0].layer
         return tuple(part.layer for part in self.parts if part.layer is not None)
 
     @property
     def first_layer(self) -> int:
-        """The first block that it changes; ValueError for a steering without a layer."""
+        """First block that it changes; ValueError for a steering without a layer."""
         layer = self.parts[0].layer
         if layer is None:
             raise ValueError("This steering does not know its layer: steering.replace(layer=...).")
@@ -142,44 +142,44 @@ class Steering(Pushable):
 
     @property
     def method(self) -> str:
-        """The name of the method, or names where the parts differ."""
+        """Name of the method, or names where the parts differ."""
         return " + ".join(dict.fromkeys(part.method for part in self.parts))
 
     @property
     def strength(self) -> Dose | float:
-        """The strength at the first layer."""
+        """Strength at the first layer."""
         return self.parts[0].strength
 
     @property
     def dose(self) -> Dose:
-        """The dose at the first layer."""
+        """Dose at the first layer."""
         return self.parts[0].dose
 
     @property
     def model(self) -> dict[str, Any]:
-        """What it was fitted on (JSON values)."""
+        """Description of the model it was fitted on (JSON values)."""
         return self.parts[0].model
 
     @property
     def receipts(self) -> dict[str, Any]:
-        """What was measured when it was fitted; of several layers, by layer."""
+        """Measurements made when it was fitted; of several layers, by layer."""
         if len(self.parts) == 1:
             return self.parts[0].receipts
         return {str(part.layer): part.receipts for part in self.parts}
 
     def with_strength(self, strength: Dose | float) -> "Steering":
-        """The same steering at another dose, at every layer."""
+        """Return the same steering at another dose, at every layer."""
         return Steering.of(part.with_strength(strength) for part in self.parts)
 
     def spread(self, strength: Dose | float) -> "Steering":
-        """One dose shared out: each of n layers gets 1/n of it (a `Target`, of its budget)."""
+        """Spread one dose over n layers, 1/n each (of a `Target`, of its budget)."""
         return self.with_strength(as_dose(strength).scaled(1.0 / len(self.parts)))
 
     # ---- the only layer
 
     @property
     def only(self) -> LayerSteering:
-        """The part of a steering of one layer.
+        """Part of a steering of one layer.
 
         Raises:
             ValueError: if there are several.
@@ -192,72 +192,72 @@ class Steering(Pushable):
 
     @property
     def field(self) -> VectorField:
-        """v of the only layer."""
+        """Vector field of the only layer."""
         return self.only.field
 
     @property
     def barrier(self) -> Barrier:
-        """h of the only layer; ValueError if the method has no barrier."""
+        """Barrier of the only layer; ValueError if the method has none."""
         return self.only.barrier
 
     @property
     def calibration(self) -> Calibration:
-        """From h of the only layer to a probability."""
+        """Calibration of the only layer, from h to a probability."""
         return self.only.calibration
 
     @property
     def solver(self) -> str:
-        """The name of the only layer's solver."""
+        """Name of the only layer's solver."""
         return self.only.solver
 
     @property
     def steps(self) -> int:
-        """The steps of the only layer's solver."""
+        """Steps of the only layer's solver."""
         return self.only.steps
 
     @property
     def site(self) -> str:
-        """Where in the block the only layer acts."""
+        """Site in the block where the only layer acts."""
         return self.only.site
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Of the method that learnt the only layer."""
+        """Hyperparameters of the method that learnt the only layer."""
         return self.only.hyperparameters
 
     @property
     def hidden_size(self) -> int | None:
-        """d of the only layer, or None where its field takes any width."""
+        """Width of the only layer, or None where its field takes any width."""
         return self.only.hidden_size
 
     def __call__(self, a: Tensor, dose: Dose | None = None) -> Tensor:
-        """a(T) of the only layer, see `LayerSteering.__call__`."""
+        """Return a(T) of the only layer, see `LayerSteering.__call__`."""
         return self.only(a, dose=dose)
 
     def trajectory(self, a: Tensor) -> Tensor:
-        """The path at the only layer, see `LayerSteering.trajectory`."""
+        """Return the path at the only layer, see `LayerSteering.trajectory`."""
         return self.only.trajectory(a)
 
     def log_odds(self, a: Tensor) -> Tensor:
-        """The calibrated barrier of the only layer, see `LayerSteering.log_odds`."""
+        """Return the calibrated barrier of the only layer, see `LayerSteering.log_odds`."""
         return self.only.log_odds(a)
 
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
-        """P(positive | a) at the only layer, see `LayerSteering.probability`."""
+        """Return P(positive | a) at the only layer, see `LayerSteering.probability`."""
         return self.only.probability(a, prior)
 
     # ---- composed
 
     def __invert__(self) -> "Steering":
-        """Steers away: field -v, barrier -h, at every layer."""
+        """Return the steering away: field -v, barrier -h, at every layer."""
         return Steering.of(~part for part in self.parts)
 
     def __and__(self, other: "Steering") -> "Steering":
-        """Both aims in one ODE; see `all_of`."""
+        """Join both aims in one ODE; see `all_of`."""
         return all_of(self, other)
 
     def __or__(self, other: "Steering") -> "Steering":
-        """Either aim; see `any_of`."""
+        """Join either aim in one ODE; see `any_of`."""
         return any_of(self, other)
 
     # ---- on a model
@@ -276,7 +276,7 @@ class Steering(Pushable):
         )
 
     def compatibility(self, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
-        """In what `model` is not the one it was fitted on: `odesteer.models.compatibility`."""
+        """List how `model` differs from the one fitted on; see `odesteer.models.compatibility`."""
         every: list[Difference] = []
         for part in self.parts:
             every += [each for each in differences(part, model, tokenizer) if each not in every]
@@ -285,7 +285,7 @@ class Steering(Pushable):
     # ---- on disk
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
-        """Write the directory `path`: JSON, safetensors and a card. Each file is whole or absent.
+        """Write the directory `path` atomically: JSON, safetensors and a model card.
 
         Raises:
             ValueError: if a part of it is code (a `ModuleBarrier`), or it would be refused when
@@ -340,7 +340,7 @@ load = Steering.from_pretrained
 def _rebuild(
     config: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
 ) -> Steering:
-    """The steering that `save_pretrained` described; ValueError, naming `path`, if none."""
+    """Rebuild what `save_pretrained` described; the ValueError names `path`."""
     if "parts" not in config:
         return Steering.of([LayerSteering.rebuild(config, tensors, path)])
     parts = config["parts"]
@@ -354,7 +354,7 @@ def _rebuild(
 
 
 def all_of(*steerings: Steering, soft: bool = True) -> Steering:
-    """Every aim at once; `a & b` for two. Steerings of several layers are joined layer by layer.
+    """Join steerings so that all aims hold; `a & b` for two. Joins layer by layer.
 
     Args:
         steerings: at least one, all at the same layers, each with a barrier. The dose is the
@@ -368,14 +368,14 @@ def all_of(*steerings: Steering, soft: bool = True) -> Steering:
 
 
 def any_of(*steerings: Steering, soft: bool = True) -> Steering:
-    """Either aim; `a | b` for two. Arguments and errors as of `all_of`."""
+    """Join steerings so that one aim holds; `a | b` for two. See `all_of`."""
     return _joined(OrBarrier, "|", steerings, soft)
 
 
 def guarded(
     steering: Steering, *, by: Steering, alpha: float = 1.0, margin: float = 0.0
 ) -> Steering:
-    """`steering`, changed as little as keeps the log-odds of `by` from falling below `margin`.
+    """Change `steering` least so that the log-odds of `by` stay above `margin`.
 
     A row that starts above the margin stays above it however far it is steered, and a row
     below comes up as fast as alpha asks (see `odesteer.ode.SafetyField`). `steering` needs
@@ -429,16 +429,16 @@ def _joined(
 
 
 def _by_layer(steerings: tuple[Steering, ...]) -> list[tuple[LayerSteering, ...]]:
-    """The parts of all steerings, layer by layer; ValueError unless the layers are the same."""
+    """Zip the parts of steerings by layer; ValueError unless the layers agree."""
     if not steerings:
         raise ValueError("Steerings compose to one where there is at least one; got none.")
-    places = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
-    if len(set(places)) > 1:
+    sites = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
+    if len(set(sites)) > 1:
         layers = " and ".join(
             ", ".join(
                 f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in each
             )
-            for each in places
+            for each in sites
         )
         raise ValueError(
             f"Steerings compose at the same layers; these are at layers {layers}. Fit them at the "

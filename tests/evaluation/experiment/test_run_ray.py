@@ -12,6 +12,7 @@ from tests.helpers.ray_cluster import cluster as cluster
 from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray, workers
 
+from odesteer.common.jobs.directory import Claim
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 
@@ -61,8 +62,9 @@ def test_what_cannot_be_is_said(
     with pytest.raises(ValueError, match='"local" is one process; got workers = 2'):
         run(read(file), tmp_path / "local", workers=2)
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.touch()
-    monkeypatch.setattr("odesteer.common.jobs.directory.WorkFolder.sign", lambda *_: elsewhere)
+    monkeypatch.setattr(
+        "odesteer.common.jobs.directory.WorkFolder.sign", lambda *_: Claim.take(elsewhere)
+    )
     with pytest.raises(ValueError, match=r"does not see the directory '.*hidden'"):
         run(read(file), tmp_path / "hidden", engine="ray")
 

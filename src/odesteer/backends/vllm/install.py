@@ -101,7 +101,7 @@ def refuse(catalogue: SteeringRegistry, config: Any) -> None:
                     f"'{name}' reads the prompt's last token, which another engine may have read "
                     f"where keys and values are transferred: serve without a KV connector."
                 )
-            if part.decides and _graph_rows(config):
+            if part.data_dependent and _graph_rows(config):
                 raise ValueError(
                     f"'{name}' decides while it runs (method {part.method}, solver {part.solver}), "
                     f"which a CUDA graph cannot: serve with --enforce-eager."

@@ -1,34 +1,78 @@
-"""Job directory: description and finished units.
+"""Job directory: description, claims and finished units.
 
-    DIR/NAME.json     what the work is
-    DIR/PARTS/N.*     unit N, written whole
-    DIR/claims/N      somebody is at unit N
+    DIR/NAME.json     description of the work
+    DIR/PARTS/N.*     unit N, written atomically
+    DIR/claims/N      claim of the process that computes unit N
 
-Nothing else is written down: what is left to do is what no file is there for.
+There is no other record: a unit is left to do if its file is missing.
 """
 
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from odesteer.common.files import write_whole
-from odesteer.common.jobs.lock import Claim
 from odesteer.common.limits import read_json
 
 CLAIMS = "claims"
-WAIT = 0.5  # seconds until somebody else's units are looked at again
+WAIT = 0.5  # seconds between looks at units that other processes hold
+
+
+class Claim:
+    """Exclusive lock on a unit of work, also a context manager that releases it.
+
+    The lock is the system's (`filelock.FileLock`): it also ends with its process, and a process
+    that is paused keeps it. On storage that several hosts share, it holds for all of them.
+    """
+
+    def __init__(self, path: Path, lock: FileLock):
+        self._path, self._lock = path, lock
+
+    @classmethod
+    def take(cls, path: Path) -> "Claim | None":
+        """Take a claim; None if a living process holds it."""
+        lock = FileLock(path, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        return cls(path, lock)
+
+    def release(self) -> None:
+        """Remove the file and release the lock."""
+        # In this order: whoever locks the removed file finds that it has no name any more.
+        with suppress(OSError):  # Windows removes no file that is open
+            self._path.unlink()
+        self._lock.release()
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def remove_abandoned_claims(folder: Path) -> None:
+    """Remove the claims of processes that are gone, once all work is done."""
+    for path in folder.iterdir():
+        claim = Claim.take(path)
+        if claim is not None:
+            claim.release()
 
 
 class WorkFolder:
     """A directory of work.
 
     Args:
-        path: the directory; made by who begins.
-        about: the file that says what the work is.
-        parts: the folder of units, and how their names end.
+        path: the directory, which `begin` makes.
+        about: name of the file that describes the work.
+        parts: name of the folder of units, and the suffix of their files.
     """
 
     def __init__(self, path: Path, about: str, parts: tuple[str, str]):
@@ -37,18 +81,18 @@ class WorkFolder:
         self._parts, self._suffix = path / parts[0], parts[1]
 
     def begin(self, about: Mapping[str, Any], keys: Sequence[str]) -> None:
-        """Say what the work is, or find that it is said already.
+        """Write the description of the work, or check the one that is there.
 
         Raises:
             ValueError: if the directory is other work's; names which of the `keys` differ.
         """
-        for made in (self._parts, self.path / CLAIMS):
-            made.mkdir(parents=True, exist_ok=True)
+        for folder in (self._parts, self.path / CLAIMS):
+            folder.mkdir(parents=True, exist_ok=True)
         while True:
             refuse_other(self.about, about, keys)
             if self.about.is_file():
                 return
-            # One of those who begin at once says it, since what is not compared may differ.
+            # Only one process writes it, since entries that are not compared may differ.
             claim = Claim.take(self.path / CLAIMS / "begin")
             if claim is None:
                 time.sleep(WAIT)
@@ -58,70 +102,71 @@ class WorkFolder:
                     write_whole(self.about, line(about))
 
     def part(self, number: int) -> Path:
-        """The file of a unit."""
+        """Return the file of a unit."""
         return self._parts / f"{number:05d}{self._suffix}"
 
     def done(self, number: int) -> bool:
         return self.part(number).is_file()
 
     def claim(self, number: int) -> Claim | None:
-        """The right to compute a unit; None where somebody else has it, or it is done."""
+        """Claim a unit; None if another process holds it or it is done."""
         claim = Claim.take(self.path / CLAIMS / str(number))
         if claim is not None and self.done(number):
-            claim.__exit__(None, None, None)
+            claim.release()
             return None
         if claim is not None:
             for cut_off in self._parts.glob(f".{self.part(number).name}.*"):
                 cut_off.unlink(missing_ok=True)  # by a writer that was killed: the unit is ours
         return claim
 
-    def sign(self, name: str) -> Path:
-        """Make a file by which another machine knows that it sees the same directory."""
+    def sign(self, name: str) -> Claim:
+        """Take a new claim by whose file other machines recognise a shared directory."""
         path = self.path / CLAIMS / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return path
+        claim = Claim.take(path)
+        assert claim is not None, "the name is new"
+        return claim
 
 
-def refuse_other(found: Path, about: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """ValueError where the file `found` says that the directory is other work's than `about`.
+def refuse_other(path: Path, about: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raise ValueError if a directory holds other work than `about`.
 
     Args:
-        found: the file; nothing is refused where it is not there.
-        about: what the work is, as far as it is known.
-        keys: which of its entries make it other work; the error names what differs in them.
+        path: the file that describes the work there; nothing is refused without it.
+        about: description of the work here, as far as it is known.
+        keys: the entries that make it other work; the error names what differs in them.
     """
-    if not found.is_file():
+    if not path.is_file():
         return
     try:
-        before = read_json(found)
+        before = read_json(path)
     except ValueError:
         before = None
     if not isinstance(before, dict):
         raise ValueError(
-            f"'{found}' cannot be read: it is damaged. Choose another --out, or remove its "
+            f"'{path}' cannot be read: it is damaged. Choose another --out, or remove its "
             f"directory."
         )
     now = json.loads(line(about))
-    one, other = (
+    there, here = (
         _flat({key: tree.get(key) for key in keys if key in now}) for tree in (before, now)
     )
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if names:
         shown = ", ".join(
-            f"{name.removeprefix('config.')} (there {one.get(name)!r:.60}, here "
-            f"{other.get(name)!r:.60})"
+            f"{name.removeprefix('config.')} (there {there.get(name)!r:.60}, here "
+            f"{here.get(name)!r:.60})"
             for name in names[:4]
         )
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise ValueError(
-            f"'{found.parent}' holds another {found.stem}: it differs in {shown}{more}. Choose "
+            f"'{path.parent}' holds another {path.stem}: it differs in {shown}{more}. Choose "
             f"another --out, or remove that directory."
         )
 
 
 def line(tree: Mapping[str, Any]) -> bytes:
-    """A line of JSON: sorted keys, seven digits, null for what is no number."""
+    """Encode a line of JSON: sorted keys, seven digits, null for NaN and infinity."""
     text = json.dumps(_plain(tree), sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
@@ -134,11 +179,11 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _flat(tree: Any, place: str = "") -> dict[str, Any]:
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {
             name: value
             for key, inner in tree.items()
-            for name, value in _flat(inner, f"{place}.{key}" if place else key).items()
+            for name, value in _flat(inner, f"{path}.{key}" if path else key).items()
         }
-    return {place: tree}
+    return {path: tree}

@@ -8,44 +8,44 @@ from odesteer.common.jobs.directory import WorkFolder
 
 
 class Unit(Protocol):
-    """A piece of work, computed whole by one process and then written whole."""
+    """Unit of work, computed by one process and written atomically."""
 
     @property
     def number(self) -> int:
-        """Its place among all units."""
+        """Index among all units."""
 
     @property
     def weight(self) -> int:
-        """About how much work it is."""
+        """Approximate amount of work."""
 
     @property
     def needs(self) -> Sequence[int]:
-        """Numbers of units that have to be done before."""
+        """Numbers of the units that must be done first."""
 
     @property
     def fold(self) -> int:
-        """What it works on: who has that in memory does it best."""
+        """Data that it works on; a worker that holds it is preferred."""
 
     @property
     def keeps(self) -> bool:
-        """Whether who does it has its fold in memory then."""
+        """Whether the worker holds the fold in memory afterwards."""
 
 
 class Computes(Protocol):
-    """A process that has all in its memory that units need."""
+    """Worker process with everything in memory that units need."""
 
     def compute(self, number: int) -> None:
-        """Compute a unit, which the caller has claimed, and write it."""
+        """Compute and write a unit that the caller has claimed."""
 
     def close(self) -> None:
         """End what was started for it, such as other processes."""
 
 
 class Task(Protocol):
-    """What a process has to know to compute; it may be sent to other machines."""
+    """Picklable description of the work, from which workers start."""
 
     def start(self, say: Callable[[str], None] | None = None) -> Computes:
-        """Load what is needed, and say in the directory what the work is.
+        """Load what is needed, and write the description of the work.
 
         Raises:
             ValueError: if the directory is other work's.
@@ -54,16 +54,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """Units, for whoever computes them.
+    """Units of work, their directory and their callbacks.
 
     Attributes:
-        units: all of them.
-        folder: where they are kept.
-        task: how they are computed.
-        end: does what follows the last unit; False where somebody else is at it.
+        units: all units of the work.
+        folder: directory of the units.
+        task: description from which workers start.
+        end: finishes the work after the last unit; False while another process does so.
         say: called with a line before anything slow.
         progress: called with (work done, work in all).
-        workers: how many were asked for.
+        workers: requested number of workers.
     """
 
     units: Sequence[Unit]
@@ -75,13 +75,13 @@ class Job:
     workers: int | None = None
 
     def left(self, units: Sequence[Unit]) -> list[Unit]:
-        """Those that nobody has done yet; all but `units` are known to be done. Tells progress."""
-        found = [unit for unit in units if not self.folder.done(unit.number)]
+        """Return the units among `units` that are not done, and report progress."""
+        left = [unit for unit in units if not self.folder.done(unit.number)]
         if self.progress is not None:
             total = sum(unit.weight for unit in self.units)
-            self.progress(total - sum(unit.weight for unit in found), total)
-        return found
+            self.progress(total - sum(unit.weight for unit in left), total)
+        return left
 
     def ready(self, unit: Unit) -> bool:
-        """Whether all that it needs is done."""
+        """Whether everything that the unit needs is done."""
         return all(map(self.folder.done, unit.needs))

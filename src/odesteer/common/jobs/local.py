@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 
-from odesteer.common.jobs.directory import CLAIMS, WAIT
+from odesteer.common.jobs.directory import CLAIMS, WAIT, remove_abandoned_claims
 from odesteer.common.jobs.job import Computes, Job
-from odesteer.common.jobs.lock import remove_given_up
 from odesteer.common.jobs.ray import cluster
 
 
 def local(job: Job) -> int:
-    """This process, beside any others that have been given the same directory.
+    """Compute a job in this process, sharing the directory with any others.
 
     Returns:
         How many units were computed here.
@@ -29,12 +28,12 @@ def local(job: Job) -> int:
         computed = _all_of(job, worker)
     while not job.end():
         time.sleep(WAIT)
-    remove_given_up(job.folder.path / CLAIMS)
+    remove_abandoned_claims(job.folder.path / CLAIMS)
     return computed
 
 
 def _all_of(job: Job, worker: Computes) -> int:
-    """Compute until nothing is left, by whomever; how many were computed here."""
+    """Compute until nothing is left; return how many units were computed here."""
     computed = 0
     left = list(job.units)
     while left:

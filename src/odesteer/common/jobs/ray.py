@@ -2,13 +2,13 @@
 
     odesteer run FILE.toml --engine ray --workers 8
 
-The driver keeps the list of what is left, and every worker is an actor with the model in its
-memory. A unit is given to an idle worker, which writes it whole into the directory: so the
-directory must be on storage that every node sees, and a worker that sees another one says so. A
-worker that dies is started again and its unit given to somebody else; a driver that dies leaves
-a directory with which any engine goes on. Results are those of a single process.
+The driver keeps the list of units left, and every worker is an actor with the model in memory. An
+idle worker gets a unit and writes it atomically into the directory. The directory must be on
+storage that every node sees; a worker that does not see it raises an error. A worker that dies is
+replaced and its unit assigned again; after the death of a driver, any engine can continue from
+the directory. Results are those of a single process.
 
-Ray is joined where RAY_ADDRESS or a running cluster is found, and started here otherwise.
+A cluster is joined where RAY_ADDRESS or a running one is found, and started here otherwise.
 """
 
 import os
@@ -19,21 +19,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from odesteer.common.jobs.directory import CLAIMS, WAIT
+from odesteer.common.jobs.directory import CLAIMS, WAIT, Claim
 from odesteer.common.jobs.job import Job, Task, Unit
-from odesteer.common.jobs.lock import Claim
 
 _CLOSING = 30.0  # seconds for workers to end other processes
 _TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
 
 
 class _Computes:
-    """An actor: one model, computing one unit at a time.
+    """Ray actor that holds one model and computes one unit at a time.
 
     Args:
-        task: what there is to do.
+        task: description of the work.
         path: the directory.
-        sign: a file of its claims/ that the driver has made.
+        sign: name of a file of its claims/ that the driver holds.
 
     Raises:
         ValueError: where this node does not see the driver's directory, or it is other work's.
@@ -48,16 +47,16 @@ class _Computes:
         self._worker = task.start()
 
     def compute(self, number: int) -> None:
-        """Compute a unit and write it; the driver holds its claim."""
+        """Compute and write a unit whose claim the driver holds."""
         self._worker.compute(number)
 
     def close(self) -> None:
-        """End what the worker has started; killed, it could not."""
+        """End what the worker has started, which it could not do when killed."""
         self._worker.close()
 
 
 class _Pool:
-    """Workers, which of them are idle, and which have read which fold.
+    """Pool of actors: which are idle, and which have read which fold.
 
     Args:
         ray: the module.
@@ -77,7 +76,7 @@ class _Pool:
         return {unit.number for _, unit, _ in self._busy.values()}
 
     def begin(self) -> None:
-        """Wait until all workers are there.
+        """Wait until all workers have started.
 
         Raises:
             ValueError: where a node does not see the directory, or it is other work's.
@@ -88,15 +87,15 @@ class _Pool:
             raise ValueError(_last_words(error)) from None
 
     def give(self, unit: Unit, claim: Claim) -> None:
-        """To an idle worker, to one that has the fold in memory if there is one."""
-        actor = next((one for one in self.idle if unit.fold in self._folds[one]), self.idle[0])
+        """Assign a unit to an idle worker, preferably one that holds its fold."""
+        actor = next((idle for idle in self.idle if unit.fold in self._folds[idle]), self.idle[0])
         self.idle.remove(actor)
         if unit.keeps:
             self._folds[actor].add(unit.fold)
         self._busy[actor.compute.remote(unit.number)] = (actor, unit, claim)
 
     def wait(self, seconds: float) -> int:
-        """How many units were done; those of workers that died can be given again.
+        """Return how many units were done; those of dead workers become free again.
 
         Raises:
             Exception: what a unit raised.
@@ -126,7 +125,7 @@ class _Pool:
         return done
 
     def dismiss(self) -> None:
-        """End all workers, and give back the claims of what they have not done."""
+        """End all workers and release the claims of unfinished units."""
         self._ray.wait(
             [actor.close.remote() for actor in self.idle],
             num_returns=len(self.idle),
@@ -135,11 +134,11 @@ class _Pool:
         for actor in self._folds:
             self._ray.kill(actor)
         for _, _, claim in self._busy.values():
-            claim.__exit__(None, None, None)
+            claim.release()
 
 
 def cluster(job: Job) -> int:
-    """Every node of a Ray cluster; see `odesteer.common.jobs.local.local`.
+    """Compute a job on a Ray cluster; see `odesteer.common.jobs.local.local`.
 
     Raises:
         ImportError: without Ray.
@@ -154,20 +153,20 @@ def cluster(job: Job) -> int:
             _join(ray)
             stack.callback(ray.shutdown)
         sign = f"ray-{uuid.uuid4().hex}"
-        stack.callback(job.folder.sign(sign).unlink, missing_ok=True)
-        what = [ray.put(one) for one in (job.task, job.folder.path.resolve(), sign)]
+        stack.enter_context(job.folder.sign(sign))
+        arguments = [ray.put(each) for each in (job.task, job.folder.path.resolve(), sign)]
         many, needs = _sized(ray, job.workers)
         if job.say is not None:
             job.say(f"Starting {many} worker{'s' if many > 1 else ''}, each with the model")
         kind = ray.remote(_Computes).options(scheduling_strategy="SPREAD", **needs)
-        pool = _Pool(ray, lambda: kind.remote(*what), many)
+        pool = _Pool(ray, lambda: kind.remote(*arguments), many)
         stack.callback(pool.dismiss)
         pool.begin()
         return _drive(job, pool)
 
 
 def _drive(job: Job, pool: _Pool) -> int:
-    """Give out units until all are done, by whomever; how many were done here."""
+    """Assign units until all are done; return how many were done here."""
     left, computed = list(job.units), 0
     # A unit is on disk a moment before its worker says so.
     while left or pool.busy:
@@ -186,7 +185,7 @@ def _drive(job: Job, pool: _Pool) -> int:
 
 
 def _join(ray: Any) -> None:
-    """The cluster that is there, or one on this machine alone."""
+    """Join the running cluster, or start one on this machine."""
     quiet = {"log_to_driver": False, "logging_level": "error"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -196,7 +195,7 @@ def _join(ray: Any) -> None:
 
 
 def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
-    """How many workers, and what each of them needs.
+    """Return the number of workers and the resources of each.
 
     One a GPU, or one a node where there is none, or as many as are asked for.
 
@@ -218,7 +217,7 @@ def _sized(ray: Any, workers: int | None) -> tuple[int, dict[str, int]]:
 
 
 def _last_words(error: Exception) -> str:
-    """What a worker that could not start raised, without the traceback around it."""
+    """Extract the error of a worker that could not start from its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
     return last.partition("Error: ")[2] or last

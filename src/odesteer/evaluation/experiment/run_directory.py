@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.common.files import write_whole
-from odesteer.common.jobs.directory import CLAIMS, WorkFolder, line, refuse_other
-from odesteer.common.jobs.lock import Claim, remove_given_up
+from odesteer.common.jobs.directory import (
+    CLAIMS,
+    Claim,
+    WorkFolder,
+    line,
+    refuse_other,
+    remove_abandoned_claims,
+)
 
 RESULTS, RUN, SCHEMA = "results.jsonl", "run.json", 1
 KEYS = (
@@ -77,7 +83,7 @@ class RunFolder(WorkFolder):
         with claim:
             complete = self._append()
         if complete:
-            remove_given_up(self.path / CLAIMS)
+            remove_abandoned_claims(self.path / CLAIMS)
         return complete
 
     def _append(self) -> bool:

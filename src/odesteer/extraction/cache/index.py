@@ -24,26 +24,28 @@ _LAYER = re.compile(r"[0-9]{1,4}")
 
 
 def activations_dir() -> Path:
-    """Where activations are kept unless another folder is named."""
+    """Return the default directory of cached activations."""
     return cache_dir() / "activations"
 
 
 def size_limit() -> int:
-    """How large a cache may grow, in bytes: ODESTEER_CACHE_GB, or 20 GB.
+    """Return the size limit of a cache in bytes: ODESTEER_CACHE_GB, or 20 GB.
 
     Raises:
         ValueError: if the variable is no number.
     """
-    given = os.environ.get("ODESTEER_CACHE_GB") or "20"
+    gigabytes = os.environ.get("ODESTEER_CACHE_GB") or "20"
     try:
-        return int(float(given) * 1e9)
+        return int(float(gigabytes) * 1e9)
     except (ValueError, OverflowError):
-        raise ValueError(f"ODESTEER_CACHE_GB is a number of gigabytes; got {given!r}.") from None
+        raise ValueError(
+            f"ODESTEER_CACHE_GB is a number of gigabytes; got {gigabytes!r}."
+        ) from None
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """What is kept of one model.
+    """Cached activations of one model.
 
     Attributes:
         key: its fingerprint, the folder's name.
@@ -65,15 +67,15 @@ class CachedModel:
 
 
 def cached_models(folder: Path) -> list[CachedModel]:
-    """What is in a cache, the model used last first."""
-    found = [_cached_model(each) for each in _models(folder)]
-    return sorted(found, key=lambda model: -model.last_used)
+    """List the models in a cache, the one used last first."""
+    models = [_cached_model(each) for each in _models(folder)]
+    return sorted(models, key=lambda model: -model.last_used)
 
 
 def remove(
     folder: Path, model: str | None = None, older_than: float | None = None
 ) -> tuple[int, int]:
-    """Remove files; how many, and their bytes.
+    """Remove cached files; return their number and bytes.
 
     Args:
         folder: the cache.
@@ -93,7 +95,7 @@ def remove(
 
 
 def trim(folder: Path, limit: int) -> tuple[int, int]:
-    """Remove what was used least lately until at most `limit` bytes are left."""
+    """Remove the least recently used files until at most `limit` bytes are left."""
     files = [entry for each in _models(folder) for entry in _files(each)]
     excess = sum(stat.st_size for _, stat in files) - limit
     count = size = 0
@@ -108,16 +110,16 @@ def trim(folder: Path, limit: int) -> tuple[int, int]:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file; empty for a file that has none."""
+    """Read the header of a safetensors file; empty for a file that has none."""
     with suppress(OSError, ValueError), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        found = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
-        return found if isinstance(found, dict) else {}
+        value = parse_json(file.read(length)) if length <= MAX_JSON_BYTES else None
+        return value if isinstance(value, dict) else {}
     return {}
 
 
 def _models(folder: Path) -> list[Path]:
-    """Folders of models. Anything else that lies there is not ours to touch."""
+    """List the folders of models; anything else in there is not ours to touch."""
     with suppress(OSError):
         return sorted(each for each in folder.iterdir() if _is_key(each.name) and each.is_dir())
     return []
@@ -128,7 +130,7 @@ def _is_key(name: str) -> bool:
 
 
 def _files(model: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The batches of a model, and what writers that were killed have left of one."""
+    """Yield the batch files of a model, and remains of writers that were killed."""
     for path in model.glob(f"*/*{SUFFIX}*"):
         with suppress(OSError):  # another process may have removed it
             yield path, path.stat()
@@ -141,7 +143,7 @@ def _cached_model(model: Path) -> CachedModel:
     size, last_used = 0, 0.0
     for path, stat in _files(model):
         size, last_used = size + stat.st_size, max(last_used, stat.st_mtime)
-        place, batch = path.parent.name, path.name.split(".")[0]
+        site, batch = path.parent.name, path.name.split(".")[0]
         for name, entry in header(path).items():
             shape = entry.get("shape") if isinstance(entry, dict) else None
             if (
@@ -150,13 +152,13 @@ def _cached_model(model: Path) -> CachedModel:
                 and shape
                 and type(shape[0]) is int
             ):
-                layers.setdefault(place, set()).add(int(name))
-                rows[place, batch] = shape[0]
+                layers.setdefault(site, set()).add(int(name))
+                rows[site, batch] = shape[0]
     return CachedModel(
         key=model.name,
         name=about["name"],
         revision=about.get("revision"),
-        layers={place: sorted(indices) for place, indices in sorted(layers.items())},
+        layers={site: sorted(indices) for site, indices in sorted(layers.items())},
         rows=sum(rows.values()),
         size=size,
         last_used=last_used,
@@ -172,7 +174,7 @@ def _about(model: Path) -> dict[str, Any]:
 
 
 def _unlink(path: Path) -> int:
-    """1 if the file is gone by our doing."""
+    """Remove a file; return 1 if this call removed it, else 0."""
     with suppress(OSError):
         path.unlink()
         return 1
@@ -180,14 +182,14 @@ def _unlink(path: Path) -> int:
 
 
 def _tidy(model: Path) -> None:
-    """Remove a model's folders that hold nothing any more."""
-    for place in model.iterdir():
-        if place.is_dir():
+    """Remove a model's empty folders."""
+    for folder in model.iterdir():
+        if folder.is_dir():
             with suppress(OSError):  # not empty
-                place.rmdir()
-    left = list(model.iterdir())
-    if all(each.name.startswith((MODEL, f".{MODEL}.")) for each in left):
-        for each in left:
+                folder.rmdir()
+    remaining = list(model.iterdir())
+    if all(each.name.startswith((MODEL, f".{MODEL}.")) for each in remaining):
+        for each in remaining:
             _unlink(each)
     with suppress(OSError):
         model.rmdir()

@@ -1,12 +1,12 @@
 """Store of cached activations, one file a batch.
 
-One file a batch of texts, a tensor [b, d] for each layer read. Files are
-found by what they hold (the model's fingerprint, the token ids of the whole batch, how they go
-through the model, the place read), written whole, and never changed; so several processes may use
-one cache, and one that was killed goes on where it stopped.
+A file holds a tensor [b, d] for each layer. It is found by its content (the model's fingerprint,
+the token ids of the whole batch, how they go through the model, site and pooling), written
+atomically and never changed; so several processes may use one cache, and a process that was
+killed continues where it stopped.
 
-The unit is a batch because a matrix product rounds differently in another: what is read is
-to the bit what the same call would compute.
+The unit is a batch because a matrix product rounds differently in another: what is read is to
+the bit what the same call would compute.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from odesteer.extraction.cache.index import MODEL, SCHEMA, SUFFIX, activations_d
 from odesteer.models.compatibility import model_name
 from odesteer.models.fingerprint import fingerprint, obstacle
 
-# False: none; True: the user's own, see `cache_files`; or a folder.
+# False: none; True: the default of `activations_dir`; or a folder.
 CacheChoice = bool | str | os.PathLike[str]
 
 
 class Content(NamedTuple):
-    """All that the activations of a batch depend on, but for the model and the place.
+    """Cache key of a batch: what its activations depend on beside model and site.
 
     Attributes:
         rows: the batch's token ids.
@@ -55,13 +55,13 @@ class Content(NamedTuple):
 
 
 class ActivationCache:
-    """Activations of one model at one place (site and tokens)."""
+    """Cache of the activations of one model at one site and pooling."""
 
     @classmethod
     def of(
         cls, choice: CacheChoice, model: nn.Module, site: str, tokens: str
     ) -> "ActivationCache | None":
-        """The cache that was asked for; None, and a warning, where it cannot be used."""
+        """Open the chosen cache; None, with a warning, where it cannot be used."""
         if choice is False:
             return None
         reason = obstacle(model)
@@ -82,7 +82,7 @@ class ActivationCache:
         self._model = folder / fingerprint(model)
         self._place = self._model / f"{site}-{tokens}"
         self._about = _about(model)
-        self._limit = size_limit()  # what is wrong with it is said before anything is computed
+        self._limit = size_limit()  # raises before anything is computed
         self._writes = True
         self._wrote = False
         self._found: dict[str, list[Path]] = {}
@@ -94,23 +94,23 @@ class ActivationCache:
                     self._found.setdefault(path.name.split(".")[0], []).append(path)
 
     def get(self, batch: Content, layers: Sequence[int]) -> dict[int, Tensor]:
-        """[b, d] of those of the layers that are known for a batch, in float32."""
+        """Return the cached layers of a batch, [b, d] float32 each."""
         known: dict[int, Tensor] = {}
         for path in self._found.get(batch.key(), []):
-            wanted = [layer for layer in layers if layer not in known]
-            if not wanted:
+            missing = [layer for layer in layers if layer not in known]
+            if not missing:
                 break
             # Another process may have removed it meanwhile, or own it.
             with suppress(OSError):
                 try:
-                    known.update(_read(path, wanted, len(batch.rows)))
+                    known.update(_read(path, missing, len(batch.rows)))
                     os.utime(path)  # what is used is kept longest
                 except (SafetensorError, ValueError):
                     path.unlink()  # damaged
         return known
 
     def put(self, batch: Content, activations: dict[int, Tensor]) -> None:
-        """Keep a batch's activations [b, d] by layer. A full disk is no error, only a warning."""
+        """Store a batch's activations [b, d] by layer; a full disk is only a warning."""
         if not self._writes:
             return
         tensors = {str(layer): value.contiguous() for layer, value in activations.items()}
@@ -134,19 +134,19 @@ class ActivationCache:
         write_whole(self._place / name, payload, tidy=False)
 
     def close(self) -> None:
-        """Keep the whole cache within its size, if it grew."""
+        """Trim the cache to its size limit if it grew."""
         if self._wrote:
             trim(self._root, self._limit)
 
 
 def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
-    """The layers that the file holds. Raises where it is not what was written."""
+    """Read the layers that a file holds; raise if it is not what was written."""
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         names = set(file.keys())
         if about.get("schema") != SCHEMA:
             raise ValueError("another schema")
-        found = {}
+        tensors = {}
         for layer in layers:
             if str(layer) in names:
                 value = file.get_tensor(str(layer))
@@ -154,16 +154,16 @@ def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
                 if not right or digest(value) != about.get(f"sum:{layer}"):
                     raise ValueError("damaged")
                 # Not a view of the file, which may be removed while it is in use.
-                found[layer] = value.clone()
-        return found
+                tensors[layer] = value.clone()
+        return tensors
 
 
 def digest(value: Tensor) -> str:
-    """32 hexadecimal digits of a CPU tensor's bytes."""
+    """Hash a CPU tensor's bytes to 32 hexadecimal digits."""
     return hashlib.blake2b(value.contiguous().numpy().data, digest_size=16).hexdigest()
 
 
 def _about(model: nn.Module) -> dict[str, str | None]:
-    """What people call the model."""
+    """Describe the model: its name and revision."""
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     return {"name": model_name(model), "revision": revision}

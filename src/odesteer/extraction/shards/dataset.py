@@ -16,11 +16,11 @@ from odesteer.extraction.shards.directory import ShardFolder, ShardPlan, header,
 
 
 class Shard(NamedTuple):
-    """What is read of a shard.
+    """Contents of one shard.
 
     Attributes:
-        positive: places of its positive texts in the contrast.
-        negative: places of its negative texts.
+        positive: indices of its positive texts in the contrast.
+        negative: indices of its negative texts.
         layers: ([k, d], [l, d]) float32 by layer, views of the file, which stays on disk until
             they are used: do not write into them.
     """
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """A complete directory of shards.
+    """Complete directory of shards.
 
     Attributes:
         path: the directory.
@@ -46,26 +46,26 @@ class Shards:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Shards":
-        """A directory that `extract_shards` has filled.
+        """Open a directory that `extract_shards` has filled.
 
         Raises:
             FileNotFoundError: if it is no such directory.
             ValueError: if it is not complete, or a shard is damaged or another directory's.
         """
-        found = cls(Path(path), read_about(Path(path)))
-        folder = ShardFolder(found.path)
-        missing = [part.number for part in found.parts if not folder.done(part.number)]
+        shards = cls(Path(path), read_about(Path(path)))
+        folder = ShardFolder(shards.path)
+        missing = [part.number for part in shards.parts if not folder.done(part.number)]
         if missing:
             raise ValueError(
-                f"'{path}' has {len(found.parts) - len(missing)} of {len(found.parts)} shards; "
+                f"'{path}' has {len(shards.parts) - len(missing)} of {len(shards.parts)} shards; "
                 f"{folder.part(missing[0]).name} is missing, cut off, or another directory's. "
                 f"Extract again with the same --out: what is there is kept."
             )
-        return found
+        return shards
 
     @property
     def parts(self) -> tuple[ShardPlan, ...]:
-        """What is in which shard."""
+        """Assignment of texts to shards."""
         n, m = self.sizes
         return parts(n, m, self.about["rows_per_shard"])
 
@@ -75,12 +75,12 @@ class Shards:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """n positive and m negative texts."""
+        """Numbers of positive and of negative texts."""
         return self.about["contrast"]["positive"], self.about["contrast"]["negative"]
 
     @property
     def truncated(self) -> int:
-        """How many texts were longer than the model's context, or `max_tokens`."""
+        """Number of texts that were longer than the model's context or `max_tokens`."""
         folder = ShardFolder(self.path)
         counts = (header(folder.part(p.number)).get("truncated") for p in self.parts)
         return sum(count for count in counts if isinstance(count, int))
@@ -89,7 +89,7 @@ class Shards:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[Shard]:
-        """The shards in the order of the contrast, each read when it is its turn.
+        """Yield the shards in the order of the contrast, each read in its turn.
 
         Raises:
             ValueError: for a shard that is damaged.
@@ -97,7 +97,7 @@ class Shards:
         return self.read(self.layers)
 
     def read(self, layers: Sequence[int]) -> Iterator[Shard]:
-        """The same for some of the layers.
+        """Yield the shards with only the given layers.
 
         Raises:
             ValueError: for a layer that was not extracted, or a shard that is damaged.
@@ -115,7 +115,7 @@ class Shards:
     def load(
         self, layer: int | Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
-        """([n, d], [m, d]) float32 in the order of the contrast, as `odesteer.activations` gives.
+        """Return ([n, d], [m, d]) float32 as `odesteer.activations` does.
 
         Args:
             layer: an index as in `layers`; several, or None for all, give a dict by index.
@@ -123,10 +123,10 @@ class Shards:
         Raises:
             ValueError: for a layer that was not extracted, or a shard that is damaged.
         """
-        wanted = self.layers if layer is None else [layer] if isinstance(layer, int) else layer
+        layers = self.layers if layer is None else [layer] if isinstance(layer, int) else layer
         n, m = self.sizes
         whole: dict[int, tuple[Tensor, Tensor]] = {}
-        for shard in self.read(wanted):
+        for shard in self.read(layers):
             for index, (positive, negative) in shard.layers.items():
                 if index not in whole:
                     d = positive.shape[1]
@@ -140,15 +140,15 @@ class Shards:
         k = len(part.positive)
         try:
             with safe_open(path, framework="pt") as file:
-                found = {layer: file.get_tensor(str(layer)) for layer in layers}
+                tensors = {layer: file.get_tensor(str(layer)) for layer in layers}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{_damaged(path)} ({brief(error)})") from None
         sums = header(path).get("sums")
-        for layer, rows in found.items():
+        for layer, rows in tensors.items():
             whole = rows.dtype == torch.float32 and rows.dim() == 2 and len(rows) == part.weight
             if not whole or not isinstance(sums, dict) or digest(rows) != sums.get(str(layer)):
                 raise ValueError(_damaged(path))
-        split = {layer: (rows[:k], rows[k:]) for layer, rows in found.items()}
+        split = {layer: (rows[:k], rows[k:]) for layer, rows in tensors.items()}
         return Shard(part.positive, part.negative, split)
 
 

@@ -1,19 +1,17 @@
 """Directory of shards, and the assignment of texts to them.
 
-DIR/extraction.json           what is extracted: contrast, model, layers, tokens, ...
-    DIR/shards/N.safetensors      shard N, written whole
-    DIR/claims/N                  somebody is at shard N
+    DIR/extraction.json           description: contrast, model, layers, tokens, ...
+    DIR/shards/N.safetensors      shard N, written atomically
+    DIR/claims/N                  claim of a process that computes shard N
 
-A shard holds the places of its texts in the contrast (`positive`, `negative`), for every layer
-(by its index) a matrix of their activations, positives first, and in its header the hash of
-extraction.json and its number: a file that is cut off, or another directory's, is computed again.
-
-Assignment of texts to shards.
+A shard holds the indices of its texts in the contrast (`positive`, `negative`) and, for every
+layer (by its index), a matrix of their activations, positives first. Its header has the hash of
+extraction.json and its number: a file that is cut off or another directory's is computed again.
 
 Shard k of K has the positives from n k / K to n (k + 1) / K and the negatives from m k / K to
-m (k + 1) / K. So both classes are in every shard, in the contrast's order; texts with one prompt,
-which begin alike, are in the same shard where rows of both classes belong together; and nothing
-depends on who computes, which is why it never changes what is computed.
+m (k + 1) / K. So both classes are in every shard, in the contrast's order; texts that share a
+prompt are in one shard where rows of both classes belong together; and the assignment does not
+depend on who computes.
 """
 
 import hashlib
@@ -38,12 +36,12 @@ ROWS = 2048  # texts a shard: 19 MB a layer of 2304 numbers, minutes of work on 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What is in a shard.
+    """Texts of one shard.
 
     Attributes:
-        number: its place among all shards.
-        positive: places of its positive texts in the contrast.
-        negative: places of its negative texts.
+        number: index among all shards.
+        positive: indices of its positive texts in the contrast.
+        negative: indices of its negative texts.
     """
 
     number: int
@@ -52,7 +50,7 @@ class ShardPlan:
 
     @property
     def weight(self) -> int:
-        """How many texts."""
+        """Number of texts."""
         return len(self.positive) + len(self.negative)
 
     @property
@@ -69,7 +67,7 @@ class ShardPlan:
 
 
 def parts(n: int, m: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
-    """The shards of n positive and m negative texts.
+    """Assign n positive and m negative texts to shards.
 
     Args:
         n, m: at least 1 each.
@@ -93,11 +91,11 @@ def parts(n: int, m: int, rows_per_shard: int) -> tuple[ShardPlan, ...]:
 
 
 ABOUT, SCHEMA = "extraction.json", 1
-# Texts of a class, and shards: far beyond what anybody has, and soon counted.
+# Upper bounds on texts of a class and on shards, far beyond any data set.
 MAX_TEXTS, MAX_PARTS = 2**40, 2**20
 PARTS, SUFFIX, ENTRY = "shards", ".safetensors", "shard"
-# What makes it another extraction, the plainest first. Neither how many threads compute, which
-# whoever joins takes over, nor what people call the model.
+# Entries that make it another extraction, the plainest first. Neither the number of threads, which
+# later processes take over, nor the name of the model.
 KEYS = (
     "contrast",
     "layers",
@@ -115,13 +113,13 @@ KEYS = (
 
 
 class ShardFolder(WorkFolder):
-    """A directory of shards, to be filled."""
+    """Directory of shards, to be filled."""
 
     def __init__(self, path: Path):
         super().__init__(path, ABOUT, (PARTS, SUFFIX))
 
     def key(self, number: int) -> str | None:
-        """What a shard that belongs here has in its header; None before it is said what it is."""
+        """Return the header key of a shard; None before the extraction was described."""
         try:
             about = self.about.read_bytes()
         except FileNotFoundError:
@@ -129,7 +127,7 @@ class ShardFolder(WorkFolder):
         return hashlib.sha256(b"%d %s" % (number, about)).hexdigest()
 
     def done(self, number: int) -> bool:
-        """Whether the shard is there, whole, and this extraction's."""
+        """Whether the shard is there, complete and this extraction's."""
         path = self.part(number)
         return path.is_file() and header(path).get("key", "") == self.key(number)
 
@@ -139,18 +137,18 @@ class ShardFolder(WorkFolder):
         assert key is not None, "it is said first what is extracted"
         tensors = {str(layer): rows.contiguous() for layer, rows in layers.items()}
         sums = {name: digest(rows) for name, rows in tensors.items()}
-        places = {
+        indices = {
             "positive": torch.tensor(part.positive, dtype=torch.int64),
             "negative": torch.tensor(part.negative, dtype=torch.int64),
         }
         about = {"key": key, "truncated": truncated, "sums": sums}
         # One entry, since safetensors writes several in any order: equal shards are equal files.
         text = json.dumps(about, sort_keys=True)
-        write_whole(self.part(part.number), save({**places, **tensors}, {ENTRY: text}))
+        write_whole(self.part(part.number), save({**indices, **tensors}, {ENTRY: text}))
 
 
 def header(path: Path) -> dict[str, Any]:
-    """What a shard says of itself; empty for a file that is damaged or is no shard."""
+    """Read a shard's own header; empty for a file that is damaged or no shard."""
     try:
         # Also compares the size of the file with what should be in it.
         with safe_open(path, framework="pt") as file:
@@ -161,7 +159,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def refuse_another(path: Path, about: Mapping[str, Any]) -> None:
-    """ValueError where the directory holds another extraction; names what differs."""
+    """Raise ValueError, naming what differs, for a directory of other work."""
     parts = path / PARTS
     if not (path / ABOUT).is_file() and parts.is_dir() and any(parts.glob(f"*{SUFFIX}")):
         raise ValueError(
@@ -172,7 +170,7 @@ def refuse_another(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What the directory says that is extracted.
+    """Read the description of an extraction from its directory.
 
     Raises:
         FileNotFoundError: if it is no directory of shards.
@@ -188,10 +186,10 @@ def read_about(path: Path) -> dict[str, Any]:
     except ValueError:
         about = None
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        found = about.get("schema") if isinstance(about, dict) else None
+        schema = about.get("schema") if isinstance(about, dict) else None
         raise ValueError(
-            f"'{path / ABOUT}' cannot be used: it has schema {found!r:.40}, and this version reads "
-            f"schema {SCHEMA}."
+            f"'{path / ABOUT}' cannot be used: it has schema {schema!r:.40}, and this version "
+            f"reads schema {SCHEMA}."
         )
     if not _is_plan(about):
         raise ValueError(
@@ -202,7 +200,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def _is_plan(about: Mapping[str, Any]) -> bool:
-    """Whether the numbers are there by which a directory is read, and can be true."""
+    """Whether the numbers by which a directory is read are there and plausible."""
     layers, contrast = about.get("layers"), about.get("contrast")
     rows: Any = about.get("rows_per_shard")
     if not isinstance(layers, list) or not isinstance(contrast, dict):

@@ -1,16 +1,13 @@
 """Extraction of a contrast's activations by many processes.
 
-What decides the bits of an activation is fixed in the directory: the texts of a shard and so its
-batches, the tokens of a pass, on a CPU also the number of threads, since sums are rounded in
-another order with more. What cannot be fixed (the processor's kind, torch's version) is compared.
-
-Extraction of a contrast's activations by many processes.
-
     shards = extract_shards("smollm2", contrast, [10, 14], "activations")
     positive, negative = shards.load(14)
 
-A call that was stopped, at whatever point, goes on where it was; processes that are given the same
-directory share the work; and the activations are the same to the bit.
+A call that was stopped continues where it was; processes that are given the same directory share
+the work; and the activations are the same to the bit. For that the directory fixes what decides
+their bits: the texts of a shard and so its batches, the tokens of a pass, and on a CPU the number
+of threads, since sums are rounded in another order with more. What cannot be fixed (the
+processor's kind, torch's version) is compared.
 """
 
 import hashlib
@@ -52,7 +49,7 @@ from odesteer.models.loading import Say, load_model
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is extracted.
+    """Description of an extraction.
 
     Attributes:
         model: a name, as `odesteer.models.loading.load_model` takes it, or (model, tokenizer).
@@ -84,8 +81,8 @@ class Extraction:
         return parts(n, m, self.rows_per_shard)
 
     def known(self) -> dict[str, Any]:
-        """What can be said of it without the model."""
-        asked = {
+        """Describe the extraction as far as it is known without the model."""
+        optional = {
             "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
             "batch_tokens": self.batch_tokens,
         }
@@ -101,11 +98,11 @@ class Extraction:
             "site": self.site,
             "max_tokens": self.max_tokens,
             "rows_per_shard": self.rows_per_shard,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
     def start(self, say: Callable[[str], None] | None = None) -> "ShardWorker":
-        """The model in memory, and in the directory what is extracted.
+        """Load the model and write the description of the extraction.
 
         Raises:
             ValueError: for another extraction's directory, a layer that the model does not have,
@@ -142,13 +139,13 @@ class Extraction:
 
 @dataclass(frozen=True)
 class ShardWorker:
-    """Computes shards.
+    """Worker that computes shards.
 
     Attributes:
-        extraction: what is extracted.
-        folder: where.
+        extraction: its description.
+        folder: directory of the shards.
         model, tokenizer: in memory.
-        threads: how many compute, as the directory says; None where that does not matter.
+        threads: number of threads of the directory; None where it does not matter.
     """
 
     extraction: Extraction
@@ -158,34 +155,34 @@ class ShardWorker:
     threads: int | None
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no other process was started."""
 
     def compute(self, number: int) -> None:
-        """Compute a shard and write it."""
+        """Compute and write a shard."""
         what = self.extraction
         part = what.parts[number]
         positive, negative = (
-            some[places.start : places.stop]
-            for some, places in (
+            examples[indices.start : indices.stop]
+            for examples, indices in (
                 (what.contrast.positive, part.positive),
                 (what.contrast.negative, part.negative),
             )
         )
-        some = Contrast(positive, negative, what.contrast.template)
+        contrast = Contrast(positive, negative, what.contrast.template)
         with warnings.catch_warnings(), _threads(self.threads):
             # The shard remembers how many were cut, and the sum is said once.
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts are longer than")
-            found = texts(self.model, self.tokenizer, some, what.tokens, what.max_tokens)
+            tokenized = texts(self.model, self.tokenizer, contrast, what.tokens, what.max_tokens)
             rows = extract(
                 self.model,
-                found.rows,
+                tokenized.rows,
                 what.layers,
-                tokens=found.tokens,
+                tokens=tokenized.tokens,
                 site=what.site,
-                starts=found.starts,
+                starts=tokenized.starts,
                 batch_tokens=what.batch_tokens,
             )
-        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), found.truncated)
+        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), tokenized.truncated)
 
 
 @contextmanager
@@ -199,10 +196,10 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """16 hexadecimal digits of what decides how a text becomes token ids."""
+    """Hash what decides how a text becomes token ids to 16 hexadecimal digits."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    # Left over from the last call that padded or cut; we do neither.
+    # Left from the last call that padded or truncated; we do neither.
     rest = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
     facts = [rest, getattr(tokenizer, "chat_template", None), tokenizer.special_tokens_map]
     text = json.dumps(facts, sort_keys=True, default=str)
@@ -210,7 +207,7 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def _machine(device: torch.device) -> dict[str, str]:
-    """What rounding depends on, in words; it is in the fingerprint, too, which has none."""
+    """Describe what rounding depends on; the fingerprint holds it as well, as a hash."""
     import transformers
 
     gpu = device.type == "cuda"
@@ -240,7 +237,7 @@ def extract_shards(
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> Shards:
-    """Extract what is left of a contrast's activations; returns once all are there.
+    """Extract what is left of a contrast's activations; return once all are there.
 
     Args:
         model: a name, as `odesteer.models.loading.load_model` takes it; or (model, tokenizer), for
@@ -254,7 +251,7 @@ def extract_shards(
         engine: "local", this process (start several with the same `out`), or "ray", a cluster.
         workers: how many compute, for the engine "ray".
         say: called with a line before anything slow.
-        progress: called with (texts done, texts in all), by anybody.
+        progress: called with (texts done by all processes, texts in all).
 
     Raises:
         ImportError: without Ray, for the engine "ray".
@@ -288,7 +285,7 @@ def extract_shards(
         revision,
     )
     parts = extraction.parts
-    # Before a model is loaded, as much as can be said without one.
+    # Before a model is loaded, as far as possible without one.
     refuse_another(path, extraction.known())
     folder = ShardFolder(path)
     job = Job(parts, folder, extraction, lambda: True, say, progress, workers)

@@ -1,17 +1,15 @@
-"""Attach a steering to a transformers model as forward hooks.
+"""Attachment of a steering to a transformers model by forward hooks.
 
-A forward hook on one decoder block replaces the chosen tokens' activations a by a(T). Which
-tokens can be chosen, `odesteer.models.hooks.positions` says. The model's class and modules stay as
-they are.
+A forward hook on one decoder block replaces the activations a of the chosen tokens by a(T); see
+`odesteer.models.hooks.positions` for the choice of tokens. The model's class and modules are not
+changed.
 
 Outside `generate`, a call without a cache is a prompt and a call that continues a cache is
-generation; inside `scoring`, each row is a prompt of a known length and what was generated
-after it.
+generation; inside `scoring`, each row is a prompt of a known length followed by generated tokens.
 
-A steering is on the model, for every thread that runs it. What the tokens of a forward pass
-are is known to each thread by itself, so threads may share a steered model, and may attach
-and remove steerings while others run it. Gradients pass as if a(T) - a were a constant, which
-for a constant field it is.
+A steering acts in every thread that runs the model. Each thread tracks the tokens of its own
+forward pass, so threads may share a steered model, and may attach and remove steerings while
+others run it. Gradients pass as if a(T) - a were a constant, which for a constant field it is.
 """
 
 import warnings
@@ -45,14 +43,14 @@ def attach(
     """Steer a model until the handle is removed; use it in a `with` block.
 
     Args:
-        parts: what to do at each layer.
+        parts: the steering of each layer.
         model: any transformers causal language model, also wrapped by PEFT or compiled.
         positions: which tokens, see `odesteer.models.hooks.positions`.
         rows: which rows of the batch (with beams: which prompts); None is all. Several
             steerings on rows of their own share one batch.
         measure: also record displacement and log-odds for `Handle.stats` (costs two
             evaluations of the barrier a token).
-        check: how much this model must be the one it was fitted on, see
+        check: the required level of agreement with the model it was fitted on, see
             `odesteer.models.compatibility`.
 
     Raises:
@@ -74,12 +72,12 @@ def attach(
 
 
 def scoring(model: nn.Module, lengths: Tensor) -> AbstractContextManager[None]:
-    """While open, a row's first `lengths` [b] tokens (padding included) are its prompt."""
+    """Treat each row's first `lengths` [b] tokens, padding included, as its prompt."""
     return TokenTracker.of(model).scoring(lengths)
 
 
 def check_fits(steering: Steers, model: nn.Module, check: str = "architecture") -> int:
-    """The index of the block to steer; ValueError where steering and model do not fit."""
+    """Return the index of the block to steer; ValueError unless the model fits."""
     if steering.layer is None:
         raise ValueError(
             "This steering does not know its layer: fit it with layer=..., or use "
@@ -104,5 +102,5 @@ def check_fits(steering: Steers, model: nn.Module, check: str = "architecture") 
         )
     doubt = compatibility.doubt(steering, model)
     if doubt is not None:
-        warnings.warn(doubt, stacklevel=4)  # at whoever attaches
+        warnings.warn(doubt, stacklevel=4)  # at the caller of attach
     return index

@@ -1,7 +1,7 @@
 """Handle of a steering that is attached to a model.
 
-A forward hook on one block, with all that has to come off again: by `remove`, at the end of
-the `with` block, or when nothing refers to the handle any more.
+A handle owns the forward hooks of a steering and undoes them: by `remove`, at the end of the
+`with` block, or when nothing refers to the handle any more.
 """
 
 import threading
@@ -25,9 +25,9 @@ Undo = list[Callable[[], None]]
 
 
 class LayerHandle:
-    """What steers at one layer of a model; removing twice is harmless.
+    """Handle of a steering at one layer; removing twice is harmless.
 
-    A handle that nothing refers to any more takes its steering off, with a warning.
+    A handle that nothing refers to any more removes its steering, with a warning.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class LayerHandle:
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
         self._record = RunningStats()
-        # Replaced, never changed: a pass in another thread goes on with those it began with.
+        # Replaced, never changed: a pass in another thread keeps the callbacks it began with.
         self._callbacks: tuple[Callback, ...] = ()
         self._width = hidden_size(model)
         self._tracker = TokenTracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
         # Before the hooks: another thread may run them as soon as they are there.
-        self._forgotten = weakref.finalize(self, _forget, self._undo)
-        self._forgotten.atexit = False
+        self._finalizer = weakref.finalize(self, _abandon, self._undo)
+        self._finalizer.atexit = False
         try:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
@@ -73,32 +73,32 @@ class LayerHandle:
     @property
     def is_attached(self) -> bool:
         """Whether it is still on the model."""
-        return self._forgotten.alive
+        return self._finalizer.alive
 
     def remove(self) -> None:
-        """Take everything off the model."""
-        if self._forgotten.detach() is not None:
-            _take_off(self._undo)
+        """Remove everything from the model."""
+        if self._finalizer.detach() is not None:
+            _undo_all(self._undo)
 
     def set_strength(self, strength: Dose | float) -> None:
         """Change the dose while attached."""
         self.steering = self.steering.with_strength(strength)
 
     def stats(self) -> dict[str, float]:
-        """What happened so far, see `Handle.stats`."""
+        """Return running statistics; see `Handle.stats`."""
         seen, steered, sums = self._record.totals()
         means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
         return {"tokens": float(seen), "steered": float(steered), **means}
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
-        """Call `callback` with a `Pass` after each time the block has run; returns its end.
+        """Call `callback` with a `StepStats` after each pass; return the unsubscriber.
 
         It is called in the thread that runs the model, before the next block, so it should be
         quick; what it raises ends the forward pass. Everything is measured while there is a
         callback, as with `measure=True`.
         """
         # Its own object, so that a callback that subscribes twice is told twice and ends once.
-        entry: Callback = lambda one: callback(one)  # noqa: E731
+        entry: Callback = lambda stats: callback(stats)  # noqa: E731
         self._callbacks = (*self._callbacks, entry)
 
         def unsubscribe() -> None:
@@ -107,7 +107,7 @@ class LayerHandle:
         return unsubscribe
 
     def counts(self, name: str | None = None) -> Counts:
-        """Totals so far, by `name` (the method's where it is None); see `Handle.prometheus`."""
+        """Return the totals so far under `name`, or the method's; see `Handle.prometheus`."""
         return Counts(name or self.steering.method, self.steering.layer, *self._record.totals())
 
     def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -123,7 +123,7 @@ class LayerHandle:
     # call and on a dose that may change, which a graph would have to be compiled for anew.
     @torch.compiler.disable
     def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
-        if not self._forgotten.alive:
+        if not self._finalizer.alive:
             return hidden  # a copy of the hook, as quantising a steered module in place makes
         block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'
         call, again = self._tracker.call_of(hidden)
@@ -167,22 +167,22 @@ class LayerHandle:
         return result
 
     def _velocity(self, hidden: Tensor, call: ForwardCall) -> Tensor:
-        """What the field made of each row's prompt, [b, d]; 0 until its last token was read."""
+        """Return the field at each prompt's last token, [b, d]; 0 until it was read."""
         batch, t, d = hidden.shape
         kept: Tensor | None = getattr(self._local, "velocity", None)
         if kept is None or call.offset <= 0 or len(kept) != batch:
             kept = torch.zeros(batch, d, device=hidden.device)
-        place = call.prompt_ends(batch, hidden.device) - call.offset
-        here = (place >= 0) & (place < t)
+        last = call.prompt_ends(batch, hidden.device) - call.offset
+        here = (last >= 0) & (last < t)
         if bool(here.any()):
             rows = torch.arange(batch, device=hidden.device)
-            prompts = hidden[rows, place.clamp(0, t - 1)]
+            prompts = hidden[rows, last.clamp(0, t - 1)]
             kept = torch.where(here[:, None], self.steering.velocity(prompts), kept)
         self._local.velocity = kept
         return kept
 
     def _tell(self, before: Tensor, after: Tensor, rows: Tensor | None, seen: int) -> None:
-        """Count, and where somebody wants it, measure; `rows` [n], None for every token."""
+        """Count tokens and, on demand, measure them; `rows` [n], None for every token."""
         callbacks = self._callbacks
         steered = before.shape[:-1].numel()
         self._record.count(seen, steered)
@@ -191,16 +191,17 @@ class LayerHandle:
         if rows is None:
             rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
         flat = before.flatten(0, -2), after.flatten(0, -2)
-        one = measure(self.steering, seen, rows, *flat)
-        self._record.add(one)
+        stats = measure(self.steering, seen, rows, *flat)
+        self._record.add(stats)
         for callback in callbacks:
-            callback(one)
+            callback(stats)
 
 
 class Handle:
-    """A steering on a model, at all its layers. Also a context manager; removing twice is harmless.
+    """Handle of a steering at all its layers, also a context manager.
 
-    A handle that nothing refers to any more takes its steering off, with a warning.
+    Removing it twice is harmless. A handle that nothing refers to any more removes its steering,
+    with a warning.
     """
 
     def __init__(self, parts: Sequence[LayerHandle]):
@@ -218,7 +219,7 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Take everything off the model."""
+        """Remove everything from the model."""
         for part in reversed(self.parts):
             part.remove()
 
@@ -228,7 +229,7 @@ class Handle:
             part.set_strength(strength)
 
     def stats(self) -> dict[str, float]:
-        """What happened so far, averaged over the layers.
+        """Return running statistics, averaged over the layers.
 
         `tokens` the block has seen (padding included), `steered` of them, and with
         `measure=True` means over the steered ones: share `moved`, `displacement`
@@ -240,7 +241,7 @@ class Handle:
         return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
-        """Call `callback` with a `StepStats` after each time a block has run; returns its end.
+        """Call `callback` with a `StepStats` after each pass; return the unsubscriber.
 
         It is called in the thread that runs the model, before the next block, so it should be
         quick; what it raises ends the forward pass. Everything is measured while there is a
@@ -255,11 +256,11 @@ class Handle:
         return unsubscribe
 
     def counts(self, name: str | None = None) -> list[Counts]:
-        """Totals so far of every layer, by `name` (the method's where it is None)."""
+        """Return the totals of every layer under `name`, or the method's where it is None."""
         return [part.counts(name) for part in self.parts]
 
     def prometheus(self, name: str | None = None) -> str:
-        """Totals so far in the text format that Prometheus reads, with `name` as their label.
+        """Return the totals in Prometheus' text format, with `name` as their label.
 
         Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
         are sums over `odesteer_steered_tokens_total`.
@@ -268,7 +269,7 @@ class Handle:
 
 
 class _Displaced(torch.autograd.Function):
-    """a(T) in value; in gradient a + constant."""
+    """Autograd function with the value a(T) and the gradient of a + constant."""
 
     @staticmethod
     def forward(_ctx: Any, _hidden: Tensor, steered: Tensor) -> Tensor:
@@ -279,13 +280,13 @@ class _Displaced(torch.autograd.Function):
         return gradient, None
 
 
-def _take_off(undo: Undo) -> None:
+def _undo_all(undo: Undo) -> None:
     while undo:
         undo.pop()()
 
 
-def _forget(undo: Undo) -> None:
-    _take_off(undo)
+def _abandon(undo: Undo) -> None:
+    _undo_all(undo)
     warnings.warn(
         "A steering was taken off its model because nothing refers to its handle any more. Use "
         "`with steering.attach(model):`, or keep the handle: handle = steering.attach(model).",

@@ -7,9 +7,8 @@
     a mask            [t] or [batch, t], true at the positions to steer, counted from the
                       start of the (padded) prompt
 
-The virtual tokens of a soft prompt (PEFT) are none of these, nor is padding.
-
-What a token is, `odesteer.models.hooks.token_tracker` knows.
+Padding and the virtual tokens of a soft prompt (PEFT) are never steered.
+`odesteer.models.hooks.token_tracker` tells the kinds of tokens apart.
 """
 
 import torch
@@ -23,12 +22,12 @@ POSITIONS = ("last+generated", "generated", "prompt", "all")
 
 
 def check_positions(positions: str) -> None:
-    """ValueError for a name that is none of `POSITIONS`."""
+    """Raise ValueError for a name that is none of `POSITIONS`."""
     lookup(dict.fromkeys(POSITIONS), positions, "positions")
 
 
 def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) -> None:
-    """Raise unless all tokens are steered alike, where prompts cannot be told from the rest.
+    """Raise if prompts must be told from generated tokens and cannot be.
 
     A wrong guess would be silent.
 
@@ -42,13 +41,13 @@ def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) 
         ValueError: naming the obstacle and what cannot be done because of it.
     """
     mask = isinstance(positions, Tensor)
-    given = "a mask of positions" if mask else f"positions={positions!r}"
-    asked = {
-        given: mask or positions != "all",
+    selection = "a mask of positions" if mask else f"positions={positions!r}"
+    selective = {
+        selection: mask or positions != "all",
         "rows of their own": rows,
         "a field that reads the prompt": prompt,
     }
-    obstacles = " and ".join(name for name, there in asked.items() if there)
+    obstacles = " and ".join(name for name, selects in selective.items() if selects)
     if obstacles:
         raise ValueError(
             f"{obstacle}, where {obstacles} would mean other tokens than asked for. Use "
@@ -57,7 +56,7 @@ def check_packed(obstacle: str, positions: Positions, rows: bool, prompt: bool) 
 
 
 def select_tokens(positions: Positions, call: ForwardCall, hidden: Tensor) -> Tensor | None:
-    """A mask [b, t] of the tokens of `hidden` [b, t, d] to steer; None for all of them.
+    """Return a mask [b, t] of the tokens of `hidden` to steer; None for all.
 
     Raises:
         ValueError: if a mask is of another batch.
@@ -87,7 +86,7 @@ def select_tokens(positions: Positions, call: ForwardCall, hidden: Tensor) -> Te
 
 
 def _given(mask: Tensor, position: Tensor, batch: int) -> Tensor:
-    """The user's mask at these positions; false before its start and beyond its end."""
+    """Look up the user's mask at positions; false before its start and beyond its end."""
     mask = mask.bool().reshape(-1, mask.shape[-1])
     if batch % len(mask):
         raise ValueError(

@@ -1,15 +1,11 @@
-"""Hooks that die with their owner, and their effect on compiled graphs.
+"""Hooks that hold their owner weakly, and recompilation when hooks change.
 
-Forward hooks that die with their owner and forbid copying or pickling the model.
-
-Something that goes away with its owner, and that no copy of the model takes along: the copy's
+A hook disappears with its owner, and a model cannot be copied or pickled with it: the copy's
 `generate` would run the original model.
 
-Recompilation of torch.compile graphs when hooks change.
-
-torch.compile does not look at hooks again once it has compiled a module (torch 2.13,
-`skip_nnmodule_hook_guards`): a steering attached later would be ignored in silence. It does
-look at the `forward` that a module has of its own, so each change of hooks changes that.
+torch.compile does not check hooks again once it has compiled a module (torch 2.13,
+`skip_nnmodule_hook_guards`): a steering attached later would be ignored silently. It does check
+the module's own `forward`, so each change of hooks replaces that.
 """
 
 import functools
@@ -23,7 +19,7 @@ from torch import nn
 
 
 class Hook:
-    """A hook that keeps a model from being copied or pickled."""
+    """Hook that keeps a model from being copied or pickled."""
 
     def __init__(self, run: Callable[..., Any]):
         self._run = run
@@ -39,7 +35,7 @@ class Hook:
 
 
 class WeakHook(Hook):
-    """One that does not keep the object whose method it runs, and does nothing without it."""
+    """Hook that holds the object of its method weakly, and does nothing without it."""
 
     def __init__(self, method: Callable[..., Any]):
         reference = weakref.WeakMethod(method)
@@ -57,7 +53,7 @@ _lock = threading.RLock()
 
 
 def force_recompile(module: nn.Module) -> Callable[[], None]:
-    """Have graphs with this module compiled anew; the undo does so again.
+    """Recompile graphs that contain this module; the undo recompiles again.
 
     When the last mark is gone the module has its own forward back, and graphs compiled
     without any mark are used again.
@@ -75,28 +71,28 @@ def force_recompile(module: nn.Module) -> Callable[[], None]:
 
 def _change(module: Any, by: int) -> None:
     with _lock:
-        count, own = _marks.get(module, (0, vars(module).get("forward")))
+        count, original = _marks.get(module, (0, vars(module).get("forward")))
         if count + by:
-            _marks[module] = (count + by, own)
-            module.forward = _another(module, own)
+            _marks[module] = (count + by, original)
+            module.forward = _another(module, original)
         else:
             del _marks[module]
-            if own is None:
+            if original is None:
                 del module.forward
             else:
-                module.forward = own
+                module.forward = original
 
 
-def _another(module: Any, own: Any) -> Callable[..., Any]:
-    """A function like no other that does what the module's forward did before any mark."""
-    inner = type(module).forward.__get__(module) if own is None else own
+def _another(module: Any, original: Any) -> Callable[..., Any]:
+    """Make a new function object that calls the module's original forward."""
+    inner = type(module).forward.__get__(module) if original is None else original
     # Somebody else's own (accelerate's offloading) is kept. The class's only weakly: a module
     # that held its own bound method could be freed by the cycle collector alone.
-    known = weakref.WeakMethod(inner) if own is None else lambda: own
+    wrapped = weakref.WeakMethod(inner) if original is None else lambda: original
 
     @functools.wraps(inner)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        run: Any = known()
+        run: Any = wrapped()
         return run(*args, **kwargs)
 
     # Others read it; and `__wrapped__` would hold the module.

@@ -1,8 +1,6 @@
 """Statistics of a steering: one forward pass, running totals, Prometheus text.
 
-Prometheus text format of steering counters.
-
-Text of its exposition format 0.0.4, with the names that `odesteer serve` uses where it counts the
+The text is exposition format 0.0.4, with the names that `odesteer serve` uses where it counts the
 same, https://prometheus.io/docs/instrumenting/exposition_formats
 """
 
@@ -17,7 +15,7 @@ from odesteer.models.steers import Steers
 
 
 class StepStats(NamedTuple):
-    """What a steering did in one forward pass; one entry a token that it acted on, on the CPU.
+    """Measurements of one forward pass: one entry a steered token, on the CPU.
 
     Attributes:
         layer: the block.
@@ -44,7 +42,7 @@ Callback = Callable[[StepStats], None]
 def measure(
     steering: Steers, tokens: int, rows: Tensor, before: Tensor, after: Tensor
 ) -> StepStats:
-    """What happened to tokens `before` [n, d] that are `after` [n, d] now."""
+    """Measure the displacement of tokens from `before` to `after` [n, d]."""
     displacement = (after.float() - before.float()).norm(dim=-1)
     norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     odds = None
@@ -61,7 +59,7 @@ def measure(
 
 
 class RunningStats:
-    """Sums over all passes. Threads may add to it at once."""
+    """Thread-safe sums over all passes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,27 +68,27 @@ class RunningStats:
         self._sums: dict[str, float] = {}
 
     def count(self, seen: int, steered: int) -> None:
-        """Tokens that the block has seen, and those that the steering acted on."""
+        """Count the tokens that the block has seen and those that were steered."""
         with self._lock:
             self._seen += seen
             self._steered += steered
 
-    def add(self, one: StepStats) -> None:
-        """What was measured of a pass."""
+    def add(self, stats: StepStats) -> None:
+        """Add the measurements of a pass."""
         sums = {
-            "moved": float((one.displacement > 0).sum()),
-            "displacement": float(one.displacement.double().sum()),
-            "relative_displacement": float(one.relative_displacement.double().sum()),
+            "moved": float((stats.displacement > 0).sum()),
+            "displacement": float(stats.displacement.double().sum()),
+            "relative_displacement": float(stats.relative_displacement.double().sum()),
         }
-        if one.log_odds_before is not None and one.log_odds_after is not None:
-            sums["log_odds_before"] = float(one.log_odds_before.double().sum())
-            sums["log_odds_after"] = float(one.log_odds_after.double().sum())
+        if stats.log_odds_before is not None and stats.log_odds_after is not None:
+            sums["log_odds_before"] = float(stats.log_odds_before.double().sum())
+            sums["log_odds_after"] = float(stats.log_odds_after.double().sum())
         with self._lock:
             for name, value in sums.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def totals(self) -> tuple[int, int, dict[str, float]]:
-        """Tokens seen, tokens steered, and sums over the steered ones, of one moment."""
+        """Return tokens seen, tokens steered and sums over the steered ones."""
         with self._lock:
             return self._seen, self._steered, dict(self._sums)
 
@@ -123,7 +121,7 @@ _FAMILIES = (
 
 
 def exposition(counts: Sequence[Counts]) -> str:
-    """Every metric that was measured, of every steering and layer.
+    """Render every measured metric of every steering and layer.
 
     Two entries of one steering and layer, such as two models in a process, are added up: a
     metric may have a set of labels once.
@@ -132,17 +130,17 @@ def exposition(counts: Sequence[Counts]) -> str:
     lines: list[str] = []
     for name, kind, words, key in _FAMILIES:
         samples: list[str] = []
-        for one in merged:
-            labels = f'{{steering="{_escaped(one.steering)}",layer="{one.layer}"}}'
+        for total in merged:
+            labels = f'{{steering="{_escaped(total.steering)}",layer="{total.layer}"}}'
             if name == "tokens":
-                samples.append(f"odesteer_tokens_total{labels} {one.seen}")
+                samples.append(f"odesteer_tokens_total{labels} {total.seen}")
             elif name == "steered_tokens":
-                samples.append(f"odesteer_steered_tokens_total{labels} {one.steered}")
-            elif key in one.sums and kind == "counter":
-                samples.append(f"odesteer_{name}_total{labels} {one.sums[key]!r}")
-            elif key in one.sums:
-                samples.append(f"odesteer_{name}_sum{labels} {one.sums[key]!r}")
-                samples.append(f"odesteer_{name}_count{labels} {one.steered}")
+                samples.append(f"odesteer_steered_tokens_total{labels} {total.steered}")
+            elif key in total.sums and kind == "counter":
+                samples.append(f"odesteer_{name}_total{labels} {total.sums[key]!r}")
+            elif key in total.sums:
+                samples.append(f"odesteer_{name}_sum{labels} {total.sums[key]!r}")
+                samples.append(f"odesteer_{name}_count{labels} {total.steered}")
         if samples:
             full = f"odesteer_{name}" + ("_total" if kind == "counter" else "")
             lines += [f"# HELP {full} {words}", f"# TYPE {full} {kind}", *samples]
@@ -150,19 +148,19 @@ def exposition(counts: Sequence[Counts]) -> str:
 
 
 def _merged(counts: Sequence[Counts]) -> list[Counts]:
-    found: dict[tuple[str, int | None], Counts] = {}
-    for one in counts:
-        key = (one.steering, one.layer)
-        if key not in found:
-            found[key] = one
+    merged: dict[tuple[str, int | None], Counts] = {}
+    for each in counts:
+        key = (each.steering, each.layer)
+        if key not in merged:
+            merged[key] = each
             continue
-        other = found[key]
+        other = merged[key]
         sums = {
-            name: other.sums.get(name, 0.0) + one.sums.get(name, 0.0)
-            for name in dict.fromkeys([*other.sums, *one.sums])
+            name: other.sums.get(name, 0.0) + each.sums.get(name, 0.0)
+            for name in dict.fromkeys([*other.sums, *each.sums])
         }
-        found[key] = Counts(*key, other.seen + one.seen, other.steered + one.steered, sums)
-    return list(found.values())
+        merged[key] = Counts(*key, other.seen + each.seen, other.steered + each.steered, sums)
+    return list(merged.values())
 
 
 def _escaped(text: str) -> str:

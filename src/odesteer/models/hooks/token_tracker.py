@@ -1,8 +1,8 @@
 """Token tracker: prompt, generated or padding, for the running forward pass.
 
-Prompt or generated, real or padding: one `TokenTracker` a model finds out, for all its handles. It
-watches the calls of the decoder (mask, cache) and, through a wrapper in the instance, how
-long the prompt of `generate` is. It goes away with the last handle.
+Each model has one `TokenTracker` for all its handles. It watches the calls of the decoder (mask,
+cache) and wraps the instance's `generate` to learn the length of the prompt. It is removed with
+the last handle.
 """
 
 import functools
@@ -24,11 +24,11 @@ from torch._C._autograd import _get_sequence_nr
 from odesteer.models.hooks.registration import Hook, force_recompile
 from odesteer.models.layers import find_decoder, unwrap
 
-# What models call the state that carries earlier tokens: attention, Mamba, RWKV.
+# Names of the state that carries earlier tokens: attention, Mamba, RWKV.
 _CACHES = ("past_key_values", "cache_params", "state")
-# What tells a model where each of the texts in a packed row begins.
+# Arguments that tell where each text in a packed row begins.
 _BOUNDARIES = ("cu_seq_lens_q", "seq_idx")
-# What an additive mask adds where a token does not see another is far below this.
+# An additive mask is far below this where a token does not see another.
 _HIDDEN = -1e3
 
 PACKED = (
@@ -40,7 +40,7 @@ GUIDED = "Classifier-free guidance runs the model on a second prompt"
 
 @dataclass
 class ForwardCall:
-    """What the tokens of the running forward pass are.
+    """Kind of each token in the running forward pass: prompt, generated or padding.
 
     Positions count from the first token of the padded prompt. Virtual tokens (PEFT's soft
     prompts) that pass through the blocks stand before it, at negative positions.
@@ -53,7 +53,7 @@ class ForwardCall:
     obstacle: str = ""  # why prompts cannot be told apart from what follows them
 
     def prompt_ends(self, batch: int, device: torch.device) -> Tensor:
-        """[b], position of the last token of each prompt."""
+        """Return [b], the position of the last token of each prompt."""
         last = self.last
         if last is None:
             last = torch.as_tensor(self.prompt_length) - 1
@@ -66,12 +66,12 @@ def tokens_of(arguments: dict[str, Any]) -> Tensor:
 
 
 def plain_mask(*masks: Any) -> Tensor | None:
-    """The first [b, positions] mask; other forms do not say directly which tokens are padding."""
+    """Return the first [b, positions] mask; other forms do not tell padding directly."""
     return next((mask for mask in masks if isinstance(mask, Tensor) and mask.dim() == 2), None)
 
 
 def square_mask(*masks: Any) -> Tensor | None:
-    """The first [b, heads, t, keys] mask, also among those by kind of attention."""
+    """Return the first [b, heads, t, keys] mask, also from a dict by attention kind."""
     for mask in masks:
         if isinstance(mask, dict):
             mask = square_mask(mask.get("full_attention"), *mask.values())
@@ -81,7 +81,7 @@ def square_mask(*masks: Any) -> Tensor | None:
 
 
 def read_square(mask: Tensor, offset: int, batch: int, t: int) -> tuple[Tensor | None, bool]:
-    """Which of the t tokens after `offset` are real [b, t], and whether each row is one text.
+    """Return which of t tokens are real [b, t], and whether each row is one text.
 
     A token is padding if it does not see itself. In one text each real token sees the real one
     right before it.
@@ -98,7 +98,7 @@ def read_square(mask: Tensor, offset: int, batch: int, t: int) -> tuple[Tensor |
 
 
 def real_tokens(mask: Tensor | None, offset: int, tokens: Tensor) -> Tensor | None:
-    """Which tokens [b, t] of a call at `offset` are real; None when every one is.
+    """Return which tokens [b, t] of a call are real; None when all are.
 
     Args:
         mask: [b, positions], zero at padding; what lies beyond it was generated.
@@ -118,12 +118,12 @@ def real_tokens(mask: Tensor | None, offset: int, tokens: Tensor) -> Tensor | No
 
 
 def has_boundaries(arguments: dict[str, Any]) -> bool:
-    """Whether a call says itself where each of several texts in a row begins."""
+    """Whether a call says where each of several texts in a row begins."""
     return any(arguments.get(name) is not None for name in _BOUNDARIES)
 
 
 def is_packed(arguments: dict[str, Any], mask: Tensor | None, real: Tensor | None) -> bool:
-    """Whether several texts stand one after another in a row of a call."""
+    """Whether a row of a call holds several texts one after another."""
     if has_boundaries(arguments):
         return True
     t = tokens_of(arguments).shape[1]
@@ -131,31 +131,31 @@ def is_packed(arguments: dict[str, Any], mask: Tensor | None, real: Tensor | Non
         return False
     if mask is not None and bool((mask > 1).any()):
         return True  # numbers of texts, as some trainers write them
-    places = arguments.get("position_ids")
-    if not isinstance(places, Tensor) or places.shape[-1] != t:
+    position_ids = arguments.get("position_ids")
+    if not isinstance(position_ids, Tensor) or position_ids.shape[-1] != t:
         return False
-    repeats = places.dim() == 3  # tokens of an image share a time
-    places = places[0] if repeats else places
+    repeats = position_ids.dim() == 3  # tokens of an image share a time
+    position_ids = position_ids[0] if repeats else position_ids
     if real is not None:
-        places = places.masked_fill(~real.to(places.device), -1)
-    highest = places.cummax(dim=-1).values[:, :-1]
-    follows = places[:, 1:] >= highest if repeats else places[:, 1:] > highest
-    return not bool((follows | (places[:, 1:] < 0)).all())
+        position_ids = position_ids.masked_fill(~real.to(position_ids.device), -1)
+    highest = position_ids.cummax(dim=-1).values[:, :-1]
+    follows = position_ids[:, 1:] >= highest if repeats else position_ids[:, 1:] > highest
+    return not bool((follows | (position_ids[:, 1:] < 0)).all())
 
 
 def last_real_position(mask: Tensor) -> Tensor:
-    """The position of the last real token of each row, [b]; -1 where there is none."""
+    """Return the position of the last real token of each row, [b]; -1 for none."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask != 0, columns, -1).amax(dim=1)
 
 
 def cache_among(get: Callable[[str], Any]) -> Any:
-    """The cache among what a decoder is given or returns; None where there is none."""
-    return next((found for name in _CACHES if (found := get(name)) is not None), None)
+    """Return the cache among a decoder's arguments or outputs, or None."""
+    return next((cache for name in _CACHES if (cache := get(name)) is not None), None)
 
 
 def own_length(cache: Any) -> int | None:
-    """The tokens in a cache; None for one that does not count them, as recurrent states."""
+    """Return the tokens in a cache; None for one that does not count them."""
     if hasattr(cache, "get_seq_length"):
         try:
             return int(cache.get_seq_length())
@@ -179,9 +179,9 @@ def virtual_tokens(wrapper: Any) -> int:
 
 
 def calling_wrapper(model: nn.Module) -> Any:
-    """The PEFT model whose `forward` is running `model`; None where there is none.
+    """Return the PEFT model whose `forward` is running `model`, or None.
 
-    Looked for among the callers: PEFT leaves no trace on the model inside, to which a steering
+    The call stack is searched since PEFT leaves no trace on the inner model, to which a steering
     may be attached, and the arguments do not tell a learnt prefix from earlier tokens.
     """
     peft = sys.modules.get("peft")
@@ -191,17 +191,17 @@ def calling_wrapper(model: nn.Module) -> Any:
 
 
 def calling_generate(model: nn.Module) -> dict[str, Any] | None:
-    """The variables of the `generate` of transformers that is running `model`, if one is.
+    """Return the variables of the running `generate` of transformers, if there is one.
 
-    For one that goes round the `generate` of the instance: GenerationMixin.generate(model, ...),
-    or one that was running when the steering was attached.
+    It covers calls that bypass the instance's `generate`, as GenerationMixin.generate(model, ...),
+    and calls that were running when the steering was attached.
     """
     running = _callers(_generates(type(model).__mro__))
     return next((variables for variables in running if variables["self"] is model), None)
 
 
 def _callers(codes: frozenset[CodeType]) -> Iterator[dict[str, Any]]:
-    """The variables of each caller that runs one of these, innermost first."""
+    """Yield the variables of each caller that runs one of `codes`, innermost first."""
     frame: FrameType | None = sys._getframe(1) if codes else None
     while frame is not None:
         if frame.f_code in codes:
@@ -211,7 +211,7 @@ def _callers(codes: frozenset[CodeType]) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _forwards(wrapper: type) -> frozenset[CodeType]:
-    """The code of `forward` of the subclasses for each task, which add the virtual tokens."""
+    """Return the code of `forward` of the task subclasses, which add virtual tokens."""
     classes: list[Any] = wrapper.__subclasses__()
     return frozenset(each.forward.__code__ for each in classes)
 
@@ -229,7 +229,7 @@ _OUTSIDE = (
 
 
 class _Prompt(NamedTuple):
-    """Prompts that a running `generate` was given."""
+    """Prompts of a running `generate`."""
 
     length: int  # padding included
     mask: Tensor | None  # [rows, length]
@@ -239,7 +239,7 @@ class _Prompt(NamedTuple):
 
 
 class _Rerun(NamedTuple):
-    """A call, and the numbers of the autograd nodes that were made in it."""
+    """Forward call and the numbers of the autograd nodes that were made in it."""
 
     first: int
     end: int  # exclusive
@@ -247,7 +247,7 @@ class _Rerun(NamedTuple):
 
 
 class _State(threading.local):
-    """What a thread knows of the call it is in; these are the values outside of any."""
+    """State of a thread in a call; the defaults are the values outside of any."""
 
     call: ForwardCall | None = None
     tokens: tuple[int, ...] | None = None  # (b, t)
@@ -260,7 +260,7 @@ class _State(threading.local):
 
 
 class TokenTracker:
-    """Knows what the tokens of the running forward pass are; shared by a model's handles.
+    """Tracker of the tokens of the running forward pass, shared by a model's handles.
 
     Each thread has a state of its own, so that threads that share a model do not mix.
     """
@@ -285,7 +285,7 @@ class TokenTracker:
 
     @classmethod
     def of(cls, model: nn.Module) -> "TokenTracker":
-        """The tracker of a model, or of the model in a wrapper (PEFT, torch.compile)."""
+        """Return the tracker of a model, also of one wrapped by PEFT or torch.compile."""
         inner = unwrap(model)
         with cls._lock:
             if inner not in cls._all:
@@ -298,7 +298,7 @@ class TokenTracker:
         return self._local.tokens
 
     def call_of(self, hidden: Tensor) -> tuple[ForwardCall, bool]:
-        """What the tokens of `hidden` [b, t, d] are, and whether they are run a second time.
+        """Return the call that `hidden` [b, t, d] belongs to, and whether it is a rerun.
 
         Gradient checkpointing runs parts of a block again in the backward pass, when the
         decoder's own call is long over. Autograd numbers its nodes in the order in which they
@@ -320,7 +320,7 @@ class TokenTracker:
         return calls[0], True
 
     def expand_rows(self, rows: Tensor, batch: int) -> Tensor:
-        """A mask [batch] of those prompts' rows, also when `generate` repeats each for beams."""
+        """Return a mask [batch] of the rows of those prompts, beams included."""
         prompts = self._local.rows or batch
         if batch % prompts or bool(((rows < 0) | (rows >= prompts)).any()):
             raise ValueError(
@@ -331,7 +331,7 @@ class TokenTracker:
         return mask.repeat_interleave(batch // prompts)
 
     def acquire(self, inside: bool) -> None:
-        """Watch the model for one more steering; `inside`: it acts inside a block."""
+        """Watch the model for one more steering; `inside` if it acts inside a block."""
         with self._lock:
             if self._users == 0:
                 self._install()
@@ -369,7 +369,7 @@ class TokenTracker:
         enter: Callable[[_State, dict[str, Any]], None],
         leave: Callable[[_State, Any], None],
     ) -> None:
-        """Call `enter` with a module's arguments by name, and `leave` with what it returns."""
+        """Call `enter` with a module's arguments by name, and `leave` with its output."""
         signature = inspect.signature(module.forward)
         # Not looked up later: what a call is on its way to write once this watch has come off
         # must not be taken for the state of another call.
@@ -425,7 +425,7 @@ class TokenTracker:
                 self._lengths[cache] = state.end
 
     def _guard(self, output: Any, rerun: _Rerun) -> None:
-        """Have a backward pass refuse to run blocks again once the steering is off.
+        """Make a backward pass refuse to rerun blocks once the steering is off.
 
         Without it a block would be run again unsteered, in silence with reentrant checkpointing.
         """
@@ -445,7 +445,7 @@ class TokenTracker:
         stream.register_hook(check)
 
     def _watch_generate(self, model: Any) -> Callable[[], None]:
-        """Let `model.generate` tell how long its prompt is; the undo restores what was there."""
+        """Wrap `model.generate` to record its prompt; the undo restores the original."""
         original = model.generate
         had_own = "generate" in vars(model)
         reference = weakref.ref(model)
@@ -453,7 +453,7 @@ class TokenTracker:
         def generate(*args: Any, **kwargs: Any) -> Any:
             prompt = None
             if getattr(kwargs.get("generation_config"), "is_assistant", None):
-                # A model that drafts for itself goes on with the text that it is generating.
+                # A model that drafts for itself continues the text that it is generating.
                 prompt = self._local.prompt or _unseen_prompt(reference())
             with self._generating(prompt or _prompt_of(reference(), args, kwargs)):
                 return original(*args, **kwargs)
@@ -480,7 +480,7 @@ class TokenTracker:
 
     @contextmanager
     def scoring(self, lengths: Tensor) -> Iterator[None]:
-        """While open, calls hold prompts of these lengths [b] (padding included) and what follows.
+        """Treat each row's first `lengths` [b] tokens, padding included, as its prompt.
 
         For reading prompts together with their continuations in one pass, as if each
         continuation had been generated.
@@ -529,7 +529,7 @@ class TokenTracker:
     def _read_square(
         self, arguments: dict[str, Any], offset: int, virtual: int
     ) -> tuple[Tensor | None, bool]:
-        """A mask [b, positions] up to the end of the call, and whether each row is one text."""
+        """Return a mask [b, positions] of the call, and whether each row is one text."""
         square = square_mask(arguments.get("attention_mask"), self._local.mask)
         # Who opens `scoring` packs rows knowingly.
         if square is None or has_boundaries(arguments) or self._local.lengths is not None:
@@ -542,11 +542,11 @@ class TokenTracker:
         return torch.cat([before, real[:, max(-offset, 0) :]], dim=1), one_text
 
     def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
-        """How many tokens came before those of this call."""
-        places = arguments.get("cache_position")
-        if isinstance(places, Tensor) and places.numel():
+        """Return how many tokens came before those of this call."""
+        cache_position = arguments.get("cache_position")
+        if isinstance(cache_position, Tensor) and cache_position.numel():
             # transformers 4 says it; the length of its static cache leaves out padding.
-            return int(places[0])
+            return int(cache_position[0])
         cache = cache_among(arguments.get)
         if cache is None:
             return 0
@@ -561,7 +561,7 @@ class TokenTracker:
 
 
 def _unseen_prompt(model: Any) -> _Prompt | None:
-    """What a running `generate` that nobody watches was called with."""
+    """Return the prompt of a running `generate` that is not watched."""
     variables = calling_generate(model)
     if variables is None:
         return None
@@ -569,10 +569,10 @@ def _unseen_prompt(model: Any) -> _Prompt | None:
 
 
 def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Prompt:
-    """What `model.generate` is called with."""
+    """Return the prompt that `model.generate` is called with."""
     # Embeddings come first, as in transformers: ids beside them are not read.
     named = [kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")]
-    tokens = next((given for given in (*named, *args[:1]) if given is not None), None)
+    tokens = next((value for value in (*named, *args[:1]) if value is not None), None)
     rows, length = (1, 1) if tokens is None else tokens.shape[:2]
     mask = plain_mask(kwargs.get("attention_mask"))
     if mask is not None:
@@ -585,7 +585,7 @@ def _prompt_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Pr
 
 
 def _is_guided(model: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `model.generate`, called with these, runs the model on a second prompt."""
+    """Whether `model.generate` runs the model on a second prompt for guidance."""
     processors = kwargs.get("logits_processor") or ()
     if any("ClassifierFreeGuidance" in type(each).__name__ for each in processors):
         return True

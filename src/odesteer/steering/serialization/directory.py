@@ -1,8 +1,8 @@
 """Directory of a saved steering, written atomically.
 
-A directory: `steering_config.json` (everything but numbers in bulk, and the hash of the rest),
-`steering.safetensors`, and a `README.md` for people. Each file is written to a temporary name
-and renamed; reading checks everything and executes nothing.
+`steering_config.json` holds everything but tensors, and the hash of `steering.safetensors`; a
+`README.md` is for people. Each file is written to a temporary name and renamed. Reading checks
+everything and executes nothing.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from odesteer.common import limits as strict
+from odesteer.common import limits
 from odesteer.common.files import replace_files
 from odesteer.common.registry import lookup
 from odesteer.ode import DOSES, Dose, Target, as_dose
@@ -26,7 +26,7 @@ CONFIG, TENSORS, CARD = "steering_config.json", "steering.safetensors", "README.
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose: str) -> Path:
-    """Write the directory; schema and hash are added to the configuration, `dose` to the card.
+    """Write the directory, with schema and hash in the configuration.
 
     Raises:
         ValueError: if `config` is not JSON, or more of it than `read` accepts.
@@ -35,11 +35,11 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose
     config = {"schema": SCHEMA, **config, "sha256": hashlib.sha256(payload).hexdigest()}
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        config = strict.parse_json(text.encode())
+        config = limits.parse_json(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"This steering cannot be saved: its {CONFIG} could not be read back, because "
-            f"{strict.brief(error)}. Keep plain JSON values in receipts and hyperparameters."
+            f"{limits.brief(error)}. Keep plain JSON values in receipts and hyperparameters."
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration holds the hash of the tensors and comes last: a directory cut off in
@@ -50,7 +50,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], dose
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors of a directory that `write` wrote.
+    """Read the configuration and the tensors of a directory that `write` wrote.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -59,10 +59,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     name = CONFIG
     try:
-        with strict.open_inside(folder, CONFIG, strict.MAX_JSON_BYTES) as file:
-            text = file.read(strict.MAX_JSON_BYTES + 1)
+        with limits.open_inside(folder, CONFIG, limits.MAX_JSON_BYTES) as file:
+            text = file.read(limits.MAX_JSON_BYTES + 1)
         name = TENSORS
-        with strict.open_inside(folder, TENSORS, strict.MAX_TENSOR_BYTES) as file:
+        with limits.open_inside(folder, TENSORS, limits.MAX_TENSOR_BYTES) as file:
             name = CONFIG
             config = _configuration(text)
             name = TENSORS
@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     "it does not match its checksum: the copy is incomplete or was changed; copy "
                     "the whole directory again"
                 )
-            strict.check_header(file)
+            limits.check_header(file)
             return config, load_tensors(file.read())
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -79,22 +79,22 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"save_pretrained or `odesteer fit --out`."
         ) from None
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"'{folder / name}' cannot be used: {strict.brief(error)}.") from None
+        raise ValueError(f"'{folder / name}' cannot be used: {limits.brief(error)}.") from None
 
 
 def _configuration(text: bytes) -> dict[str, Any]:
-    config = strict.parse_json(text)
+    config = limits.parse_json(text)
     if not isinstance(config, dict) or config.get("schema") != SCHEMA:
-        found = config.get("schema") if isinstance(config, dict) else None
+        schema = config.get("schema") if isinstance(config, dict) else None
         raise ValueError(
-            f"it has schema {found!r:.40}; this version reads schema {SCHEMA}: upgrade odesteer, "
+            f"it has schema {schema!r:.40}; this version reads schema {SCHEMA}: upgrade odesteer, "
             f"or fit again"
         )
     return config
 
 
 def _sha256(file: BinaryIO) -> str:
-    """Piece by piece, so that what does not match never fills the memory; back at the start."""
+    """Hash a file piece by piece, without filling memory, and rewind it."""
     digest = hashlib.sha256()
     while piece := file.read(2**20):
         digest.update(piece)
@@ -103,7 +103,7 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def dose_to_json(dose: Dose) -> dict[str, Any]:
-    """A dose as JSON values.
+    """Convert a dose to JSON values.
 
     Raises:
         ValueError: for one that belongs to the rows of a batch.
@@ -124,7 +124,7 @@ def dose_to_json(dose: Dose) -> dict[str, Any]:
 
 
 def dose_from_json(tree: Any) -> Dose:
-    """The dose that `dose_to_json` wrote.
+    """Rebuild the dose that `dose_to_json` wrote.
 
     Raises:
         ValueError: if it is none.

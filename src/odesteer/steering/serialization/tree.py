@@ -1,20 +1,13 @@
 """Description of a field as a JSON tree with tensors, its checks and its reconstruction.
 
-A field, barrier or whitening is its class name, its constructor's arguments and its
-tensors. `describe` turns one into a JSON tree plus named tensors; `rebuild` reverses it,
-only for the classes listed in `CLASSES`, and only with arguments of the types and shapes that
-they take: what is read may be anybody's.
+A field, barrier or whitening is its class name, its constructor's arguments and its tensors.
+`describe` turns one into a JSON tree and named tensors; `rebuild` reverses it, only for the
+classes in `CLASSES` and only with arguments of the types and shapes that they take, since the
+file may come from anybody.
 
-Tensor shapes of each serializable class.
-
-Letters are sizes: in one part, the same letter is the same size, and `d` is the width that all
-parts of a part share. "" is a single number, "|" stands between what is equally allowed.
-
-Validation of a deserialized steering: attribute types, then a trial run.
-
-Every attribute must be of its type, and a few activations must go to finite places: parts whose
-sizes disagree, or numbers that overflow, do not get past that. The same is asked before a
-steering is written, so that whatever was written can be read.
+A rebuilt steering must then move a few activations to finite values (`try_out`): parts whose
+sizes disagree or numbers that overflow do not pass. The same is required before a steering is
+written, so that whatever was written can be read.
 """
 
 import inspect
@@ -35,6 +28,8 @@ if TYPE_CHECKING:
     from odesteer.steering.layer_steering import LayerSteering
 
 
+# Tensor shapes of each class. Letters are sizes: in one part, the same letter is the same size,
+# and `d` is the width that all parts of a part share. "" is a number, "|" separates alternatives.
 SHAPES: dict[str, dict[str, str]] = {
     "ConstantField": {"direction": "d"},
     "Dense": {"weight": "o i", "bias": "o"},
@@ -65,7 +60,7 @@ _INTEGERS = {("SketchBarrier", "index")}
 
 
 def check(name: str, arguments: Mapping[str, Any]) -> None:
-    """Whether these are the tensors and parts of the class of that name.
+    """Check the tensors and parts of a class by name.
 
     Raises:
         ValueError: for a tensor of another shape or type, numbers that nothing can be computed
@@ -100,14 +95,14 @@ def check(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _fits(tensor: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:
-    """Whether the shape agrees with the sizes known so far, which it adds to."""
-    found = dict(sizes)
+    """Whether a shape agrees with the sizes known so far; adds its own to them."""
+    merged = dict(sizes)
     if tensor.dim() != len(letters) or any(
-        found.setdefault(letter, size) != size
+        merged.setdefault(letter, size) != size
         for letter, size in zip(letters, tensor.shape, strict=True)
     ):
         return False
-    sizes.update(found)
+    sizes.update(merged)
     return True
 
 
@@ -159,7 +154,7 @@ CLASSES: dict[str, type[nn.Module]] = {
 
 
 def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON tree of a module and its tensors, named by their path in the tree.
+    """Return the JSON tree of a module, and its tensors by their path in the tree.
 
     Raises:
         ValueError: if the module, or a part of it, is not one of `CLASSES`.
@@ -193,7 +188,7 @@ def describe(module: nn.Module, prefix: str = "field") -> tuple[dict[str, Any], 
 
 
 def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
-    """The module that `describe` described.
+    """Rebuild the module that `describe` described.
 
     Raises:
         ValueError: for a class that is not listed, an argument of another type or shape than
@@ -235,7 +230,7 @@ def _value(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a class, a sequence of one, or any of several."""
+    """Whether a value is of an annotated type: a class, a sequence of it, or a union."""
     if get_origin(hint) in (Union, UnionType):
         return any(_is(value, each) for each in get_args(hint))
     if get_origin(hint) is Sequence:
@@ -249,7 +244,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 @cache
 def _arguments(name: str) -> dict[str, Any]:
-    """The arguments of a class of `CLASSES`, and their types."""
+    """Return the arguments of a class of `CLASSES` and their types."""
     signature = inspect.signature(CLASSES[name], eval_str=True)
     return {key: parameter.annotation for key, parameter in signature.parameters.items()}
 
@@ -265,16 +260,16 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "site": (str,),
 }
-# More would keep whoever loads the steering waiting for every token.
+# More would make generation wait at every token.
 MAX_STEPS = 1000
 # Of the trial: enough to see a flow diverge that does so early.
 _TRIAL_STEPS = 50
-# What can go wrong in the arithmetic of parts that do not belong together.
+# Errors in the arithmetic of parts that do not belong together.
 MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of a steering that are kept as they are.
+    """Return the attributes of a steering that are stored as they are.
 
     Raises:
         ValueError: for a value of another type, or more than `MAX_STEPS` steps.
@@ -293,7 +288,7 @@ def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calibration_of(values: Any) -> dict[str, float]:
-    """Scale and offset; ValueError unless they are numbers and scale > 0."""
+    """Return scale and offset; ValueError unless they are numbers and scale > 0."""
     if not isinstance(values, dict) or set(values) != {"scale", "offset"}:
         raise ValueError(f"its calibration is scale and offset; got {values!r:.80}")
     if any(type(each) not in (int, float) for each in values.values()) or not values["scale"] > 0:
@@ -302,7 +297,7 @@ def calibration_of(values: Any) -> dict[str, float]:
 
 
 def try_out(steering: "LayerSteering") -> None:
-    """ValueError unless activations 0, 1, a drawn one and a large one go to finite places."""
+    """Raise ValueError unless activations 0, 1, random and large go to finite values."""
     shape = (4, steering.hidden_size or 1)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -310,10 +305,10 @@ def try_out(steering: "LayerSteering") -> None:
     # The largest coordinates of language models are some thousands.
     rows[3] *= 1000.0
     trial = replace(steering, steps=min(steering.steps, _TRIAL_STEPS))
-    found = {"activation": trial(rows), "velocity": trial.velocity(rows)}
+    results = {"activation": trial(rows), "velocity": trial.velocity(rows)}
     if steering.field.barrier is not None:
-        found["log-odds"] = trial.log_odds(rows)
-    for what, values in found.items():
+        results["log-odds"] = trial.log_odds(rows)
+    for what, values in results.items():
         expected = shape[:1] if what == "log-odds" else shape
         if values.shape != expected or not bool(torch.isfinite(values).all()):
             raise ValueError(
