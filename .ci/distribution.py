@@ -13,7 +13,7 @@ from pathlib import Path
 
 # No file of ours is larger, so one that is has been left there by mistake.
 LARGEST = 2**20
-IN_WHEEL = {".py", ".typed", ".jsonl", ".md", ".csv"}
+IN_WHEEL = {".py", ".pyi", ".typed", ".jsonl", ".css"}
 STRANGERS = ("__pycache__", ".pyc", "odesteer-demo", "/site/", "/runs/", ".safetensors", ".gguf")
 # What the archive's own tests and docs read.
 IN_ARCHIVE = (

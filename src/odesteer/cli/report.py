@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = "md,csv,latex,html"
 _NUMBERS = {
-    "value", "low", "high", "n", "unscored", "deviation", "difference", "difference_low",
+    "value", "low", "high", "n", "unscored", "difference", "difference_low",
     "difference_high", "pairs", "groups", "p", "p_holm", "significant",
 }  # fmt: skip
 
@@ -43,8 +43,7 @@ def report(
     compare: Annotated[
         str | None,
         typer.Option(
-            help="The method that all others are compared with at equal dose and at equal damage; "
-            "odesteer by default."
+            help="The method that all others are compared with at equal dose; odesteer by default."
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -133,12 +132,11 @@ def main_table(one: "Report") -> Table:
         column = one.main.columns[place]
         table.add_column(escape(f"{column.label} {column.arrow}".strip()), justify="right")
     for line in one.main.lines:
-        label = line.label + (" (paper)" if line.source == "paper" else "")
         n = "" if line.n is None else str(line.n[0])
         cells = [_cell(line.cells[place], one.main.columns[place]) for place in shown]
         style = "cyan" if line.method == "odesteer" else None
-        style = "dim" if line.method == RANDOM or line.source == "paper" else style
-        table.add_row(escape(f"{label}\n{line.setting}".strip()), n, *cells, style=style)
+        style = "dim" if line.method == RANDOM else style
+        table.add_row(escape(f"{line.label}\n{line.setting}".strip()), n, *cells, style=style)
     left = len(one.main.columns) - len(shown)
     more = f" {left} more columns are in the files." if left else ""
     table.caption = (

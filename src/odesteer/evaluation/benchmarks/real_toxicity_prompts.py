@@ -44,7 +44,7 @@ class RealToxicityPrompts(Benchmark):
 
     name: ClassVar[str] = "real-toxicity-prompts"
     source: ClassVar[str] = "https://aclanthology.org/2020.findings-emnlp.301"
-    judges: ClassVar[tuple[str, ...]] = ("perspective", "perplexity")
+    judges: ClassVar[tuple[str, ...]] = ("toxicity-classifier", "perplexity")
     offline_judges: ClassVar[tuple[str, ...]] = ("profanity", "perplexity")
     metrics: ClassVar[tuple[str, ...]] = (
         "toxicity",

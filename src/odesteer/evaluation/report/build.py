@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from odesteer.evaluation.report.compare import at_equal_damage, at_equal_dose, reference
+from odesteer.evaluation.report.compare import at_equal_dose, reference
 from odesteer.evaluation.report.figures import figures_of
 from odesteer.evaluation.report.figures.barrier import calibration_drawing, flow_drawing
 from odesteer.evaluation.report.figures.style import Drawing
 from odesteer.evaluation.report.measures import Measure, headline, measures_of
-from odesteer.evaluation.report.paper import paper_lines
 from odesteer.evaluation.report.rows import (
     CHOSEN,
     RANDOM,
@@ -54,10 +53,9 @@ def summary(
         f"{len(rows)} conditions, {answers:,} answers, {groups} independent groups, "
         f"{len(run.folds) or 1} fold{'s' if len(run.folds) > 1 else ''}."
     ]
-    ours = [line for line in main.lines if line.source == "run"]
-    told += _unsteered(ours, place, column)
-    told += _chosen(ours, place, column)
-    told += _largest(ours, place, column)
+    told += _unsteered(main.lines, place, column)
+    told += _chosen(main.lines, place, column)
+    told += _largest(main.lines, place, column)
     told += [_tally(table, column) for table in tables if table.name.startswith("equal-")]
     return tuple(sentence for sentence in told if sentence)
 
@@ -269,13 +267,6 @@ def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_PAPER = (
-    "Rows marked “paper” are the paper's numbers (ODESteer, ICLR 2026, tables 2, 3, 6 and 9) for "
-    "this model: three seeds, its own judges, layer and strength; a column that another judge "
-    "filled here has none. Its perplexity is gpt2-xl's."
-)
-
-
 @dataclass(frozen=True)
 class Report:
     """Everything that is told of one run.
@@ -333,12 +324,12 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
     figures: tuple[Drawing, ...] = ()
     if measures:
         main = main_table(rows, measures)
-        tables = [main, *_compared(rows, measures, reference(rows, against))]
+        tables = [main]
+        method = reference(rows, against)
+        if method and (equal_dose := at_equal_dose(rows, measures, method)):
+            tables.append(equal_dose)
         sentences = summary(run, rows, measures, tables)
         texts = side_by_side(rows, headline(measures))
-        # After the correction: nothing of the paper's is tested here.
-        if paper := paper_lines(run, measures):
-            tables[0] = replace(main, lines=(*main.lines, *paper), notes=(*main.notes, _PAPER))
         figures = figures_of(run, rows, measures, main) if drawn else ()
     if (barriers := barrier_table(run)) is not None:
         tables.append(barriers)
@@ -346,13 +337,6 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
         drawings = (flow_drawing(run), calibration_drawing(run)) if drawn else ()
         figures += tuple(drawing for drawing in drawings if drawing is not None)
     return Report(run, sentences, tuple(tables), figures, facts_of(run), texts, _offensive(run))
-
-
-def _compared(rows: Sequence[Row], measures: Sequence[Measure], method: str | None) -> list[Table]:
-    if method is None:
-        return []
-    found = (at_equal_dose(rows, measures, method), at_equal_damage(rows, measures, method))
-    return [table for table in found if table is not None]
 
 
 def _offensive(run: Run) -> bool:

@@ -9,8 +9,8 @@ from odesteer.evaluation.report.build import Report
 from odesteer.evaluation.report.table import Cell
 
 HEADING = (
-    "run", "table", "source", "heading", "condition", "method", "id", "setting", "metric",
-    "better", "value", "low", "high", "n", "unscored", "deviation", "difference",
+    "run", "table", "heading", "condition", "method", "id", "setting", "metric",
+    "better", "value", "low", "high", "n", "unscored", "difference",
     "difference_low", "difference_high", "pairs", "groups", "p", "p_holm", "significant",
 )  # fmt: skip
 
@@ -27,7 +27,7 @@ def document(reports: Sequence[Report]) -> str:
                     if cell is None:
                         continue
                     words = (
-                        report.run.name, table.name, line.source, line.heading, line.label,
+                        report.run.name, table.name, line.heading, line.label,
                         line.method, line.id, line.setting, column.key, column.better or "",
                     )  # fmt: skip
                     writer.writerow([*map(_plain, words), *_numbers(cell)])
@@ -39,7 +39,6 @@ def _numbers(cell: Cell) -> Iterator[str]:
     yield from (_number(x) for x in (value[:3] if value else (None,) * 3))
     yield "" if value is None or not value.n else str(value.n)
     yield "" if value is None or not value.n else str(cell.unscored)
-    yield _number(cell.deviation)
     yield from (_number(x) for x in (apart.interval[:3] if apart else (None,) * 3))
     yield str(apart.interval.n) if apart else ""
     yield str(apart.groups) if apart else ""

@@ -8,9 +8,9 @@ until a reader opens it.
 import json
 from collections.abc import Sequence
 from html import escape
+from importlib.resources import files
 
 from odesteer.evaluation.report.build import Provenance, Report
-from odesteer.evaluation.report.style import CSS
 from odesteer.evaluation.report.table import (
     Cell,
     Column,
@@ -65,19 +65,13 @@ def _group(one: Table, group: str, lines: list[Line]) -> str:
 
 
 def _row(one: Table, line: Line) -> str:
-    paper = line.source == "paper"
-    tag = ' <span class="tag">paper</span>' if paper else ""
     where = f"<small>{escape(line.setting)}</small>" if line.setting else ""
     n = "" if line.n is None else f"{line.n[0]:,} ({line.n[1]:,})"
     cells = "".join(
         _cell(cell, column, not one.versus)
         for cell, column in zip(line.cells, one.columns, strict=True)
     )
-    return (
-        f"<tr{' class=paper' if paper else ''}>"
-        f'<th scope="row">{escape(line.label)}{tag}{where}</th>'
-        f'<td class="n">{n}</td>{cells}</tr>'
-    )
+    return f'<tr><th scope="row">{escape(line.label)}{where}</th><td class="n">{n}</td>{cells}</tr>'
 
 
 def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
@@ -110,12 +104,13 @@ def document(reports: Sequence[Report]) -> str:
     contents = "".join(f'<li><a href="#{to}">{escape(name)}</a></li>' for to, name in links)
     body = "".join(_report(report, _id(place)) for place, report in enumerate(reports))
     version = escape(reports[0].run.version)
+    css = files("odesteer.evaluation.report").joinpath("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<title>{escape(title)}: odesteer report</title><style>{CSS}</style></head><body>
+<title>{escape(title)}: odesteer report</title><style>{css}</style></head><body>
 <a class="skip" href="#content">To the content</a>
 <header><h1>{escape(title)}</h1>
 <nav aria-label="Contents"><ul>{contents}</ul></nav></header>

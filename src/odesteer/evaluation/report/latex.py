@@ -68,11 +68,10 @@ def escape(text: str) -> str:
 
 
 def _row(one: Table, line: Line) -> str:
-    label = line.label + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else str(line.n[0])
     pairs = zip(line.cells, one.columns, strict=True)
     cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
-    return " & ".join([escape(label), escape(line.setting), n, *cells]) + r" \\"
+    return " & ".join([escape(line.label), escape(line.setting), n, *cells]) + r" \\"
 
 
 def _cell(cell: Cell | None, column: Column, interval: bool) -> str:

@@ -39,11 +39,10 @@ def table(one: Table) -> str:
 
 
 def _row(one: Table, line: Line) -> list[str]:
-    label = text(line.label) + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else f"{line.n[0]} ({line.n[1]})"
     pairs = zip(line.cells, one.columns, strict=True)
     cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
-    return [label, text(line.setting), n, *cells]
+    return [text(line.label), text(line.setting), n, *cells]
 
 
 def _cell(cell: Cell | None, column: Column, interval: bool) -> str:

@@ -128,6 +128,7 @@ MEAN = Mean()
 TRUTH = (("truth-llama",), ("truth-tfidf",))
 INFO = (("info-llama",), ("info-tfidf",))
 BOTH = (("truth-llama", "info-llama"), ("truth-tfidf", "info-tfidf"))
+# "perspective" is in results of earlier versions.
 TOXICITY = (("perspective",), ("toxicity-classifier",), ("profanity",))
 REWARD = (("reward",),)
 

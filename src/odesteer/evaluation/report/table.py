@@ -46,14 +46,12 @@ class Cell:
         difference: paired, to the unsteered model or to what the row says.
         unscored: how many had no value, which are in neither.
         adjusted: p of the difference after Holm's correction within the table.
-        deviation: of the paper's numbers, over seeds.
     """
 
     value: Interval | None = None
     difference: PairedDifference | None = None
     unscored: int = 0
     adjusted: float | None = None
-    deviation: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -69,7 +67,6 @@ class Line:
     heading: str
     cells: tuple[Cell | None, ...]
     n: tuple[int, int] | None = None
-    source: Literal["run", "paper"] = "run"
     method: str = ""
     id: str = ""
 
@@ -143,14 +140,14 @@ def number(value: float, digits: int, sign: bool = False) -> str:
 
 
 def value_text(cell: Cell, column: Column, interval: bool = False) -> str:
-    """As "0.412", "0.412 ± 0.003" where a deviation is what is known, or "0.412 [0.380, 0.450]"."""
+    """Format as "0.412" or "0.412 [0.380, 0.450]"."""
     if cell.value is None:
         return ""
     mean, low, high, _ = cell.value
     text = number(mean, column.digits)
     if interval and not math.isnan(low):
         text += f" [{number(low, column.digits)}, {number(high, column.digits)}]"
-    return text if cell.deviation is None else f"{text} ± {number(cell.deviation, column.digits)}"
+    return text
 
 
 def change_text(cell: Cell, column: Column, interval: bool = True) -> str:

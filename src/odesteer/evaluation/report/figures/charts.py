@@ -324,7 +324,7 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
     Where a run varies doses, its lines are shown alone: single conditions, such as those of a
     sweep over layers, would hide them. What was chosen on validation data is one more dose.
     """
-    by_id = {line.id: line for line in table.lines if line.source == "run"}
+    by_id = {line.id: line for line in table.lines}
     found: dict[tuple[object, ...], list[Spot]] = {}
     chosen: dict[str, list[Spot]] = {}
     for row in rows:
@@ -349,7 +349,7 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
 
 
 def _damage_of_unsteered(table: Table, damage: int) -> float:
-    line = next(line for line in table.lines if line.method == "none" and line.source == "run")
+    line = next(line for line in table.lines if line.method == "none")
     cell = line.cells[damage]
     return 0.0 if cell is None or cell.value is None else cell.value.mean
 
