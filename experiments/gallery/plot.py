@@ -15,10 +15,11 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from odesteer.common.files import write_whole
+from odesteer.common.palette import BLUE, VERMILION
 from odesteer.evaluation.report.plots import STYLE  # which draws without a window system
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
-WANTED, UNWANTED = "#0072B2", "#D55E00"
+WANTED, UNWANTED = BLUE, VERMILION
 LEVELS = np.array([-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
 COLUMNS = 2  # of methods
 WIDTH = 9.0  # inches: shown 900 pixels wide, 8 points are 11 pixels

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = "md,csv,latex,html"
 _NUMBERS = {
-    "value", "low", "high", "n", "unscored", "deviation", "difference", "difference_low",
+    "value", "low", "high", "n", "unscored", "difference", "difference_low",
     "difference_high", "pairs", "groups", "p", "p_holm", "significant",
 }  # fmt: skip
 
@@ -44,8 +44,7 @@ def report(
     compare: Annotated[
         str | None,
         typer.Option(
-            help="The method that all others are compared with at equal dose and at equal damage; "
-            "odesteer by default."
+            help="The method that all others are compared with at equal dose; odesteer by default."
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -126,12 +125,11 @@ def main_table(report: "Report") -> Table:
         column = report.main.columns[index]
         table.add_column(escape(f"{column.label} {column.arrow}".strip()), justify="right")
     for line in report.main.lines:
-        label = line.label + (" (paper)" if line.source == "paper" else "")
         n = "" if line.n is None else str(line.n[0])
         cells = [_cell(line.cells[index], report.main.columns[index]) for index in shown]
         style = "cyan" if line.method == "odesteer" else None
-        style = "dim" if line.method == library.RANDOM or line.source == "paper" else style
-        table.add_row(escape(f"{label}\n{line.setting}".strip()), n, *cells, style=style)
+        style = "dim" if line.method == library.RANDOM else style
+        table.add_row(escape(f"{line.label}\n{line.setting}".strip()), n, *cells, style=style)
     left = len(report.main.columns) - len(shown)
     more = f" {left} more columns are in the files." if left else ""
     table.caption = (

@@ -53,7 +53,7 @@ Stage = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of the comparison: a method at a dose, and what it wrote."""
+    """Row of the comparison: a method at a dose, and its texts."""
 
     method: str
     dose_name: str
@@ -69,7 +69,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything the demo measured."""
+    """Measurements of the demo."""
 
     layers: dict[int, BinaryQuality]
     layer: int
@@ -82,7 +82,7 @@ class DemoResult:
 
 
 def contrast() -> tuple[Contrast, Contrast]:
-    """The demo's sentences without their prompts: fit topics and test topics."""
+    """Return the sentences without their prompts, of fit topics and of test topics."""
     rows = [
         {"positive": e["positive"], "negative": e["negative"], "topic": e["topic"]}
         for e in contrast_rows()
@@ -93,16 +93,17 @@ def contrast() -> tuple[Contrast, Contrast]:
 
 
 def test_prompts() -> list[str]:
-    """Unseen prompts: evenly spaced ones of six test topics."""
+    """Return unseen prompts: evenly spaced ones of six test topics."""
     prompts: list[str] = []
     for topic in PROMPT_TOPICS:
-        own = [row["prompt"] for row in contrast_rows() if row["topic"] == topic]
-        prompts += own[:: len(own) // PROMPTS_PER_TOPIC][:PROMPTS_PER_TOPIC]
+        topic_prompts = [row["prompt"] for row in contrast_rows() if row["topic"] == topic]
+        step = len(topic_prompts) // PROMPTS_PER_TOPIC
+        prompts += topic_prompts[::step][:PROMPTS_PER_TOPIC]
     return prompts
 
 
 def run(model: Any, tokenizer: Any, stage: Stage) -> DemoResult:
-    """The whole measurement; deterministic on one machine.
+    """Run the whole measurement; deterministic on one machine.
 
     Args:
         model, tokenizer: a transformers causal language model with a chat template.
@@ -170,15 +171,15 @@ def _conditions(
         for prompt in prompts
     ]
     # All settings share batches: each steering acts on rows of its own.
-    asked = [chat for _ in settings for chat in chats]
+    batch = [chat for _ in settings for chat in chats]
     steered = [steering for *_, steering in settings for _ in chats]
     with stage("Generating") as progress:
         # A decoding step costs little more for 120 rows than for 30: one batch.
-        backend = TransformersBackend(model, tokenizer, batch_size=len(asked))
-        texts = backend.generate(asked, steered, Sampling(max_new_tokens=NEW_TOKENS), progress)
+        backend = TransformersBackend(model, tokenizer, batch_size=len(batch))
+        texts = backend.generate(batch, steered, Sampling(max_new_tokens=NEW_TOKENS), progress)
     with stage("Perplexity under the unsteered model") as progress:
         backend = TransformersBackend(model, tokenizer, batch_size=24)
-        logprobs = backend.logprobs(asked, texts, None, progress)
+        logprobs = backend.logprobs(batch, texts, None, progress)
     scores = VaderMood().score([Case("")] * len(texts), texts)
     values = np.array([np.nan if s.value is None else s.value for s in scores])
     values = values.reshape(len(settings), len(prompts))
@@ -210,7 +211,7 @@ def _mean_probability(steering: Steering, a: Tensor) -> float:
 
 
 def draw(result: DemoResult, folder: Path) -> list[Path]:
-    """The three figures, as PNG files in `folder`."""
+    """Draw the three figures, as PNG files in `folder`."""
     unit = "mood (VADER, −1 gloomy to +1 bright)"
     rows = [
         {"method": c.method, "dose": c.dose, "perplexity": c.perplexity, "effect": c.effect}
@@ -248,7 +249,7 @@ def draw(result: DemoResult, folder: Path) -> list[Path]:
 
 
 def _straight(start: Tensor, trajectory: Tensor, steering: Steering) -> Tensor:
-    """The straight line that one Euler step of the same length would take."""
+    """Return the straight line that one Euler step of the same length would take."""
     velocity = steering.field(start)
     length = float(steering.strength.size) * start.norm(dim=-1, keepdim=True)  # type: ignore[union-attr]
     times = torch.linspace(0, 1, len(trajectory)).view(-1, 1, 1)
@@ -285,7 +286,7 @@ b.ours { color: var(--accent); }
 
 
 def write(result: DemoResult, folder: Path) -> Path:
-    """index.html with the figures inside it, and results.json beside it."""
+    """Write index.html with the figures inside it, and results.json beside it."""
     figures = "".join(_figure(folder / name) for name in FIGURES)
     counts = result.counts
     page = f"""<!doctype html>
@@ -369,11 +370,10 @@ def _effects(result: DemoResult) -> str:
     rows = []
     for c in result.conditions:
         probability = "" if c.before is None else f"{c.before:.2f} → {c.after:.2f}"
-        change = "" if c.method == "none" else _interval(c.difference)
         cells = (
             f"{c.dose:g}" if c.dose else "",
             _interval(c.effect),
-            change,
+            "" if c.method == "none" else _interval(c.difference),
             f"{c.perplexity:.1f}",
             probability,
             str(c.unscored),
@@ -388,24 +388,22 @@ def _interval(values: tuple[float, float, float, int]) -> str:
 
 
 def _layers(result: DemoResult) -> str:
-    rows = "".join(
-        f"<tr{' class=chosen' if i == result.layer else ''}><td class='n'>{i}</td>"
-        f"<td class='n'>{q.auc:.3f}</td><td class='n'>{q.log_loss:.3f}</td>"
-        f"<td class='n'>{q.ece:.3f}</td></tr>"
-        for i, q in result.layers.items()
-    )
-    return f"<table>{_quality_head('layer')}{rows}</table>"
+    rows = [(str(i), q, i == result.layer) for i, q in result.layers.items()]
+    return _quality_table("layer", rows)
 
 
 def _test_quality(result: DemoResult) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(LABELS[name])}</td><td class='n'>{q.auc:.3f}</td>"
-        f"<td class='n'>{q.log_loss:.3f}</td><td class='n'>{q.ece:.3f}</td></tr>"
-        for name, q in result.test_quality.items()
-    )
-    return f"<table>{_quality_head('method')}{rows}</table>"
+    rows = [(LABELS[name], q, False) for name, q in result.test_quality.items()]
+    return _quality_table("method", rows)
 
 
-def _quality_head(first: str) -> str:
+def _quality_table(first: str, rows: Sequence[tuple[str, BinaryQuality, bool]]) -> str:
     heads = (first, "AUC", "log-loss", "calibration error")
-    return "<tr>" + "".join(f"<th class='n'>{head}</th>" for head in heads) + "</tr>"
+    head = "".join(f"<th class='n'>{head}</th>" for head in heads)
+    body = "".join(
+        f"<tr{' class=chosen' if chosen else ''}><td class='n'>{escape(name)}</td>"
+        + "".join(f"<td class='n'>{x:.3f}</td>" for x in (q.auc, q.log_loss, q.ece))
+        + "</tr>"
+        for name, q, chosen in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.evaluation.experiment.test_paper_tables import table
 from tests.helpers.paths import REPOSITORY
 
 from odesteer.evaluation.benchmarks import load_benchmark
@@ -11,7 +12,6 @@ from odesteer.evaluation.experiment.cost_estimate import estimate
 from odesteer.evaluation.experiment.parse_toml import parse, read, tomllib
 from odesteer.evaluation.experiment.plan import KINDS, plan
 from odesteer.evaluation.experiment.run import prepared
-from odesteer.evaluation.report.paper import table
 from odesteer.ode import Angle, PathLength, Target, Time
 
 ROOT = REPOSITORY / "experiments"
@@ -57,7 +57,7 @@ def test_the_papers_files_say_what_its_tables_say(path: Path) -> None:
         "truth-llama",
         "info-llama",
         "reward",
-        "perspective",
+        "toxicity-classifier",
         "perplexity",
     }
     paper = next(one for one in experiment.methods if one.name == "odesteer-paper")

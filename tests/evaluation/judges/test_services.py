@@ -1,6 +1,6 @@
 """Remote judges retry, send each request once, and never show the key.
 
-A server on this machine plays their part.
+A server on this machine plays its part.
 """
 
 import json
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.judges import ChatGrade, Perspective, Score
+from odesteer.evaluation.judges import ChatGrade, Score
 from odesteer.evaluation.judges.chat_grade import ResponseCache, Service
 
 KEY = "a-secret-that-nobody-should-see"
@@ -37,7 +37,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.requests.append((self.path, dict(self.headers.items()), body))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers, body))
         status, answer, *more = self.server.respond(body)
         payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
@@ -76,127 +77,34 @@ class Time:
         self.now += seconds
 
 
-def toxicity(body):
-    """Twenty characters are as toxic as it gets."""
-    value = min(1.0, len(body["comment"]["text"]) / 20)
-    return 200, {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}}
-
-
-def refusal(kind, status=400):
-    detail = {"@type": "x", "errorType": kind}
-    return status, {"error": {"code": status, "message": f"no {KEY}", "details": [detail]}}
-
-
-@pytest.fixture
-def perspective(monkeypatch, tmp_path):
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
+def post(server, **more):
+    """A service with a clock of its own; its time."""
     time = Time()
-
-    def make(server, **more):
-        judge = Perspective(
-            url=server.address,
-            memory=tmp_path / "kept" / "scores.jsonl",
-            clock=time.clock,
-            sleep=time.sleep,
-            **more,
-        )
-        return judge, time
-
-    return make
+    service = Service(server.address, {"x-key": KEY}, clock=time.clock, sleep=time.sleep, **more)
+    return service, time
 
 
-def test_without_a_key_it_fails_loudly(monkeypatch):
-    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
-    with pytest.raises(ValueError, match="PERSPECTIVE_API_KEY"):
-        Perspective().score([CASE], ["Hello."])
+def test_requests_keep_the_pace_of_the_quota():
+    with serving(lambda body: (200, body)) as server:
+        service, time = post(server, per_second=2.0)
+        bodies = [service.post({"n": n}).json() for n in range(2)]
+    assert bodies == [{"n": 0}, {"n": 1}]
+    assert time.pauses == [0.5]
+    path, headers, _ = server.requests[0]
+    assert KEY in headers.values() and KEY not in path
 
 
-def test_texts_are_scored_at_the_pace_of_the_quota(perspective):
-    with serving(toxicity) as server:
-        judge, time = perspective(server, per_second=2.0)
-        texts = ["1234567890", "", "12345678901234567890"]
-        scores = judge.score([CASE] * 3, texts)
-    assert [score.value for score in scores] == [0.5, None, 1.0]
-    assert time.pauses == [0.5]  # the empty text was not asked about
-    path, headers, body = server.requests[0]
-    assert headers["x-goog-api-key".title()] == KEY or KEY in headers.values()
-    assert KEY not in path
-    assert body["languages"] == ["en"] and body["doNotStore"] is True
-
-
-def test_a_busy_service_is_asked_again_after_longer_and_longer_pauses(perspective):
+def test_a_busy_service_is_asked_again_after_longer_and_longer_pauses():
     answers = iter([(429, {}), (503, b"<html>"), (429, {}, {"Retry-After": "30"})])
-    with serving(lambda body: next(answers, None) or toxicity(body)) as server:
-        judge, time = perspective(server, per_second=1000.0)
-        (score,) = judge.score([CASE], ["1234567890"])
-    assert score == Score(0.5)
+    with serving(lambda body: next(answers, (200, {}))) as server:
+        service, time = post(server, per_second=1000.0)
+        assert service.post({}).status_code == 200
     assert [pause for pause in time.pauses if pause >= 1] == [1.0, 2.0, 30.0]
 
 
-def test_a_service_that_stays_busy_leaves_a_text_unscored_but_not_for_good(perspective):
-    status = [503]
-    with serving(lambda body: (status[0], {}) if status[0] != 200 else toxicity(body)) as server:
-        judge, _ = perspective(server)
-        assert judge.score([CASE], ["1234567890"]) == [Score(None, "Perspective: status 503")]
-        status[0] = 200
-        assert judge.score([CASE], ["1234567890"]) == [Score(0.5)]
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "language not supported by attribute"),
-        ("COMMENT_TOO_LONG", "comment too long"),
-    ],
-)
-def test_what_it_cannot_judge_is_unscored_with_the_reason(perspective, kind, reason):
-    with serving(lambda body: refusal(kind)) as server:
-        judge, _ = perspective(server, language=None)
-        expected = [Score(None, f"Perspective: {reason}")]
-        assert judge.score([CASE], ["Bonjour"]) == expected
-        assert judge.score([CASE], ["Bonjour"]) == expected
-    assert len(server.requests) == 1  # it would say the same again
-    assert "languages" not in server.requests[0][2]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        (403, {"error": {"message": f"denied {KEY}"}}),
-        (400, {"error": {"message": f"bad {KEY}", "details": [{"reason": "API_KEY_INVALID"}]}}),
-    ],
-)
-def test_a_refused_key_is_an_error_that_does_not_show_it(perspective, answer, capsys):
-    with serving(lambda body: answer) as server:
-        judge, _ = perspective(server)
-        with pytest.raises(ValueError, match="refuses the key in PERSPECTIVE_API_KEY") as caught:
-            judge.score([CASE], ["Hello."])
-    printed = capsys.readouterr()
-    assert KEY not in f"{caught.value}{judge!r}{printed.out}{printed.err}"
-
-
-def test_a_killed_run_does_not_ask_again(perspective, tmp_path):
-    texts = ["a", "ab", "abc", "abcd"]
-    with serving(toxicity) as server:
-        judge, _ = perspective(server)
-        first = judge.score([CASE] * 3, texts[:3])
-        file = tmp_path / "kept" / "scores.jsonl"
-        # killed in the middle of writing the third
-        file.write_bytes(file.read_bytes()[:-30])
-        assert judge.score([CASE] * 4, texts)[:3] == first
-        assert len(server.requests) == 3 + 2
-        judge.score([CASE] * 4, texts)
-        assert len(server.requests) == 3 + 2
-        assert not any(text in file.read_text() for text in ("comment", KEY))
-
-
-def test_another_question_is_not_answered_from_memory(perspective):
-    with serving(toxicity) as server:
-        judge, _ = perspective(server)
-        judge.score([CASE], ["same text"])
-        other, _ = perspective(server, language="de")
-        other.score([CASE], ["same text"])
-    assert len(server.requests) == 2
+def test_half_a_surrogate_pair_is_posted_as_it_is():
+    with serving(lambda body: (200, body)) as server:
+        assert post(server)[0].post({"text": "\ud83d"}).json() == {"text": "\ud83d"}
 
 
 def test_two_writers_share_a_memory(tmp_path):
@@ -286,7 +194,7 @@ def test_texts_stay_as_they_are_in_the_question(tmp_path, monkeypatch):
     assert "A field." in asked and "A sheep." in asked and "is it true" in asked
     assert '{"score": n}' in asked and "from 1 (worst) to 10 (best)" in asked
     assert (path, body["model"], body["temperature"]) == ("/v1/chat/completions", "mine", 0)
-    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert headers["authorization"] == f"Bearer {KEY}"
 
 
 def test_a_grade_is_asked_for_once(tmp_path):
@@ -296,6 +204,40 @@ def test_a_grade_is_asked_for_once(tmp_path):
         assert len(server.requests) == 1
         grade(server, tmp_path, text="Something else.")
         assert len(server.requests) == 2
+
+
+def test_a_server_that_stays_busy_leaves_a_text_unscored_but_not_for_good(tmp_path):
+    status = [503]
+    reply = says('{"score": 5}')
+    with serving(lambda body: (status[0], {}) if status[0] != 200 else reply(body)) as server:
+        assert grade(server, tmp_path, model="mine") == Score(None, "mine: status 503")
+        status[0] = 200
+        assert grade(server, tmp_path, model="mine") == Score(5.0)
+
+
+def test_a_refused_key_is_an_error_that_does_not_show_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with (
+        serving(lambda body: (403, {"error": {"message": f"denied {KEY}"}})) as server,
+        pytest.raises(ValueError, match="refuses requests: status 403") as caught,
+    ):
+        grade(server, tmp_path)
+    printed = capsys.readouterr()
+    assert KEY not in f"{caught.value}{printed.out}{printed.err}"
+
+
+def test_a_killed_run_does_not_ask_again(tmp_path):
+    texts = ["a", "ab", "abc", "abcd"]
+    with serving(says('{"score": 5}')) as server:
+        first = [grade(server, tmp_path, text=text) for text in texts[:3]]
+        file = tmp_path / "grades.jsonl"
+        # killed in the middle of writing the third
+        file.write_bytes(file.read_bytes()[:-30])
+        assert [grade(server, tmp_path, text=text) for text in texts][:3] == first
+        assert len(server.requests) == 3 + 2
+        [grade(server, tmp_path, text=text) for text in texts]
+        assert len(server.requests) == 3 + 2
+        assert not any(text in file.read_text() for text in ("messages", KEY))
 
 
 def test_a_wrong_model_or_key_is_an_error(tmp_path, monkeypatch):

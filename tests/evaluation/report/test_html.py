@@ -153,11 +153,6 @@ def test_it_shows_what_was_chosen_who_judged_and_from_which_data(toxic: str) -> 
         assert told in toxic
 
 
-def test_the_papers_rows_are_marked(sweep: str, toxic: str) -> None:
-    assert '<tr class=paper><th scope="row">ODESteer <span class="tag">paper</span>' in sweep
-    assert "class=paper" not in toxic
-
-
 def test_an_unfinished_run_says_so_first(tmp_path: Path) -> None:
     cases = [case("none", 0, {"truth-tfidf": 1.0})]
     folder = write(tmp_path, lines([condition("none")], cases)[:-1])

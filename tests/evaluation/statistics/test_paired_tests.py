@@ -7,7 +7,6 @@ import pytest
 
 from odesteer.evaluation.metrics import distinct, percentile, product_of_rates
 from odesteer.evaluation.statistics import jackknife as diversity
-from odesteer.evaluation.statistics import mixture
 from odesteer.evaluation.statistics.bootstrap import interval
 from odesteer.evaluation.statistics.paired_tests import (
     Mean,
@@ -139,38 +138,3 @@ def test_the_normal_p_value_of_the_interval() -> None:
     found = diversity.difference(one, other, 2)
     outside = not found.interval.low <= 0.0 <= found.interval.high
     assert (found.p < 0.05) == outside
-
-
-def line(effect: float, cost: float, n: int = 20) -> tuple[Units, Units]:
-    return units(np.full(n, effect)), units(np.full(n, cost))
-
-
-def test_a_mixture_does_the_same_damage() -> None:
-    lower, upper, other = line(0.0, 0.0), line(1.0, 0.4), line(0.2, 0.1)
-    found = mixture.difference(
-        Mean(), [lower[0], upper[0], other[0]], [lower[1], upper[1], other[1]]
-    )
-    # A quarter of the cases at the upper dose have a mean damage of 0.1 and an effect of 0.25.
-    assert found.interval[:3] == pytest.approx((0.05, 0.05, 0.05))
-    assert found.groups == 20
-
-
-def test_a_mixture_of_one_dose_alone_is_a_paired_difference() -> None:
-    start, moved, other = (GENERATOR.normal(size=30) for _ in range(3))
-    costs = [units(np.full(30, cost)) for cost in (0.0, 1.0, 1.0)]
-    found = mixture.difference(Mean(), [units(start), units(moved), units(other)], costs)
-    plain = difference(Mean(), units(moved), units(other))
-    assert tuple(found.interval) == pytest.approx(tuple(plain.interval))
-    assert found.p == plain.p
-
-
-def test_the_share_of_the_mixture_is_drawn_again() -> None:
-    # Effects are constant at each dose: all uncertainty is in how much damage is done.
-    cost = GENERATOR.uniform(0.0, 0.2, 40)
-    found = mixture.difference(
-        Mean(),
-        [units(np.zeros(40)), units(np.ones(40)), units(np.zeros(40))],
-        [units(np.zeros(40)), units(np.ones(40)), units(cost)],
-    )
-    assert found.interval.mean == pytest.approx(cost.mean())
-    assert found.interval[:3] == pytest.approx(interval(cost)[:3], abs=1e-9)

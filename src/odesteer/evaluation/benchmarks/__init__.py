@@ -1,4 +1,4 @@
-"""Texts to learn from and texts to be judged on; `BENCHMARKS` is the table."""
+"""Benchmarks: texts to fit on and prompts to be judged on; `BENCHMARKS` is the table."""
 
 import os
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ BENCHMARKS: Mapping[str, type[Benchmark]] = {
 
 
 def find_benchmark(name: str) -> type[Benchmark]:
-    """A benchmark's class by its name, also one that another package registers under the
-    entry-point group "odesteer.benchmarks".
+    """Return a benchmark's class by its name.
+
+    Other packages register theirs under the entry-point group "odesteer.benchmarks".
 
     Raises:
         ValueError: for an unknown name.
     """
-    found: type[Benchmark] = resolve(
+    benchmark: type[Benchmark] = resolve(
         BENCHMARKS, name, "benchmark", "odesteer.benchmarks", Benchmark
     )
-    return found
+    return benchmark
 
 
 def load_benchmark(
     name: str, data: str | os.PathLike[str] | None = None, **arguments: Any
 ) -> Benchmark:
-    """A benchmark with its data.
+    """Load a benchmark with its data.
 
     Args:
         name: see `find_benchmark`.

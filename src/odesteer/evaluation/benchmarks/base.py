@@ -1,17 +1,4 @@
-"""Interface of a benchmark.
-
-Stratified samples: rows spread evenly over a score.
-
-Scores of real texts crowd at the ends. To learn from (or be judged on) weak as well as strong
-cases, as many rows are taken of every bin of the score as it has, up to an equal share.
-
-Transfer tasks: knowledge and reasoning under a steering learnt elsewhere.
-
-They run through lm-evaluation-harness, which has its own texts, prompts and metrics: a steered
-model is handed to it as any other.
-
-Source of the choice: ODESteer's table 8 (a fit on TruthfulQA), https://arxiv.org/abs/2602.17560
-"""
+"""Interface of a benchmark, its folds, stratified samples, and transfer tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,15 +16,15 @@ Ids = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Fold:
-    """Who learns from what, as ids of a benchmark: plain data, to be stored with a result.
+    """Split of a benchmark into parts, as plain ids that are stored with a result.
 
     Attributes:
-        fit: what a steering learns from.
-        validation: what layer, dose and every other choice are made on.
-        test: what is reported; looked at once.
+        fit: of the texts that a steering is fitted on.
+        validation: of the cases on which layer, dose and every other choice are made.
+        test: of the cases that are reported.
 
     Raises:
-        ValueError: if parts share an id, which would be testing on what was learnt.
+        ValueError: if parts share an id, which would be testing on the training data.
     """
 
     fit: Ids
@@ -53,7 +40,7 @@ class Fold:
         return frozenset(getattr(self, part))
 
     def as_dict(self) -> dict[str, list[str]]:
-        """For JSON; `Fold.from_dict` reads it."""
+        """Return a dictionary for JSON, which `Fold.from_dict` reads."""
         return {name: list(ids) for name, ids in asdict(self).items()}
 
     @classmethod
@@ -63,21 +50,19 @@ class Fold:
 
 @dataclass(frozen=True)
 class Benchmark(ABC):
-    """Texts to learn from and texts to be judged on.
+    """Texts to fit on and prompts to be judged on.
 
-    `judges` and `offline_judges` are names of `odesteer.evaluation.judges`: those of the paper's
-    protocol,
-    and those that run on any machine. `metrics` names what the protocol reports, in the order of
-    its tables; `odesteer.evaluation.metrics` and `multiple_choice` compute it. `wanted` says
-    "higher" or
-    "lower" of a judge where the benchmark wants otherwise than the judge's own `higher_is` has
-    it. `template` is how prompts become text, `sampling` the protocol's keyword arguments of
-    `odesteer.Sampling`, `stops` where a generation ends (see `trim`), and `instruction` asks for
-    the behaviour in words: the prompt-only baseline.
+    `judges` and `offline_judges` are names of `odesteer.evaluation.judges`: those of the protocol,
+    and those that run on any machine. `metrics` names the protocol's metrics in the order of its
+    tables; `odesteer.evaluation.metrics` computes them. `wanted` maps a judge to "higher" or
+    "lower" where the benchmark wants the opposite of the judge's `higher_is`. `template` turns
+    prompts into text, `sampling` has the protocol's keyword arguments of `odesteer.Sampling`,
+    `stops` end a generation (see `trim`), and `instruction` asks for the behaviour in words: the
+    prompt-only baseline.
 
     Attributes:
-        files: SHA-256 of everything that was read, by name.
-        notes: where these texts differ from the protocol's, for every report.
+        files: SHA-256 of every file that was read, by name.
+        notes: differences of these texts from the protocol's, printed in every report.
     """
 
     name: ClassVar[str]
@@ -97,7 +82,7 @@ class Benchmark(ABC):
     @classmethod
     @abstractmethod
     def load(cls, data: Any = None, verify: bool = True) -> "Benchmark":
-        """From local files; see `odesteer.evaluation.benchmarks.files`.
+        """Load local files; see `odesteer.evaluation.benchmarks.files`.
 
         Args:
             data: the directory that holds the benchmarks' folders; None: ODESTEER_DATA.
@@ -111,7 +96,7 @@ class Benchmark(ABC):
     @classmethod
     @abstractmethod
     def from_hub(cls, *, revision: str | None = None) -> "Benchmark":
-        """From the Hugging Face Hub, through `datasets`.
+        """Load from the Hugging Face Hub, through `datasets`.
 
         Raises:
             ImportError: without `datasets`.
@@ -120,18 +105,18 @@ class Benchmark(ABC):
 
     @abstractmethod
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """The protocol's splits; the same for the same seed and files."""
+        """Return the protocol's splits, which depend on the seed and the files alone."""
 
     @abstractmethod
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
-        """What a part of a fold holds to learn from (or to measure a barrier on)."""
+        """Return the texts of a part of a fold, to fit on or to measure a barrier on."""
 
     @abstractmethod
     def examples(self, fold: Fold, part: Part = "test") -> tuple[Case, ...]:
-        """What a part of a fold asks, in file order."""
+        """Return the cases of a part of a fold, in file order."""
 
     def trim(self, generation: str) -> str:
-        """A generation up to where it would go on with a text of its own (`stops`)."""
+        """Cut a generation at the first of `stops`, where another text begins."""
         ends = [generation.find(stop) for stop in self.stops]
         return generation[: min((end for end in ends if end >= 0), default=None)].rstrip()
 
@@ -139,19 +124,19 @@ class Benchmark(ABC):
 def cross_validation(
     groups: Sequence[str], folds: int, seed: int, validation: float = 0.2
 ) -> tuple[Fold, ...]:
-    """Every group is in the test part of exactly one fold.
+    """Split groups so that each is in the test part of exactly one fold.
 
     Args:
-        groups: ids of what is never split, in file order.
+        groups: ids, in file order; a group is never split.
         folds: 2 or more.
         seed: of the order.
-        validation: the share of the groups left to learn from that choices are made on.
+        validation: share of the groups outside of the test part that choices are made on.
 
     Raises:
         ValueError: if some part would have no group.
     """
     parts = np.array_split(np.random.default_rng(seed).permutation(len(groups)), folds)
-    made = []
+    result = []
     for number, test in enumerate(parts):
         rest = np.concatenate([part for i, part in enumerate(parts) if i != number])
         size = round(validation * len(rest))
@@ -160,12 +145,12 @@ def cross_validation(
                 f"{len(groups)} groups are too few for {folds} folds with a validation share of "
                 f"{validation}."
             )
-        made.append(Fold(*(_named(groups, some) for some in (rest[size:], rest[:size], test))))
-    return tuple(made)
+        result.append(Fold(*(_ids(groups, p) for p in (rest[size:], rest[:size], test))))
+    return tuple(result)
 
 
-def _named(groups: Sequence[str], places: np.ndarray) -> Ids:
-    return tuple(groups[i] for i in sorted(places.tolist()))
+def _ids(groups: Sequence[str], indices: np.ndarray) -> Ids:
+    return tuple(groups[i] for i in sorted(indices.tolist()))
 
 
 BINS = 10  # of width 0.1, over scores from 0 to 1
@@ -174,14 +159,15 @@ BINS = 10  # of width 0.1, over scores from 0 to 1
 def evenly(
     scores: Sequence[float] | np.ndarray, size: int, seed: int, bins: int = BINS
 ) -> list[int]:
-    """Places of `size` rows (or of all, if there are fewer), in order.
+    """Draw a stratified sample: the indices of `size` rows (or of all), in order.
 
-    Rows are drawn at random within their bin, one of every bin in turn, until there are enough:
-    a bin that has too few leaves its share to the others.
+    Scores of real texts crowd at the ends, and weak cases matter as well as strong ones. Rows are
+    drawn at random within their bin, one of each bin in turn, until there are `size`: a bin with
+    too few leaves its share to the others.
 
     Args:
         scores: [n], from 0 to 1.
-        size: how many rows.
+        size: of the sample.
         seed: of the draw.
         bins: of equal width over [0, 1]; 1 is in the last.
 
@@ -193,15 +179,17 @@ def evenly(
         raise ValueError("Only scores from 0 to 1 are spread over bins.")
     bin_of = np.minimum((values * bins).astype(int), bins - 1)
     shuffled = np.random.default_rng(seed).permutation(len(values))
-    turn = np.empty(len(values), dtype=int)  # which of its bin's rows it is
-    for one in range(bins):
-        own = shuffled[bin_of[shuffled] == one]
-        turn[own] = np.arange(len(own))
+    turn = np.empty(len(values), dtype=int)  # rank of a row within its bin
+    for b in range(bins):
+        rows = shuffled[bin_of[shuffled] == b]
+        turn[rows] = np.arange(len(rows))
     # Ties between bins in the last turn fall to chance, not to the lower bin.
     order = shuffled[np.argsort(turn[shuffled], kind="stable")]
     return sorted(order[:size].tolist())
 
 
+# Knowledge and reasoning under a steering fitted elsewhere, by lm-evaluation-harness. The choice is
+# that of ODESteer's table 8 (a fit on TruthfulQA), https://arxiv.org/abs/2602.17560
 # our name: (the harness's task, its metric)
 TRANSFER = {
     "mmlu": ("mmlu", "acc"),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odesteer.data.read_files import csv_cells, rows
+from odesteer.data import read_files
 
 HUB = "hub"
 # Origins: the commits named in the comment beside each group.
@@ -50,7 +50,7 @@ SHA256 = {
 
 
 def data_dir(folder: str, data: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a benchmark, below `data` or ODESTEER_DATA or ../shared/data.
+    """Return the folder of a benchmark, in `data`, ODESTEER_DATA or ../shared/data.
 
     Raises:
         FileNotFoundError: if it is not there; says how to point to it.
@@ -68,7 +68,7 @@ def data_dir(folder: str, data: str | os.PathLike[str] | None = None) -> Path:
 def locate(
     name: str, data: str | os.PathLike[str] | None = None, verify: bool = True
 ) -> tuple[Path, dict[str, str]]:
-    """A file such as "truthfulqa/TruthfulQA.csv", and {name: its SHA-256}.
+    """Return the path of a file such as "truthfulqa/TruthfulQA.csv", and {name: SHA-256}.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -78,28 +78,29 @@ def locate(
     path = data_dir(folder, data) / file
     if not path.is_file():
         raise FileNotFoundError(f"No '{file}' in '{path.parent}', where '{folder}' has its files.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     known = SHA256.get(name)
-    if verify and known is not None and found != known:
+    if verify and known is not None and checksum != known:
         raise ValueError(
             f"'{path}' is not the file that results are compared on: its SHA-256 begins "
-            f"{found[:12]}, not {known[:12]}. Fetch it again, or use it as it is with verify=False."
+            f"{checksum[:12]}, not {known[:12]}. Fetch it again, or use it as it is with "
+            f"verify=False."
         )
-    return path, {name: found}
+    return path, {name: checksum}
 
 
 def json_lines(path: Path) -> list[Mapping[str, Any]]:
-    """The objects of a JSONL file, also in .gz.
+    """Read the objects of a JSONL file, also of a .gz.
 
     Raises:
-        ValueError: naming the line that is none.
+        ValueError: for a line that is no object; names it.
     """
-    return [row for _, row in rows(path)]
+    return [row for _, row in read_files.rows(path)]
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
-    """The cells of every row of a CSV file, also in .gz."""
-    return (cells for _, cells in csv_cells(path))
+    """Read the cells of every row of a CSV file, also of a .gz."""
+    return (cells for _, cells in read_files.csv_cells(path))
 
 
 def hub_rows(
@@ -110,13 +111,13 @@ def hub_rows(
     revision: str | None = None,
     file: str | None = None,
 ) -> Any:
-    """The split of a data set of the Hub (or of a local directory in its form), with `columns`.
+    """Load columns of a split of a data set of the Hub, or of a directory in its form.
 
     Args:
         name: of the data set.
         config: its configuration, where it has several.
         split: "train", ...
-        columns: which are read.
+        columns: to be read.
         revision: a branch, tag or commit.
         file: one file of the repository, where it has no configurations; its split is "train".
 
@@ -148,9 +149,9 @@ def hub_rows(
     return dataset.select_columns(list(columns))
 
 
-def digest(found: Sequence[Any]) -> str:
-    """SHA-256 of rows, each a JSON line with sorted keys."""
-    made = hashlib.sha256()
-    for row in found:
-        made.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return made.hexdigest()
+def digest(rows: Sequence[Any]) -> str:
+    """Return the SHA-256 of rows, each a JSON line with sorted keys."""
+    result = hashlib.sha256()
+    for row in rows:
+        result.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return result.hexdigest()

@@ -1,4 +1,4 @@
-"""Jigsaw: toxic and other comments, to learn detoxification from.
+"""Jigsaw: toxic and benign comments, to fit detoxification on.
 
 The paper's protocol takes 5,000 toxic and 5,000 benign comments of "Jigsaw Unintended Bias",
 spread evenly over bins of the share of raters who said toxic. The Hub has them as
@@ -43,7 +43,7 @@ class Jigsaw:
 
     @classmethod
     def load(cls, data: str | os.PathLike[str] | None = None, verify: bool = True) -> "Jigsaw":
-        """From jigsaw/comments.csv.gz: text and label, without a header."""
+        """Load jigsaw/comments.csv.gz: text and label, without a header."""
         path, files = locate("jigsaw/comments.csv.gz", data, verify)
         rows = list(csv_rows(path))
         ids = tuple(f"comment-{i}" for i in range(len(rows)))
@@ -52,14 +52,16 @@ class Jigsaw:
 
     @classmethod
     def from_hub(cls, name: str = HUB_NAME, *, revision: str | None = None) -> "Jigsaw":
-        """From the training split: the first comments of every bin of toxicity."""
-        found = hub_rows(name, None, "train", ["text", "toxicity"], revision)
-        scores = np.asarray(found["toxicity"], dtype=float)
+        """Load the first comments of every bin of toxicity of the training split."""
+        split = hub_rows(name, None, "train", ["text", "toxicity"], revision)
+        scores = np.asarray(split["toxicity"], dtype=float)
         bins = np.minimum((scores * BINS).astype(int), BINS - 1)
-        places = np.sort(np.concatenate([np.where(bins == b)[0][:POOL_PER_BIN] for b in set(bins)]))
-        rows = list(found.select(places))
+        indices = np.sort(
+            np.concatenate([np.where(bins == b)[0][:POOL_PER_BIN] for b in set(bins)])
+        )
+        rows = list(split.select(indices))
         return cls(
-            tuple(f"comment-{i}" for i in places),
+            tuple(f"comment-{i}" for i in indices),
             tuple(row["text"] for row in rows),
             tuple(float(row["toxicity"]) for row in rows),
             True,
@@ -76,27 +78,26 @@ class Jigsaw:
         )
 
     def draw(self, sizes: Sequence[int], seed: int) -> list[tuple[str, ...]]:
-        """Disjoint sets of ids, each with `size` toxic and `size` benign ones.
+        """Draw disjoint sets of ids, each with `size` toxic and `size` benign ones.
 
         Where there are too few comments all sets shrink alike. Graded toxicity is spread evenly
         over its bins.
         """
         scores = np.array(self.toxicity)
         drawn: list[list[int]] = [[] for _ in sizes]
-        for places in (np.where(scores >= TOXIC)[0], np.where(scores < TOXIC)[0]):
-            left = places
-            share = min(1.0, len(places) / sum(sizes))
-            for found, size in zip(drawn, sizes, strict=True):
+        for left in (np.where(scores >= TOXIC)[0], np.where(scores < TOXIC)[0]):
+            share = min(1.0, len(left) / sum(sizes))
+            for sample, size in zip(drawn, sizes, strict=True):
                 chosen = left[evenly(scores[left], round(share * size), seed)]
-                found += chosen.tolist()
+                sample += chosen.tolist()
                 left = np.setdiff1d(left, chosen)
-        return [tuple(self.ids[i] for i in sorted(found)) for found in drawn]
+        return [tuple(self.ids[i] for i in sorted(sample)) for sample in drawn]
 
     def contrast(self, ids: frozenset[str]) -> Contrast:
-        """Benign comments against toxic ones; each is a group of its own."""
+        """Return benign comments against toxic ones; each is its own group."""
         rows = zip(self.ids, self.texts, self.toxicity, strict=True)
         classes: dict[bool, list[Example]] = {False: [], True: []}
-        for one, text, toxicity in rows:
-            if one in ids:
-                classes[toxicity >= TOXIC].append(Example(None, text, one))
+        for id_, text, toxicity in rows:
+            if id_ in ids:
+                classes[toxicity >= TOXIC].append(Example(None, text, id_))
         return Contrast(tuple(classes[False]), tuple(classes[True]))

@@ -55,7 +55,7 @@ class Persona(Benchmark):
         verify: bool = True,
         trait: str = "agreeableness",
     ) -> "Persona":
-        """From a file in persona/, one of `TRAITS`."""
+        """Load a file in persona/, one of `TRAITS`."""
         path, files = locate(f"persona/{lookup(TRAITS, trait, 'trait')[0]}", data, verify)
         return cls(_cases(json_lines(path)), files=files)
 
@@ -67,14 +67,14 @@ class Persona(Benchmark):
         *,
         revision: str | None = None,
     ) -> "Persona":
-        """From the file of the trait in the data set `name`."""
+        """Load the file of the trait in the data set `name`."""
         file = f"{lookup(TRAITS, trait, 'trait')[1]}.jsonl"
         columns = ["question", "answer_matching_behavior", "answer_not_matching_behavior"]
         rows = list(hub_rows(name, None, "train", columns, revision, file=file))
         return cls(_cases(rows), files={f"{name}:{file}": digest(rows)})
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """Two folds by question; a fifth of each half to learn from is for choices."""
+        """Return two folds by question; a fifth of each fit half is for choices."""
         return cross_validation([case.group for case in self.cases], 2, seed)
 
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
@@ -94,8 +94,8 @@ def _cases(rows: Iterable[Mapping[str, Any]]) -> tuple[Case, ...]:
         # They come with a space; the template decides what stands before an answer.
         shows, hides = (row[key].strip() for key in keys)
         task = ((shows, True), (hides, False))
-        one = str(number)
+        id_ = str(number)
         cases.append(
-            Case(row["question"], one, one, (shows,), (hides,), {"mc1": task, "mc2": task})
+            Case(row["question"], id_, id_, (shows,), (hides,), {"mc1": task, "mc2": task})
         )
     return tuple(cases)

@@ -44,7 +44,7 @@ class RealToxicityPrompts(Benchmark):
 
     name: ClassVar[str] = "real-toxicity-prompts"
     source: ClassVar[str] = "https://aclanthology.org/2020.findings-emnlp.301"
-    judges: ClassVar[tuple[str, ...]] = ("perspective", "perplexity")
+    judges: ClassVar[tuple[str, ...]] = ("toxicity-classifier", "perplexity")
     offline_judges: ClassVar[tuple[str, ...]] = ("profanity", "perplexity")
     metrics: ClassVar[tuple[str, ...]] = (
         "toxicity",
@@ -83,7 +83,7 @@ class RealToxicityPrompts(Benchmark):
         verify: bool = True,
         perplexity: Mapping[str, float] | None = None,
     ) -> "RealToxicityPrompts":
-        """From realtoxicityprompts/toxic.jsonl and jigsaw/comments.csv.gz."""
+        """Load realtoxicityprompts/toxic.jsonl and jigsaw/comments.csv.gz."""
         path, files = locate("realtoxicityprompts/toxic.jsonl", data, verify)
         note = f"Prompts are the {path.name} of DecodingTrust: challenging ones only."
         return cls._of(json_lines(path), Jigsaw.load(data, verify), perplexity, files, (note,))
@@ -97,7 +97,7 @@ class RealToxicityPrompts(Benchmark):
         *,
         revision: str | None = None,
     ) -> "RealToxicityPrompts":
-        """From the split "train" of `name`, which is all there is; comments from the Hub too."""
+        """Load the split "train" of `name`, the only one, and comments of the Hub."""
         columns = ["challenging", "prompt", "continuation"]
         rows = list(hub_rows(name, None, "train", columns, revision))
         files = {f"{name}:train": digest(rows)}
@@ -116,8 +116,8 @@ class RealToxicityPrompts(Benchmark):
         for number, row in enumerate(rows):
             scores = {key: value for key, value in row["prompt"].items() if key != "text"}
             about = {**scores, "challenging": bool(row["challenging"])}
-            one = f"prompt-{number}"
-            cases.append(Case(row["prompt"]["text"], id=one, group=one, metadata=about))
+            id_ = f"prompt-{number}"
+            cases.append(Case(row["prompt"]["text"], id=id_, group=id_, metadata=about))
         if not perplexity:
             notes = (*notes, "Prompts are not filtered by their perplexity under gpt2.")
         return cls(
@@ -129,7 +129,7 @@ class RealToxicityPrompts(Benchmark):
         )
 
     def eligible(self) -> tuple[Case, ...]:
-        """The prompts that the protocol draws from."""
+        """Return the prompts that the protocol draws from."""
         return tuple(
             case
             for case in self.cases
@@ -139,7 +139,7 @@ class RealToxicityPrompts(Benchmark):
         )
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """One fold."""
+        """Return one fold."""
         cases: Sequence[Case] = self.eligible()
         for size in self.after:
             gone = {case.id for case in _spread(cases, size, seed)}
@@ -153,7 +153,7 @@ class RealToxicityPrompts(Benchmark):
         return (Fold(fit, validation, tuple(case.id for case in test)),)
 
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
-        """Benign against toxic comments; a test part has none, only prompts."""
+        """Return benign against toxic comments; a test part has prompts only."""
         return self.comments.contrast(fold.ids(part))
 
     def examples(self, fold: Fold, part: Part = "test") -> tuple[Case, ...]:
@@ -161,5 +161,4 @@ class RealToxicityPrompts(Benchmark):
 
 
 def _spread(cases: Sequence[Case], size: int, seed: int) -> list[Case]:
-    places = evenly([case.metadata["toxicity"] for case in cases], size, seed)
-    return [cases[i] for i in places]
+    return [cases[i] for i in evenly([case.metadata["toxicity"] for case in cases], size, seed)]

@@ -21,7 +21,7 @@ SYSTEM = "You are a person writing to a friend."
 
 
 def rows() -> list[dict[str, str]]:
-    """The pairs: topic, prompt, positive (melancholy), negative (bright)."""
+    """Return the pairs: topic, prompt, positive (melancholy), negative (bright)."""
     return [json.loads(line) for line in _text().splitlines()]
 
 
@@ -47,27 +47,31 @@ class Sentiment(Benchmark):
 
     @classmethod
     def load(cls, data: Any = None, verify: bool = True) -> "Sentiment":
-        """From the package itself; `data` and `verify` do not matter."""
+        """Load the file of the package; `data` and `verify` do not matter."""
         return cls(files={FILE: hashlib.sha256(_text().encode()).hexdigest()})
 
     @classmethod
     def from_hub(cls, *, revision: str | None = None) -> "Sentiment":
-        """The same: the sentences are nowhere else."""
+        """Load the file of the package: the sentences are nowhere else."""
         return cls.load()
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """Two folds of 12 topics each; two of the topics to learn from are for choices."""
+        """Return two folds of 12 topics each; two of the fit topics are for choices."""
         return cross_validation(list(dict.fromkeys(row["topic"] for row in rows())), 2, seed)
 
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
-        own = (row for row in rows() if row["topic"] in fold.ids(part))
-        bare = [{key: value for key, value in row.items() if key != "prompt"} for row in own]
-        return Contrast.from_rows(bare)
+        return Contrast.from_rows(
+            [
+                {key: value for key, value in row.items() if key != "prompt"}
+                for row in rows()
+                if row["topic"] in fold.ids(part)
+            ]
+        )
 
     def examples(self, fold: Fold, part: Part = "test") -> tuple[Case, ...]:
         return tuple(
             Case(
-                self._asked(row["prompt"]),
+                self._prompt(row["prompt"]),
                 id=str(number),
                 group=row["topic"],
                 references=(row["positive"],),
@@ -77,7 +81,7 @@ class Sentiment(Benchmark):
             if row["topic"] in fold.ids(part)
         )
 
-    def _asked(self, prompt: str) -> Any:
+    def _prompt(self, prompt: str) -> Any:
         if self.system is None:
             return prompt
         return ({"role": "system", "content": self.system}, {"role": "user", "content": prompt})

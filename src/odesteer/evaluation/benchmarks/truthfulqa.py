@@ -61,7 +61,7 @@ class TruthfulQA(Benchmark):
 
     @classmethod
     def load(cls, data: str | os.PathLike[str] | None = None, verify: bool = True) -> "TruthfulQA":
-        """From truthfulqa/TruthfulQA.csv and truthfulqa/mc_task.json."""
+        """Load truthfulqa/TruthfulQA.csv and truthfulqa/mc_task.json."""
         path, files = locate("truthfulqa/TruthfulQA.csv", data, verify)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = [
@@ -85,7 +85,7 @@ class TruthfulQA(Benchmark):
 
     @classmethod
     def from_hub(cls, name: str = HUB_NAME, *, revision: str | None = None) -> "TruthfulQA":
-        """From the configurations "generation" and "multiple_choice" of the data set `name`."""
+        """Load the configurations "generation" and "multiple_choice" of `name`."""
         columns = ["question", "category", "best_answer", "correct_answers", "incorrect_answers"]
         rows = list(hub_rows(name, "generation", "validation", columns, revision))
         columns = ["question", "mc1_targets", "mc2_targets"]
@@ -137,7 +137,7 @@ class TruthfulQA(Benchmark):
         return cls(tuple(answers), tuple(cases), files=files, notes=tuple(notes))
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """Two folds by question; a fifth of each half to learn from is for choices."""
+        """Return two folds by question; a fifth of each fit half is for choices."""
         return cross_validation([case.group for case in self.cases], 2, seed)
 
     def contrast(self, fold: Fold, part: Part = "fit") -> Contrast:
@@ -147,7 +147,7 @@ class TruthfulQA(Benchmark):
         return tuple(case for case in self.cases if case.group in fold.ids(part))
 
     def split(self, fit_questions: int, seed: int = 0) -> tuple[Contrast, Contrast]:
-        """Contrasts over `fit_questions` questions and over all the others."""
+        """Split into contrasts over `fit_questions` questions and over all others."""
         order = np.random.default_rng(seed).permutation(len(self.cases))
         chosen = frozenset(str(i) for i in order[:fit_questions])
         others = frozenset(str(i) for i in order[fit_questions:])
@@ -168,9 +168,9 @@ def _choices(
 
 
 def _contrast(answers: Iterable[tuple[Example, bool]], groups: frozenset[str]) -> Contrast:
-    some = [(example, correct) for example, correct in answers if example.group in groups]
+    chosen = [(example, correct) for example, correct in answers if example.group in groups]
     return Contrast(
-        tuple(example for example, correct in some if correct),
-        tuple(example for example, correct in some if not correct),
+        tuple(example for example, correct in chosen if correct),
+        tuple(example for example, correct in chosen if not correct),
         TEMPLATE,
     )

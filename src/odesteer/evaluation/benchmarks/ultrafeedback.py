@@ -58,14 +58,14 @@ class UltraFeedback(Benchmark):
     def load(
         cls, data: str | os.PathLike[str] | None = None, verify: bool = True
     ) -> "UltraFeedback":
-        """From ultrafeedback/train.jsonl and ultrafeedback/test.jsonl."""
+        """Load ultrafeedback/train.jsonl and ultrafeedback/test.jsonl."""
         train, files = locate("ultrafeedback/train.jsonl", data, verify)
         test, checked = locate("ultrafeedback/test.jsonl", data, verify)
         return cls._of(json_lines(train), json_lines(test), {**files, **checked})
 
     @classmethod
     def from_hub(cls, name: str = HUB_NAME, *, revision: str | None = None) -> "UltraFeedback":
-        """From the splits "train_prefs" and "test_prefs" of `name`."""
+        """Load the splits "train_prefs" and "test_prefs" of `name`."""
         columns = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
         train = list(hub_rows(name, None, "train_prefs", columns, revision))
         test = list(hub_rows(name, None, "test_prefs", columns, revision))
@@ -97,7 +97,7 @@ class UltraFeedback(Benchmark):
         return cls(tuple(learnt), tuple(tested), files=files, notes=tuple(notes))
 
     def folds(self, seed: int = 0) -> tuple[Fold, ...]:
-        """One fold, within the data set's own split.
+        """Return one fold, within the data set's own split.
 
         Where there are fewer pairs than the protocol's, as large a share of them is for choices.
         """
@@ -137,13 +137,13 @@ class UltraFeedback(Benchmark):
 
 
 def _pairs(rows: Iterable[Mapping[str, Any]], part: str) -> list[tuple[Example, Example]]:
-    """Every pair, the preferred answer first."""
+    """Return every pair, the preferred answer first."""
     pairs = []
     for number, row in enumerate(rows):
         scores = row if "score_chosen" in row else row["metadata"]
         high, low = float(scores["score_chosen"]), float(scores["score_rejected"])
         group = f"{part}-{number}"
-        chosen, rejected = _said(row["chosen"]), _said(row["rejected"])
+        chosen, rejected = _answer(row["chosen"]), _answer(row["rejected"])
         above = Example(row["prompt"], chosen, group, reward=high)
         pairs.append((above, Example(row["prompt"], rejected, group, reward=low)))
     return pairs
@@ -154,6 +154,6 @@ def _is_tie(pair: tuple[Example, Example]) -> bool:
     return (preferred.reward or 0.0) <= (other.reward or 0.0)
 
 
-def _said(answer: Any) -> str:
-    """An answer: a text, or the last of the chat messages that it stands in."""
+def _answer(answer: Any) -> str:
+    """Return an answer, of chat messages the last one's text."""
     return answer if isinstance(answer, str) else answer[-1]["content"]

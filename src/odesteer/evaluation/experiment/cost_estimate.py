@@ -94,6 +94,8 @@ def _parameters(name: str) -> float | None:
         return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) / 4.0
     if name.endswith("gpt2-xl"):
         return 1.56e9
+    if name.endswith("roberta_toxicity_classifier"):
+        return 0.125e9
     matches = re.findall(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", name.lower())
     if not matches:
         return None

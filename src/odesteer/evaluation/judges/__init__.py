@@ -1,4 +1,4 @@
-"""Judges of generations, one file each; `JUDGES` is the table."""
+"""Judges of generations; `JUDGES` is the table."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,6 @@ from odesteer.evaluation.judges.offline import (
     VaderMood,
 )
 from odesteer.evaluation.judges.perplexity import KLToUnsteered, Perplexity
-from odesteer.evaluation.judges.perspective import Perspective
 
 JUDGES: Mapping[str, type[Judge]] = {
     judge.name: judge
@@ -26,7 +25,6 @@ JUDGES: Mapping[str, type[Judge]] = {
         TruthReference,
         Reward,
         ChatGrade,
-        Perspective,
         ToxicityClassifier,
         Profanity,
         VaderMood,
@@ -37,8 +35,9 @@ JUDGES: Mapping[str, type[Judge]] = {
 
 
 def find_judge(name: str) -> type[Judge]:
-    """A judge's class by its name, also one that another package registers under the
-    entry-point group "odesteer.judges".
+    """Return a judge's class by its name.
+
+    Other packages register theirs under the entry-point group "odesteer.judges".
 
     Raises:
         ValueError: for an unknown name.
@@ -54,7 +53,6 @@ __all__ = [
     "Judge",
     "KLToUnsteered",
     "Perplexity",
-    "Perspective",
     "Profanity",
     "Reward",
     "Score",

@@ -13,7 +13,7 @@ Direction = Literal["better", "worse", "neither"]
 
 @dataclass(frozen=True)
 class Score:
-    """A value, or the reason why there is none: unscored is counted, never zero."""
+    """Value, or the reason why there is none: unscored is counted, never zero."""
 
     value: float | None
     reason: str = ""
@@ -21,7 +21,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Judge(ABC):
-    """Scores generations one by one.
+    """Scorer of generations, one by one.
 
     `unit` says what a value means, `higher_is` whether more of it is wanted, and `agreement` how
     well it agrees with people or with a reference, measured on how many texts; reports print all
@@ -35,16 +35,16 @@ class Judge(ABC):
 
     @abstractmethod
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
-        """One score a generation; a generation's does not depend on the others."""
+        """Score each generation independently of the others."""
 
 
 def each_text(
     generations: Sequence[str], values: Callable[[list[str]], Sequence[float]]
 ) -> list[Score]:
-    """Scores of all texts at once, of which empty ones are unscored."""
-    places = [i for i, text in enumerate(generations) if text.strip()]
+    """Score all texts in one call; empty ones are unscored."""
+    indices = [i for i, text in enumerate(generations) if text.strip()]
     scores = [Score(None, EMPTY)] * len(generations)
-    if places:
-        for i, value in zip(places, values([generations[i] for i in places]), strict=True):
+    if indices:
+        for i, value in zip(indices, values([generations[i] for i in indices]), strict=True):
             scores[i] = Score(float(value))
     return scores

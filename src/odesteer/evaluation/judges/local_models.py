@@ -1,8 +1,7 @@
-"""Language models in memory to judge with.
+"""Language models that judges hold in memory.
 
-A judge names its model; it is loaded at its first score and kept, so that judging in pieces does
-not load it again. Texts that are longer than a model reads are not cut: the judge is told, and
-says so.
+A judge's model is loaded at its first score and kept, so that judging in pieces does not load it
+again. Texts longer than the model's input are not cut but unscored, with the reason.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +20,13 @@ from odesteer.models.loading import load_classifier, load_model
 # Two of each: the truth and the info judge, read in turns. More would fill a GPU.
 @lru_cache(maxsize=2)
 def causal(name: str) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer; see `odesteer.models.loading.load_model`."""
+    """Load a causal language model and its tokenizer."""
     return load_model(name)
 
 
 @lru_cache(maxsize=2)
 def classifier(name: str) -> tuple[Any, Any]:
-    """A sequence classification (or reward) model and its tokenizer."""
+    """Load a sequence classification (or reward) model and its tokenizer."""
     return load_classifier(name)
 
 
@@ -37,7 +36,7 @@ def score_rows(
     longest: int,
     values: Callable[[Rows], Sequence[float]],
 ) -> list[Score]:
-    """Scores of the generations that are neither empty nor longer than a model reads.
+    """Score the generations that are neither empty nor longer than a model reads.
 
     Args:
         generations: texts.
@@ -66,7 +65,7 @@ def too_long(size: int, longest: int) -> Score:
 
 
 def limit(model: Any, tokenizer: Any) -> int:
-    """How many tokens the model reads, as far as it or its tokenizer says.
+    """Return the longest input in tokens, as far as model or tokenizer know it.
 
     RoBERTa has two more positions than it can use, which only its tokenizer knows.
     """
@@ -75,7 +74,7 @@ def limit(model: Any, tokenizer: Any) -> int:
 
 
 def next_token_probabilities(model: Any, rows: Rows, token: int, batch_size: int) -> Tensor:
-    """P(token) as the next one after each row: [n], float64."""
+    """Return P(token) as the next one after each row: [n], float64."""
     results = torch.empty(len(rows), dtype=torch.float64)
     for batch in batches([len(row) for row in rows], rows=batch_size):
         chosen = [rows[i] for i in batch]
@@ -92,7 +91,7 @@ def next_token_probabilities(model: Any, rows: Rows, token: int, batch_size: int
 
 
 def class_logits(model: Any, rows: Rows, batch_size: int) -> Tensor:
-    """The head's outputs for each row: [n, labels], float64."""
+    """Return the head's outputs for each row: [n, labels], float64."""
     results: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in batches([len(row) for row in rows], rows=batch_size):
         chosen = [rows[i] for i in batch]

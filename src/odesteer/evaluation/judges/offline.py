@@ -1,26 +1,22 @@
 """Judges without a neural network: profanity, mood, truth.
 
-Offensiveness by a linear model, offline.
-
-The probability of a linear support vector machine over bags of words, trained on 200,000 tweets
-and Wikipedia comments that people labelled as offensive or not. It sees words:
+Offensiveness is the probability of a linear support vector machine over bags of words, trained on
+200,000 tweets and Wikipedia comments that people labelled as offensive or not. It sees words:
 threats and insults without bad words pass unnoticed, and innocent uses of bad words do not.
 
 Source: V. Zhou, "Building a Better Profanity Detection Library with scikit-learn", 2019,
 https://victorzhou.com/blog/better-profanity-detection-with-scikit-learn/; maintained as
 alt-profanity-check, https://pypi.org/project/alt-profanity-check/
 
-Sentiment by VADER.
-
-The compound score of VADER, from -1 (negative) to +1 (positive): a lexicon of 7,500 words
-rated by people, with rules for negation and emphasis. It knows nothing of our contrast set
-or barrier. In its paper it correlates with the mean of 20 human raters at r = 0.88 on
-tweets; on longer or literary text it is weaker.
+The sentiment is the compound score of VADER, from -1 (negative) to +1 (positive): a lexicon of
+7,500 words rated by people, with rules for negation and emphasis. It knows nothing of our contrast
+set or barrier. In its paper it correlates with the mean of 20 human raters at r = 0.88 on tweets;
+on longer or literary text it is weaker.
 
 Source: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
 Social Media Text", ICWSM 2014, https://doi.org/10.1609/icwsm.v8i1.14550
 
-Similarity to true minus false reference answers.
+Truth by references is the similarity to true minus the similarity to false answers:
 
     score = max over true references of cos(answer, t) - max over false ones of cos(answer, f)
 
@@ -31,11 +27,10 @@ own is close to neither.
 Source: the BLEU and ROUGE differences of Lin et al., "TruthfulQA", ACL 2022,
 https://aclanthology.org/2022.acl-long.229, section 2.4, with another similarity
 
-Truth and informativeness by TF-IDF and TruthfulQA's human labels.
-
-Logistic regression on TF-IDF of words, word pairs and punctuation of the answer alone, learnt
-from the 22,434 labelled answers of 817 questions that the original judges were trained on. It
-knows style ("there is no", "I have no comment"), not facts: a weak judge that runs anywhere.
+Truth and informativeness without references: logistic regression on TF-IDF of words, word pairs
+and punctuation of the answer alone, learnt from the 22,434 labelled answers of 817 questions that
+the original judges were trained on. It knows style ("there is no", "I have no comment"), not
+facts: a weak judge that runs anywhere.
 
 No question is judged by a model that has seen it: five models are trained, each without a fifth
 of the questions (by a hash of their text), and a question is judged by the one without it. So
@@ -154,7 +149,7 @@ _LINE = re.compile(r"Q: (?P<question>.*?)\nA: (?P<answer>.*)\n\w+:", re.DOTALL)
 
 
 def labelled(path: Path) -> list[tuple[str, str, bool]]:
-    """(question, answer, label) of every line of finetune_truth or finetune_info.
+    """Read (question, answer, label) of the lines of finetune_truth or finetune_info.
 
     Raises:
         ValueError: for a line of another form.
@@ -189,15 +184,15 @@ class Tfidf(Judge):
         path, _ = locate(self.file, self.data)
         scores: list[Score] = [Score(None, EMPTY)] * len(generations)
         for number in range(MODELS):
-            places = [
+            indices = [
                 i
                 for i, (case, text) in enumerate(zip(cases, generations, strict=True))
                 if text.strip() and model_of(case.question) == number
             ]
-            if places:
+            if indices:
                 model = _trained_without(path, number)
-                values = model.predict_proba([generations[i] for i in places])[:, 1]
-                for i, value in zip(places, values, strict=True):
+                values = model.predict_proba([generations[i] for i in indices])[:, 1]
+                for i, value in zip(indices, values, strict=True):
                     scores[i] = Score(float(value))
         return scores
 
@@ -229,7 +224,7 @@ class InfoTfidf(Tfidf):
 
 
 def model_of(question: str) -> int:
-    """Which of the models was trained without a question."""
+    """Return the number of the model that was trained without a question."""
     return hashlib.sha256(question.strip().encode()).digest()[0] % MODELS
 
 

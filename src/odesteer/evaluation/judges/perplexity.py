@@ -1,20 +1,16 @@
 """Perplexity of a generation, and its KL divergence from the unsteered model.
 
-NLL(y | x) = -1/|y| sum_t log p(y_t | x, y_<t)      in nats a token
+    NLL(y | x) = -1/|y| sum_t log p(y_t | x, y_<t)      in nats per token
 
-exp of it is the perplexity. The mean over generations is taken of the NLL: one broken text has a
-perplexity of thousands, and a mean of perplexities would be about that text.
-
-A low value is not good by itself: repetition is likely, too. Read it beside Dist-n.
-
-KL divergence from the unsteered model along a steered text.
+The perplexity is exp NLL. Means over generations are taken of the NLL: one broken text has a
+perplexity of thousands and would dominate a mean of perplexities. A low value is not good by
+itself, since repetition is likely, too: read it beside Dist-n.
 
     KL(p || q) = sum_y p(y) log p(y)/q(y)     p unsteered, q steered, in nats
 
-at every token of the generation, with everything before it the same for both; their mean is the
-generation's score. `odesteer.evaluation.selection` measures the same on continuations by the
-unsteered model,
-which are the same for all steerings; here it is along what the steered model itself said.
+is taken at every token of the steered generation, after the same prefix for both; its mean is the
+score. `odesteer.evaluation.selection` measures it on continuations by the unsteered model instead,
+which are the same for all steerings.
 """
 
 from collections.abc import Sequence
@@ -35,10 +31,10 @@ class Perplexity(Judge):
     """Per-token NLL under any causal language model.
 
     Args:
-        model: its name (a Hub model or a directory), used where no backend is given; the paper's
-            is gpt2-xl.
-        backend: a model that is loaded already, such as the unsteered one.
-        template: how prompt and generation become one text for a `model`; a backend has its own.
+        model: its name (a Hub model or a directory), used without a backend; the paper's is
+            gpt2-xl.
+        backend: a loaded model, such as the unsteered one.
+        template: joins prompt and generation for a `model`; a backend has its own.
         batch_size: for a `model`.
     """
 
@@ -54,7 +50,7 @@ class Perplexity(Judge):
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
         scores = [Score(None, EMPTY)] * len(generations)
-        places = [i for i, text in enumerate(generations) if text.strip()]
+        indices = [i for i, text in enumerate(generations) if text.strip()]
         backend = self.backend
         if backend is None:
             model, tokenizer = causal(self.model)
@@ -62,13 +58,13 @@ class Perplexity(Judge):
                 model, tokenizer, template=self.template, batch_size=self.batch_size
             )
             longest = limit(model, tokenizer)
-            for i in list(places):
+            for i in list(indices):
                 size = len(encode(tokenizer, cases[i].prompt, generations[i], self.template))
                 if size > longest:
                     scores[i] = too_long(size, longest)
-                    places.remove(i)
-        asked, said = [cases[i].prompt for i in places], [generations[i] for i in places]
-        for i, logprobs in zip(places, backend.logprobs(asked, said), strict=True):
+                    indices.remove(i)
+        prompts, texts = [cases[i].prompt for i in indices], [generations[i] for i in indices]
+        for i, logprobs in zip(indices, backend.logprobs(prompts, texts), strict=True):
             if len(logprobs):
                 scores[i] = Score(-float(logprobs.double().mean()))
         return scores
@@ -79,9 +75,9 @@ class KLToUnsteered(Judge):
     """Mean KL over the tokens of a generation.
 
     Args:
-        model, tokenizer: what was steered, without its steering attached.
+        model, tokenizer: the steered model, without its steering attached.
         steering: with its dose; None is the unsteered model, whose KL is 0.
-        template: how prompts became text.
+        template: of the prompts.
     """
 
     name: ClassVar[str] = "kl"
@@ -99,9 +95,9 @@ class KLToUnsteered(Judge):
         from odesteer.evaluation.scoring.packing import as_text
 
         texts = {}
-        for i, (case, said) in enumerate(zip(cases, generations, strict=True)):
-            example = Example(case.prompt, said.strip(), case.group)
-            text = as_text(self.tokenizer, example, self.template) if said.strip() else None
+        for i, (case, generation) in enumerate(zip(cases, generations, strict=True)):
+            example = Example(case.prompt, generation.strip(), case.group)
+            text = as_text(self.tokenizer, example, self.template) if generation.strip() else None
             if text is not None:
                 texts[i] = text
         scores: list[Score] = [Score(None, EMPTY)] * len(generations)

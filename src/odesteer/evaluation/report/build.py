@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from odesteer.evaluation.report.compare import at_equal_damage, at_equal_dose, reference
+from odesteer.evaluation.report.compare import at_equal_dose, reference
 from odesteer.evaluation.report.figures import figures_of
 from odesteer.evaluation.report.figures.barrier import calibration_drawing, flow_drawing
 from odesteer.evaluation.report.figures.style import Drawing
 from odesteer.evaluation.report.measures import Measure, headline, measures_of
-from odesteer.evaluation.report.paper import paper_lines
 from odesteer.evaluation.report.rows import (
     CHOSEN,
     RANDOM,
@@ -43,100 +42,99 @@ from odesteer.evaluation.report.tables import (
 def summary(
     run: Run, rows: Sequence[Row], measures: Sequence[Measure], tables: Sequence[Table]
 ) -> tuple[str, ...]:
-    """Sentences, all of them about the headline metric."""
+    """Write sentences about the headline metric."""
     main = tables[0]
-    place = list(measures).index(headline(measures))
-    column = main.columns[place]
+    index = list(measures).index(headline(measures))
+    column = main.columns[index]
     answers = sum(len(row.answers) for row in rows)
     groups = max((row.groups for row in rows), default=0)
-    told = [
+    sentences = [
         f"{run.benchmark.get('name', 'A benchmark')} with {run.model.get('name', 'a model')}: "
         f"{len(rows)} conditions, {answers:,} answers, {groups} independent groups, "
         f"{len(run.folds) or 1} fold{'s' if len(run.folds) > 1 else ''}."
     ]
-    ours = [line for line in main.lines if line.source == "run"]
-    told += _unsteered(ours, place, column)
-    told += _chosen(ours, place, column)
-    told += _largest(ours, place, column)
-    told += [_tally(table, column) for table in tables if table.name.startswith("equal-")]
-    return tuple(sentence for sentence in told if sentence)
+    sentences += _unsteered(main.lines, index, column)
+    sentences += _chosen(main.lines, index, column)
+    sentences += _largest(main.lines, index, column)
+    sentences += [_tally(table, column) for table in tables if table.name == "equal-dose"]
+    return tuple(sentence for sentence in sentences if sentence)
 
 
-def _unsteered(lines: Sequence[Line], place: int, column: Column) -> list[str]:
+def _unsteered(lines: Sequence[Line], index: int, column: Column) -> list[str]:
     for line in lines:
-        cell = line.cells[place]
+        cell = line.cells[index]
         if line.method == UNSTEERED and cell is not None:
             wanted = f", {column.better} is better" if column.better else ""
             return [f"Unsteered, {column.label} is {value_text(cell, column)}{wanted}."]
     return []
 
 
-def _chosen(lines: Sequence[Line], place: int, column: Column) -> list[str]:
-    told = []
+def _chosen(lines: Sequence[Line], index: int, column: Column) -> list[str]:
+    sentences = []
     for line in lines:
-        cell = line.cells[place]
+        cell = line.cells[index]
         if line.heading == CHOSEN and cell is not None and cell.difference is not None:
-            told.append(
+            sentences.append(
                 f"{line.label}, as chosen on validation data ({line.setting}): "
                 f"{value_text(cell, column)}, {change_text(cell, column)}."
             )
-    return told
+    return sentences
 
 
-def _largest(lines: Sequence[Line], place: int, column: Column) -> list[str]:
-    """Which condition changed most in the wanted direction, and how far chance comes."""
+def _largest(lines: Sequence[Line], index: int, column: Column) -> list[str]:
+    """Name the largest improvement of all conditions, and that of a random direction."""
     if column.better is None:
         return []
-    best = _best([line for line in lines if line.method != RANDOM], place, column)
+    best = _best([line for line in lines if line.method != RANDOM], index, column)
     if best is None:
         return []  # nothing to compare with
     size, cell, line = best
     if size <= 0:
-        told = [f"No condition improved {column.label}."]
+        sentences = [f"No condition improved {column.label}."]
     else:
         where = f" ({line.setting})" if line.setting else ""
         doubt = "" if cell.significant else ", which is not significant"
-        told = [
+        sentences = [
             f"The largest improvement of all conditions, picked after the fact: {line.label}"
             f"{where}, {change_text(cell, column)}{doubt}."
         ]
-    chance = _best([line for line in lines if line.method == RANDOM], place, column)
+    chance = _best([line for line in lines if line.method == RANDOM], index, column)
     if chance is not None and chance[0] > 0:
         size, cell, line = chance
-        told.append(
+        sentences.append(
             f"A random direction alone ({line.setting}) reaches {change_text(cell, column)}: only "
             f"what a method has beyond that is its own."
         )
-    return told
+    return sentences
 
 
-def _best(lines: Sequence[Line], place: int, column: Column) -> tuple[float, Cell, Line] | None:
-    """The line that changed most in the wanted direction, by how much, and its cell."""
+def _best(lines: Sequence[Line], index: int, column: Column) -> tuple[float, Cell, Line] | None:
+    """Return the largest improvement, its cell and its line."""
     sign = 1.0 if column.better == "higher" else -1.0
-    found = [
+    improvements = [
         (sign * cell.difference.interval.mean, cell, line)
         for line in lines
-        if (cell := line.cells[place]) is not None and cell.difference is not None
+        if (cell := line.cells[index]) is not None and cell.difference is not None
     ]
-    return max(found, key=lambda each: each[0], default=None)
+    return max(improvements, key=lambda item: item[0], default=None)
 
 
 def _tally(table: Table, column: Column) -> str:
-    """How often the reference method is better, worse, or cannot be told apart."""
-    place = next((i for i, c in enumerate(table.columns) if c.key == column.key), None)
-    if place is None:
+    """Count how often the reference method is better, worse, or not told apart."""
+    index = next((i for i, c in enumerate(table.columns) if c.key == column.key), None)
+    if index is None:
         return ""
-    cells = [line.cells[place] for line in table.lines]
-    found = [effect(cell, table.columns[place]) for cell in cells if cell is not None]
-    better, worse = found.count("better"), found.count("worse")
+    cells = [line.cells[index] for line in table.lines]
+    effects = [effect(cell, table.columns[index]) for cell in cells if cell is not None]
+    better, worse = effects.count("better"), effects.count("worse")
     return (
-        f"{table.title}: {column.label} is significantly better in {better} of {len(found)} "
-        f"comparisons, worse in {worse}, not told apart in {len(found) - better - worse}."
+        f"{table.title}: {column.label} is significantly better in {better} of {len(effects)} "
+        f"comparisons, worse in {worse}, not told apart in {len(effects) - better - worse}."
     )
 
 
 class Provenance(NamedTuple):
-    """A small table of words."""
+    """Small table of words."""
 
     title: str
     heading: tuple[str, ...]
@@ -145,9 +143,9 @@ class Provenance(NamedTuple):
 
 
 def facts_of(run: Run) -> tuple[Provenance, ...]:
-    """Choices, trials, judges, fits and data; those that the run has."""
-    made = (_choices(run), _trials(run), _judges(run), _fits(run), _folds(run), _data(run))
-    return tuple(facts for facts in made if facts.rows)
+    """Return tables of choices, trials, judges, fits and data that the run has."""
+    tables = (_choices(run), _trials(run), _judges(run), _fits(run), _folds(run), _data(run))
+    return tuple(table for table in tables if table.rows)
 
 
 def _label(run: Run, line: Mapping[str, Any]) -> str:
@@ -206,7 +204,7 @@ def _judges(run: Run) -> Provenance:
 
 
 def _unscored(run: Run, judge: str) -> str:
-    """How many, and the reasons from the most frequent on."""
+    """Count unscored answers, with the reasons from the most frequent on."""
     reasons: dict[str, int] = {}
     total = 0
     for answers in run.answers.values():
@@ -218,12 +216,9 @@ def _unscored(run: Run, judge: str) -> str:
                     reasons[why] = reasons.get(why, 0) + 1
     if not reasons:
         return f"0 of {total}"
-    said = ", ".join(f"{count}: {why}" for why, count in sorted(reasons.items(), key=_most))
-    return f"{sum(reasons.values())} of {total} ({said})"
-
-
-def _most(item: tuple[str, int]) -> tuple[int, str]:
-    return -item[1], item[0]
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    words = ", ".join(f"{count}: {why}" for why, count in ranked)
+    return f"{sum(reasons.values())} of {total} ({words})"
 
 
 def _fits(run: Run) -> Provenance:
@@ -257,7 +252,7 @@ def _data(run: Run) -> Provenance:
 
 
 def _words(value: Any) -> str:
-    """A number as it is read, an estimate with its interval, anything else as JSON."""
+    """Format a number, an estimate with its interval, or any other value as JSON."""
     if value is None:
         return ""
     if isinstance(value, Mapping) and "mean" in value:
@@ -269,25 +264,18 @@ def _words(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-_PAPER = (
-    "Rows marked “paper” are the paper's numbers (ODESteer, ICLR 2026, tables 2, 3, 6 and 9) for "
-    "this model: three seeds, its own judges, layer and strength; a column that another judge "
-    "filled here has none. Its perplexity is gpt2-xl's."
-)
-
-
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told of one run.
+    """Sentences, tables, figures and example texts of one run.
 
     Attributes:
         run: as it was read.
-        sentences: what was found.
+        sentences: the findings.
         tables: the main one first.
-        figures: whatever the run has data for.
+        figures: those that the run has data for.
         facts: choices, judges, data.
         texts: single generations, unsteered beside steered.
-        offensive: whether texts are to be hidden until they are asked for.
+        offensive: whether texts are hidden until a reader opens them.
     """
 
     run: Run
@@ -304,7 +292,7 @@ class Report:
 
 
 def check(run: Run, against: str | None = None) -> None:
-    """That a report can be built, found out before the work is done.
+    """Check that a report can be built, before the work is done.
 
     Raises:
         ValueError: if the run has no method of that name, or no score to report.
@@ -315,12 +303,12 @@ def check(run: Run, against: str | None = None) -> None:
 
 
 def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
-    """The report of a run.
+    """Build the report of a run.
 
     Args:
         run: finished or not.
         against: the method that others are compared with; None: ODESteer, if the run has it.
-        drawn: whether figures are wanted.
+        drawn: whether to draw figures.
 
     Raises:
         ValueError: as `check` does.
@@ -333,12 +321,12 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
     figures: tuple[Drawing, ...] = ()
     if measures:
         main = main_table(rows, measures)
-        tables = [main, *_compared(rows, measures, reference(rows, against))]
+        tables = [main]
+        method = reference(rows, against)
+        if method and (equal_dose := at_equal_dose(rows, measures, method)):
+            tables.append(equal_dose)
         sentences = summary(run, rows, measures, tables)
         texts = side_by_side(rows, headline(measures))
-        # After the correction: nothing of the paper's is tested here.
-        if paper := paper_lines(run, measures):
-            tables[0] = replace(main, lines=(*main.lines, *paper), notes=(*main.notes, _PAPER))
         figures = figures_of(run, rows, measures, main) if drawn else ()
     if (barriers := barrier_table(run)) is not None:
         tables.append(barriers)
@@ -348,14 +336,7 @@ def build(run: Run, against: str | None = None, drawn: bool = True) -> Report:
     return Report(run, sentences, tuple(tables), figures, facts_of(run), texts, _offensive(run))
 
 
-def _compared(rows: Sequence[Row], measures: Sequence[Measure], method: str | None) -> list[Table]:
-    if method is None:
-        return []
-    found = (at_equal_dose(rows, measures, method), at_equal_damage(rows, measures, method))
-    return [table for table in found if table is not None]
-
-
 def _offensive(run: Run) -> bool:
-    """Whether the benchmark asks for what few want to see unasked."""
+    """Whether the texts of the benchmark may offend."""
     words: Sequence[str] = (str(run.benchmark.get("name", "")), *run.benchmark.get("metrics", ()))
     return any("toxic" in word for word in words)

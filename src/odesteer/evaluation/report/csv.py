@@ -9,14 +9,14 @@ from odesteer.evaluation.report.build import Report
 from odesteer.evaluation.report.table import Cell
 
 HEADING = (
-    "run", "table", "source", "heading", "condition", "method", "id", "setting", "metric",
-    "better", "value", "low", "high", "n", "unscored", "deviation", "difference",
+    "run", "table", "heading", "condition", "method", "id", "setting", "metric",
+    "better", "value", "low", "high", "n", "unscored", "difference",
     "difference_low", "difference_high", "pairs", "groups", "p", "p_holm", "significant",
 )  # fmt: skip
 
 
 def document(reports: Sequence[Report]) -> str:
-    """One file for all; empty where there is no number, never a zero."""
+    """Write one file for all reports; a missing number is empty, never a zero."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADING)
@@ -27,7 +27,7 @@ def document(reports: Sequence[Report]) -> str:
                     if cell is None:
                         continue
                     words = (
-                        report.run.name, table.name, line.source, line.heading, line.label,
+                        report.run.name, table.name, line.heading, line.label,
                         line.method, line.id, line.setting, column.key, column.better or "",
                     )  # fmt: skip
                     writer.writerow([*map(_plain, words), *_numbers(cell)])
@@ -35,15 +35,14 @@ def document(reports: Sequence[Report]) -> str:
 
 
 def _numbers(cell: Cell) -> Iterator[str]:
-    value, apart = cell.value, cell.difference
+    value, change = cell.value, cell.difference
     yield from (_number(x) for x in (value[:3] if value else (None,) * 3))
     yield "" if value is None or not value.n else str(value.n)
     yield "" if value is None or not value.n else str(cell.unscored)
-    yield _number(cell.deviation)
-    yield from (_number(x) for x in (apart.interval[:3] if apart else (None,) * 3))
-    yield str(apart.interval.n) if apart else ""
-    yield str(apart.groups) if apart else ""
-    yield _number(apart.p if apart else None)
+    yield from (_number(x) for x in (change.interval[:3] if change else (None,) * 3))
+    yield str(change.interval.n) if change else ""
+    yield str(change.groups) if change else ""
+    yield _number(change.p if change else None)
     yield _number(cell.adjusted)
     yield "" if cell.adjusted is None else str(int(cell.significant))
 
@@ -53,5 +52,5 @@ def _number(value: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Spreadsheets run what begins like a formula; a run's names may be anybody's."""
+    """Quote text that a spreadsheet would run as a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text

@@ -15,7 +15,7 @@ from odesteer.evaluation.report.table import (
 
 _HEADER = r"""% Tables of `odesteer report`, to be \input. Needs \usepackage{booktabs,graphicx}.
 % The figures are beside it, as PDF."""
-# Each stands for itself in text; what is not here is left to LaTeX's own UTF-8.
+# Other characters are left to LaTeX's own UTF-8.
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
     "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -26,19 +26,19 @@ _SPECIAL = {
 
 
 def document(reports: Sequence[Report]) -> str:
-    """Every table of every report, each a float."""
+    """Write every table of every report, each as a float."""
     tables = [table(one, report.run.title) for report in reports for one in report.tables]
     return "\n\n".join([_HEADER, *tables]) + "\n"
 
 
 def table(one: Table, title: str) -> str:
-    """A float: values, below each of them what differs; scaled to the line where it is wide."""
+    """Write a float with values above differences, scaled down to the line width."""
     heading = ["condition", "setting", "$n$"]
     heading += [escape(f"{column.label} {column.arrow}".strip()) for column in one.columns]
     rows = []
-    for place, (group, lines) in enumerate(headings(one.lines)):
+    for index, (group, lines) in enumerate(headings(one.lines)):
         if group:
-            rule = [r"\addlinespace"] if place else []
+            rule = [r"\addlinespace"] if index else []
             wide = rf"\multicolumn{{{len(heading)}}}{{l}}{{\itshape {escape(group)}}} \\"
             rows += [*rule, wide]
         rows += [_row(one, line) for line in lines]
@@ -63,16 +63,15 @@ def table(one: Table, title: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that is text in LaTeX."""
+    """Escape text for LaTeX."""
     return "".join(_SPECIAL.get(c, c) for c in " ".join(text.split()))
 
 
 def _row(one: Table, line: Line) -> str:
-    label = line.label + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else str(line.n[0])
     pairs = zip(line.cells, one.columns, strict=True)
     cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
-    return " & ".join([escape(label), escape(line.setting), n, *cells]) + r" \\"
+    return " & ".join([escape(line.label), escape(line.setting), n, *cells]) + r" \\"
 
 
 def _cell(cell: Cell | None, column: Column, interval: bool) -> str:

@@ -19,12 +19,12 @@ _LONG = 2_000  # characters; notes and rules are whole sentences
 
 
 def document(reports: Sequence[Report], figures: str = "figures") -> str:
-    """The page; figures are the files of `figures`, by run and name."""
+    """Write the page; `figures` is the folder of its figure files."""
     return "\n\n".join(part for report in reports for part in _parts(report, figures)) + "\n"
 
 
 def table(one: Table) -> str:
-    """A table with its title and what a reader has to know of it."""
+    """Write a table with its title and legend."""
     heading = ["condition", "setting", "n"]
     heading += [f"{text(column.label)} {column.arrow}".strip() for column in one.columns]
     rows = []
@@ -39,11 +39,10 @@ def table(one: Table) -> str:
 
 
 def _row(one: Table, line: Line) -> list[str]:
-    label = text(line.label) + (" (paper)" if line.source == "paper" else "")
     n = "" if line.n is None else f"{line.n[0]} ({line.n[1]})"
     pairs = zip(line.cells, one.columns, strict=True)
     cells = [_cell(cell, column, not one.versus) for cell, column in pairs]
-    return [label, text(line.setting), n, *cells]
+    return [text(line.label), text(line.setting), n, *cells]
 
 
 def _cell(cell: Cell | None, column: Column, interval: bool) -> str:
@@ -74,12 +73,12 @@ def _parts(report: Report, figures: str) -> list[str]:
         body += "".join("\n| " + " | ".join(row) + " |" for row in rows)
         parts.append(f"### {text(facts.title)}\n\n{body}")
     if run.notes:
-        said = "\n".join(f"- {text(note, _LONG)}" for note in run.notes)
-        parts.append(f"### Notes\n\n{said}")
+        notes = "\n".join(f"- {text(note, _LONG)}" for note in run.notes)
+        parts.append(f"### Notes\n\n{notes}")
     return parts
 
 
 def file_name(report: Report, name: str) -> str:
-    """Of a figure: with the run's directory, so that several runs can stand in one folder."""
+    """Return a figure's file name, which begins with the run's directory."""
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in report.run.name)
     return f"{kept}-{name}"

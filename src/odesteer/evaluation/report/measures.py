@@ -29,20 +29,20 @@ Values = Callable[[Keyed, Keyed, tuple[str, ...]], np.ndarray]
 
 @dataclass(frozen=True)
 class Measure:
-    """One column: a metric by the judges that a run has.
+    """Column of a table: a metric by the judges that a run has.
 
     Attributes:
         name: as benchmarks name it.
         label: for people.
         judges: alternatives; each that the run has is a column of its own.
-        values: of answers and the unsteered answers to the same cases, [n, c].
-        statistic: what is made of them.
+        values: function of answers and of the unsteered answers to the same cases, to [n, c].
+        statistic: of the values.
         digits: after the point.
         better: "higher", "lower", or None where neither is; "judge": as the first judge has it.
-        tested: whether a difference is tested; what a dose moves is not news.
+        tested: whether differences are tested; damage of a dose is no finding.
         per_prompt: over the samples of a prompt instead of over answers.
-        grams: n of Dist-n, which is made of the texts instead; 0 for all others.
-        note: what a reader must know.
+        grams: n of Dist-n, computed from texts instead of values; 0 for all others.
+        note: for the legend.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Measure:
 
     @property
     def key(self) -> str:
-        """Names the column in files: with the judges, where there are any."""
+        """Name of the column in files, with its judges."""
         return " ".join([self.name, *(name for name in self.judges[0] if name != self.name)])
 
     def units(self, answers: Keyed, unsteered: Keyed) -> Units:
-        """What is counted of a condition; `unsteered` answers the same cases, in any order."""
+        """Return the units of a condition; `unsteered` are of the same cases, in any order."""
         values = self.values(answers, unsteered, self.judges[0])
         groups, keys = [a.group for _, a in answers], [key for key, _ in answers]
         if not self.per_prompt:
@@ -75,7 +75,7 @@ class Measure:
         return Units(values, [first[prompt] for prompt in prompts], prompts)
 
     def texts(self, answers: Keyed) -> Texts:
-        """(group, generation) of answers with one, for Dist-n."""
+        """Return (group, generation) of answers with a generation, for Dist-n."""
         return [(a.group, a.generation) for _, a in answers if a.generation]
 
 
@@ -84,7 +84,7 @@ def _prompt(key: Key) -> tuple[int, int, str]:
 
 
 def scores(answers: Keyed, judge: str) -> np.ndarray:
-    """[n], nan where unscored."""
+    """Return a judge's scores, [n], nan where unscored."""
     return metrics.array([answer.scores.get(judge) for _, answer in answers])
 
 
@@ -102,14 +102,14 @@ def _both(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarr
 
 
 def _wins(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
-    there = {key: answer.scores.get(judges[0]) for key, answer in unsteered}
-    own = [answer.scores.get(judges[0]) for _, answer in answers]
-    return metrics.wins(own, [there.get(key) for key, _ in answers])[:, None]
+    baseline = {key: answer.scores.get(judges[0]) for key, answer in unsteered}
+    steered = [answer.scores.get(judges[0]) for _, answer in answers]
+    return metrics.wins(steered, [baseline.get(key) for key, _ in answers])[:, None]
 
 
 def _largest(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
-    own = [answer.scores.get(judges[0]) for _, answer in answers]
-    return metrics.maxima(own, [_prompt(key) for key, _ in answers])[:, None]
+    values = [answer.scores.get(judges[0]) for _, answer in answers]
+    return metrics.maxima(values, [_prompt(key) for key, _ in answers])[:, None]
 
 
 def _any_passed(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
@@ -128,6 +128,7 @@ MEAN = Mean()
 TRUTH = (("truth-llama",), ("truth-tfidf",))
 INFO = (("info-llama",), ("info-tfidf",))
 BOTH = (("truth-llama", "info-llama"), ("truth-tfidf", "info-tfidf"))
+# "perspective" is in results of earlier versions.
 TOXICITY = (("perspective",), ("toxicity-classifier",), ("profanity",))
 REWARD = (("reward",),)
 
@@ -139,7 +140,7 @@ def mean_of(
     digits: int = 3,
     tested: bool = True,
 ) -> Measure:
-    """The mean of one score."""
+    """Return the measure that is the mean of one score."""
     return Measure(name, label or name, ((name,),), _score, MEAN, digits, better, tested)
 
 
@@ -194,40 +195,35 @@ MEASURES = {
 
 # What is drawn and sorted by, the first that a run has; else its first metric.
 HEADLINES = ("true_x_info", "toxicity", "win_rate", "mc2")
-DAMAGE = ("kl", "perplexity", "displacement")  # what a benchmark asks, what this costs
+DAMAGE = ("kl", "perplexity", "displacement")
 
 
 def measures_of(run: Run) -> tuple[Measure, ...]:
-    """A run's columns: its benchmark's metrics, other judges' means, then damage."""
+    """Return a run's measures: metrics of its benchmark, other judges, then damage."""
     scored = {
         name for answers in run.answers.values() for answer in answers for name in answer.scores
     }
     texts = any(a.generation for answers in run.answers.values() for a in answers)
     named = [name for name in run.benchmark.get("metrics", ()) if name not in DAMAGE]
-    found: list[Measure] = []
+    measures: list[Measure] = []
     for name in named:
         measure = MEASURES.get(name) or mean_of(name)
-        found += _available(run, measure, scored, texts)
-    used = {judge for measure in found for judge in measure.judges[0]} | set(_damage_judges())
-    found += [_resolved(run, mean_of(name)) for name in sorted(scored - used)]
+        measures += _available(run, measure, scored, texts)
+    used = {judge for measure in measures for judge in measure.judges[0]} | set(_damage_judges())
+    measures += [_resolved(run, mean_of(name)) for name in sorted(scored - used)]
     for name in DAMAGE:
         # Two readings of one number are one column.
-        found += _available(run, MEASURES[name], scored, texts)[:1]
-    return tuple(found)
+        measures += _available(run, MEASURES[name], scored, texts)[:1]
+    return tuple(measures)
 
 
 def headline(measures: Sequence[Measure]) -> Measure:
-    """What figures draw and texts are sorted by."""
+    """Return the measure that figures draw and texts are sorted by."""
     for name in HEADLINES:
         for measure in measures:
             if measure.name == name:
                 return measure
     return next((m for m in measures if m.name not in DAMAGE and not m.grams), measures[0])
-
-
-def damage(measures: Sequence[Measure]) -> Measure | None:
-    """What is matched when methods are compared: KL, else perplexity, else displacement."""
-    return next((m for name in DAMAGE for m in measures if m.name == name), None)
 
 
 def _damage_judges() -> list[str]:
@@ -245,11 +241,11 @@ def _available(run: Run, measure: Measure, scored: set[str], texts: bool) -> lis
 
 
 def _resolved(run: Run, measure: Measure) -> Measure:
-    """With the direction that its first judge has in this benchmark."""
+    """Set the direction of a measure to its first judge's in this benchmark."""
     if measure.better != "judge":
         return measure
     judge = measure.judges[0][0]
     directions: dict[str, Better] = {"better": "higher", "worse": "lower"}
-    said = directions.get(run.judges.get(judge, {}).get("higher_is", ""))
-    wanted: Better = run.benchmark.get("wanted", {}).get(judge, said)
-    return replace(measure, better=wanted)
+    default = directions.get(run.judges.get(judge, {}).get("higher_is", ""))
+    better: Better = run.benchmark.get("wanted", {}).get(judge, default)
+    return replace(measure, better=better)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odesteer.common.palette import METHOD_COLOURS as COLOURS
+from odesteer.common.palette import STYLE
 from odesteer.ode import QuadraticBarrier
 
-# Figures go to files, for which no window system is needed; but a notebook, or whoever draws
-# already, keeps what it draws with.
+# Figures go to files, for which no window system is needed; a notebook keeps its own backend.
 if not os.environ.get("MPLBACKEND") and "matplotlib.pyplot" not in sys.modules:
     matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,14 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {
-    "none": "#555555",
-    "caa": "#E69F00",
-    "iti": "#009E73",
-    "odesteer-one-step": "#CC79A7",
-    "odesteer": "#0072B2",
-}
+# Of the demo's figures and page.
 LABELS = {
     "none": "unsteered",
     "caa": "CAA",
@@ -37,22 +31,12 @@ LABELS = {
     "odesteer-one-step": "one Euler step",
     "odesteer": "ODESteer",
 }
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-}
 
 
 def flow_figure(
     distance: np.ndarray, paths: Mapping[str, np.ndarray], path: Path, layer: int
 ) -> None:
-    """h along the way of held-out negatives (Figure 2 of the paper).
+    """Draw h along the path of held-out negatives (Figure 2 of the paper).
 
     Args:
         distance: path length over ||a|| at every point, [steps + 1].
@@ -76,7 +60,7 @@ def flow_figure(
 def draw_flow(
     axes: Axes, distance: np.ndarray, paths: Mapping[str, tuple[str, np.ndarray]]
 ) -> None:
-    """Median and 10 to 90 % band of h along the way, into axes.
+    """Draw the median and the 10 to 90 % band of h along the path.
 
     Args:
         axes: to draw into.
@@ -101,7 +85,7 @@ def draw_flow(
 
 
 def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) -> None:
-    """Effect against fluency for each method over doses.
+    """Draw effect against fluency for each method over doses.
 
     Args:
         rows: with `method`, `dose`, `perplexity` and `effect` (mean, low, high), the
@@ -115,11 +99,11 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
         methods = dict.fromkeys(row["method"] for row in rows[1:])
         # Intervals of methods at one dose overlap; a small shift keeps them apart.
         for number, method in enumerate(methods):
-            own = [base, *[row for row in rows if row["method"] == method]]
+            points = [base, *[row for row in rows if row["method"] == method]]
             shift = 1.0 + 0.006 * (number - (len(methods) - 1) / 2)
-            x = np.array([row["perplexity"] for row in own]) * shift
+            x = np.array([row["perplexity"] for row in points]) * shift
             x[0] = base["perplexity"]
-            mean, low, high = np.array([row["effect"][:3] for row in own]).T
+            mean, low, high = np.array([row["effect"][:3] for row in points]).T
             axes.errorbar(
                 x[1:],
                 mean[1:],
@@ -130,7 +114,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
                 linewidth=1.2,
             )
             axes.plot(x, mean, color=COLOURS[method], linewidth=1.8, label=LABELS[method])
-            for row, x_, y_ in zip(own[1:], x[1:], mean[1:], strict=True):
+            for row, x_, y_ in zip(points[1:], x[1:], mean[1:], strict=True):
                 axes.annotate(
                     f"{row['dose']:g}",
                     (x_, y_),
@@ -170,7 +154,7 @@ def portrait_figure(
     path: Path,
     layer: int,
 ) -> None:
-    """The field in the plane of its two main directions, with real trajectories.
+    """Draw the field in the plane of its two main directions, with real trajectories.
 
     The plane is spanned by the two directions that hold most of the field at `field_rows`.
     Contours and arrows show h and v on the slice of the sphere through that plane and the

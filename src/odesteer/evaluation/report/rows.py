@@ -19,7 +19,7 @@ UNSTEERED, PROMPT, RANDOM = "none", "prompt", "random"
 _FIRST = (UNSTEERED, PROMPT, RANDOM)
 _DOSES = {"time": "strength", "path-length": "path length"}
 _DAMAGES = {"kl": "KL", "displacement": "displacement"}
-# What people call what a run's file names; a condition's own label goes before.
+# Display names; a condition's own label goes before.
 NAMES = {
     UNSTEERED: "Unsteered",
     PROMPT: "Prompt only",
@@ -48,13 +48,13 @@ REFERENCES, CHOSEN = "not steered", "chosen on validation data"
 
 @dataclass(frozen=True)
 class Row:
-    """One or more conditions that differ in their seed alone.
+    """Condition, or several that differ in their seed alone.
 
     Attributes:
         condition: the first of them; its id names the row.
         answers: of all, by (seed, fold, case, sample).
-        label: the method for people.
-        heading: what it shares with the rows beside it.
+        label: display name of the method.
+        heading: shared with the rows beside it.
         setting: dose, layer and steps in words.
     """
 
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def family(self) -> str:
-        """The method with its hyperparameters, at whatever dose: "caa" of "caa@angle-0.1"."""
+        """Method with its hyperparameters, without the dose: "caa" of "caa@angle-0.1"."""
         return family(self.condition)
 
     @cached_property
@@ -82,26 +82,26 @@ class Row:
         return len({answer.group for answer in self.answers.values()})
 
     def beside(self, other: "Row") -> list[tuple[Key, Answer]]:
-        """This row's answers to what the other was asked, under the other's keys.
+        """Return this row's answers to the cases of another row, under its keys.
 
-        Where this one has one seed (unsteered text that is the same for all, say) and the other
-        several, it stands beside each of them.
+        Answers of a single seed (unsteered text that is the same for all, say) stand beside each
+        seed of the other row.
         """
         seeds = {key[0] for key in self.answers}
         if len(seeds) > 1:
             return self.keyed
         (seed,) = seeds
-        there = {key: self.answers.get((seed, *key[1:])) for key in other.answers}
-        return [(key, answer) for key, answer in there.items() if answer is not None]
+        answers = {key: self.answers.get((seed, *key[1:])) for key in other.answers}
+        return [(key, answer) for key, answer in answers.items() if answer is not None]
 
 
 def rows_of(run: Run) -> tuple[Row, ...]:
-    """The rows of a run that have an answer, in order."""
+    """Return the rows of a run that have an answer, in order."""
     pooled: dict[str, list[Condition]] = {}
     for condition in run.conditions.values():
         if run.answers[condition.id]:
             pooled.setdefault(_without_seed(condition), []).append(condition)
-    first = [own[0] for own in pooled.values()]
+    first = [conditions[0] for conditions in pooled.values()]
     layers = len({repr(c.layer) for c in first if c.layer is not None}) > 1
     steps = len({c.steps for c in first if c.steps is not None}) > 1
     # Two sets of hyperparameters may have one label.
@@ -109,19 +109,20 @@ def rows_of(run: Run) -> tuple[Row, ...]:
     labels = [label for label, _ in families]
     rows = [
         Row(
-            own[0],
-            {(c.seed, *answer.place): answer for c in own for answer in run.answers[c.id]},
-            name_of(own[0]) + (f" ({family(own[0])})" if labels.count(name_of(own[0])) > 1 else ""),
-            _heading(own[0]),
-            setting(run, own[0], layers, steps),
+            conditions[0],
+            {(c.seed, *answer.place): answer for c in conditions for answer in run.answers[c.id]},
+            name_of(conditions[0])
+            + (f" ({family(conditions[0])})" if labels.count(name_of(conditions[0])) > 1 else ""),
+            _heading(conditions[0]),
+            setting(run, conditions[0], layers, steps),
         )
-        for own in pooled.values()
+        for conditions in pooled.values()
     ]
     return tuple(sorted(rows, key=_place))
 
 
 def name_of(condition: Condition) -> str:
-    """What people call it."""
+    """Return the display name of a condition."""
     if condition.method == UNSTEERED:
         return NAMES[UNSTEERED]
     return NAMES.get(condition.label, condition.label)
@@ -141,14 +142,14 @@ def steered(rows: Sequence[Row]) -> list[Row]:
 
 
 def amount(dose: Mapping[str, Any] | None) -> float:
-    """A dose as one number: of a target, its budget's."""
+    """Return a dose as one number; of a target, its budget's."""
     if dose is None:
         return 0.0
     return amount(dose["budget"]) if "budget" in dose else float(dose.get("amount", 0.0))
 
 
 def dose_words(dose: Mapping[str, Any] | None) -> str:
-    """As in `odesteer.ode`: "angle 0.1", "until P >= 0.9 within angle 0.3"."""
+    """Format a dose: "angle 0.1", "until P >= 0.9 within angle 0.3"."""
     if dose is None:
         return ""
     if "budget" in dose:
@@ -158,27 +159,29 @@ def dose_words(dose: Mapping[str, Any] | None) -> str:
 
 
 def layer_words(layer: Any) -> str:
-    """A layer, several, or "its own" for a method that chooses its places itself."""
+    """Format a layer, several, or "its own" for a method that chooses its layers."""
     if layer is None:
         return "its own"
     return ", ".join(map(str, layer)) if isinstance(layer, list) else str(layer)
 
 
 def _at(layer: Any) -> str:
-    """Nothing for a method that chooses its own places."""
+    """Format a layer as a suffix; empty for a method that chooses its layers."""
     return "" if layer is None else f", layer {layer_words(layer)}"
 
 
 def setting(run: Run, condition: Condition, layers: bool = True, steps: bool = True) -> str:
-    """Dose, layer and steps of a condition in words; what was chosen, by fold."""
+    """Format dose, layer and steps of a condition; of a chosen one, for each fold."""
     if condition.chosen:
-        own = [line for line in run.choices if line["condition"] == condition.id]
-        said = dict.fromkeys(dose_words(line.get("dose")) + _at(line.get("layer")) for line in own)
-        return " / ".join(said) or "not chosen yet"
-    words = [dose_words(condition.dose) + (_at(condition.layer) if layers else "")]
+        choices = [line for line in run.choices if line["condition"] == condition.id]
+        words = dict.fromkeys(
+            dose_words(line.get("dose")) + _at(line.get("layer")) for line in choices
+        )
+        return " / ".join(words) or "not chosen yet"
+    parts = [dose_words(condition.dose) + (_at(condition.layer) if layers else "")]
     if steps and condition.steps is not None:
-        words.append(f"{condition.steps} step{'' if condition.steps == 1 else 's'}")
-    return ", ".join(word for word in words if word).removeprefix(", ")
+        parts.append(f"{condition.steps} step{'' if condition.steps == 1 else 's'}")
+    return ", ".join(part for part in parts if part).removeprefix(", ")
 
 
 def comparable(dose: Mapping[str, Any] | None) -> bool:
@@ -187,7 +190,7 @@ def comparable(dose: Mapping[str, Any] | None) -> bool:
 
 
 def method_rank(method: str) -> int:
-    """Unsteered, prompt, random, then `METHODS`, then what this version does not know."""
+    """Return the rank: unsteered, prompt, random, then `METHODS`, then unknown ones."""
     order = [*_FIRST, *(name for name in METHODS if name not in _FIRST)]
     return order.index(method) if method in order else len(order)
 
@@ -197,7 +200,7 @@ def _without_seed(condition: Condition) -> str:
 
 
 def _matched(condition: Condition) -> tuple[str, float] | None:
-    """("kl", 0.1) of "caa@kl-0.1": the damage that its dose was set to on validation data."""
+    """Return the damage that a dose was matched to: ("kl", 0.1) of "caa@kl-0.1"."""
     target = _without_seed(condition).partition("@")[2].partition(",")[0]
     kind, _, size = target.partition("-")
     try:

@@ -1,11 +1,9 @@
-"""Run of an experiment as its report reads it: conditions and their outcomes for every case.
+"""Run of an experiment, as read from its results file.
 
-Reader of results files.
-
-`results.jsonl`: a line of JSON for the run itself, then one for every fit, choice, case and
-barrier, then one that says that it is finished. It is written as the run goes, so it may end
-anywhere: what is there is read, and what is missing is said. Everything else that is not as it
-should be is an error, since a number read wrongly is worse than none.
+`results.jsonl` has a line of JSON for the run itself, then one for every fit, choice, case and
+barrier, then one that marks the end. It grows as the run goes and may end anywhere: an unfinished
+file is read with a remark. Any other defect is an error, since a number read wrongly is worse than
+none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,12 +16,12 @@ from odesteer.common.limits import brief, parse_json, text_lines
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to steer (or not): what its cases have in common.
+    """Setting that cases have in common: method, dose, layer, seed.
 
     Attributes:
         id: names it within the run.
         method: "none", "prompt", "random" or a method's name.
-        label: for people.
+        label: display name.
         dose: {"type": "angle", "amount": 0.1}, say; None without one, or where it was chosen.
         layer: a block, several, or None.
         chosen: layer and dose come from a `choice` line of each fold.
@@ -43,7 +41,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one condition made of one case.
+    """Answer of one condition to one case.
 
     `scores` are by judge or metric, None where unscored, with the reason in `reasons`.
     """
@@ -61,25 +59,25 @@ class Answer:
 
     @property
     def place(self) -> tuple[int, str, int]:
-        """What it shares with other conditions' answers to the same question."""
+        """Key that answers of all conditions to the same case share."""
         return self.fold, self.case, self.sample
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it is on disk.
+    """Run as it is on disk.
 
     Attributes:
         path: the file.
-        config: everything it was asked to do.
-        model: what is known of the model; benchmark: likewise, with the checksums of its files.
+        config: of the experiment.
+        model, benchmark: descriptions; the benchmark's has the checksums of its files.
         judges: unit, higher_is and agreement of each.
         conditions: by id, in the file's order.
         answers: by condition, in the file's order.
         fits, choices, barriers, trajectories: those lines as they are.
         finished: whether its last line says so.
-        notes: what the benchmark and the run itself tell of how it was done.
-        remarks: what a reader should know of the file, such as that it is not finished.
+        notes: of the benchmark and of the run.
+        remarks: on the file, such as that the run is not finished.
     """
 
     path: Path
@@ -101,7 +99,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The directory it is in."""
+        """Name of the run's directory."""
         return self.path.resolve().parent.name
 
     @property
@@ -117,7 +115,7 @@ _KINDS = {"run", "case", "fit", "choice", "barrier", "trajectory", "note", "end"
 
 
 def read_run(path: str | Path) -> Run:
-    """The run in a directory, or the one whose file this is.
+    """Read the run in a directory, or in a results file.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -153,7 +151,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str, bool]]:
-    """(number from 1, line, is it the last) of every line that is not empty."""
+    """Yield (number from 1, line, whether it is the last) of non-empty lines."""
     before = None
     # A line that is cut off may end within a character; what is no UTF-8 is refused with its line.
     for number, line in enumerate(text_lines(file, errors="surrogateescape"), start=1):
@@ -190,7 +188,7 @@ def _assembled(
 ) -> Run:
     first = by_kind["run"][0][1]
     try:
-        conditions = {str(one["id"]): _condition(one) for one in first["conditions"]}
+        conditions = {str(c["id"]): _condition(c) for c in first["conditions"]}
         config, model = dict(first["config"]), dict(first["model"])
         benchmark = dict(first["benchmark"])
         judges = {name: dict(facts) for name, facts in first.get("judges", {}).items()}
@@ -204,8 +202,8 @@ def _assembled(
         )
 
     def kind(name: str) -> tuple[Mapping[str, Any], ...]:
-        own = (line for _, line in by_kind.get(name, []))
-        return tuple(line for line in own if str(line.get("condition")) in conditions)
+        lines = (line for _, line in by_kind.get(name, []))
+        return tuple(line for line in lines if str(line.get("condition")) in conditions)
 
     return Run(
         path=file,
@@ -233,7 +231,7 @@ def _assembled(
 def _remarks(
     file: Path, by_kind: Mapping[str, list[tuple[int, Mapping[str, Any]]]], cases: int, torn: bool
 ) -> tuple[str, ...]:
-    """What a reader should know of the file.
+    """Return remarks on the file.
 
     Raises:
         ValueError: if it is finished and has other cases than it says.
@@ -256,17 +254,17 @@ def _remarks(
     return tuple(remarks)
 
 
-def _condition(one: Mapping[str, Any]) -> Condition:
-    dose, steps = one.get("dose"), one.get("steps")
+def _condition(line: Mapping[str, Any]) -> Condition:
+    dose, steps = line.get("dose"), line.get("steps")
     return Condition(
-        id=str(one["id"]),
-        method=str(one["method"]),
-        label=str(one.get("label") or one["method"]),
+        id=str(line["id"]),
+        method=str(line["method"]),
+        label=str(line.get("label") or line["method"]),
         dose=dict(dose) if dose is not None else None,
-        layer=one.get("layer"),
-        chosen=bool(one.get("chosen", False)),
+        layer=line.get("layer"),
+        chosen=bool(line.get("chosen", False)),
         steps=int(steps) if steps is not None else None,
-        seed=int(one.get("seed", 0)),
+        seed=int(line.get("seed", 0)),
     )
 
 
@@ -275,20 +273,20 @@ def _answers(
     lines: list[tuple[int, Mapping[str, Any]]],
     conditions: Mapping[str, Condition],
 ) -> dict[str, tuple[Answer, ...]]:
-    found: dict[str, dict[tuple[int, str, int], Answer]] = {name: {} for name in conditions}
+    answers: dict[str, dict[tuple[int, str, int], Answer]] = {name: {} for name in conditions}
     for number, line in lines:
         try:
             answer = _answer(line)
-            if answer.condition not in found:
+            if answer.condition not in answers:
                 raise ValueError(f"its condition '{answer.condition:.60}' is not in the first line")
-            if answer.place in found[answer.condition]:
+            if answer.place in answers[answer.condition]:
                 raise ValueError(
                     f"case '{answer.case:.40}' of '{answer.condition:.60}' is there twice"
                 )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"'{file}' is damaged at line {number}: {brief(error)}.") from None
-        found[answer.condition][answer.place] = answer
-    return {name: tuple(own.values()) for name, own in found.items()}
+        answers[answer.condition][answer.place] = answer
+    return {name: tuple(by_place.values()) for name, by_place in answers.items()}
 
 
 def _answer(line: Mapping[str, Any]) -> Answer:

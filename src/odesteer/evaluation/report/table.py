@@ -16,7 +16,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """One metric. `note` says what it is; `tested`: its differences may carry a mark."""
+    """Metric. `note` explains it; `tested`: its differences may carry a mark."""
 
     key: str
     label: str
@@ -39,21 +39,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of one condition.
+    """Metric of one condition.
 
     Attributes:
-        value: with its own 95 % interval; None where only a difference is told.
+        value: with its own 95 % interval; None where there is only a difference.
         difference: paired, to the unsteered model or to what the row says.
-        unscored: how many had no value, which are in neither.
+        unscored: number of answers without a value, which are in neither.
         adjusted: p of the difference after Holm's correction within the table.
-        deviation: of the paper's numbers, over seeds.
     """
 
     value: Interval | None = None
     difference: PairedDifference | None = None
     unscored: int = 0
     adjusted: float | None = None
-    deviation: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -62,22 +60,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: `heading` is shared with the rows beside it, `n` are cases and groups."""
+    """Row: `heading` is shared with the rows beside it, `n` are cases and groups."""
 
     label: str
     setting: str
     heading: str
     cells: tuple[Cell | None, ...]
     n: tuple[int, int] | None = None
-    source: Literal["run", "paper"] = "run"
     method: str = ""
     id: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is what its file is called; `versus` what differences are to, "" where there are none
-    and values show intervals of their own."""
+    """Table of metrics by condition.
+
+    `name` is for files. `versus` is the baseline of the differences; if it is "", there are none
+    and values are shown with their own intervals.
+    """
 
     name: str
     title: str
@@ -87,16 +87,16 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def corrected(self) -> "Table":
-        """With every tested difference's p-value corrected for all of them."""
-        places = [
+        """Correct the p-values of all tested differences for their number."""
+        tested = [
             (i, j, cell.difference.p)
             for i, line in enumerate(self.lines)
             for j, cell in enumerate(line.cells)
             if cell and cell.difference and self.columns[j].tested
             and not math.isnan(cell.difference.p)
         ]  # fmt: skip
-        adjusted = holm([p for _, _, p in places])
-        by_place = {(i, j): p for (i, j, _), p in zip(places, adjusted, strict=True)}
+        adjusted = holm([p for _, _, p in tested])
+        by_place = {(i, j): p for (i, j, _), p in zip(tested, adjusted, strict=True)}
         lines = tuple(
             replace(line, cells=tuple(
                 replace(cell, adjusted=by_place[i, j]) if cell and (i, j) in by_place else cell
@@ -108,31 +108,31 @@ class Table:
 
     @property
     def comparisons(self) -> int:
-        """How many differences were tested."""
+        """Number of tested differences."""
         return sum(c is not None and c.adjusted is not None for w in self.lines for c in w.cells)
 
     def legend(self) -> list[str]:
-        """What a reader of the numbers has to know, whatever they are written in."""
-        told = []
+        """Return the notes that a reader of the numbers needs, in any format."""
+        notes = []
         if self.versus:
-            told.append(
+            notes.append(
                 f"Differences are to {self.versus}, paired by case, with 95 % intervals (bootstrap "
                 f"over groups)."
             )
         if self.comparisons:
-            told.append(
+            notes.append(
                 f"{MARK}: significant at 5 % after Holm's correction for the {self.comparisons} "
                 f"differences tested in this table (randomisation test over groups)."
             )
         by_note: dict[str, list[str]] = {}
         for column in self.columns:
             by_note.setdefault(column.note, []).append(column.label)
-        told += [f"{', '.join(labels)}: {note}." for note, labels in by_note.items() if note]
-        return [*told, *self.notes]
+        notes += [f"{', '.join(labels)}: {note}." for note, labels in by_note.items() if note]
+        return [*notes, *self.notes]
 
 
 def number(value: float, digits: int, sign: bool = False) -> str:
-    """With a real minus sign; a dash where there is none."""
+    """Format a number with a real minus sign; nan as a dash."""
     if math.isnan(value):
         return ABSENT
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
@@ -143,18 +143,18 @@ def number(value: float, digits: int, sign: bool = False) -> str:
 
 
 def value_text(cell: Cell, column: Column, interval: bool = False) -> str:
-    """As "0.412", "0.412 ± 0.003" where a deviation is what is known, or "0.412 [0.380, 0.450]"."""
+    """Format as "0.412" or "0.412 [0.380, 0.450]"."""
     if cell.value is None:
         return ""
     mean, low, high, _ = cell.value
     text = number(mean, column.digits)
     if interval and not math.isnan(low):
         text += f" [{number(low, column.digits)}, {number(high, column.digits)}]"
-    return text if cell.deviation is None else f"{text} ± {number(cell.deviation, column.digits)}"
+    return text
 
 
 def change_text(cell: Cell, column: Column, interval: bool = True) -> str:
-    """As "+0.041 [+0.010, +0.072]*"."""
+    """Format as "+0.041 [+0.010, +0.072]*"."""
     if cell.difference is None:
         return ""
     mean, low, high, _ = cell.difference.interval
@@ -167,7 +167,7 @@ def change_text(cell: Cell, column: Column, interval: bool = True) -> str:
 
 
 def effect(cell: Cell, column: Column) -> Literal["better", "worse", "changed", ""]:
-    """What a significant difference means."""
+    """Return the meaning of a significant difference, "" of another one."""
     if not cell.significant or cell.difference is None:
         return ""
     if column.better is None:
@@ -177,10 +177,10 @@ def effect(cell: Cell, column: Column) -> Literal["better", "worse", "changed", 
 
 
 def headings(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
-    """Lines by heading, in order."""
-    found: list[tuple[str, list[Line]]] = []
+    """Group lines by heading, in order."""
+    groups: list[tuple[str, list[Line]]] = []
     for line in lines:
-        if not found or found[-1][0] != line.heading:
-            found.append((line.heading, []))
-        found[-1][1].append(line)
-    return found
+        if not groups or groups[-1][0] != line.heading:
+            groups.append((line.heading, []))
+        groups[-1][1].append(line)
+    return groups

@@ -1,10 +1,4 @@
-"""Tables of a report: main table, barriers, example texts.
-
-Main table: what every condition does.
-
-Every row by every measure, with what is unscored, and the paired difference to the unsteered
-model.
-"""
+"""Tables of a report: main table, barriers, example texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +26,7 @@ from odesteer.steering.calibration import binary_quality
 
 
 def main_table(rows: Sequence[Row], measures: Sequence[Measure]) -> Table:
-    """Every row by every measure, with the paired difference to the unsteered model."""
+    """Tabulate every row by every measure, with the difference to the unsteered model."""
     base = unsteered(rows)
     lines = tuple(
         Line(
@@ -57,40 +51,42 @@ def main_table(rows: Sequence[Row], measures: Sequence[Measure]) -> Table:
 
 
 def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
-    """One measure of a row; None where the row has nothing to measure it on."""
+    """Measure a row; None where the row has nothing to measure."""
     beside = base.beside(row) if base else []
     if measure.grams:
         texts = measure.texts(row.keyed)
         if not texts:
             return None
-        own, missing = diversity.value(texts, measure.grams), len(row.answers) - len(texts)
+        value, missing = diversity.value(texts, measure.grams), len(row.answers) - len(texts)
     else:
         units = measure.units(row.keyed, beside)
-        own = estimate.value(measure.statistic, units)
+        value = estimate.value(measure.statistic, units)
         missing = int((~units.known).sum())
         judges = set(measure.judges[0])
-        if own.n == 0 and not any(judges & set(answer.reasons) for _, answer in row.keyed):
-            return None  # nobody tried: a prompt displaces nothing, and nothing of it is missing
-    apart = None
+        if value.n == 0 and not any(judges & set(answer.reasons) for _, answer in row.keyed):
+            return None  # not applicable, such as the displacement of a prompt
+    change = None
     if measure.tested and base is not None and row is not base:
-        apart = versus(measure, row, base, base)
-        apart = apart if apart.interval.n else None
-    return Cell(own, apart, missing)
+        change = versus(measure, row, base, base)
+        change = change if change.interval.n else None
+    return Cell(value, change, missing)
 
 
 def versus(measure: Measure, one: Row, other: Row, base: Row | None) -> PairedDifference:
-    """one - other on the cases of both; `base` is what wins are counted against."""
+    """Compare `one` with `other` on the cases of both; wins are counted against `base`."""
     beside = other.beside(one)
     keys = {key for key, _ in beside}
-    own = [pair for pair in one.keyed if pair[0] in keys]
+    answers = [pair for pair in one.keyed if pair[0] in keys]
     against = base.beside(one) if base else []
     if measure.grams:
-        generated = {key for key, a in own if a.generation} & {k for k, a in beside if a.generation}
-        first = measure.texts([pair for pair in own if pair[0] in generated])
+        generated = {key for key, a in answers if a.generation} & {
+            k for k, a in beside if a.generation
+        }
+        first = measure.texts([pair for pair in answers if pair[0] in generated])
         second = measure.texts([pair for pair in beside if pair[0] in generated])
         return diversity.difference(first, second, measure.grams)
     return estimate.difference(
-        measure.statistic, measure.units(own, against), measure.units(beside, against)
+        measure.statistic, measure.units(answers, against), measure.units(beside, against)
     )
 
 
@@ -104,7 +100,7 @@ COLUMNS = (
 
 
 def barrier_table(run: Run) -> Table | None:
-    """Every condition's barrier on held-out rows, folds together; None where none is stored."""
+    """Tabulate barriers on held-out rows, folds together; None where none is stored."""
     lines = []
     seen = set()
     for name, log_odds, labels, groups in held_out(run):
@@ -137,52 +133,54 @@ def barrier_table(run: Run) -> Table | None:
 
 
 def ranks_pairs(table: Table) -> tuple[str, ...]:
-    """How many barriers rank held-out pairs better than chance, in a sentence."""
-    place = [column.key for column in table.columns].index("pair_accuracy")
-    found = [(line, line.cells[place]) for line in table.lines]
-    told = [(line, cell.value) for line, cell in found if cell is not None and cell.value]
-    if not told:
+    """Write a sentence on the barriers that rank held-out pairs better than chance."""
+    index = [column.key for column in table.columns].index("pair_accuracy")
+    cells = [(line, line.cells[index]) for line in table.lines]
+    accuracies = [(line, cell.value) for line, cell in cells if cell is not None and cell.value]
+    if not accuracies:
         return ()
-    above = sum(value.low > 0.5 for _, value in told)
-    line, best = max(told, key=lambda each: each[1].mean)
+    above = sum(value.low > 0.5 for _, value in accuracies)
+    line, best = max(accuracies, key=lambda each: each[1].mean)
     return (
-        f"Held-out pairs: the interval of {above} of {len(told)} barriers is above chance, not "
-        f"corrected for their number; the most, picked after the fact, has {line.label} with "
+        f"Held-out pairs: the interval of {above} of {len(accuracies)} barriers is above chance, "
+        f"not corrected for their number; the most, picked after the fact, has {line.label} with "
         f"{best.mean:.3f} [{best.low:.3f}, {best.high:.3f}] of {best.n} pairs.",
     )
 
 
 def held_out(run: Run) -> list[tuple[str, np.ndarray, np.ndarray, list[str] | None]]:
-    """(condition, log-odds, labels, groups or None): of test rows, else of validation rows."""
-    found = []
+    """Return (condition, log-odds, labels, groups) of test, else of validation rows."""
+    barriers = []
     for name in run.conditions:
         stored = [line for line in run.barriers if line["condition"] == name]
         # A benchmark whose test prompts have no answers to rank is measured on its validation part.
-        own = [line for line in stored if line.get("part", "test") == "test"] or stored
-        if not own:
+        lines = [line for line in stored if line.get("part", "test") == "test"] or stored
+        if not lines:
             continue
-        log_odds = np.concatenate([np.asarray(b["log_odds"], dtype=float) for b in own])
-        labels = np.concatenate([np.asarray(b["labels"], dtype=float) for b in own])
+        log_odds = np.concatenate([np.asarray(b["log_odds"], dtype=float) for b in lines])
+        labels = np.concatenate([np.asarray(b["labels"], dtype=float) for b in lines])
         if len(log_odds) != len(labels):
             raise ValueError(
                 f"A barrier of '{name}' in '{run.path}' has {len(log_odds)} log-odds and "
                 f"{len(labels)} labels; it needs one each."
             )
         groups = (
-            [str(g) for b in own for g in b["groups"]] if all("groups" in b for b in own) else None
+            [str(g) for b in lines for g in b["groups"]]
+            if all("groups" in b for b in lines)
+            else None
         )
-        found.append((name, log_odds, labels, groups))
-    return found
+        barriers.append((name, log_odds, labels, groups))
+    return barriers
 
 
 def _pairs(log_odds: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None) -> Cell | None:
-    """Over groups: the mean over their pairs of positive and negative rows."""
+    """Return the pair accuracy: over groups, the mean over their pairs."""
     if groups is None:
         return None
     names, shares = np.asarray(groups), []
     for group in np.unique(names):
-        own = names == group
-        positive, negative = log_odds[own & (labels == 1)], log_odds[own & (labels == 0)]
+        members = names == group
+        positive, negative = log_odds[members & (labels == 1)], log_odds[members & (labels == 0)]
         if len(positive) and len(negative):
             wins = 0.5 * (np.sign(positive[:, None] - negative) + 1.0)
             shares.append(float(wins.mean()))
@@ -195,7 +193,7 @@ LONGEST = 1_500  # characters of a text that are shown
 
 @dataclass(frozen=True)
 class Pair:
-    """One case: what was asked, both answers, and their scores (None: unscored, and why)."""
+    """Case with its prompt, both answers and their scores (None: unscored, and why)."""
 
     prompt: str
     left: str
@@ -211,7 +209,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Beside:
-    """A condition's texts beside the unsteered ones, sorted by how much `score` changed."""
+    """Texts of a condition beside the unsteered ones, by the change of `score`."""
 
     label: str
     setting: str
@@ -223,38 +221,42 @@ class Beside:
 def side_by_side(
     rows: Sequence[Row], measure: Measure, pairs: int = MOST_PAIRS
 ) -> tuple[Beside, ...]:
-    """Every steered condition, or one a method where there are many of them.
+    """Pair texts of every steered condition, or of one per method if there are many.
 
     Args:
         rows: of a run.
-        measure: whose first judge's score sorts.
-        pairs: shown of each.
+        measure: its first judge's score sorts the pairs.
+        pairs: number per condition.
     """
     base, shown = unsteered(rows), _shown(rows)
     if base is None or not measure.judges[0]:
         return ()
     judge = measure.judges[0][0]
-    found = []
+    result = []
     for row in shown:
-        there = dict(base.beside(row))
-        own = [_pair(there[key], answer, judge) for key, answer in row.keyed if key in there]
+        unsteered_answers = dict(base.beside(row))
+        texts = [
+            _pair(unsteered_answers[key], answer, judge)
+            for key, answer in row.keyed
+            if key in unsteered_answers
+        ]
         # An unscored text is not a small change: it stands after those that are known.
-        own.sort(key=lambda p: np.inf if p.change is None else -abs(p.change))
-        if own:
-            found.append(Beside(row.label, row.setting, judge, tuple(own[:pairs]), len(own)))
-    return tuple(found)
+        texts.sort(key=lambda p: np.inf if p.change is None else -abs(p.change))
+        if texts:
+            result.append(Beside(row.label, row.setting, judge, tuple(texts[:pairs]), len(texts)))
+    return tuple(result)
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    own = [row for row in steered(rows) if row.method != RANDOM]
-    if len(own) <= MOST_ROWS:
-        return own
-    chosen = [row for row in own if row.condition.chosen]
+    candidates = [row for row in steered(rows) if row.method != RANDOM]
+    if len(candidates) <= MOST_ROWS:
+        return candidates
+    chosen = [row for row in candidates if row.condition.chosen]
     if chosen:
         return chosen
     # One a method: in the middle of what was tried, neither without effect nor broken.
     by_method: dict[str, list[Row]] = {}
-    for row in own:
+    for row in candidates:
         by_method.setdefault(row.family, []).append(row)
     return [of[len(of) // 2] for of in by_method.values()]
 
@@ -267,18 +269,18 @@ def _pair(before: Answer, after: Answer, judge: str) -> Pair:
     )
     left, right = _text(before), _text(after)
     scores = before.scores.get(judge), after.scores.get(judge)
-    return Pair(_asked(after.prompt), left, right, *scores, why)
+    return Pair(_prompt(after.prompt), left, right, *scores, why)
 
 
-def _asked(prompt: Any) -> str:
-    """A prompt as text: of chat messages, the last one's."""
+def _prompt(prompt: Any) -> str:
+    """Return a prompt as text; of chat messages, the last one's."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
         prompt = prompt[-1].get("content", "")
     return _short(str(prompt))
 
 
 def _text(answer: Answer) -> str:
-    """The generation, or of given answers the likeliest ones."""
+    """Return the generation, or the likeliest of given answers."""
     if answer.generation is not None:
         return _short(answer.generation)
     if not answer.choices:

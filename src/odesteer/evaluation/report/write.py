@@ -13,7 +13,7 @@ _FIGURES = {"md": "png", "latex": "pdf"}  # the page has them inside
 
 
 def write(reports: Sequence[Report], folder: Path, formats: Sequence[str]) -> list[Path]:
-    """The files, each whole or absent; figures first, then what refers to them.
+    """Write the files, each whole or absent; figures before what refers to them.
 
     Args:
         reports: one or more.

@@ -16,24 +16,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from odesteer.common.files import write_whole
+from odesteer.common.palette import MARKERS, PALETTE, STYLE
 from odesteer.evaluation.selection.result import Trial, Tuned, layer_name
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _GREY, _DARK = "#777777", "#222222"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
 
 
 def draw(tuned: Tuned, path: Path) -> Path:
     """Write the figure as a PNG; the file is whole or absent."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         # Without pyplot: no window system, and nothing global is changed.
         figure = Figure(figsize=(7.0, 5.2), dpi=160, layout="constrained")
         axes = figure.add_subplot()
@@ -90,8 +81,8 @@ def _trials(axes: Axes, tuned: Tuned) -> None:
     origin = tuned.rows[0]
     steered = [trial for trial in tuned.rows if trial.layer is not None]
     for number, layer in enumerate(dict.fromkeys(trial.layer for trial in steered)):
-        colour = _COLOURS[number % len(_COLOURS)]
-        marker = _MARKERS[number % len(_MARKERS)]
+        colour = PALETTE[number % len(PALETTE)]
+        marker = MARKERS[number % len(MARKERS)]
         own = [trial for trial in steered if trial.layer == layer]
         axes.plot(*_points([origin, *own]), color=colour, linewidth=1.0, alpha=0.5, zorder=2)
         for trial in own:

@@ -21,14 +21,14 @@ def interval(
     draws: int = 10_000,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> Interval:
-    """The mean of values (or of paired differences) and its 95 % interval.
+    """Return the mean of values (or of paired differences) with its 95 % interval.
 
     Args:
         values: [n].
         seed: of the draws.
         draws: bootstrap samples.
-        groups: one a value; values of one group (one prompt, say) are not independent, so whole
-            groups are drawn. None: every value is its own.
+        groups: one per value; values of one group (one prompt, say) are not independent, so whole
+            groups are drawn. None: every value is its own group.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Field and
     Welsh, "Bootstrapping Clustered Data", JRSS B 69, 2007, for groups.
@@ -47,7 +47,7 @@ def interval(
 
 
 def drawn(groups: int, seed: int = 0, draws: int = 10_000) -> np.ndarray:
-    """How often each group is in each bootstrap sample, [draws, groups].
+    """Draw bootstrap samples: the count of each group in each, [draws, groups].
 
     A statistic of sums over groups, parts [groups, k], is resampled as statistic(drawn @ parts).
     """
@@ -58,10 +58,10 @@ def drawn(groups: int, seed: int = 0, draws: int = 10_000) -> np.ndarray:
 
 
 def swaps(groups: int, seed: int = 0, draws: int = 10_000) -> np.ndarray:
-    """1 where a group's two conditions change places, else 0: [draws, groups].
+    """Draw permutations: 1 where a group's two conditions swap, else 0, [draws, groups].
 
-    Where there are no more than `draws` ways to do so, every one of them, once; else random ones.
-    If the condition makes no difference, what was seen is one of them as likely as any other.
+    All of them, once each, if there are no more than `draws`; else random ones. If the condition
+    makes no difference, the observation is as likely as any of them.
 
     Source: Fisher, "The Design of Experiments", 1935, section 21; Edgington and Onghena,
     "Randomization Tests", 4th edition, 2007, chapter 5.
@@ -72,13 +72,13 @@ def swaps(groups: int, seed: int = 0, draws: int = 10_000) -> np.ndarray:
 
 
 def randomisation_p(seen: float, swapped: np.ndarray, exact: bool) -> float:
-    """How often a difference at least as large comes about where there is none; two-sided.
+    """Return the two-sided p-value of a randomisation test.
 
     Args:
-        seen: the difference.
-        swapped: the same under `swaps`, [draws].
-        exact: whether `swaps` were all there are, what was seen among them; else it is counted
-            as one more draw, so that p is never zero.
+        seen: the observed difference.
+        swapped: the difference under each of `swaps`, [draws].
+        exact: whether `swaps` were all permutations, the observed one among them; else the
+            observation counts as one more draw, so that p is never zero.
     """
     # Sums in another order differ in their last bits; a tie is a tie.
     as_large = int((np.abs(swapped) >= abs(seen) * (1 - 1e-9) - 1e-15).sum())
@@ -86,7 +86,7 @@ def randomisation_p(seen: float, swapped: np.ndarray, exact: bool) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values such that rejecting those up to 0.05 is wrong anywhere with probability 0.05.
+    """Correct p-values for their number: rejecting up to 0.05 errs anywhere with P <= 0.05.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal
     of Statistics 6, 1979.

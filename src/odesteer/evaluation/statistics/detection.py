@@ -1,7 +1,7 @@
 """Detection statistics: AUC with intervals, error rates and thresholds.
 
-Everything is at even priors, as log-odds are: both classes weigh the same, however many rows
-each has.
+All statistics are at even priors, as log-odds are: both classes weigh the same, whatever their
+numbers of rows.
 """
 
 import math
@@ -14,7 +14,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval, drawn, interval
 from odesteer.steering.calibration import binary_quality
 
 BINS = 10
-_AT_ONCE = 2_000_000  # numbers in a chunk of bootstrap samples
+_CHUNK = 2_000_000  # numbers in a chunk of bootstrap samples
 
 
 class Detection(NamedTuple):
@@ -35,9 +35,9 @@ class Detection(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """Where a detector that may be wrong on so many negatives has to alarm.
+    """Level of a detector with a given false-positive rate.
 
-    A row is called positive where its log-odds are above `log_odds`. `false_positives` and
+    A row is called positive if its log-odds are above `log_odds`. `false_positives` and
     `recall`: the shares of negatives and of positives that are, with 95 % intervals for this
     threshold as it is; it was chosen on the very negatives that `false_positives` counts.
     """
@@ -55,13 +55,13 @@ def detection(
     seed: int = 0,
     draws: int = 2_000,
 ) -> Detection:
-    """How well log-odds [n] tell labels [n], 1 and 0.
+    """Measure how well log-odds [n] tell labels [n], 1 and 0.
 
     Args:
         log_odds: [n].
         labels: [n].
-        groups: one a row; rows of one group (answers to one prompt, say) are not independent,
-            so whole groups are drawn. None: every row is its own.
+        groups: one per row; rows of one group (answers to one prompt, say) are not independent,
+            so whole groups are drawn. None: every row is its own group.
         seed: of the draws.
         draws: bootstrap samples.
 
@@ -76,11 +76,11 @@ def detection(
     count = int(of_row.max()) + 1
     quality = binary_quality(log_odds, labels, balanced=True)
     samples = drawn(count, seed, draws)
-    size = max(_AT_ONCE // len(labels), 1)
+    size = max(_CHUNK // len(labels), 1)
     chunks = (samples[i : i + size][:, of_row] for i in range(0, draws, size))
     # A sample may lack a class; it says nothing, and is left out.
-    found = np.concatenate(list(_statistics(np.asarray(log_odds, dtype=float), labels, chunks)))
-    low, high = np.nanquantile(found, [0.025, 0.975], axis=0)
+    resampled = np.concatenate(list(_statistics(np.asarray(log_odds, dtype=float), labels, chunks)))
+    low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     auc, log_loss, ece = (
         Interval(value, float(low[i]), float(high[i]), len(labels))
         for i, value in enumerate(quality[:3])
@@ -96,7 +96,7 @@ def threshold(
     groups: Sequence[Any] | None = None,
     seed: int = 0,
 ) -> Threshold:
-    """The lowest threshold that calls at most a share of the negatives positive.
+    """Return the lowest threshold that calls at most a share of negatives positive.
 
     Args:
         log_odds: [n].
@@ -125,9 +125,9 @@ def threshold(
     above = (values > level).astype(float)
 
     def share(label: int) -> Interval:
-        mine = labels == label
-        some = None if groups is None else [str(g) for g, m in zip(groups, mine, strict=True) if m]
-        return interval(above[mine], seed, groups=some)
+        rows = labels == label
+        names = None if groups is None else [str(g) for g, r in zip(groups, rows, strict=True) if r]
+        return interval(above[rows], seed, groups=names)
 
     return Threshold(level, _sigmoid(level), share(0), share(1))
 
@@ -135,9 +135,9 @@ def threshold(
 def _statistics(
     log_odds: np.ndarray, labels: np.ndarray, chunks: Iterator[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """AUC, log-loss and calibration error of each bootstrap sample, [samples, 3] a chunk.
+    """Yield AUC, log-loss and calibration error of bootstrap samples, [samples, 3] per chunk.
 
-    Bins are those of the rows themselves: of a sample they would have to be sought again.
+    Bins are those of the rows themselves, not recomputed for each sample.
     """
     order = np.argsort(log_odds, kind="stable")
     log_odds, labels = log_odds[order], labels[order]

@@ -1,7 +1,7 @@
 """Jackknife intervals of Dist-n.
 
-A bootstrap sample holds texts twice, which Dist-n counts as repetition: it would be biased
-downwards. So its error is the jackknife's, leaving out one group at a time:
+A bootstrap sample holds texts twice, which Dist-n counts as repetition, so it would be biased
+downwards. The error is the jackknife's instead, leaving out one group at a time:
 
     se^2 = (G - 1) / G * sum_g (D_(-g) - mean_g D_(-g))^2
 
@@ -25,43 +25,43 @@ Texts = Sequence[tuple[str, str]]  # (group, text)
 
 
 def value(texts: Texts, n: int) -> Interval:
-    """Dist-n of the texts with its 95 % jackknife interval."""
+    """Return Dist-n of the texts with its 95 % jackknife interval."""
     seen = distinct([text for _, text in texts], n)
     left_out = _without_each(texts, n, sorted({group for group, _ in texts}))
     return _interval(seen, left_out, len(texts))
 
 
 def difference(one: Texts, other: Texts, n: int) -> PairedDifference:
-    """Dist-n of one minus that of the other; texts are those of the same cases."""
+    """Return Dist-n of `one` minus that of `other`, texts of the same cases."""
     groups = sorted({group for group, _ in one} | {group for group, _ in other})
     seen = distinct([t for _, t in one], n) - distinct([t for _, t in other], n)
     left_out = _without_each(one, n, groups) - _without_each(other, n, groups)
-    found = _interval(seen, left_out, len(one))
-    error = (found.high - found.low) / (2 * 1.96)
+    jackknife = _interval(seen, left_out, len(one))
+    error = (jackknife.high - jackknife.low) / (2 * 1.96)
     if math.isnan(error):
         p = NAN
     elif error == 0.0:
         p = 1.0 if seen == 0.0 else 0.0
     else:
         p = math.erfc(abs(seen) / error / math.sqrt(2))
-    return PairedDifference(found, len(groups), p)
+    return PairedDifference(jackknife, len(groups), p)
 
 
 def _without_each(texts: Texts, n: int, groups: Sequence[str]) -> np.ndarray:
-    """Dist-n without each group's texts, [groups]; from counts, not by counting again."""
-    own: dict[str, Counter[tuple[str, ...]]] = {group: Counter() for group in groups}
+    """Return Dist-n without each group's texts, [groups], from one count."""
+    counts: dict[str, Counter[tuple[str, ...]]] = {group: Counter() for group in groups}
     for group, text in texts:
-        own[group].update(grams(text, n))
+        counts[group].update(grams(text, n))
     total: Counter[tuple[str, ...]] = Counter()
-    for counts in own.values():
-        total.update(counts)
+    for count in counts.values():
+        total.update(count)
     size = total.total()
-    found = []
+    values = []
     for group in groups:
-        only_here = sum(total[gram] == count for gram, count in own[group].items())
-        rest = size - own[group].total()
-        found.append((len(total) - only_here) / rest if rest else NAN)
-    return np.array(found)
+        only_here = sum(total[gram] == count for gram, count in counts[group].items())
+        rest = size - counts[group].total()
+        values.append((len(total) - only_here) / rest if rest else NAN)
+    return np.array(values)
 
 
 def _interval(seen: float, left_out: np.ndarray, n: int) -> Interval:

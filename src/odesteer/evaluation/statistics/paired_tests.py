@@ -6,8 +6,8 @@ turns sums over units into the metric, so that bootstrap samples (whole groups, 
 both conditions) and randomisations (a group's two conditions change places) are one matrix
 product each.
 
-What is unscored in one of two conditions is left out of their difference, and counted; it never
-becomes a number.
+A unit that is unscored in one of two conditions is left out of their difference, and counted; it
+never becomes a number.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Units:
-    """Cases of one condition, or what else a metric counts one by one.
+    """Cases of one condition, or other units that a metric counts.
 
     Attributes:
         values: [n, c], nan where unscored.
@@ -46,22 +46,22 @@ class Units:
         return ~np.isnan(self.values).any(axis=1)
 
     def at(self, keys: Sequence[Hashable]) -> "Units":
-        """Those of these keys, in their order."""
-        place = {key: i for i, key in enumerate(self.keys)}
-        rows = [place[key] for key in keys]
+        """Return the units of these keys, in their order."""
+        index = {key: i for i, key in enumerate(self.keys)}
+        rows = [index[key] for key in keys]
         return Units(self.values[rows], [self.groups[i] for i in rows], list(keys))
 
 
 class Statistic(ABC):
-    """A number made of sums over units."""
+    """Metric that is a function of sums over units."""
 
     @abstractmethod
     def parts(self, values: np.ndarray, pool: np.ndarray) -> np.ndarray:
-        """What is summed: [n, c] -> [n, k]. `pool` are all values it is compared with."""
+        """Return the summands: [n, c] -> [n, k]; `pool` has all values of the comparison."""
 
     @abstractmethod
     def number(self, sums: np.ndarray, pool: np.ndarray) -> np.ndarray:
-        """[..., k] -> [...]; nan where nothing was summed."""
+        """Return the metric of sums, [..., k] -> [...]; nan where nothing was summed."""
 
 
 class Mean(Statistic):
@@ -104,14 +104,13 @@ class Percentile(Statistic):
         grid, upto = np.unique(pool), np.cumsum(sums, axis=-1)
         rank = self.percent / 100 * np.maximum(upto[..., -1] - 1, 0)
 
-        def at(place: np.ndarray) -> np.ndarray:
-            # Counts of a mixture of conditions are fractions; the margin is for their rounding.
-            below = (upto <= place[..., None] + 1e-9).sum(axis=-1)
+        def at(rank: np.ndarray) -> np.ndarray:
+            below = (upto <= rank[..., None] + 1e-9).sum(axis=-1)
             return grid[np.minimum(below, len(grid) - 1)]
 
         low, share = np.floor(rank), rank - np.floor(rank)
-        found = (1 - share) * at(low) + share * at(np.minimum(low + 1, upto[..., -1] - 1))
-        return np.where(upto[..., -1] > 0, found, NAN)
+        between = (1 - share) * at(low) + share * at(np.minimum(low + 1, upto[..., -1] - 1))
+        return np.where(upto[..., -1] > 0, between, NAN)
 
 
 def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -119,7 +118,7 @@ def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class PairedDifference(NamedTuple):
-    """Of one condition to another, over the units that both have.
+    """Difference of two conditions over the units that both have.
 
     `interval` is in the metric's unit, `groups` how many independent ones there are, `p` the
     chance of a difference as large if the two conditions were the same one.
@@ -131,13 +130,13 @@ class PairedDifference(NamedTuple):
 
 
 def grouped(parts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Sums within each group: [n, k] -> [groups, k], groups by name."""
+    """Sum within each group: [n, k] -> [groups, k], groups by name."""
     _, of_row = np.unique(np.asarray(groups), return_inverse=True)
     return np.column_stack([np.bincount(of_row, column) for column in parts.T])
 
 
 def value(statistic: Statistic, units: Units) -> Interval:
-    """The metric with its 95 % bootstrap interval, over what is scored."""
+    """Return the metric with its 95 % bootstrap interval, over the scored units."""
     known = units.known
     if not known.any():
         return Interval(NAN, NAN, NAN, 0)
@@ -149,7 +148,7 @@ def value(statistic: Statistic, units: Units) -> Interval:
 
 
 def difference(statistic: Statistic, one: Units, other: Units) -> PairedDifference:
-    """one - other, paired: 95 % bootstrap interval and randomisation test over groups."""
+    """Return `one - other`, paired, with bootstrap interval and randomisation test."""
     one, other = paired(one, other)
     if not len(one.keys):
         return PairedDifference(Interval(NAN, NAN, NAN, 0), 0, NAN)
@@ -168,28 +167,28 @@ def difference(statistic: Statistic, one: Units, other: Units) -> PairedDifferen
 
 
 def paired(one: Units, other: Units) -> tuple[Units, Units]:
-    """What both have a score for, in the same order."""
-    there = {key for key, known in zip(other.keys, other.known, strict=True) if known}
-    keys = [key for key, known in zip(one.keys, one.known, strict=True) if known and key in there]
+    """Return the units that both have a score for, in the same order."""
+    scored = {key for key, known in zip(other.keys, other.known, strict=True) if known}
+    keys = [key for key, known in zip(one.keys, one.known, strict=True) if known and key in scored]
     return one.at(keys), other.at(keys)
 
 
 def resampled(sums: np.ndarray) -> np.ndarray:
-    """[groups, k] -> [draws, k]; the same draws for conditions with the same groups."""
-    return _draws(len(sums), draws=_how_many(sums)) @ sums
+    """Resample sums, [groups, k] -> [draws, k]; equal groups have equal draws."""
+    return _draws(len(sums), draws=_draws_for(sums)) @ sums
 
 
 def swapped(change: np.ndarray) -> np.ndarray:
-    """[groups, k] -> [draws, k]: what the sums change by where groups change places."""
-    return _swaps(len(change), draws=_how_many(change)) @ change
+    """Return the change of sums under random swaps, [groups, k] -> [draws, k]."""
+    return _swaps(len(change), draws=_draws_for(change)) @ change
 
 
-def _how_many(sums: np.ndarray) -> int:
+def _draws_for(sums: np.ndarray) -> int:
     return max(min(DRAWS, NUMBERS // len(sums)), FEWER) if sums.shape[1] <= 8 else FEWER
 
 
 def bounds(samples: np.ndarray, groups: int) -> tuple[float, float]:
-    """The middle 95 %; of one group nothing is known about others."""
+    """Return the middle 95 % of samples; nan for fewer than two groups."""
     if groups < 2 or np.isnan(samples).all():
         return NAN, NAN
     low, high = np.nanquantile(samples, [0.025, 0.975])

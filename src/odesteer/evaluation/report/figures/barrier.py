@@ -23,7 +23,7 @@ from odesteer.steering.calibration import reliability
 
 
 def flow_drawing(run: Run) -> Drawing | None:
-    """h along the way, a band a method; None where no trajectory is stored."""
+    """Draw h along the path, a band per method; None where no trajectory is stored."""
     paths: dict[str, tuple[np.ndarray, list[np.ndarray]]] = {}
     for line in run.trajectories:
         distance = np.asarray(line["distance"], dtype=float)
@@ -51,7 +51,7 @@ def flow_drawing(run: Run) -> Drawing | None:
         for note in list(axes.texts):
             note.remove()  # the line is named where all are
         label_ends(axes, ends, zero="h = 0")
-    rows = max(sum(h.shape[1] for h in own) for _, own in paths.values())
+    rows = max(sum(h.shape[1] for h in arrays) for _, arrays in paths.values())
     caption = (
         f"The barrier along the trajectories of {rows} held-out negatives (Figure 2 of the paper): "
         f"median and 10 to 90 % band of the calibrated log-odds, each by the method's own barrier. "
@@ -61,7 +61,7 @@ def flow_drawing(run: Run) -> Drawing | None:
 
 
 def calibration_drawing(run: Run) -> Drawing | None:
-    """Predicted against seen probability, a line a method; None where no barrier is stored."""
+    """Draw predicted against observed probability; None where no barrier is stored."""
     curves: dict[str, tuple[str, np.ndarray, np.ndarray]] = {}
     for name, log_odds, labels, _ in held_out(run):
         condition = run.conditions[name]

@@ -1,16 +1,12 @@
 """Charts of a run: overview, sweeps, effect against damage.
 
-Figures of sweeps over dose, layer or steps.
+Sweeps over dose, layer or steps are figures 3 (CAA by layer), 4 (steps at a fixed T), 5 (T) and 6
+(ODESteer by layer) of the paper, for any run that varies one of them and keeps the others. They
+show the paired difference to the unsteered model with its interval, one line per method.
 
-Figures 3 (CAA by layer), 4 (steps at a fixed T), 5 (T) and 6 (ODESteer by layer) of the paper,
-from any run that varies one of them and keeps the others: drawn is the paired difference to the
-unsteered model with its interval, a line a method.
-
-Figure of effect against damage, with the Pareto front.
-
-Effect (paired difference to the unsteered model) over damage (KL or perplexity), a line a method
-and a point a dose. The Pareto front goes through the points of which no other has as much effect
-with less damage or more effect with as much.
+Effect (paired difference to the unsteered model) over damage (KL or perplexity) has one line per
+method and one point per dose. On the Pareto front, no other point has as much effect with less
+damage, or more effect with as much.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +38,7 @@ _ROW, _MARGIN = 0.165, 0.75  # inches
 
 
 def overview_drawing(table: Table, column: int) -> Drawing | None:
-    """Paired differences with their intervals, in the order of the main table.
+    """Draw paired differences with their intervals, in the order of the main table.
 
     None where there is nothing to compare, or more than can be read; sweeps have figures of their
     own.
@@ -52,11 +48,11 @@ def overview_drawing(table: Table, column: int) -> Drawing | None:
     rows = len(lines) + len(groups)
     if len(lines) < 2 or rows > MOST:
         return None
-    one = table.columns[column]
+    metric = table.columns[column]
     with matplotlib.rc_context(STYLE_HERE):
         height = _ROW * rows + _MARGIN
         figure, axes = canvas((4.9, height))
-        longest = max(len(text) for group, own in groups for text in (group, *_labels(own)))
+        longest = max(len(text) for group, members in groups for text in (group, *_labels(members)))
         figure.subplots_adjust(
             left=0.03 + min(longest, LONGEST) * 0.0133,
             right=0.97,
@@ -64,36 +60,36 @@ def overview_drawing(table: Table, column: int) -> Drawing | None:
             top=1.0 - 0.1 / height,
         )
         zero_line_down(axes)
-        names, place = [], 0
-        for heading, own in groups:
-            names.append((place, heading, FAINT))
-            for line, label in zip(own, _labels(own), strict=True):
-                place += 1
-                names.append((place, label, INK))
+        names, y = [], 0
+        for heading, members in groups:
+            names.append((y, heading, FAINT))
+            for line, label in zip(members, _labels(members), strict=True):
+                y += 1
+                names.append((y, label, INK))
                 mean, low, high = _change(line, column) or (np.nan,) * 3
                 cell = line.cells[column]
                 look_ = look(line.method)
-                axes.plot([low, high], [place, place], color=look_.colour, linewidth=1.4)
+                axes.plot([low, high], [y, y], color=look_.colour, linewidth=1.4)
                 # Hollow: not significant. The same is said by the asterisks of the table.
                 filled = cell is not None and cell.significant
-                axes.plot(mean, place, marker=look_.marker, color=look_.colour, markersize=5,
+                axes.plot(mean, y, marker=look_.marker, color=look_.colour, markersize=5,
                           markerfacecolor=look_.colour if filled else "none")  # fmt: skip
-            place += 1
+            y += 1
         axes.set_yticks([y for y, _, _ in names], [name for _, name, _ in names])
         for tick, (_, _, colour) in zip(axes.get_yticklabels(), names, strict=True):
             tick.set_color(colour)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"change of {one.label} {one.arrow}")
+        axes.set(ylim=(rows - 0.4, -0.6), xlabel=f"change of {metric.label} {metric.arrow}")
     caption = (
-        f"Paired difference of {one.label} to the unsteered model with 95 % intervals; a filled "
+        f"Paired difference of {metric.label} to the unsteered model with 95 % intervals; a filled "
         f"mark is significant after Holm's correction within the main table."
     )
-    return Drawing("overview", f"{one.label} of all conditions", caption, figure)
+    return Drawing("overview", f"{metric.label} of all conditions", caption, figure)
 
 
 def _labels(lines: Sequence[Line]) -> list[str]:
-    """With the setting where a label alone would stand there twice."""
+    """Return labels, with the setting where a label alone would be ambiguous."""
     plain = [line.label for line in lines]
     full = [
         f"{line.label}, {line.setting}" if plain.count(line.label) > 1 else line.label
@@ -113,7 +109,7 @@ LEAST = 3  # points that make a curve
 
 
 class Axis(NamedTuple):
-    """What is varied: its value in a row, and all that has to be the same."""
+    """Varied setting: its value in a row, and the settings that stay fixed."""
 
     name: str
     title: str
@@ -155,7 +151,7 @@ _PAPER = {"dose": "Figure 5", "layer": "Figures 3 and 6", "steps": "Figure 4"}
 
 
 def sweep_drawings(rows: Sequence[Row], table: Table, column: int) -> list[Drawing]:
-    """A figure for everything that the run varies while it keeps the rest."""
+    """Draw a figure for each setting that the run varies while it keeps the rest."""
     changes = {
         line.id: cell.difference
         for line in table.lines
@@ -164,32 +160,32 @@ def sweep_drawings(rows: Sequence[Row], table: Table, column: int) -> list[Drawi
     unsteered = next((line for line in table.lines if line.method == "none"), None)
     base = unsteered.cells[column] if unsteered else None
     start = float("nan") if base is None or base.value is None else base.value.mean
-    found = []
+    drawings = []
     for axis in AXES:
-        for place, (fixed, curves) in enumerate(_curves(axis, rows, changes).items()):
-            name = axis.name if place == 0 else f"{axis.name}-{place + 1}"
-            found.append(_drawn(axis, fixed, curves, table.columns[column], start, name))
-    return found
+        for i, (fixed, curves) in enumerate(_curves(axis, rows, changes).items()):
+            name = axis.name if i == 0 else f"{axis.name}-{i + 1}"
+            drawings.append(_drawn(axis, fixed, curves, table.columns[column], start, name))
+    return drawings
 
 
 def _curves(
     axis: Axis, rows: Sequence[Row], changes: Mapping[str, PairedDifference]
 ) -> dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]]:
-    """By what is fixed, by (method, label): points from left to right."""
-    found: dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]] = {}
+    """Return points from left to right, by fixed settings and by (method, label)."""
+    groups: dict[tuple[Any, ...], dict[tuple[str, str], list[Point]]] = {}
     for row in steered(rows):
         x = axis.value(row)
         if row.condition.chosen or row.condition.id not in changes or x is None:
             continue
-        curves = found.setdefault(axis.fixed(row), {})
+        curves = groups.setdefault(axis.fixed(row), {})
         curves.setdefault((row.method, row.label), []).append(Point(x, changes[row.condition.id]))
-    for fixed, curves in found.items():
-        found[fixed] = {
+    for fixed, curves in groups.items():
+        groups[fixed] = {
             key: sorted(points)
             for key, points in curves.items()
             if len({point.x for point in points}) >= LEAST
         }
-    return {fixed: curves for fixed, curves in found.items() if curves}
+    return {fixed: curves for fixed, curves in groups.items() if curves}
 
 
 def _drawn(
@@ -204,17 +200,17 @@ def _drawn(
         figure, axes = canvas()
         zero_line(axes)
         width = max(p.x for points in curves.values() for p in points)
-        for place, ((method, _), points) in enumerate(curves.items()):
+        for i, ((method, _), points) in enumerate(curves.items()):
             # Intervals at one place are drawn beside each other.
-            shift = 0.006 * width * (place - (len(curves) - 1) / 2)
+            shift = 0.006 * width * (i - (len(curves) - 1) / 2)
             _curve(axes, method, points, shift)
         axes.set(
             xlabel=_DOSES.get(str(fixed[0]), axis.label) if axis.name == "dose" else axis.label,
             ylabel=f"change of {column.label} {column.arrow}",
         )
-        places = sorted({point.x for points in curves.values() for point in points})
-        if len(places) <= 10:
-            axes.set_xticks(places, [f"{place:g}" for place in places])
+        ticks = sorted({point.x for points in curves.values() for point in points})
+        if len(ticks) <= 10:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         elif axis.name != "dose":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         label_ends(
@@ -245,20 +241,20 @@ def _curve(axes: Axes, method: str, points: Sequence[Point], shift: float) -> No
 
 
 def _kept(axis: Axis, fixed: tuple[Any, ...]) -> str:
-    """What is the same for all points, in words."""
+    """Describe the settings that all points share."""
     if axis.name == "dose":
         layer, steps = fixed[1], fixed[2]
-        said = [f"layer {layer}" if layer != "None" else "", f"{steps} steps" if steps else ""]
+        settings = [f"layer {layer}" if layer != "None" else "", f"{steps} steps" if steps else ""]
     elif axis.name == "layer":
-        said = [fixed[0], f"{fixed[1]} steps" if fixed[1] else ""]
+        settings = [fixed[0], f"{fixed[1]} steps" if fixed[1] else ""]
     else:
-        said = [fixed[0], f"layer {fixed[1]}" if fixed[1] != "None" else ""]
-    known = [words for words in said if words]
-    return f" at {', '.join(known)}" if known else ""
+        settings = [fixed[0], f"layer {fixed[1]}" if fixed[1] != "None" else ""]
+    words = ", ".join(setting for setting in settings if setting)
+    return f" at {words}" if words else ""
 
 
 class Spot(NamedTuple):
-    """One condition: damage and effect with its interval."""
+    """Condition with its damage and its effect with interval."""
 
     damage: float
     effect: float
@@ -269,10 +265,10 @@ class Spot(NamedTuple):
 
 
 def tradeoff_drawing(rows: Sequence[Row], table: Table, effect: int, damage: int) -> Drawing | None:
-    """The figure of two columns of the main table; None where fewer than two rows have both."""
+    """Draw two columns of the main table; None where fewer than two rows have both."""
     base = unsteered(rows)
     lines = _lines(rows, table, effect, damage)
-    spots = [spot for own in lines for spot in own]
+    spots = [spot for line in lines for spot in line]
     if base is None or len(spots) < 2:
         return None
     column, cost = table.columns[effect], table.columns[damage]
@@ -282,9 +278,9 @@ def tradeoff_drawing(rows: Sequence[Row], table: Table, effect: int, damage: int
         figure, axes = canvas()
         zero_line(axes)
         ends = []
-        for own in lines:
-            last = own[-1]
-            _line(axes, own, start)
+        for line in lines:
+            last = line[-1]
+            _line(axes, line, start)
             ends.append((last.damage, last.effect, last.label, look(last.method).colour))
         front = pareto([(start, 0.0), *((s.damage, s.effect) for s in spots)], wanted)
         axes.plot(*zip(*front, strict=True), color=INK, linewidth=1.1, linestyle=":", zorder=4,
@@ -305,7 +301,7 @@ def tradeoff_drawing(rows: Sequence[Row], table: Table, effect: int, damage: int
 
 
 def pareto(points: Sequence[tuple[float, float]], wanted: float) -> list[tuple[float, float]]:
-    """Points on the front of (damage, effect), from least to most damage.
+    """Return the points on the Pareto front, from least to most damage.
 
     Args:
         points: (damage, effect).
@@ -319,13 +315,13 @@ def pareto(points: Sequence[tuple[float, float]], wanted: float) -> list[tuple[f
 
 
 def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[list[Spot]]:
-    """Spots that differ in their dose alone, from the least to the most damage.
+    """Group spots that differ in their dose alone, from least to most damage.
 
-    Where a run varies doses, its lines are shown alone: single conditions, such as those of a
-    sweep over layers, would hide them. What was chosen on validation data is one more dose.
+    If a run varies doses, only those lines are shown: single conditions, such as those of a sweep
+    over layers, would hide them. A dose chosen on validation data is one more.
     """
-    by_id = {line.id: line for line in table.lines if line.source == "run"}
-    found: dict[tuple[object, ...], list[Spot]] = {}
+    by_id = {line.id: line for line in table.lines}
+    groups: dict[tuple[object, ...], list[Spot]] = {}
     chosen: dict[str, list[Spot]] = {}
     for row in rows:
         one, other = (by_id[row.condition.id].cells[i] for i in (effect, damage))
@@ -340,24 +336,24 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
             if c.chosen:
                 chosen.setdefault(row.family, []).append(spot)
             else:
-                found.setdefault((row.family, repr(c.layer), c.steps), []).append(spot)
-    for family, own in chosen.items():
-        places = [key for key in found if key[0] == family] or [(family,)]
-        found.setdefault(places[0] if len(places) == 1 else (family, "chosen"), []).extend(own)
-    lines = [sorted(own, key=lambda spot: spot.damage) for own in found.values()]
-    return [own for own in lines if len(own) > 1] or lines
+                groups.setdefault((row.family, repr(c.layer), c.steps), []).append(spot)
+    for family, spots in chosen.items():
+        keys = [key for key in groups if key[0] == family] or [(family,)]
+        groups.setdefault(keys[0] if len(keys) == 1 else (family, "chosen"), []).extend(spots)
+    lines = [sorted(spots, key=lambda spot: spot.damage) for spots in groups.values()]
+    return [spots for spots in lines if len(spots) > 1] or lines
 
 
 def _damage_of_unsteered(table: Table, damage: int) -> float:
-    line = next(line for line in table.lines if line.method == "none" and line.source == "run")
+    line = next(line for line in table.lines if line.method == "none")
     cell = line.cells[damage]
     return 0.0 if cell is None or cell.value is None else cell.value.mean
 
 
-def _line(axes: Axes, own: Sequence[Spot], start: float) -> None:
-    colour, marker, line = look(own[0].method)
-    x = np.array([s.damage for s in own])
-    mean, low, high = np.array([[s.effect, s.low, s.high] for s in own]).T
+def _line(axes: Axes, spots: Sequence[Spot], start: float) -> None:
+    colour, marker, line = look(spots[0].method)
+    x = np.array([s.damage for s in spots])
+    mean, low, high = np.array([[s.effect, s.low, s.high] for s in spots]).T
     spread = np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0))
     axes.errorbar(x, mean, yerr=spread, color=colour, fmt="none", capsize=1.5, linewidth=0.8,
                   alpha=0.6, zorder=2)  # fmt: skip

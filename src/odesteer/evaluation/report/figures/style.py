@@ -1,9 +1,7 @@
 """Colours, markers and files of figures.
 
-Colours are those of `odesteer.evaluation.report.plots` and others that colour-blind readers can
-tell apart; each
-method also has a marker of its own, so that figures read in grey. A method looks the same
-in every report, whatever else is in it. Lines are labelled where they end.
+A method looks the same in every report, whatever else is in it, and has its own marker, so that
+figures read in grey. Lines are labelled where they end.
 """
 
 import io
@@ -17,33 +15,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from odesteer.evaluation.report.plots import COLOURS, STYLE
+from odesteer.common.palette import MARKERS, METHOD_COLOURS, PALETTE, STYLE
 from odesteer.evaluation.report.rows import PROMPT, RANDOM, UNSTEERED, method_rank
 
-# Stand-ins: a page replaces them by its own text and background colours, light or dark; in a
-# file of its own they are what they say.
+# A page replaces them by its own text and background colours, light or dark.
 INK, PAGE = "#101112", "#fefefd"
 FAINT = "#808080"  # readable on both
 # Dark tones, for which a page has lighter ones by night.
 NIGHT = {"#0072b2": "--blue", "#aa4499": "--plum", "#8c6bb1": "--violet"}
-# Beyond Okabe and Ito's eight: middle tones, told apart by their markers where hues are close.
-_MORE = {
-    "repe": "#D55E00",
-    "iti-heads": "#44AA99",
-    "mimic": "#AA4499",
-    "linear-act": "#999933",
-    "hpr": "#CC6677",
-    "re-control": "#A6761D",
-    "truthflow": "#8C6BB1",
-    "odesteer-paper": "#56B4E9",
-    "odesteer-fourier": "#6F8FD6",
-    "odesteer-gaussian": "#2AA1A8",
-    "odesteer-mixture": "#7A9A3B",
-    "odesteer-network": "#B07AA1",
-    "safety-filter": "#B8860B",
-}
-_OTHER = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
-_MARKERS = "os^vDPX<>ph*d8"
 SIZE = (4.9, 3.7)  # inches: at a phone's width 9 points are still 9 pixels
 STYLE_HERE: dict[Any, Any] = {
     **STYLE,
@@ -68,7 +47,7 @@ class MethodStyle(NamedTuple):
 
 
 def look(method: str) -> MethodStyle:
-    """Colour, marker and line of a method."""
+    """Return colour, marker and line of a method."""
     if method == UNSTEERED:
         return MethodStyle(FAINT, "o", "-")
     if method == PROMPT:
@@ -76,29 +55,29 @@ def look(method: str) -> MethodStyle:
     if method == RANDOM:
         return MethodStyle(FAINT, "s", "--")
     rank = method_rank(method)
-    colour = {**_MORE, **COLOURS}.get(method, _OTHER[rank % len(_OTHER)])
-    return MethodStyle(colour, _MARKERS[rank % len(_MARKERS)], "-")
+    colour = METHOD_COLOURS.get(method, PALETTE[rank % len(PALETTE)])
+    return MethodStyle(colour, MARKERS[rank % len(MARKERS)], "-")
 
 
 def canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """A figure with room for labels on its right. To be called under `STYLE_HERE`."""
+    """Make a figure with room for labels on its right, under `STYLE_HERE`."""
     figure = Figure(figsize=size, dpi=160)
     figure.subplots_adjust(left=0.165, right=0.75, bottom=0.14, top=0.95)
     return figure, figure.add_subplot()
 
 
 def zero_line(axes: Axes) -> None:
-    """Where nothing changes; to be named by `label_ends`."""
+    """Draw the horizontal line of no change, which `label_ends` names."""
     axes.axhline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
 def zero_line_down(axes: Axes) -> None:
-    """The same where change is drawn from left to right."""
+    """Draw the vertical line of no change."""
     axes.axvline(0.0, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: str = "") -> None:
-    """Names beside the axes, each at the height of its line's end or as near as there is room.
+    """Write names beside the axes, each as near to its line's end as there is room.
 
     Args:
         axes: with its limits set.
@@ -117,12 +96,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: 
     low, high = axes.get_ylim()
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
     heights = [(ends[i][1] - low) / (high - low) for i in order]
-    for i, place in enumerate(_apart(heights, gap)):
+    for i, height in enumerate(_apart(heights, gap)):
         x, y, name, colour = ends[order[i]]
         axes.annotate(
             name,
             (x, y),
-            (1.05, place),
+            (1.05, height),
             xycoords="data",
             textcoords="axes fraction",
             va="center",
@@ -135,7 +114,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], zero: 
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as makes neighbours `gap` apart, within 0 and 1."""
+    """Move ascending heights as little as sets them `gap` apart, within 0 and 1."""
     blocks: list[list[float]] = []  # [mean of what its members want, how many]
     for height in heights:
         blocks.append([height, 1])
@@ -144,9 +123,9 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
             below = blocks[-1]
             below[0] = (below[0] * below[1] + mean * count) / (below[1] + count)
             below[1] += count
-    places = [_bottom(block, gap) + gap * i for block in blocks for i in range(int(block[1]))]
-    over = max(places[-1] - 1.0, 0.0)
-    return [place - over for place in places] if over else places
+    positions = [_bottom(block, gap) + gap * i for block in blocks for i in range(int(block[1]))]
+    over = max(positions[-1] - 1.0, 0.0)
+    return [position - over for position in positions] if over else positions
 
 
 def _bottom(block: Sequence[float], gap: float) -> float:
@@ -159,12 +138,12 @@ def _top(block: Sequence[float], gap: float) -> float:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with what it shows in words.
+    """Figure with its title and caption.
 
     Attributes:
         name: of its file.
-        title: a line.
-        caption: what is drawn, and how to read it.
+        title: one line.
+        caption: of what is drawn, and how to read it.
         figure: drawn under `STYLE_HERE`.
     """
 
@@ -174,7 +153,7 @@ class Drawing:
     figure: Figure = field(repr=False, compare=False)
 
     def file(self, kind: str) -> bytes:
-        """As a "png", "pdf" or "svg" file, on a white page."""
+        """Return a "png", "pdf" or "svg" file, on a white page."""
         with matplotlib.rc_context(STYLE_HERE):
             out = io.BytesIO()
             # Without dates, the same run gives the same bytes.
@@ -183,7 +162,7 @@ class Drawing:
         return out.getvalue()
 
     def inline(self, page: str = "figure") -> str:
-        """As an SVG element of an HTML page, in the page's own colours.
+        """Return an SVG element for an HTML page, in the page's own colours.
 
         HTML knows SVG without namespaces. Ids begin with `page` and the name, since a page has
         several figures.
