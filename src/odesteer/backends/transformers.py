@@ -19,14 +19,14 @@ from odesteer.steering import Steering
 
 @dataclass(frozen=True)
 class TransformersBackend(Backend):
-    """A model and a tokenizer in this process.
+    """Backend on a model and a tokenizer in this process.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
         template: how prompts become text, see `odesteer.models.chat_template`.
         positions: which tokens are steered, see `odesteer.models.hooks.attach`.
-        batch_size: prompts a batch.
+        batch_size: prompts in a batch.
     """
 
     model: Any
@@ -57,7 +57,7 @@ class TransformersBackend(Backend):
         texts: list[str] = [""] * len(rows)
         done = 0
         torch.manual_seed(sampling.seed)
-        for batch in _chunks(rows, self.batch_size):
+        for batch in _batches_by_length(rows, self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             with self._steered(steering, batch), torch.no_grad():
                 output = self.model.generate(
@@ -78,7 +78,7 @@ class TransformersBackend(Backend):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         # As the template writes them: "A: {response}" begins an answer with a space, which
-        # belongs to its first token and which a decoded generation does not have any more.
+        # belongs to its first token and which a decoded generation has lost.
         parts = [
             encode_parts(self.tokenizer, prompt, text, self.template)
             for prompt, text in zip(prompts, generations, strict=True)
@@ -90,13 +90,13 @@ class TransformersBackend(Backend):
         rows = [start + end for start, end in zip(starts, ends, strict=True)]
         results: list[Tensor] = [torch.empty(0)] * len(rows)
         done = 0
-        for batch in _chunks(rows, self.batch_size):
+        for batch in _batches_by_length(rows, self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             longest = max(len(ends[i]) for i in batch)
-            read = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
+            prompt_ends = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
             with (
                 self._steered(steering, batch),
-                scoring(self.model, read.to(ids.device)),
+                scoring(self.model, prompt_ends.to(ids.device)),
                 torch.no_grad(),
             ):
                 logits = self.model(
@@ -107,9 +107,9 @@ class TransformersBackend(Backend):
                 ).logits.float()
             targets = ids[:, ids.shape[1] - longest :]
             logits = logits[:, :-1]
-            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            token_logits = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             # Not log_softmax: it would write another [batch, tokens, vocabulary] tensor.
-            logp = (chosen - logits.logsumexp(dim=-1)).cpu()
+            logp = (token_logits - logits.logsumexp(dim=-1)).cpu()
             for i, row in zip(batch, logp, strict=True):
                 results[i] = row[len(row) - len(ends[i]) :]
             done += len(batch)
@@ -119,7 +119,7 @@ class TransformersBackend(Backend):
 
     @contextmanager
     def _steered(self, steering: Steerings, batch: Sequence[int]) -> Iterator[None]:
-        """Every steering on its own rows of the batch (indices into the prompts)."""
+        """Attach every steering to its rows of the batch (indices into the prompts)."""
         with ExitStack() as stack:
             if isinstance(steering, Steering):
                 stack.enter_context(steering.attach(self.model, positions=self.positions))
@@ -128,9 +128,9 @@ class TransformersBackend(Backend):
                 for row, i in enumerate(batch):
                     rows_of.setdefault(id(steering[i]), []).append(row)
                 for rows in rows_of.values():
-                    one = steering[batch[rows[0]]]
-                    if one is not None:
-                        handle = one.attach(self.model, positions=self.positions, rows=rows)
+                    shared = steering[batch[rows[0]]]
+                    if shared is not None:
+                        handle = shared.attach(self.model, positions=self.positions, rows=rows)
                         stack.enter_context(handle)
             yield
 
@@ -157,7 +157,7 @@ class TransformersBackend(Backend):
         return arguments
 
 
-def _chunks(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+def _batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Row indices in batches of similar length."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), size):
