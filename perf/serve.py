@@ -70,8 +70,8 @@ def main() -> None:
     with TemporaryDirectory() as name:
         given = options(steerings(Path(name)))
         arm.steer = clock.of(arm.steer)
-        runner_hooks.first_runner = clock.of(runner_hooks.first_runner)
-        runner_hooks.Served.begin = clock.of(runner_hooks.Served.begin)  # type: ignore[method-assign]
+        runner_hooks.scheduled_v1 = clock.of(runner_hooks.scheduled_v1)
+        runner_hooks.RunnerSteering.begin = clock.of(runner_hooks.RunnerSteering.begin)  # type: ignore[method-assign]
         engine = LLM(
             str(local_copy()),
             dtype="float32",

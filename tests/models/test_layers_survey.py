@@ -1,8 +1,7 @@
 """Survey of transformers' architectures whose decoder blocks are found."""
 
 import pytest
-
-from odesteer.testing.suite.survey import Row, found, report, survey
+from tools.architecture_survey import Row, confirmed, report, survey
 
 # Why each is not steered. A name that goes from here is progress, one that comes a regression.
 NOT_STEERED = {
@@ -53,9 +52,9 @@ def not_steered(rows):
 def test_at_least_95_percent_of_causal_language_models_are_found_and_the_rest_is_known():
     rows = list(survey("causal-lm"))
     assert not_steered(rows) == NOT_STEERED, report(rows)
-    assert len(found(rows)) >= 0.95 * len(rows)
+    assert len(confirmed(rows)) >= 0.95 * len(rows)
     # Judged by what a forward pass computed, all but a few.
-    assert sum(row.oracle == "values" for row in found(rows)) >= 0.9 * len(rows)
+    assert sum(row.oracle == "values" for row in confirmed(rows)) >= 0.9 * len(rows)
     for row in rows:
         assert row.verdict != "refused" or "odesteer" in row.reason
 
@@ -64,7 +63,7 @@ def test_text_decoders_of_image_text_models_are_found_and_the_rest_is_known():
     rows = list(survey("image-text-to-text"))
     assert not_steered(rows) == OF_IMAGE_TEXT_NOT_STEERED, report(rows)
     towers = ("vision", "visual", "image", "audio", "qformer", "encoder_layers")
-    assert not [row for row in found(rows) if any(tower in row.blocks for tower in towers)]
+    assert not [row for row in confirmed(rows) if any(tower in row.blocks for tower in towers)]
 
 
 @pytest.mark.parametrize("markdown", [False, True])

@@ -47,7 +47,7 @@ def steered(model: Any, named: dict[str, Any], extra: Any, prompt: int, length: 
         one = named[ask.name]
         if ask.dose is not None or ask.probability is not None:
             one = one.with_strength(ask.dose_at(one.dose))
-        positions = torch.arange(length) >= ask.begins(prompt)
+        positions = torch.arange(length) >= ask.first_position(prompt)
         stack.enter_context(one.attach(model, positions=positions))
     return stack
 

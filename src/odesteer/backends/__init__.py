@@ -1,4 +1,4 @@
-"""Engines that run a language model, steered or not."""
+"""Backends: engines that run a language model, steered or not."""
 
 from odesteer.backends.base import Backend, Sampling
 from odesteer.backends.transformers import TransformersBackend

@@ -15,7 +15,7 @@ from odesteer.steering import Steering
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the default is greedy.
+    """Sampling of tokens; the default is greedy.
 
     Args:
         max_new_tokens: per generation.
@@ -23,8 +23,8 @@ class Sampling:
             model's own generation config, or 50 where it says nothing, as in transformers.
         top_p: nucleus.
         repetition_penalty: 1 is none.
-        no_repeat_ngram_size: no run of so many tokens comes twice; 0 allows it.
-        seed: of the draw.
+        no_repeat_ngram_size: no run of this many tokens occurs twice; 0 allows it.
+        seed: of the random draws.
     """
 
     max_new_tokens: int = 64
@@ -35,28 +35,27 @@ class Sampling:
     seed: int = 0
 
 
-Steering = Steering
 Steerings = Steering | Sequence[Steering | None] | None
 
 
 class Backend(ABC):
-    """Where activations come from and go back to."""
+    """Model that gives activations, generates and scores, steered or not."""
 
     @classmethod
     def beside(
         cls, model: Any, tokenizer: Any, template: str, positions: str, batch_size: int
     ) -> "Backend":
-        """One that speaks for a model of this process: what `odesteer run --backend NAME` calls.
+        """Return a backend beside a model of this process: `odesteer run --backend NAME` calls it.
 
         Args:
             model: a transformers causal language model, in eval mode.
             tokenizer: its tokenizer.
             template: how prompts become text, see `odesteer.models.chat_template`.
             positions: which tokens are steered, see `odesteer.models.hooks.attach`.
-            batch_size: prompts that come at once.
+            batch_size: prompts at once.
 
         Raises:
-            NotImplementedError: unless the backend says how.
+            NotImplementedError: unless the backend overrides this.
         """
         raise NotImplementedError(
             f"{cls.__name__} does not say how it is made for a model that is in memory: it needs "
@@ -67,7 +66,7 @@ class Backend(ABC):
     def activations(
         self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """(positive [n, d], negative [m, d]) by layer."""
+        """Return (positive [n, d], negative [m, d]) by layer."""
 
     @abstractmethod
     def generate(
@@ -77,7 +76,7 @@ class Backend(ABC):
         sampling: Sampling = Sampling(),
         progress: Progress | None = None,
     ) -> list[str]:
-        """One generation a prompt; `steering` is one for all prompts, or one for each."""
+        """Return one generation for each prompt; `steering` is one for all prompts, or one each."""
 
     @abstractmethod
     def logprobs(
@@ -87,4 +86,4 @@ class Backend(ABC):
         steering: Steerings = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """log p of every token of each generation after its prompt, in nats."""
+        """Return log p of every token of each generation after its prompt, in nats."""

@@ -20,14 +20,14 @@ from odesteer.steering import Steering
 
 @dataclass(frozen=True)
 class TransformersBackend(Backend):
-    """A model and a tokenizer in this process.
+    """Backend on a model and a tokenizer in this process.
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
         template: how prompts become text, see `odesteer.models.chat_template`.
         positions: which tokens are steered, see `odesteer.models.hooks.attach`.
-        batch_size: prompts a batch.
+        batch_size: prompts in a batch.
     """
 
     model: Any
@@ -79,7 +79,7 @@ class TransformersBackend(Backend):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         # As the template writes them: "A: {response}" begins an answer with a space, which
-        # belongs to its first token and which a decoded generation does not have any more.
+        # belongs to its first token and which a decoded generation has lost.
         parts = [
             encode_parts(self.tokenizer, prompt, text, self.template)
             for prompt, text in zip(prompts, generations, strict=True)
@@ -94,10 +94,10 @@ class TransformersBackend(Backend):
         for batch in batches([len(row) for row in rows], rows=self.batch_size):
             ids, mask = self._padded([rows[i] for i in batch])
             longest = max(len(ends[i]) for i in batch)
-            read = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
+            prompt_ends = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
             with (
                 self._steered(steering, batch),
-                scoring(self.model, read.to(ids.device)),
+                scoring(self.model, prompt_ends.to(ids.device)),
                 torch.no_grad(),
             ):
                 logits = self.model(
@@ -108,9 +108,9 @@ class TransformersBackend(Backend):
                 ).logits.float()
             targets = ids[:, ids.shape[1] - longest :]
             logits = logits[:, :-1]
-            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            token_logits = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             # Not log_softmax: it would write another [batch, tokens, vocabulary] tensor.
-            logp = (chosen - logits.logsumexp(dim=-1)).cpu()
+            logp = (token_logits - logits.logsumexp(dim=-1)).cpu()
             for i, row in zip(batch, logp, strict=True):
                 results[i] = row[len(row) - len(ends[i]) :]
             done += len(batch)
@@ -120,7 +120,7 @@ class TransformersBackend(Backend):
 
     @contextmanager
     def _steered(self, steering: Steerings, batch: Sequence[int]) -> Iterator[None]:
-        """Every steering on its own rows of the batch (indices into the prompts)."""
+        """Attach every steering to its rows of the batch (indices into the prompts)."""
         with ExitStack() as stack:
             if isinstance(steering, Steering):
                 stack.enter_context(steering.attach(self.model, positions=self.positions))
@@ -129,9 +129,9 @@ class TransformersBackend(Backend):
                 for row, i in enumerate(batch):
                     rows_of.setdefault(id(steering[i]), []).append(row)
                 for rows in rows_of.values():
-                    one = steering[batch[rows[0]]]
-                    if one is not None:
-                        handle = one.attach(self.model, positions=self.positions, rows=rows)
+                    shared = steering[batch[rows[0]]]
+                    if shared is not None:
+                        handle = shared.attach(self.model, positions=self.positions, rows=rows)
                         stack.enter_context(handle)
             yield
 

@@ -1,1 +1,1 @@
-"""Adapters for other people's programs, which import ours."""
+"""Integrations with other programs and file formats."""

@@ -1,9 +1,8 @@
-"""Inspect AI model that is steered.
+"""Steered model for Inspect AI.
 
-What its own provider of Hugging Face models ("hf") hears, with a steering on the model from the
-time it is loaded until it is closed. Batches, chat templates, tools and log-probabilities are
-Inspect's, and so are the other arguments. One thing differs: what a chat template has written gets
-no second begin-of-sequence token.
+Inspect's provider of Hugging Face models ("hf"), with a steering on the model from loading to
+closing. Batches, chat templates, tools, log-probabilities and the other arguments are Inspect's.
+One thing differs: a prompt written by a chat template gets no second begin-of-sequence token.
 """
 
 import os
@@ -18,7 +17,7 @@ from odesteer.steering import load
 
 
 class SteeredAPI(HuggingFaceAPI):
-    """A Hugging Face model with a steering on it.
+    """Hugging Face model with a steering on it.
 
     A steering is given as a directory, not as an object, so that Inspect's log can say what was
     evaluated.
@@ -58,7 +57,7 @@ class SteeredAPI(HuggingFaceAPI):
         dose = Angle(angle) if angle is not None else strength
         if steering is None and dose is not None:
             raise ValueError(f"A dose, {dose}, but nothing to steer with: give steering=DIR.")
-        one = None if steering is None else load(steering)
+        loaded = None if steering is None else load(steering)
         if model_name == SMOLLM2:
             model_args = {"model_path": str(local_copy()), "dtype": "float32"} | model_args
         super().__init__(model_name, base_url, api_key, config, **model_args)
@@ -66,12 +65,12 @@ class SteeredAPI(HuggingFaceAPI):
             # A chat template writes them itself; twice, they are not what a steering was fitted on.
             self.tokenizer_call_args = {"add_special_tokens": False} | self.tokenizer_call_args
         self._handle = None
-        if one is not None:
-            one = one if dose is None else one.with_strength(dose)
-            self._handle = one.attach(self.model, positions=positions)
+        if loaded is not None:
+            loaded = loaded if dose is None else loaded.with_strength(dose)
+            self._handle = loaded.attach(self.model, positions=positions)
 
     def close(self) -> None:
-        """Take the steering off, and let go of the model."""
+        """Remove the steering, and release the model."""
         if self._handle is not None:
             self._handle.remove()
         super().close()

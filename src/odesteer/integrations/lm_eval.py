@@ -1,12 +1,12 @@
-"""lm-evaluation-harness model that is steered.
+"""Steered model for lm-evaluation-harness.
 
     python -m odesteer.integrations.lm_eval run --model odesteer \\
         --model_args pretrained=smollm2,steering=DIR,angle=0.2,positions=continuation \\
         --tasks arc_challenge
 
-A request is a context and a continuation, and which tokens are steered depends on where the one
-ends and the other begins. So likelihoods are computed here, with that split for every row and
-the padding masked, and not by the harness's own pass, which knows neither:
+A request is a context and a continuation, and which tokens are steered depends on the boundary
+between them. So likelihoods are computed here, with that boundary for every row and the padding
+masked, and not by the harness's own pass, which knows neither:
 
     positions=continuation   the last token of the context and the continuation (the paper's)
     positions=all            every token of both
@@ -40,7 +40,7 @@ Request = tuple[Any, list[int], list[int]]
 
 @register_model("odesteer")
 class SteeredLM(HFLM):
-    """A Hugging Face model with a steering on it.
+    """Hugging Face model with a steering on it.
 
     Args:
         pretrained: a loaded model, or what `HFLM` takes, or "smollm2".
@@ -74,18 +74,20 @@ class SteeredLM(HFLM):
         super().__init__(pretrained=pretrained, **arguments)
         if self.backend != "causal":
             raise ValueError("A steering is for a decoder; this is an encoder-decoder model.")
-        one = load(steering) if isinstance(steering, str) else steering
+        chosen = load(steering) if isinstance(steering, str) else steering
         dose = Angle(angle) if angle is not None else strength
-        self.steering = one if one is None or dose is None else one.with_strength(dose)
+        self.steering = chosen if chosen is None or dose is None else chosen.with_strength(dose)
         with self._steered():
-            pass  # does it fit this model? Said before a task is read
+            pass  # a steering of another model fails before a task is read
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results, and what was steered how."""
-        one = self.steering
+        """Return what the harness writes beside its results, and the steering."""
+        steering = self.steering
         return {
             **super().get_model_info(),
-            "steering": None if one is None else f"{one.method} at layer {one.layer}, {one.dose}",
+            "steering": None
+            if steering is None
+            else f"{steering.method} at layer {steering.layer}, {steering.dose}",
             "steered_positions": self.positions,
         }
 
@@ -96,8 +98,8 @@ class SteeredLM(HFLM):
 
     def _model_generate(self, *arguments: Any, **keywords: Any) -> Tensor:
         with self._steered():
-            found: Tensor = super()._model_generate(*arguments, **keywords)
-        return found
+            tokens: Tensor = super()._model_generate(*arguments, **keywords)
+        return tokens
 
     def _loglikelihood_tokens(
         self,
@@ -105,38 +107,38 @@ class SteeredLM(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """(log p(continuation | context), whether it is what greedy decoding would say)."""
+        """Return (log p(continuation | context), whether greedy decoding writes it) by request."""
         from tqdm import tqdm
 
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 1)
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0)
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         for batch in batches(lengths, rows=size, longest_first=True):
-            for i, one in zip(batch, self._scored([requests[i] for i in batch]), strict=True):
-                found[i] = one
+            for i, result in zip(batch, self._score([requests[i] for i in batch]), strict=True):
+                results[i] = result
                 if requests[i][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], one)
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], result)
             bar.update(len(batch))
         bar.close()
-        return found
+        return results
 
-    def _scored(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
+    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
         rows, ends = [], []
         for _, context, continuation in requests:
             # The last token predicts nothing. Texts longer than the model's lose their beginning.
             rows.append((context + continuation)[-(self.max_length + 1) : -1])
             ends.append(min(len(continuation), len(rows[-1])))
         ids, mask = pad(rows, left=False, device=self.device)
-        # What is known before the continuation: all that was fed, but its own tokens.
-        given = torch.tensor([len(row) + 1 - end for row, end in zip(rows, ends, strict=True)])
-        with self._steered(), scoring(self.model, given.to(self.device)), torch.no_grad():
+        # The length of the context: all that was fed but the continuation.
+        contexts = torch.tensor([len(row) + 1 - end for row, end in zip(rows, ends, strict=True)])
+        with self._steered(), scoring(self.model, contexts.to(self.device)), torch.no_grad():
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for one, row, end, request in zip(logits, rows, ends, requests, strict=True):
-            logp = one[len(row) - end : len(row)].float().log_softmax(dim=-1)
-            said = torch.tensor(request[2][-end:], device=logp.device)
-            chosen = logp.gather(-1, said[:, None]).sum()
-            yield float(chosen), bool((logp.argmax(dim=-1) == said).all())
+        for row_logits, row, end, request in zip(logits, rows, ends, requests, strict=True):
+            logp = row_logits[len(row) - end : len(row)].float().log_softmax(dim=-1)
+            tokens = torch.tensor(request[2][-end:], device=logp.device)
+            chosen = logp.gather(-1, tokens[:, None]).sum()
+            yield float(chosen), bool((logp.argmax(dim=-1) == tokens).all())
 
 
 if __name__ == "__main__":

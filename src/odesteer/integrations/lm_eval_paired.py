@@ -1,6 +1,6 @@
 """Paired comparison on lm-evaluation-harness tasks, unsteered against steered.
 
-The same documents are asked without and with the steering, and every metric's difference is
+The same documents are evaluated without and with the steering, and every metric's difference is
 taken document by document:
 
     delta = mean_i (steered_i - unsteered_i),   95 % percentile bootstrap over documents
@@ -17,7 +17,7 @@ from odesteer.integrations.lm_eval import SteeredLM
 
 
 class Delta(NamedTuple):
-    """A metric of a task: both means, the paired difference, and whether higher is better."""
+    """Metric of a task: both means, the paired difference, and whether higher is better."""
 
     task: str
     metric: str
@@ -39,12 +39,12 @@ def paired(
     folder: str | None = None,
     seed: int = 0,
 ) -> list[Delta]:
-    """Every metric of every task that has a value a document.
+    """Compare every metric of every task that has a value for each document.
 
     Args:
-        model: with the steering.
+        model: has the steering.
         tasks: names of the harness, or "transfer" for the three of the paper's table 8.
-        limit: documents a task.
+        limit: the number of documents of each task.
         shots: examples in the prompt, instead of the task's own number.
         folder: with task files of your own.
         seed: of the bootstrap, and of the harness.
@@ -56,7 +56,7 @@ def paired(
 
     if model.steering is None:
         raise ValueError("Without a steering there is nothing to compare: give steering=DIR.")
-    names = [name for task in tasks for name in _named(task)]
+    names = [name for task in tasks for name in _task_names(task)]
     manager = TaskManager(include_path=folder)
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
@@ -67,19 +67,19 @@ def paired(
     steering = model.steering
     try:
         model.steering = None
-        before = _asked(model, names, manager, limit, shots, seed)
+        before = _evaluate(model, names, manager, limit, shots, seed)
         model.steering = steering
-        after = _asked(model, names, manager, limit, shots, seed)
+        after = _evaluate(model, names, manager, limit, shots, seed)
     finally:
         model.steering = steering
-    return list(_compared(before, after, seed))
+    return list(_compare(before, after, seed))
 
 
-def _named(task: str) -> list[str]:
+def _task_names(task: str) -> list[str]:
     return [name for name, _ in TRANSFER.values()] if task == "transfer" else [task]
 
 
-def _asked(
+def _evaluate(
     model: SteeredLM,
     tasks: list[str],
     manager: Any,
@@ -89,7 +89,7 @@ def _asked(
 ) -> Mapping[str, Any]:
     from lm_eval import simple_evaluate
 
-    found: Mapping[str, Any] = simple_evaluate(
+    results: Mapping[str, Any] = simple_evaluate(
         model=model,
         tasks=tasks,
         task_manager=manager,
@@ -101,18 +101,18 @@ def _asked(
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    return found
+    return results
 
 
-def _compared(before: Mapping[str, Any], after: Mapping[str, Any], seed: int) -> Iterator[Delta]:
+def _compare(before: Mapping[str, Any], after: Mapping[str, Any], seed: int) -> Iterator[Delta]:
     for task, samples in before["samples"].items():
-        pairs = {_key(one): one for one in after["samples"][task]}
+        pairs = {_key(sample): sample for sample in after["samples"][task]}
         higher = before["higher_is_better"].get(task, {})
-        for metric in dict.fromkeys(name for one in samples for name in one["metrics"]):
+        for metric in dict.fromkeys(name for sample in samples for name in sample["metrics"]):
             rows = [
-                (one[metric], pairs[_key(one)][metric])
-                for one in samples
-                if _is_number(one.get(metric)) and _is_number(pairs[_key(one)].get(metric))
+                (sample[metric], pairs[_key(sample)][metric])
+                for sample in samples
+                if _is_number(sample.get(metric)) and _is_number(pairs[_key(sample)].get(metric))
             ]
             if not rows:
                 continue  # a metric of all documents together, such as a corpus BLEU

@@ -16,7 +16,7 @@ from odesteer.backends.vllm.batch import ScheduledRequest
 from odesteer.backends.vllm.install import install
 from odesteer.backends.vllm.registry import SteeringRegistry, configuration
 from odesteer.backends.vllm.request import parse
-from odesteer.backends.vllm.runner_hooks import Served
+from odesteer.backends.vllm.runner_hooks import RunnerSteering
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 
@@ -99,8 +99,10 @@ def catalogue(tmp_path: Path) -> Iterator[Any]:
     gc.collect()
 
 
-def served(model: nn.Module, found: SteeringRegistry, asked: dict | None, rows: int = 4) -> Served:
-    one = Served(install(model, found, config()))
+def served(
+    model: nn.Module, found: SteeringRegistry, asked: dict | None, rows: int = 4
+) -> RunnerSteering:
+    one = RunnerSteering(install(model, found, config()))
     one.begin(
         [ScheduledRequest("r", () if asked is None else parse(asked["odesteer"]), 0, rows, 3, 3)]
     )

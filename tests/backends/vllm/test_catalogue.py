@@ -9,12 +9,12 @@ import torch
 
 from odesteer import Steering
 from odesteer.backends.vllm import ask, options
-from odesteer.backends.vllm.plugin import keys
-from odesteer.backends.vllm.registry import SteeringRegistry, _catalogue, configuration
+from odesteer.backends.vllm.plugin import block_keys
+from odesteer.backends.vllm.registry import SteeringRegistry, _load_registry, configuration
 from odesteer.backends.vllm.request import KEY, parse
 from odesteer.backends.vllm.request_validation import (
     _names,
-    check,
+    check_params,
     remember_names,
     served_model_names,
     steering_from_model_name,
@@ -50,12 +50,12 @@ def config(folders: dict[str, Path]) -> dict:
 def test_what_reaches_the_processes_is_plain_json_and_rebuilds_all(config: dict) -> None:
     catalogue = SteeringRegistry.of(json.loads(json.dumps(config)))
     assert list(catalogue.steerings) == ["kind", "plain", "two", "away", "both"]
-    assert {place: list(parts) for place, parts in catalogue.places.items()} == {
+    assert {place: list(parts) for place, parts in catalogue.parts.items()} == {
         (0, "residual"): ["two"],
         (1, "residual"): ["kind", "plain", "away", "both"],
         (2, "residual"): ["two"],
     }
-    assert [one["has_barrier"] for one in catalogue.about()] == [True, False, True, True, True]
+    assert [one["has_barrier"] for one in catalogue.describe()] == [True, False, True, True, True]
 
 
 def test_a_configuration_without_steerings_is_none() -> None:
@@ -63,14 +63,14 @@ def test_a_configuration_without_steerings_is_none() -> None:
 
 
 def test_a_file_that_changed_is_refused(config: dict, folders: dict[str, Path]) -> None:
-    _catalogue.cache_clear()
+    _load_registry.cache_clear()
     steering(9).save_pretrained(folders["kind"])
     with pytest.raises(ValueError, match=r"'kind' .* is not the one that the server was started"):
         SteeringRegistry.of(config)
 
 
 def test_a_machine_without_the_files_says_so(config: dict, folders: dict[str, Path]) -> None:
-    _catalogue.cache_clear()
+    _load_registry.cache_clear()
     folders["plain"].rename(folders["plain"].with_name("elsewhere"))
     with pytest.raises(ValueError, match=r"'plain' is at .* which this machine does not have"):
         SteeringRegistry.of(config)
@@ -120,7 +120,7 @@ def test_options_refuse_an_environment_without_the_plugin(folders, monkeypatch) 
 )
 def test_the_front_refuses_in_words(asked: dict, word: str, config: dict) -> None:
     with pytest.raises(ValueError, match=word):
-        check(SimpleNamespace(extra_args=asked), config)
+        check_params(SimpleNamespace(extra_args=asked), config)
 
 
 def test_finding_7_a_name_of_any_length_is_neither_compared_nor_echoed_whole() -> None:
@@ -133,13 +133,13 @@ def test_finding_7_a_name_of_any_length_is_neither_compared_nor_echoed_whole() -
 
 def test_the_front_lets_right_requests_pass(config: dict) -> None:
     for extra in (None, {}, {"other": 1}, ask("kind", target=0.9), ask("two"), ask("both")):
-        check(SimpleNamespace(extra_args=extra), config)
-    check(SimpleNamespace(), config)  # a pooling request
+        check_params(SimpleNamespace(extra_args=extra), config)
+    check_params(SimpleNamespace(), config)  # a pooling request
 
 
 def test_a_server_without_steerings_says_so() -> None:
     with pytest.raises(ValueError, match="started without steerings"):
-        check(SimpleNamespace(extra_args=ask("kind")), {})
+        check_params(SimpleNamespace(extra_args=ask("kind")), {})
 
 
 def test_a_model_named_with_a_steering_is_the_model_steered(config: dict) -> None:
@@ -166,7 +166,7 @@ class TestPrefixKeys:
         request = SimpleNamespace(
             sampling_params=SimpleNamespace(extra_args=extra), num_prompt_tokens=prompt
         )
-        return keys(request, end, SteeringRegistry.of(config))
+        return block_keys(request, end, SteeringRegistry.of(config))
 
     def test_unsteered_requests_have_none(self, config: dict) -> None:
         assert self.of(config, None, 32) == ()
@@ -220,5 +220,5 @@ def test_composed_digests_change_with_their_parts(folders: dict[str, Path]) -> N
 def test_a_target_of_its_own_is_kept(tmp_path: Path) -> None:
     aimed = steering(0).with_strength(Target(0.9, Angle(0.5))).save_pretrained(tmp_path / "aimed")
     config = configuration({"aimed": aimed})
-    check(SimpleNamespace(extra_args=ask("aimed", target=0.7)), config)
-    check(SimpleNamespace(extra_args=ask("aimed")), config)
+    check_params(SimpleNamespace(extra_args=ask("aimed", target=0.7)), config)
+    check_params(SimpleNamespace(extra_args=ask("aimed")), config)

@@ -12,8 +12,8 @@ from tests.helpers import models as tiny
 
 from odesteer import Angle, PathLength, Sampling, Steering, Target, load
 from odesteer.backends.vllm import Engine, VLLMBackend, options
-from odesteer.backends.vllm.engine import _generation
-from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, starts
+from odesteer.backends.vllm.engine import _generation_config
+from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, start_of
 from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.models.chat_template import encode
 from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time
@@ -47,7 +47,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> RegisteredSteerings:
 def asked(
     known: RegisteredSteerings, steering: Any, start: str | int = "last_prompt"
 ) -> SteeringRequest:
-    extra = known.ask(steering, start)
+    extra = known.extra_args(steering, start)
     assert extra is not None
     [one] = parse(extra[KEY])
     return one
@@ -85,14 +85,14 @@ def test_the_same_steering_read_from_a_directory_is_recognised(
     known: RegisteredSteerings, tmp_path: Path
 ) -> None:
     again = load(STEERINGS["kind"].save_pretrained(tmp_path / "again"))
-    assert known.serves(again)
+    assert known.supports(again)
     assert asked(known, again.with_strength(0.5)) == SteeringRequest("kind", Time(0.5))
 
 
 @pytest.mark.parametrize("name", ["kind", "two"])
 def test_no_dose_is_no_steering(known: RegisteredSteerings, name: str) -> None:
-    assert known.ask(STEERINGS[name].with_strength(0.0), "all") is None
-    assert known.ask(None, "all") is None
+    assert known.extra_args(STEERINGS[name].with_strength(0.0), "all") is None
+    assert known.extra_args(None, "all") is None
 
 
 def test_one_dose_at_all_layers_is_one_dose_in_words(known: RegisteredSteerings) -> None:
@@ -100,7 +100,7 @@ def test_one_dose_at_all_layers_is_one_dose_in_words(known: RegisteredSteerings)
     assert asked(known, both.with_strength(Angle(0.1))) == SteeringRequest("two", Angle(0.1))
     uneven = Steering.of((both.parts[0].with_strength(0.1), both.parts[1]))
     with pytest.raises(ValueError, match=r"says one dose for all layers; .* strength 0\.1, stren"):
-        known.ask(uneven, "all")
+        known.extra_args(uneven, "all")
 
 
 def test_of_two_names_the_one_with_the_dose_is_asked_for(known: RegisteredSteerings) -> None:
@@ -117,7 +117,7 @@ def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(
     other = STEERINGS["plain"]
     assert not other.field.unit_speed
     with pytest.raises(ValueError, match=r"a strength, an angle or a target; got path length 0\.3"):
-        known.ask(other.with_strength(PathLength(0.3)), "all")
+        known.extra_args(other.with_strength(PathLength(0.3)), "all")
 
 
 @pytest.mark.parametrize(
@@ -133,28 +133,28 @@ def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(
 def test_what_moves_otherwise_is_another_steering(
     known: RegisteredSteerings, stranger: Steering
 ) -> None:
-    assert not known.serves(stranger)
+    assert not known.supports(stranger)
     with pytest.raises(ValueError, match=r"does not have the steering .*it has: kind, plain"):
-        known.ask(stranger, "all")
+        known.extra_args(stranger, "all")
 
 
 def test_an_engine_without_steerings_has_none() -> None:
     with pytest.raises(ValueError, match="it has: none"):
-        RegisteredSteerings().ask(STEERINGS["kind"], "all")
+        RegisteredSteerings().extra_args(STEERINGS["kind"], "all")
 
 
 def test_a_target_needs_a_barrier(known: RegisteredSteerings) -> None:
     with pytest.raises(ValueError, match="'plain' has no barrier"):
-        known.ask(STEERINGS["plain"].with_strength(Target(0.9, 1.0)), "all")
+        known.extra_args(STEERINGS["plain"].with_strength(Target(0.9, 1.0)), "all")
 
 
 def test_positions_are_where_steering_starts() -> None:
     names = {"last+generated": "last_prompt", "generated": "generated", "all": "all"}
-    assert {name: starts(name) for name in names} == names
+    assert {name: start_of(name) for name in names} == names
     with pytest.raises(ValueError, match=r"from a position on: .*; got 'prompt'"):
-        starts("prompt")
+        start_of("prompt")
     with pytest.raises(ValueError, match="got a mask"):
-        starts(torch.ones(3))
+        start_of(torch.ones(3))
 
 
 # ---- what the backend asks the engine for
@@ -164,8 +164,8 @@ class Listening:
     """Stands for `Engine`: keeps what it is asked, and says the same tokens to all."""
 
     def __init__(self, known: RegisteredSteerings):
-        self.known, self.stops, self.longest = known, [6], 100
-        self.warpers = {"top_k": 50, "min_p": 0.0}
+        self.registered, self.stop_token_ids, self.max_model_len = known, [6], 100
+        self.sampling_defaults = {"top_k": 50, "min_p": 0.0}
 
     def complete(self, rows: Any, asked: Any) -> list[Any]:
         self.rows, self.asked = rows, asked
@@ -307,8 +307,8 @@ def test_objects_are_written_for_vllm_and_removed_with_it(
     vllm = Fake()
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     with Engine(model, {"kind": STEERINGS["kind"]}, dtype="float32") as engine:
-        assert engine.longest == 12 and vllm.given["dtype"] == "float32"
-        assert engine.known.serves(STEERINGS["kind"].with_strength(3.0))
+        assert engine.max_model_len == 12 and vllm.given["dtype"] == "float32"
+        assert engine.registered.supports(STEERINGS["kind"].with_strength(3.0))
         assert [one["tokens"] for one in engine.stats()] == [3]  # ranks say the same
         with pytest.raises(ValueError, match=r"10 tokens and 3 more do not fit .* 12"):
             engine.complete([[1] * 10], [{"max_tokens": 3}])
@@ -333,6 +333,6 @@ def test_an_engine_that_does_not_start_leaves_nothing(
 def test_the_tokens_that_end_a_text_are_those_of_transformers(model: Path) -> None:
     from transformers import GenerationConfig
 
-    assert _generation(str(model), "main")[1]["top_k"] == 50
+    assert _generation_config(str(model), "main")[1]["top_k"] == 50
     GenerationConfig(eos_token_id=[3, 4], do_sample=True, top_k=20).save_pretrained(model)
-    assert _generation(str(model), "main") == ([3, 4], {"top_k": 20, "min_p": 0.0})
+    assert _generation_config(str(model), "main") == ([3, 4], {"top_k": 20, "min_p": 0.0})

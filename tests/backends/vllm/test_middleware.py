@@ -10,10 +10,16 @@ import torch
 
 from odesteer import Angle, Steering
 from odesteer.backends.vllm import ask
-from odesteer.backends.vllm.middleware import OPEN, WANTED, KeyMiddleware, SteeringMiddleware
+from odesteer.backends.vllm.middleware import OPEN, ROUTED, KeyMiddleware, SteeringMiddleware
 from odesteer.backends.vllm.registry import configuration
 from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
-from odesteer.backends.vllm.request_validation import STEERED, admits, check, layers, searches
+from odesteer.backends.vllm.request_validation import (
+    STEERED,
+    check_params,
+    wrap_add_request,
+    wrap_init_middleware,
+    wrap_to_beam_search_params,
+)
 from odesteer.ode import GradientField, LinearBarrier
 
 
@@ -92,7 +98,7 @@ async def _engine(self: Any, request_id: str, prompt: Any, params: Any) -> Any:
     return params
 
 
-client_add_request = admits(_engine, Refused)
+client_add_request = wrap_add_request(_engine, Refused)
 
 
 def run(app: Any, scope: Any, incoming: list[Any]) -> tuple[int, str]:
@@ -133,7 +139,7 @@ def test_finding_2_every_known_route_steers_as_the_name_says(app: Any, path: str
     )
     for model in ("m", "plain:name", "adapter", "another", None, ""):
         assert app.asked(path, {"model": model}) == ()
-    assert WANTED.get() is None
+    assert ROUTED.get() is None
 
 
 def test_finding_2_a_route_that_is_not_known_refuses_a_steered_name(app: Any) -> None:
@@ -270,20 +276,20 @@ def test_a_socket_that_names_a_steering_gets_nothing_unsteered(app: Any) -> None
 
 def test_a_mistyped_key_is_refused_at_the_engine_too(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="got 'Odesteer'"):
-        check(Sampling({"Odesteer": "{}"}), config)
-    check(Sampling({"steering": 1, "kv_transfer_params": {}}), config)
+        check_params(Sampling({"Odesteer": "{}"}), config)
+    check_params(Sampling({"steering": 1, "kv_transfer_params": {}}), config)
 
 
 def test_finding_2_beam_search_is_refused_where_the_route_has_dropped_the_name() -> None:
     request = SimpleNamespace(model=None, vllm_xargs=None)
-    search = searches(lambda self: "beams", Refused)
+    search = wrap_to_beam_search_params(lambda self: "beams", Refused)
     assert search(request) == "beams"
-    token = WANTED.set(SimpleNamespace(asks=(SteeringRequest("kind"),)))  # type: ignore[arg-type]
+    token = ROUTED.set(SimpleNamespace(requests=(SteeringRequest("kind"),)))  # type: ignore[arg-type]
     try:
         with pytest.raises(Refused, match="beam search is not steered"):
             search(request)
     finally:
-        WANTED.reset(token)
+        ROUTED.reset(token)
 
 
 # ---- the key
@@ -312,7 +318,7 @@ def test_finding_7_a_key_guards_all_but_a_few_routes(config: Any, config_of: str
 
 def test_the_key_is_asked_for_before_a_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "odesteer.backends.vllm.request_validation._verifier",
+        "odesteer.backends.vllm.request_validation._key_verifier",
         lambda app, args: args.api_key and bool,
     )
     for key, expected in ("secret", [SteeringMiddleware, "vLLM's", KeyMiddleware]), (None, [
@@ -320,5 +326,7 @@ def test_the_key_is_asked_for_before_a_body_is_read(monkeypatch: pytest.MonkeyPa
     ]):  # fmt: skip
         added: list[Any] = []
         fake = SimpleNamespace(add_middleware=lambda kind, added=added, **_: added.append(kind))
-        layers(lambda args, app: app.add_middleware("vLLM's"))(SimpleNamespace(api_key=key), fake)
+        wrap_init_middleware(lambda args, app: app.add_middleware("vLLM's"))(
+            SimpleNamespace(api_key=key), fake
+        )
         assert added == expected  # the last one is asked first

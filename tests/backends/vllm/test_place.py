@@ -78,7 +78,7 @@ def test_without_a_step_every_bit_is_kept(stream) -> None:
     place = SteeredLayer(2, {"s": curved()}, rows=ROWS)
     assert place.idle
     place.apply(hidden, residual)
-    place.apply_to_all(hidden, residual)
+    place.apply_dense(hidden, residual)
     assert torch.equal(hidden, kept[0]) and torch.equal(residual, kept[1])
 
 
@@ -98,18 +98,18 @@ def test_the_dense_form_is_the_sparse_one(make, stream) -> None:
     place.begin(StepBatch.of(batch(*asks)))
     hidden, residual = stream
     sparse, dense = (hidden.clone(), residual.clone()), (hidden.clone(), residual.clone())
-    place.apply_to_some(*sparse)
-    moved = place.moved["s"].clone()
-    place.moved["s"].zero_()
-    place.apply_to_all(*dense)
+    place.apply_sparse(*sparse)
+    moved = place.totals["s"].clone()
+    place.totals["s"].zero_()
+    place.apply_dense(*dense)
     for one, other, unsteered in zip(sparse, dense, stream, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
         assert torch.equal(other[4:8], unsteered[4:8])
-    torch.testing.assert_close(place.moved["s"], moved, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(place.totals["s"], moved, rtol=1e-5, atol=1e-5)
     # And buffers are as new for the next step.
     place.begin(StepBatch.of(batch(None, None, None, None)))
     again = hidden.clone(), residual.clone()
-    place.apply_to_all(*again)
+    place.apply_dense(*again)
     assert torch.equal(again[0], hidden)
 
 
@@ -119,7 +119,7 @@ def test_the_dense_form_decides_nothing_by_what_it_reads(make) -> None:
     place = SteeredLayer(2, {"s": make()}, rows=ROWS, device="meta")
     place.begin(StepBatch.of(batch(*ASKS)))
     hidden = torch.empty(ROWS, D, device="meta")
-    place.apply_to_all(hidden, torch.empty_like(hidden))
+    place.apply_dense(hidden, torch.empty_like(hidden))
     with pytest.raises(RuntimeError):
         bool(hidden.any())
 
@@ -155,7 +155,7 @@ def test_what_was_moved_is_counted(stream) -> None:
         place.begin(StepBatch.of(batch(ask("s"), None, ask("s", strength=2.0), None)))
         place.apply(stream[0].clone(), stream[1].clone())
     length = float(torch.linspace(-1, 1, D).norm())
-    tokens, displacement = place.moved["s"].tolist()
+    tokens, displacement = place.totals["s"].tolist()
     assert tokens == 24
     assert displacement == pytest.approx(3 * 4 * (length + 2 * length), rel=1e-5)
 

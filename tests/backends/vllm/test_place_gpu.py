@@ -71,7 +71,7 @@ def test_a_captured_graph_follows_the_buffers(dtype: torch.dtype, steering) -> N
         place.begin(step(asks))
         graph.replay()
         expected = start[0].clone(), start[1].clone()
-        place.apply_to_some(*expected)
+        place.apply_sparse(*expected)
         torch.testing.assert_close(hidden + residual, expected[0] + expected[1], **tolerance)
         for i, one in enumerate(asks):
             if one is None:

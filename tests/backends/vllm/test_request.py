@@ -8,7 +8,7 @@ from odesteer.backends.vllm.request import (
     KEY,
     LONGEST_TEXT,
     SteeringRequest,
-    _parsed,
+    _parse_text,
     ask,
     misspelt,
     parse,
@@ -44,7 +44,7 @@ def test_a_target_keeps_the_budget_of_a_steering_that_has_one() -> None:
     ("start", "position"), [("all", 0), ("last_prompt", 9), ("generated", 10), (4, 4), (25, 25)]
 )
 def test_steering_begins_at_an_absolute_position(start: str | int, position: int) -> None:
-    assert parse({"name": "s", "start": start})[0].begins(10) == position
+    assert parse({"name": "s", "start": start})[0].first_position(10) == position
 
 
 def test_what_ask_writes_is_what_parse_reads() -> None:
@@ -105,12 +105,12 @@ def test_anything_else_is_refused_in_one_short_line(value: object) -> None:
 
 
 def test_finding_7_a_long_text_is_refused_before_it_is_kept() -> None:
-    kept = _parsed.cache_info().currsize
+    kept = _parse_text.cache_info().currsize
     for text in ('{"name": "s"' + " " * 5_000_000 + "}", '"' + "s" * 5_000_000 + '"'):
         with pytest.raises(ValueError, match=r"has 5,000,0\d\d characters"):
             parse(text)
-    assert _parsed.cache_info().currsize == kept
-    assert _parsed.cache_info().maxsize * LONGEST_TEXT <= 4 * 2**20
+    assert _parse_text.cache_info().currsize == kept
+    assert _parse_text.cache_info().maxsize * LONGEST_TEXT <= 4 * 2**20
 
 
 def test_eight_steerings_with_all_their_fields_are_not_too_long() -> None:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, doses
+from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, group_by_dose
 from odesteer.backends.vllm.request import ask, parse
-from odesteer.backends.vllm.runner_hooks import Served, first_runner, second_runner
+from odesteer.backends.vllm.runner_hooks import RunnerSteering, scheduled_v1, scheduled_v2
 from odesteer.ode import Angle, DoseBatch, Time
 
 STARTS = ["all", "last_prompt", "generated", 3, 14]
@@ -33,20 +33,20 @@ def first(requests: list[dict]) -> list[ScheduledRequest]:
         query_start_loc=SimpleNamespace(np=np.cumsum([0, *counts, 0, 0])),
         requests=states,
     )
-    return first_runner(runner)
+    return scheduled_v1(runner)
 
 
 def second(requests: list[dict]) -> list[ScheduledRequest]:
     """A batch in the form of the second runner."""
-    served = Served([])
+    served = RunnerSteering([])
     for one in requests:
-        served.keep(one["id"], SimpleNamespace(extra_args=one["extra"]), one["prompt"])
+        served.remember(one["id"], SimpleNamespace(extra_args=one["extra"]), one["prompt"])
     batch = SimpleNamespace(
         req_ids=[one["id"] for one in requests],
         query_start_loc_np=np.cumsum([0, *(one["count"] for one in requests)]),
         num_computed_tokens_np=np.array([one["computed"] for one in requests]),
     )
-    return second_runner(batch, served)
+    return scheduled_v2(batch, served)
 
 
 def request(name: str, count: int, computed: int, prompt: int, start: str | int | None) -> dict:
@@ -67,7 +67,7 @@ def test_a_mixed_batch_has_the_rows_of_its_tokens(runner) -> None:
         request("read only", 5, 5, 10, "generated"),  # 48-52: none yet
     ]
     step = StepBatch.of(runner(batch))
-    rows = {share.of.request: list(share.rows) for share in step.shares["s"]}
+    rows = {share.scheduled.request_id: list(share.rows) for share in step.spans["s"]}
     assert rows == {
         "prefill": [9],
         "decode": [14],
@@ -90,7 +90,7 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
     rng = random.Random(seed)
     prompt, length = rng.randint(1, 12), rng.randint(12, 20)
     start = rng.choice(STARTS)
-    begins = parse(ask("s", start=start)["odesteer"])[0].begins(prompt)
+    begins = parse(ask("s", start=start)["odesteer"])[0].first_position(prompt)
     computed = 0
     while computed < length:
         if rng.random() < 0.15:
@@ -99,7 +99,7 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
         before = rng.randint(0, 5)  # rows of another request
         others = [request("other", before, 3, 5, None)] if before else []
         step = StepBatch.of(runner([*others, request("r", count, computed, prompt, start)]))
-        rows = [row for share in step.shares.get("s", []) for row in share.rows]
+        rows = [row for share in step.spans.get("s", []) for row in share.rows]
         positions = [row - before + computed for row in rows]
         assert positions == [p for p in range(computed, computed + count) if p >= begins]
         computed += rng.randint(1, count) if prompt <= computed else count
@@ -108,28 +108,30 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
 def test_pooling_requests_and_others_arguments_are_none_of_ours() -> None:
     batch = [request("r", 3, 0, 3, None)]
     batch[0]["extra"] = {"somebody else's": 1}
-    assert StepBatch.of(first(batch)).shares == {}
+    assert StepBatch.of(first(batch)).spans == {}
 
 
 def test_a_request_that_ended_is_forgotten() -> None:
-    served = Served([])
-    served.keep("r", SimpleNamespace(extra_args=ask("s")), 3)
-    assert served.kept("r")[1] == 3
+    served = RunnerSteering([])
+    served.remember("r", SimpleNamespace(extra_args=ask("s")), 3)
+    assert served.remembered("r")[1] == 3
     served.forget({"r"})
-    assert served.kept("r") == ((), 0)
+    assert served.remembered("r") == ((), 0)
 
 
 def shares(*extras: dict) -> list:
     batch = [request(str(i), 2, 5, 5, "all") for i in range(len(extras))]
     for one, extra in zip(batch, extras, strict=True):
         one["extra"] = extra
-    return StepBatch.of(first(batch)).shares["s"]
+    return StepBatch.of(first(batch)).spans["s"]
 
 
 def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
-    ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s", angle=0.2)), Time(1.0))
+    ((dose, some),) = group_by_dose(shares(ask("s", angle=0.2), ask("s", angle=0.2)), Time(1.0))
     assert dose == Angle(0.2) and len(some) == 2
-    ((dose, some),) = doses(shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), Time(1.0))
+    ((dose, some),) = group_by_dose(
+        shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), Time(1.0)
+    )
     assert isinstance(dose, DoseBatch) and len(some) == 3
     assert dose.numbers.tolist() == [
         [0, 0, 1, 1, 1, 1],
@@ -140,7 +142,7 @@ def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
 
 
 def test_forwards_and_backwards_go_apart_and_nothing_goes_nowhere() -> None:
-    found = doses(
+    found = group_by_dose(
         shares(ask("s", strength=1), ask("s", strength=-2), ask("s", strength=0)), Time(1.0)
     )
     assert [(dose.size, len(some)) for dose, some in found] == [(1.0, 1), (-2.0, 1)]

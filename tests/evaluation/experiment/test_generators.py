@@ -29,7 +29,9 @@ class Standing:
             name: one.save_pretrained(folder / f"engine-{len(self.started)}" / name)
             for name, one in steerings.items()
         }
-        self.known = RegisteredSteerings(SteeringRegistry.of(options(paths)["additional_config"]))
+        self.registered = RegisteredSteerings(
+            SteeringRegistry.of(options(paths)["additional_config"])
+        )
         self.started.append(self)
 
     def close(self) -> None:
@@ -41,7 +43,7 @@ def backend(engine: Standing, tokenizer: Any, template: str, positions: str) -> 
     model, _ = load_model(engine.model)
 
     def generate(prompts: Any, steering: Any, sampling: Any) -> list[str]:
-        engine.known.ask(steering, "last_prompt")
+        engine.registered.extra_args(steering, "last_prompt")
         inner = TransformersBackend(model, tokenizer, template, positions, len(prompts))
         return inner.generate(prompts, steering, sampling)
 
@@ -73,7 +75,7 @@ def test_a_run_differs_in_who_generated_alone(
     assert before.pop("backend") is None and before == header
     # The two doses of one steering, of which one is chosen in the run, need one engine with it.
     [engine] = vllm
-    assert len(engine.known.steerings) == 1
+    assert len(engine.registered.steerings) == 1
     assert engine.closed
     assert engine.settings["dtype"] == "float32"
     with pytest.raises(ValueError, match="differs in backend"):

@@ -1,8 +1,8 @@
 """Backend for experiments on a vLLM engine.
 
-The same tokens go in as in `odesteer.backends.transformers`, and greedy tokens and
-log-probabilities that come out are the same as far as two engines round alike. Sampled texts are
-others: from the same distribution, by another generator of random numbers.
+The tokens of a prompt are those of `odesteer.backends.transformers`; greedy tokens and
+log-probabilities are the same up to rounding. Sampled texts differ: they are drawn from the same
+distribution by another random number generator.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odesteer.backends.base import Backend, Sampling, Steerings
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.registry import starts
+from odesteer.backends.vllm.registry import start_of
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
@@ -25,10 +25,10 @@ from odesteer.steering import Steering
 
 @dataclass(frozen=True)
 class VLLMBackend(Backend):
-    """A vLLM engine of this process.
+    """Backend on a vLLM engine of this process.
 
     Args:
-        engine: it has every steering that will be given.
+        engine: has every steering that will be used.
         tokenizer: the model's, of transformers.
         template: how prompts become text, see `odesteer.models.chat_template`.
         positions: which tokens are steered: "last+generated", "generated" or "all".
@@ -43,15 +43,15 @@ class VLLMBackend(Backend):
     positions: str = "last+generated"
 
     def __post_init__(self) -> None:
-        starts(self.positions)
+        start_of(self.positions)
 
     def activations(
         self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Not offered: NotImplementedError.
+        """Raise NotImplementedError.
 
         vLLM gives hidden states on CUDA alone, after running all layers and storing every token;
-        a second model loaded for it without a word could be more than the memory that is left.
+        a second model loaded silently might not fit into memory.
         """
         raise NotImplementedError(
             "vLLM gives no activations of a layer: read them with odesteer.activations or "
@@ -65,30 +65,32 @@ class VLLMBackend(Backend):
         sampling: Sampling = Sampling(),
         progress: Progress | None = None,
     ) -> list[str]:
-        """See `Backend.generate`.
+        """Generate as `Backend.generate` says.
 
         Raises:
             ValueError: for a steering that the engine does not have, sampling that vLLM does not
-                know, or a prompt that is too long.
+                support, or a prompt that is too long.
         """
-        refuse(sampling)
+        check_sampling(sampling)
         rows = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
-        start = starts(self.positions)
-        asked = [
+        start = start_of(self.positions)
+        params = [
             {
-                **self._drawn(sampling, i),
-                "extra_args": self.engine.known.ask(one, start),
+                **self._sampling_params(sampling, i),
+                "extra_args": self.engine.registered.extra_args(each, start),
                 "repetition_penalty": sampling.repetition_penalty,
                 "max_tokens": sampling.max_new_tokens,
-                "stop_token_ids": self.engine.stops,
+                "stop_token_ids": self.engine.stop_token_ids,
                 "ignore_eos": True,
             }
-            for i, one in enumerate(_each(steering, len(rows)))
+            for i, each in enumerate(_per_prompt(steering, len(rows)))
         ]
-        said = [one.outputs[0].token_ids for one in self.engine.complete(rows, asked)]
+        tokens = [output.outputs[0].token_ids for output in self.engine.complete(rows, params)]
         if progress is not None:
             progress(len(rows), len(rows))
-        return [self.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in said]
+        return [
+            self.tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in tokens
+        ]
 
     def logprobs(
         self,
@@ -97,7 +99,7 @@ class VLLMBackend(Backend):
         steering: Steerings = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """See `Backend.logprobs`; the row is a prompt to vLLM, which scores prompts.
+        """Score as `Backend.logprobs` says; to vLLM, which scores prompts, a row is a prompt.
 
         Raises:
             ValueError: for a steering that the engine does not have or that reads the prompt's
@@ -107,40 +109,45 @@ class VLLMBackend(Backend):
             encode_parts(self.tokenizer, prompt, text, self.template)
             for prompt, text in zip(prompts, generations, strict=True)
         ]
-        some = [i for i, text in enumerate(generations) if text.strip()]
-        given = _each(steering, len(parts))
-        rows, asked = [], []
-        for i in some:
+        nonempty = [i for i, text in enumerate(generations) if text.strip()]
+        steerings = _per_prompt(steering, len(parts))
+        rows, params = [], []
+        for i in nonempty:
             before, after = parts[i]
             rows.append(before + after)
-            extra = self.engine.known.ask(_scored(given[i]), self._start(len(before)))
-            asked.append({"extra_args": extra, "prompt_logprobs": 0, "max_tokens": 1})
+            check_scoring(steerings[i])
+            start = self._first_position(len(before))
+            extra = self.engine.registered.extra_args(steerings[i], start)
+            params.append({"extra_args": extra, "prompt_logprobs": 0, "max_tokens": 1})
         results: list[Tensor] = [torch.empty(0)] * len(parts)
-        for i, output in zip(some, self.engine.complete(rows, asked), strict=True):
+        for i, output in zip(nonempty, self.engine.complete(rows, params), strict=True):
             before, after = parts[i]
             predicted = output.prompt_logprobs[len(before) :]
-            logp = [of[token].logprob for of, token in zip(predicted, after, strict=True)]
+            logp = [
+                candidates[token].logprob
+                for candidates, token in zip(predicted, after, strict=True)
+            ]
             results[i] = torch.tensor(logp)
         if progress is not None:
             progress(len(parts), len(parts))
         return results
 
-    def _start(self, prompt_length: int) -> int:
-        """The position of the first steered token, after a prompt of so many."""
-        return SteeringRequest("", start=starts(self.positions)).begins(prompt_length)
+    def _first_position(self, prompt_length: int) -> int:
+        """Return the position of the first steered token."""
+        return SteeringRequest("", start=start_of(self.positions)).first_position(prompt_length)
 
-    def _drawn(self, sampling: Sampling, row: int) -> dict[str, Any]:
+    def _sampling_params(self, sampling: Sampling, row: int) -> dict[str, Any]:
         if sampling.temperature == 0:
             return {"temperature": 0.0}
-        # vLLM draws each request by itself: samples of one prompt need different seeds.
+        # vLLM draws each request separately: samples of one prompt need different seeds.
         digest = hashlib.sha256(f"{sampling.seed} {row}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
-        return {**self.engine.warpers, **drawn}
+        params = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+        return {**self.engine.sampling_defaults, **params}
 
 
-def refuse(sampling: Sampling) -> None:
-    """ValueError for sampling that vLLM does not know."""
+def check_sampling(sampling: Sampling) -> None:
+    """Raise ValueError for sampling that vLLM does not support."""
     if sampling.no_repeat_ngram_size:
         raise ValueError(
             f"vLLM does not know no_repeat_ngram_size (got {sampling.no_repeat_ngram_size}): use "
@@ -148,7 +155,7 @@ def refuse(sampling: Sampling) -> None:
         )
 
 
-def _each(steering: Steerings, rows: int) -> Sequence[Steering | None]:
+def _per_prompt(steering: Steerings, rows: int) -> Sequence[Steering | None]:
     if steering is None or isinstance(steering, Steering):
         return [steering] * rows
     if len(steering) != rows:
@@ -156,11 +163,10 @@ def _each(steering: Steerings, rows: int) -> Sequence[Steering | None]:
     return steering
 
 
-def _scored(steering: Steering | None) -> Steering | None:
-    """A steering that can act on an answer which vLLM takes for a part of the prompt."""
+def check_scoring(steering: Steering | None) -> None:
+    """Raise ValueError for a steering that cannot act on an answer inside vLLM's prompt."""
     if steering is not None and any(part.field.prompt_conditioned for part in steering.parts):
         raise ValueError(
             f"'{steering.method}' reads the prompt's last token, and in a row "
             f"that vLLM scores it cannot tell where the prompt ends: use TransformersBackend."
         )
-    return steering

@@ -18,31 +18,31 @@ from odesteer.ode import Dose, DoseBatch, columns_of
 
 
 class ScheduledRequest(NamedTuple):
-    """One request's share of a step.
+    """A request's tokens in one step.
 
     Attributes:
-        request: its name.
-        asks: what it asks for; empty where it is not steered.
-        first: the row of its first token.
-        length: how many it has in this step.
-        computed: its tokens before this step.
+        request_id: vLLM's.
+        steerings: what the client asks for; empty for an unsteered request.
+        first: the row of the first token.
+        length: the number of tokens in this step.
+        computed: the number of tokens before this step.
         prompt_length: of the prompt that the client sent.
     """
 
-    request: str
-    asks: tuple[SteeringRequest, ...]
+    request_id: str
+    steerings: tuple[SteeringRequest, ...]
     first: int
     length: int
     computed: int
     prompt_length: int
 
-    def rows_from(self, start: int) -> range:
-        """The rows at positions from `start` on."""
-        return range(self.first + max(0, start - self.computed), self.first + self.length)
+    def rows_from(self, position: int) -> range:
+        """Return the rows at positions from `position` on."""
+        return range(self.first + max(0, position - self.computed), self.first + self.length)
 
     @property
     def prompt_end(self) -> int | None:
-        """The row of the prompt's last token, where this step reads it."""
+        """The row of the prompt's last token, if it is read in this step."""
         offset = self.prompt_length - 1 - self.computed
         return self.first + offset if 0 <= offset < self.length else None
 
@@ -50,71 +50,72 @@ class ScheduledRequest(NamedTuple):
 class RowSpan(NamedTuple):
     """The rows of one request that one steering moves."""
 
-    of: ScheduledRequest
-    ask: SteeringRequest
+    scheduled: ScheduledRequest
+    steering: SteeringRequest
     rows: range
 
 
 @dataclass(eq=False)
 class StepBatch:
-    """The shares of a step by steering, and what all layers use of them.
+    """The steered rows of a step by steering, shared by all layers.
 
     Attributes:
-        shares: by the steering's name; each has at least one row.
-        prompt_ends: (request, row) of the steered prompts whose last token is read, by steering.
+        spans: by the steering's name; each has at least one row.
+        prompt_ends: (request id, row) of the steered prompts whose last token is read, by
+            steering.
     """
 
-    shares: dict[str, list[RowSpan]] = field(default_factory=dict)
+    spans: dict[str, list[RowSpan]] = field(default_factory=dict)
     prompt_ends: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     _rows: dict[tuple[torch.device, tuple[range, ...]], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scheduled: Sequence[ScheduledRequest]) -> "StepBatch":
-        step = cls()
-        for one in scheduled:
-            for ask in one.asks:
-                if one.prompt_end is not None:
-                    ends = step.prompt_ends.setdefault(ask.name, [])
-                    ends.append((one.request, one.prompt_end))
-                rows = one.rows_from(ask.begins(one.prompt_length))
+        batch = cls()
+        for request in scheduled:
+            for steering in request.steerings:
+                if request.prompt_end is not None:
+                    ends = batch.prompt_ends.setdefault(steering.name, [])
+                    ends.append((request.request_id, request.prompt_end))
+                rows = request.rows_from(steering.first_position(request.prompt_length))
                 if rows:
-                    step.shares.setdefault(ask.name, []).append(RowSpan(one, ask, rows))
-        return step
+                    spans = batch.spans.setdefault(steering.name, [])
+                    spans.append(RowSpan(request, steering, rows))
+        return batch
 
-    def rows(self, shares: Sequence[RowSpan], device: torch.device) -> Tensor:
-        """The row numbers of shares, [n]; made once for all layers."""
-        key = (device, tuple(share.rows for share in shares))
+    def rows(self, spans: Sequence[RowSpan], device: torch.device) -> Tensor:
+        """Return the row numbers of spans, [n]; computed once for all layers."""
+        key = (device, tuple(span.rows for span in spans))
         if key not in self._rows:
-            numbers = [row for share in shares for row in share.rows]
+            numbers = [row for span in spans for row in span.rows]
             self._rows[key] = to_device(torch.tensor(numbers), device)
         return self._rows[key]
 
 
-def doses(shares: Sequence[RowSpan], own: Dose) -> list[tuple[Dose, list[RowSpan]]]:
-    """Shares by their dose at a steering whose own is `own`, forwards ones and backwards ones.
+def group_by_dose(spans: Sequence[RowSpan], default: Dose) -> list[tuple[Dose, list[RowSpan]]]:
+    """Group spans by the sign of their dose; `default` is the steering's own dose.
 
-    Rows of any doses of one sign pass together; fields with a gate do another thing backwards.
+    Rows of any doses of one sign pass together; a gated field is another field backwards.
     """
-    ways: dict[bool, list[tuple[RowSpan, Dose]]] = {}
-    for share in shares:
-        dose = share.ask.dose_at(own)
+    by_sign: dict[bool, list[tuple[RowSpan, Dose]]] = {}
+    for span in spans:
+        dose = span.steering.dose_at(default)
         if not dose.is_zero:
-            ways.setdefault(dose.size < 0, []).append((share, dose))
-    found = []
-    for backwards, some in ways.items():
-        different = {dose for _, dose in some}
-        if len(different) == 1:
-            joint: Dose = some[0][1]
+            by_sign.setdefault(dose.size < 0, []).append((span, dose))
+    groups = []
+    for backwards, pairs in by_sign.items():
+        if len({dose for _, dose in pairs}) == 1:
+            joint: Dose = pairs[0][1]
         else:
-            numbers = [columns_of(dose) for share, dose in some for _ in share.rows]
-            stopping = any(dose.stop_at is not None for _, dose in some)
+            numbers = [columns_of(dose) for span, dose in pairs for _ in span.rows]
+            stopping = any(dose.stop_at is not None for _, dose in pairs)
             joint = DoseBatch(torch.tensor(numbers, dtype=torch.float64).mT, backwards, stopping)
-        found.append((joint, [share for share, _ in some]))
-    return found
+        groups.append((joint, [span for span, _ in pairs]))
+    return groups
 
 
 def to_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device, without waiting for it."""
+    """Copy a CPU tensor to a device, without waiting for the copy."""
     if device.type != "cuda":
         return numbers.to(device)
     return numbers.pin_memory().to(device, non_blocking=True)

@@ -3,8 +3,8 @@
 with Engine("HuggingFaceTB/SmolLM2-135M-Instruct", {"truthful": steering}) as engine:
     backend = VLLMBackend(engine, tokenizer)
 
-vLLM learns what it steers by when it starts, so an engine is given all steerings that it shall
-ever serve; doses and positions come with each prompt. Importing this module does not import vLLM.
+vLLM reads its steerings when it starts, so an engine is given all that it will ever serve; doses
+and positions come with each prompt. Importing this module does not import vLLM.
 """
 
 import os
@@ -17,12 +17,12 @@ from typing import Any
 from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, options
 from odesteer.steering import Steering
 
-# How transformers draws where a model's generation config says nothing.
+# The default of transformers, for a model whose generation config has none.
 _TOP_K = 50
 
 
 class Engine:
-    """A running `vllm.LLM`; closed by `close` or at the end of a `with` block.
+    """Running `vllm.LLM`; closed by `close` or at the end of a `with` block.
 
     vLLM starts its engine in a process of its own: in a script, start it below
     `if __name__ == "__main__":`.
@@ -36,10 +36,10 @@ class Engine:
         settings: more arguments of `vllm.LLM`, such as dtype="float32" or max_model_len=2048.
 
     Attributes:
-        known: its steerings.
-        longest: the most tokens of a row, prompt and generation together.
-        stops: tokens that end a generation.
-        warpers: how tokens are drawn in this model's generation config.
+        registered: its steerings.
+        max_model_len: the most tokens of a row, prompt and generation together.
+        stop_token_ids: tokens that end a generation.
+        sampling_defaults: sampling parameters of the model's generation config.
 
     Raises:
         ImportError: without vLLM.
@@ -54,61 +54,63 @@ class Engine:
         check: str = "architecture",
         **settings: Any,
     ):
-        vllm = installed()
+        vllm = import_vllm()
         self._llm: Any = None
-        # Kept as long as the engine: every process of vLLM reads its steerings there.
+        # Lives as long as the engine: every process of vLLM reads its steerings there.
         self._folder = tempfile.TemporaryDirectory(prefix="odesteer-")
         try:
-            self.stops, self.warpers = _generation(str(model), settings.get("revision") or "main")
-            asked: dict[str, Any] = {}
+            revision = settings.get("revision") or "main"
+            self.stop_token_ids, self.sampling_defaults = _generation_config(str(model), revision)
+            steering: dict[str, Any] = {}
             if steerings:
-                asked = options(_written(steerings, Path(self._folder.name)), check=check)
-            self.known = RegisteredSteerings(SteeringRegistry.of(asked.get("additional_config")))
-            # What the model's own file says of drawing is for each request to say.
+                steering = options(_save(steerings, Path(self._folder.name)), check=check)
+            registry = SteeringRegistry.of(steering.get("additional_config"))
+            self.registered = RegisteredSteerings(registry)
+            # Each request says how to sample, not the model's generation config.
             settings = {"generation_config": "vllm", **settings}
-            self._llm = vllm.LLM(str(model), **asked, **settings)
+            self._llm = vllm.LLM(str(model), **steering, **settings)
         except BaseException:
             self.close()
             raise
-        self.longest = int(self._llm.llm_engine.model_config.max_model_len)
+        self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
     def complete(
-        self, rows: Sequence[Sequence[int]], asked: Sequence[Mapping[str, Any]]
+        self, rows: Sequence[Sequence[int]], params: Sequence[Mapping[str, Any]]
     ) -> list[Any]:
-        """What vLLM says to each row of token ids, in one continuous batch.
+        """Return vLLM's output for each row of token ids, in one continuous batch.
 
         Args:
             rows: token ids.
-            asked: arguments of `vllm.SamplingParams`, a row.
+            params: arguments of `vllm.SamplingParams` for each row.
 
         Raises:
             ValueError: for a row that is longer than the engine's rows, or a closed engine.
         """
-        for row, one in zip(rows, asked, strict=True):
-            if len(row) + one["max_tokens"] > self.longest:
+        for row, each in zip(rows, params, strict=True):
+            if len(row) + each["max_tokens"] > self.max_model_len:
                 raise ValueError(
-                    f"A prompt of {len(row)} tokens and {one['max_tokens']} more do not fit into "
-                    f"the engine's {self.longest}: start it with a larger max_model_len."
+                    f"A prompt of {len(row)} tokens and {each['max_tokens']} more do not fit into "
+                    f"the engine's {self.max_model_len}: start it with a larger max_model_len."
                 )
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        params = [installed().SamplingParams(detokenize=False, **one) for one in asked]
-        return self._open.generate(prompts, params, use_tqdm=False) if prompts else []
+        sampling = [import_vllm().SamplingParams(detokenize=False, **each) for each in params]
+        return self._running.generate(prompts, sampling, use_tqdm=False) if prompts else []
 
     def stats(self) -> list[dict[str, Any]]:
-        """What was steered since the start: a dict a steering and layer, of one worker.
+        """Return what was steered since the start, a dict for each steering and layer.
 
-        Each says `steering`, `layer`, `site`, how many `tokens` it moved, and the sum of how far
-        (`displacement`). Ranks of a tensor-parallel group say the same; of pipeline stages each
-        has its own layers.
+        Its keys include `steering`, `layer`, `site`, the number of `tokens` moved, and the sum of
+        their `displacement`. Ranks of a tensor-parallel group report the same; each pipeline
+        stage has its own layers.
         """
-        found: dict[tuple[str, int, str], dict[str, Any]] = {}
-        for worker in self._open.collective_rpc("odesteer_stats"):
-            for one in worker:
-                found.setdefault((one["steering"], one["layer"], one["site"]), one)
-        return list(found.values())
+        totals: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for worker in self._running.collective_rpc("odesteer_stats"):
+            for stats in worker:
+                totals.setdefault((stats["steering"], stats["layer"], stats["site"]), stats)
+        return list(totals.values())
 
     def close(self) -> None:
-        """End vLLM's processes and remove what was written for them; again does nothing."""
+        """End vLLM's processes and remove their files. Calling it again does nothing."""
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
@@ -126,17 +128,17 @@ class Engine:
         self.close()
 
     @property
-    def _open(self) -> Any:
+    def _running(self) -> Any:
         if self._llm is None:
             raise ValueError("This engine was closed: start another.")
         return self._llm
 
 
-def installed() -> Any:
-    """The module vllm.
+def import_vllm() -> Any:
+    """Import and return the module vllm.
 
     Raises:
-        ImportError: where it is not; says how to get it.
+        ImportError: if it is not installed; says how to get it.
     """
     try:
         import vllm
@@ -148,21 +150,21 @@ def installed() -> Any:
     return vllm
 
 
-def _written(
+def _save(
     steerings: Mapping[str, Steering | str | os.PathLike[str]], folder: Path
 ) -> dict[str, str | os.PathLike[str]]:
-    """Directories by name; objects are written below `folder`."""
+    """Write the steerings that are objects below `folder`, and return directories by name."""
     return {
-        # By number: whether a name can be one is for the catalogue to say.
-        name: one.save_pretrained(folder / str(i)) if isinstance(one, Steering) else one
-        for i, (name, one) in enumerate(steerings.items())
+        # By number: the registry has not checked the names yet.
+        name: each.save_pretrained(folder / str(i)) if isinstance(each, Steering) else each
+        for i, (name, each) in enumerate(steerings.items())
     }
 
 
-def _generation(model: str, revision: str) -> tuple[list[int], dict[str, Any]]:
-    """The tokens at which transformers stops this model, and how it draws.
+def _generation_config(model: str, revision: str) -> tuple[list[int], dict[str, Any]]:
+    """Return the tokens at which transformers stops this model, and its sampling parameters.
 
-    vLLM would stop at the tokenizer's end-of-sequence token as well, which is another set.
+    vLLM would also stop at the tokenizer's end-of-sequence token, which may be another one.
     """
     from transformers import AutoConfig, GenerationConfig
 

@@ -17,38 +17,38 @@ from odesteer.models import compatibility
 from odesteer.models.layers import attention_output, find_layers, layer_index
 from odesteer.steering import LayerSteering
 
-# Who steers in this process; a second model would be steered by the first one's numbers.
-_served: "weakref.ref[nn.Module] | None" = None
+# The steered model of this process: a second one would be steered by the layers of the first.
+_model: "weakref.ref[nn.Module] | None" = None
 
 
-def install(model: nn.Module, catalogue: SteeringRegistry, config: Any) -> list[SteeredLayer]:
-    """Put the steerings of a catalogue on the blocks that this process has.
+def install(model: nn.Module, registry: SteeringRegistry, config: Any) -> list[SteeredLayer]:
+    """Put the steerings of a registry on the blocks of this process.
 
     Args:
         model: as vLLM loaded it, before it is run or compiled.
-        catalogue: what the server has.
+        registry: the steerings of the server.
         config: the engine's `VllmConfig`.
 
     Raises:
         ValueError: if a steering does not fit the model, or cannot be served as the engine is
             configured; says which and what to do.
     """
-    global _served
+    global _model
     gc.collect()
-    if _served is not None and _served() is not None and _served() is not model:
+    if _model is not None and _model() is not None and _model() is not model:
         raise ValueError(
             "This process steers another model already: one steered engine a process. Leave "
             "VLLM_ENABLE_V1_MULTIPROCESSING on, or delete the other engine first."
         )
-    refuse(catalogue, config)
+    refuse(registry, config)
     blocks = find_layers(model)
     device = next(model.parameters()).device
     graphs = _graph_rows(config)
     STEERED_LAYERS.clear()
-    places = []
-    for (layer, site), parts in catalogue.places.items():
+    layers = []
+    for (layer, site), parts in registry.parts.items():
         for name, part in parts.items():
-            _check_fits(name, part, model, catalogue.check)
+            _check_fits(name, part, model, registry.check)
         index = layer_index(model, layer)
         block = blocks[index]
         if type(block).__name__ == "PPMissingLayer":
@@ -56,23 +56,23 @@ def install(model: nn.Module, catalogue: SteeringRegistry, config: Any) -> list[
         key = 2 * index + (site == "heads")
         if key in STEERED_LAYERS:
             raise ValueError(f"Layer {index} is named in two ways (negative and positive).")
-        place = SteeredLayer(key, parts, graphs, device)
+        steered = SteeredLayer(key, parts, graphs, device)
         for part in parts.values():
             # Onto the device now: a graph that is being captured must not copy.
             width = part.hidden_size or config.model_config.get_hidden_size()
             part(torch.zeros(1, width, device=device, dtype=config.model_config.dtype))
-        STEERED_LAYERS[key] = place
+        STEERED_LAYERS[key] = steered
         if site == "heads":
-            _on_input(attention_output(block), place)
+            _wrap_input(attention_output(block), steered)
         else:
-            _on_output(block, place)
-        places.append(place)
-    _served = weakref.ref(model)
-    return places
+            _wrap_output(block, steered)
+        layers.append(steered)
+    _model = weakref.ref(model)
+    return layers
 
 
-def refuse(catalogue: SteeringRegistry, config: Any) -> None:
-    """What cannot be steered rightly is not served at all.
+def refuse(registry: SteeringRegistry, config: Any) -> None:
+    """Refuse configurations in which a steering would not act as it should.
 
     Raises:
         ValueError: naming the setting that is in the way.
@@ -89,7 +89,7 @@ def refuse(catalogue: SteeringRegistry, config: Any) -> None:
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         raise ValueError("Steering does not know prefill context parallelism: leave it at 1.")
     split = parallel.tensor_parallel_size > 1
-    for (_, site), parts in catalogue.places.items():
+    for (_, site), parts in registry.parts.items():
         for name, part in parts.items():
             if site == "heads" and split:
                 raise ValueError(
@@ -116,21 +116,21 @@ def _check_fits(name: str, part: LayerSteering, model: nn.Module, check: str) ->
 
 
 def _graph_rows(config: Any) -> int:
-    """The most rows of a CUDA graph; 0 where none is captured."""
+    """Return the most rows of a CUDA graph; 0 if none is captured."""
     mode = getattr(config.compilation_config, "cudagraph_mode", None)
     if not torch.cuda.is_available() or config.model_config.enforce_eager or not mode:
         return 0
     return int(config.scheduler_config.max_num_batched_tokens)
 
 
-def _on_output(block: Any, place: SteeredLayer) -> None:
+def _wrap_output(block: Any, layer: SteeredLayer) -> None:
     original = block.forward
-    key, name = place.key, type(block).__name__
+    key, name = layer.key, type(block).__name__
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
         hidden, residual = _summands(output, name)
-        if torch.compiler.is_compiling() or not place.idle:
+        if torch.compiler.is_compiling() or not layer.idle:
             if residual is None:
                 steer_one(hidden, key)
             else:
@@ -141,7 +141,7 @@ def _on_output(block: Any, place: SteeredLayer) -> None:
 
 
 def _summands(output: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """What a decoder layer returns: the stream, or two summands of it.
+    """Split the output of a decoder layer: the stream, or two summands of it.
 
     Raises:
         ValueError: for anything else.
@@ -156,13 +156,13 @@ def _summands(output: Any, name: str) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def _on_input(module: Any, place: SteeredLayer) -> None:
+def _wrap_input(module: Any, layer: SteeredLayer) -> None:
     original = module.forward
-    key = place.key
+    key = layer.key
 
     def forward(heads: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not place.idle:
-            # What reads it may not be the projection alone.
+        if torch.compiler.is_compiling() or not layer.idle:
+            # Others than the projection may read the same tensor.
             heads = heads.clone()
             steer_one(heads, key)
         return original(heads, *args, **kwargs)

@@ -1,9 +1,9 @@
-"""Middleware of the API server: the steering of a request, whatever its route.
+"""Middleware of the API server: the steering of a request on any route.
 
 vLLM has many routes, and some of them drop the model's name or `vllm_xargs` on the way to the
-engine. So both are read here, from the body, before any route; `WANTED` keeps them for the engine's
-door (`odesteer.backends.vllm.request_validation.admits`), which all routes pass. What no route
-could do is refused here.
+engine. So both are read here, from the body, before any route; `ROUTED` keeps them for the
+engine's client (`odesteer.backends.vllm.request_validation.wrap_add_request`), which all routes
+call. What no route could do is refused here.
 """
 
 import json
@@ -37,67 +37,71 @@ Message = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The steerings that a request names, and its route."""
+class RoutedSteering:
+    """Steerings that the body of a request names, and its route."""
 
-    asks: tuple[SteeringRequest, ...]
+    requests: tuple[SteeringRequest, ...]
     route: str
 
 
-WANTED: ContextVar[Wanted | None] = ContextVar("odesteer_wanted", default=None)
+ROUTED: ContextVar[RoutedSteering | None] = ContextVar("odesteer_routed", default=None)
 
 
-class NotServed(ValueError):
-    """The model's name is not one of this server's: status 404."""
+class UnknownModel(ValueError):
+    """A model that this server does not have: status 404."""
 
 
 class SteeringMiddleware:
-    """ASGI middleware that reads which steering a request names; see https://asgi.readthedocs.io."""
+    """ASGI middleware that reads which steering a request names.
+
+    See https://asgi.readthedocs.io.
+    """
 
     def __init__(self, app: App):
         self._app = app
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Read the body, refuse or remember, and hand on all that was read."""
-        catalogue = catalogue_of(scope)
-        if catalogue is None or scope["type"] not in ("http", "websocket"):
+        """Read the body, refuse it or remember its steerings, and pass it on."""
+        registry = registry_of(scope)
+        if registry is None or scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._app(scope, _watched(scope, catalogue, receive, send), send)
+            await self._app(scope, _watch_socket(scope, registry, receive, send), send)
         else:
-            await self._handle(scope, catalogue, receive, send)
+            await self._handle(scope, registry, receive, send)
 
     async def _handle(
-        self, scope: Message, catalogue: SteeringRegistry, receive: Any, send: Any
+        self, scope: Message, registry: SteeringRegistry, receive: Any, send: Any
     ) -> None:
         messages = [await _body(receive)] if scope["method"] in ("POST", "PUT", "PATCH") else []
         try:
-            asks = wanted(messages[0]["body"] if messages else b"", scope, catalogue)
-        except NotServed as reason:
+            body = messages[0]["body"] if messages else b""
+            requests = requests_in(body, scope, registry)
+        except UnknownModel as reason:
             await _answer(send, 404, {"error": _error(reason, "NotFoundError", 404)})
             return
         except ValueError as reason:
             await _answer(send, 400, {"error": _error(reason, "BadRequestError", 400)})
             return
 
-        async def again() -> Any:
+        async def replay() -> Any:
             return messages.pop() if messages else await receive()
 
-        token = WANTED.set(Wanted(asks, _path(scope)))
+        token = ROUTED.set(RoutedSteering(requests, _path(scope)))
         try:
-            await self._app(scope, again, send)
+            await self._app(scope, replay, send)
         finally:
-            WANTED.reset(token)
+            ROUTED.reset(token)
 
 
 class KeyMiddleware:
-    """ASGI middleware that asks for the server's key on all routes but `OPEN`.
+    """ASGI middleware that requires the server's key on all routes but `OPEN`.
 
     vLLM's own guards /v1, /v2, /inference and /cohere, not /invocations or /generative_scoring.
 
     Args:
-        app: what is guarded, where it steers.
-        verify: whether the headers, as pairs of bytes, hold the key.
+        app: guarded if it steers.
+        verify: returns whether the headers, as pairs of bytes, hold the key.
     """
 
     def __init__(self, app: App, verify: Callable[[Any], bool]):
@@ -105,61 +109,63 @@ class KeyMiddleware:
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Answer 401 without the key."""
-        if self._lets_in(scope):
+        if self._allows(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "Unauthorized"})
         else:
             await _answer(send, 401, {"error": "Unauthorized"})
 
-    def _lets_in(self, scope: Message) -> bool:
+    def _allows(self, scope: Message) -> bool:
         if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
-            return True  # browsers ask without a key what they may ask
-        if _path(scope).rstrip("/") in OPEN or catalogue_of(scope) is None:
+            return True  # browsers send a preflight request without the key
+        if _path(scope).rstrip("/") in OPEN or registry_of(scope) is None:
             return True
         return self._verify(scope["headers"])
 
 
-def catalogue_of(scope: Message) -> SteeringRegistry | None:
-    """The steerings of the server that is asked; None before it is ready, or where it has none."""
+def registry_of(scope: Message) -> SteeringRegistry | None:
+    """Return the steerings of a server; None before it is ready, or if it has none."""
     state = getattr(scope.get("app"), "state", None)
     config = getattr(state, "vllm_config", None)
     return SteeringRegistry.of(getattr(config, "additional_config", None))
 
 
-def wanted(body: bytes, scope: Message, catalogue: SteeringRegistry) -> tuple[SteeringRequest, ...]:
+def requests_in(
+    body: bytes, scope: Message, registry: SteeringRegistry
+) -> tuple[SteeringRequest, ...]:
     """Return what a request asks for, in `vllm_xargs` or by its model's name.
 
     Raises:
-        NotServed: for a model's name with a steering that the server does not have.
+        UnknownModel: for a model's name with a steering that the server does not have.
         ValueError: for a steering that is asked for where vLLM does not look, in two ways, or
             wrongly; one line for the client.
     """
-    served = _served(scope)
+    served = _served_models(scope)
     fields = _object(body)
     if fields is None:
-        _refuse_opaque(body, served, catalogue.steerings)
+        _refuse_opaque(body, served, registry.steerings)
         fields = {}
-    given = _given(fields)
-    for ask in given:
-        catalogue.check_ask(ask)
+    requests = _requests_in_xargs(fields)
+    for request in requests:
+        registry.check_request(request)
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     models = [fields.get("model"), *query.get("model", ())]
     if _path(scope) == INVOCATIONS:
         models += [value.decode("latin-1") for key, value in scope["headers"] if key == ADAPTER]
     for model in models:
-        name = steering_of(model, served, catalogue.steerings)
+        name = steering_in_name(model, served, registry.steerings)
         if name is not None:
-            given = agreed(given, (SteeringRequest(name),))
-    return given
+            requests = reconcile(requests, (SteeringRequest(name),))
+    return requests
 
 
-def steering_of(model: Any, served: Collection[str], steerings: Collection[str]) -> str | None:
-    """Return the steering that a model's name names; None for a model without one.
+def steering_in_name(model: Any, served: Collection[str], steerings: Collection[str]) -> str | None:
+    """Return the steering in a model's name, or None.
 
     Raises:
-        NotServed: for `MODEL:STEERING` of which only one half is known.
-        ValueError: for what is no name.
+        UnknownModel: for `MODEL:STEERING` of which only one half is known.
+        ValueError: for a value that is no name.
     """
     if model is None:
         return None
@@ -172,40 +178,40 @@ def steering_of(model: Any, served: Collection[str], steerings: Collection[str])
         )
     base, separator, name = model.rpartition(SEPARATOR)
     if not separator or (name not in steerings and (model in served or base not in served)):
-        return None  # not ours: vLLM knows it or says that it does not exist
+        return None  # vLLM knows it or says that it does not exist
     try:
         lookup(dict.fromkeys(served), model, "model")
     except ValueError as error:
-        raise NotServed(str(error)) from None
+        raise UnknownModel(str(error)) from None
     return name if base in served else None
 
 
-def agreed(
-    given: tuple[SteeringRequest, ...], named: tuple[SteeringRequest, ...]
+def reconcile(
+    requests: tuple[SteeringRequest, ...], named: tuple[SteeringRequest, ...]
 ) -> tuple[SteeringRequest, ...]:
-    """Return what is asked for in two ways, of which either may be empty.
+    """Return what is asked for in `vllm_xargs` and by a model's name; either may be empty.
 
     Raises:
         ValueError: if the two are not the same.
     """
-    if given and named and given != named:
+    if requests and named and requests != named:
         raise ValueError(
             f"The model's name asks for the steering {_names(named)} and {XARGS} for "
-            f"{_names(given)} or another dose: name the model without a steering, or leave "
+            f"{_names(requests)} or another dose: name the model without a steering, or leave "
             f"{KEY} out."
         )
-    return given or named
+    return requests or named
 
 
-def _names(asks: Iterable[SteeringRequest]) -> str:
-    return " and ".join(f"'{brief(ask.name, 60)}'" for ask in asks)
+def _names(requests: Iterable[SteeringRequest]) -> str:
+    return " and ".join(f"'{brief(request.name, 60)}'" for request in requests)
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
     """Return the fields of a JSON object, or None for another body.
 
     Raises:
-        ValueError: where it is nested too deeply, has too many fields, or names what steers twice.
+        ValueError: if it is nested too deeply, has too many fields, or a key that steers twice.
     """
     # Counted, not parsed: two quotes a string, and those inside of one are escaped.
     if body.count(b'"') - body.count(b'\\"') > 2 * MOST_STRINGS:
@@ -220,7 +226,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
         return None
     _check_size(value, "The body")
     if any(body.count(b'"%s"' % key.encode()) > 1 for key in ("model", XARGS, KEY)):
-        # Objects as tuples of pairs: slower, and keeps what is given twice.
+        # Objects as tuples of pairs: slower, and keeps duplicate keys.
         pairs = json.loads(body, object_pairs_hook=tuple)
         _check_once(pairs, ("model", XARGS))
         _check_once(dict(pairs).get(XARGS), (KEY,))
@@ -233,25 +239,25 @@ def _check_size(fields: Mapping[str, Any], what: str) -> None:
 
 
 def _check_once(pairs: Any, keys: Iterable[str]) -> None:
-    """ValueError where an object, if it is one, has one of `keys` twice."""
+    """Raise ValueError if an object has one of `keys` twice."""
     for key in keys:
         if isinstance(pairs, tuple) and sum(each == key for each, _ in pairs) > 1:
             raise ValueError(f"'{key}' is given twice.")
 
 
-def _given(fields: Mapping[str, Any]) -> tuple[SteeringRequest, ...]:
-    """Return what `vllm_xargs` asks for; ValueError where a steering is asked for elsewhere."""
+def _requests_in_xargs(fields: Mapping[str, Any]) -> tuple[SteeringRequest, ...]:
+    """Return what `vllm_xargs` asks for; ValueError if a steering is asked for elsewhere."""
     xargs = fields.get(XARGS)
     if xargs is None:
         xargs = {}
     if not isinstance(xargs, dict):
         raise ValueError(f"{XARGS} is an object; got {type(xargs).__name__}.")
     _check_size(xargs, XARGS)
-    for name, inside in (("", fields), *fields.items()):
-        if not isinstance(inside, dict) or len(inside) > MOST_FIELDS:
+    for name, value in (("", fields), *fields.items()):
+        if not isinstance(value, dict) or len(value) > MOST_FIELDS:
             continue
-        wrong = misspelt(inside)
-        if wrong is None and KEY in inside and name != XARGS:
+        wrong = misspelt(value)
+        if wrong is None and KEY in value and name != XARGS:
             wrong = KEY
         if wrong is not None:
             raise ValueError(
@@ -265,15 +271,15 @@ def _given(fields: Mapping[str, Any]) -> tuple[SteeringRequest, ...]:
 
 
 def _refuse_opaque(body: bytes, served: Iterable[str], steerings: Iterable[str]) -> None:
-    """ValueError where something that is no JSON, such as a form, names a steering."""
+    """Raise ValueError if a body that is no JSON, such as a form, names a steering."""
     names = {f"{model}{SEPARATOR}{steering}" for model in served for steering in steerings}
     for name in sorted(names & set(served)):
         if name.encode() in body:
             raise ValueError(f"'{name}' is steered in requests of JSON alone, not in forms.")
 
 
-def _served(scope: Message) -> dict[str, None]:
-    """The names that vLLM knows: of the model, and of LoRA adapters."""
+def _served_models(scope: Message) -> dict[str, None]:
+    """Return the names of the model and of LoRA adapters."""
     models = getattr(scope["app"].state, "openai_serving_models", None)
     if models is None:
         return {}
@@ -286,27 +292,28 @@ def _path(scope: Message) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _watched(scope: Message, catalogue: SteeringRegistry, receive: Any, send: Any) -> Any:
-    """The `receive` of a socket, which remembers the steering that a message names."""
+def _watch_socket(scope: Message, registry: SteeringRegistry, receive: Any, send: Any) -> Any:
+    """Return a `receive` that remembers the steerings a socket's messages name."""
 
-    async def watched() -> Any:
+    async def watch() -> Any:
         message = await receive()
         text = message.get("text") or message.get("bytes") or b""
         try:
-            asks = wanted(text.encode() if isinstance(text, str) else text, scope, catalogue)
+            body = text.encode() if isinstance(text, str) else text
+            requests = requests_in(body, scope, registry)
         except ValueError as reason:
             closed = {"code": 1008, "reason": brief(reason, 100)}
             await send({"type": "websocket.close", **closed})
             return {"type": "websocket.disconnect", **closed}
-        if asks:
-            WANTED.set(Wanted(asks, _path(scope)))
+        if requests:
+            ROUTED.set(RoutedSteering(requests, _path(scope)))
         return message
 
-    return watched
+    return watch
 
 
 async def _body(receive: Any) -> Message:
-    """Read all of a request; the message that says it at once, or that nobody waits any more."""
+    """Read a whole request into one message; or the message that the client has gone."""
     chunks = []
     while True:
         message: Message = await receive()
@@ -318,7 +325,7 @@ async def _body(receive: Any) -> Message:
 
 
 def _error(reason: ValueError, kind: str, code: int) -> dict[str, Any]:
-    """An error in the form of vLLM's."""
+    """Error in vLLM's format."""
     return {"message": str(reason), "type": kind, "param": None, "code": code}
 
 

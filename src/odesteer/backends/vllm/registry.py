@@ -1,8 +1,7 @@
-"""Registry of the steerings of a server.
+"""Registry of the steerings of an engine.
 
-What the operator asked for is written once, as plain JSON, into the engine's `additional_config`:
-from there it reaches every process of every machine. Each of them reads the same files and checks
-that they are the same.
+The operator's choice is written once, as plain JSON, into the engine's `additional_config`, which
+reaches every process of every machine. Each process reads the files and checks their hashes.
 """
 
 import hashlib
@@ -38,11 +37,11 @@ def configuration(
     compose: Mapping[str, str] | None = None,
     check: str = "architecture",
 ) -> dict[str, Any]:
-    """What goes into the engine's `additional_config`.
+    """Return the engine's `additional_config`.
 
     Args:
         steerings: directories (or Hub repositories) by the name that clients use.
-        compose: expressions over those names, by a name of their own.
+        compose: expressions over those names, by new names.
         check: how much the model must be the one they were fitted on, see
             `odesteer.models.compatibility`.
 
@@ -60,22 +59,22 @@ def configuration(
                 f"'{name}' is no name for a steering: use up to {LONGEST_NAME} letters, digits, "
                 f"dots and dashes."
             )
-    twice = set(steerings) & set(compose)
-    if twice:
-        raise ValueError(f"The name '{min(twice)}' is given twice.")
+    duplicates = set(steerings) & set(compose)
+    if duplicates:
+        raise ValueError(f"The name '{min(duplicates)}' is given twice.")
     entries = []
     for name, path in steerings.items():
         folder = locate(path, None).resolve()
-        load(folder)  # refuses what no process could read
+        load(folder)  # raises what every process would
         entries.append({"name": name, "path": str(folder), "sha256": _digest(folder)})
-    asked = {
+    config = {
         "version": __version__,
         "check": check,
         "steerings": entries,
         "compose": [{"name": name, "of": text} for name, text in compose.items()],
     }
-    SteeringRegistry.of({KEY: asked})
-    return {KEY: asked}
+    SteeringRegistry.of({KEY: config})
+    return {KEY: config}
 
 
 def options(
@@ -83,7 +82,7 @@ def options(
     compose: Mapping[str, str] | None = None,
     check: str = "architecture",
 ) -> dict[str, Any]:
-    """Arguments for `vllm.LLM` or `vllm.EngineArgs`: `LLM(model, **options({...}))`.
+    """Return arguments for `vllm.LLM` or `vllm.EngineArgs`: `LLM(model, **options({...}))`.
 
     Args:
         steerings: directories written by `save_pretrained` (or Hub repositories), by the name that
@@ -108,11 +107,11 @@ def options(
 
 @dataclass(frozen=True, eq=False)
 class SteeringRegistry:
-    """The steerings of a server, in the order in which they act.
+    """Steerings of a server, in the order in which they act.
 
     Attributes:
         steerings: by name.
-        digests: what decides each of them, as a hash.
+        digests: a hash of each steering's files and expression.
         check: see `configuration`.
     """
 
@@ -122,60 +121,60 @@ class SteeringRegistry:
 
     @classmethod
     def of(cls, additional_config: Any) -> "SteeringRegistry | None":
-        """That of an engine's `additional_config`; None where it says nothing of steering.
+        """Load the registry of an `additional_config`; None if that says nothing of steering.
 
         Raises:
             ValueError: if a file is not the one that the server was started with, or cannot be
                 read; names it.
         """
-        asked = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
-        return None if asked is None else _catalogue(json.dumps(asked, sort_keys=False))
+        config = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        return None if config is None else _load_registry(json.dumps(config, sort_keys=False))
 
     @cached_property
-    def places(self) -> dict[Site, dict[str, LayerSteering]]:
-        """The parts by the place where they act, first layer first."""
-        found: dict[Site, dict[str, LayerSteering]] = {}
+    def parts(self) -> dict[Site, dict[str, LayerSteering]]:
+        """The parts of all steerings by layer and site, first layer first."""
+        parts: dict[Site, dict[str, LayerSteering]] = {}
         for name, steering in self.steerings.items():
             for part in steering.parts:
                 if part.layer is None:
                     raise ValueError(
                         f"The steering '{name}' does not know its layer: fit it with layer=...."
                     )
-                found.setdefault((part.layer, part.site), {})[name] = part
-        return dict(sorted(found.items()))
+                parts.setdefault((part.layer, part.site), {})[name] = part
+        return dict(sorted(parts.items()))
 
-    def check_ask(self, ask: SteeringRequest) -> None:
-        """Refuse what none of the processes could do.
+    def check_request(self, request: SteeringRequest) -> None:
+        """Refuse a request that no process could serve.
 
         Raises:
             ValueError: in one line for the client.
         """
-        steering = lookup(self.steerings, ask.name, "steering")
+        steering = lookup(self.steerings, request.name, "steering")
         for part in steering.parts:
-            budget = part.dose if ask.dose is None else ask.dose
-            if ask.probability is not None and budget.size <= 0:
+            budget = part.dose if request.dose is None else request.dose
+            if request.probability is not None and budget.size <= 0:
                 raise ValueError(
-                    f"{KEY}: a target needs a positive budget, and '{ask.name}' has {budget}; give "
-                    f"a strength or an angle with it."
+                    f"{KEY}: a target needs a positive budget, and '{request.name}' has {budget}; "
+                    f"give a strength or an angle with it."
                 )
-            if ask.dose_at(part.dose).stop_at is not None and part.field.barrier is None:
+            if request.dose_at(part.dose).stop_at is not None and part.field.barrier is None:
                 raise ValueError(
-                    f"{KEY}: '{ask.name}' has no barrier, so it cannot stop at a target; give a "
-                    f"strength."
+                    f"{KEY}: '{request.name}' has no barrier, so it cannot stop at a target; give "
+                    f"a strength."
                 )
-            late = ask.start in ("last_prompt", "generated")
+            late = request.start in ("last_prompt", "generated")
             if part.field.prompt_conditioned and not late:
                 raise ValueError(
-                    f"{KEY}: '{ask.name}' reads the prompt's last token first, so it starts at "
-                    f"last_prompt or generated; got {ask.start!r}."
+                    f"{KEY}: '{request.name}' reads the prompt's last token first, so it starts at "
+                    f"last_prompt or generated; got {request.start!r}."
                 )
 
-    def key(self, ask: SteeringRequest) -> str:
-        """All that decides what an ask does to an activation."""
-        return json.dumps([self.digests[ask.name], ask.as_value()], sort_keys=True)
+    def cache_key(self, request: SteeringRequest) -> str:
+        """Return a key of all that decides what a request does to an activation."""
+        return json.dumps([self.digests[request.name], request.as_value()], sort_keys=True)
 
-    def about(self) -> list[dict[str, Any]]:
-        """What a client may know of them (JSON values)."""
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what a client may know of the steerings (JSON values)."""
         return [
             {
                 "name": name,
@@ -191,16 +190,16 @@ class SteeringRegistry:
 
 
 @lru_cache(maxsize=8)
-def _catalogue(text: str) -> SteeringRegistry:
-    asked = json.loads(text)
-    if asked.get("version") != __version__:
+def _load_registry(text: str) -> SteeringRegistry:
+    config = json.loads(text)
+    if config.get("version") != __version__:
         raise ValueError(
-            f"The server was started with odesteer {asked.get('version')} and this machine has "
+            f"The server was started with odesteer {config.get('version')} and this machine has "
             f"{__version__}: install the same on all."
         )
     steerings: dict[str, Steering] = {}
     digests: dict[str, str] = {}
-    for entry in asked["steerings"]:
+    for entry in config["steerings"]:
         folder = Path(entry["path"])
         if not folder.is_dir():
             raise ValueError(
@@ -215,64 +214,68 @@ def _catalogue(text: str) -> SteeringRegistry:
         steerings[entry["name"]] = load(folder)
         digests[entry["name"]] = entry["sha256"]
     loaded = dict(steerings)
-    for entry in asked["compose"]:
+    for entry in config["compose"]:
         steerings[entry["name"]] = build(entry["of"], loaded)
         whole = json.dumps([entry["of"], digests], sort_keys=True)
         digests[entry["name"]] = hashlib.sha256(whole.encode()).hexdigest()
-    return SteeringRegistry(steerings, digests, asked["check"])
+    return SteeringRegistry(steerings, digests, config["check"])
 
 
 def _digest(folder: Path) -> str:
-    """Of its configuration, which holds the hash of its tensors."""
+    """Hash a steering's configuration, which holds the hash of its tensors."""
     return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
 
 
-def starts(positions: Any) -> str:
-    """Where steering starts in a request, for the library's name of its positions.
+def start_of(positions: Any) -> str:
+    """Return where steering starts in a request, from the library's name of its positions.
 
     Raises:
         ValueError: for a mask or "prompt": an engine steers everything from a position on.
     """
-    found = START_OF.get(positions) if isinstance(positions, str) else None
-    if found is None:
+    start = START_OF.get(positions) if isinstance(positions, str) else None
+    if start is None:
         what = repr(positions) if isinstance(positions, str) else "a mask"
         raise ValueError(
             f"vLLM steers from a position on: {', '.join(map(repr, START_OF))}; got {what}. "
             f"TransformersBackend also takes 'prompt'."
         )
-    return found
+    return start
 
 
 class RegisteredSteerings:
-    """The steerings of an engine.
+    """Steerings of an engine, found by content and dose.
+
+    An engine has steerings by name; a caller has objects: the one that the engine was started
+    with, the same read from its directory, or either `with_strength`. They are recognised by
+    field, layer, site, solver and calibration. The dose travels with each request.
 
     Args:
-        catalogue: what it was started with; None for an engine that does not steer.
+        registry: of the engine; None for an engine that does not steer.
     """
 
-    def __init__(self, catalogue: SteeringRegistry | None = None):
-        self._catalogue = catalogue
-        # A field is never changed, and hashing one is slower than asking for it.
-        self._prints: WeakKeyDictionary[VectorField, str] = WeakKeyDictionary()
-        self._names: dict[tuple[Any, ...], list[str]] = {}
+    def __init__(self, registry: SteeringRegistry | None = None):
+        self._registry = registry
+        # Fields are immutable, and hashing one is slower than a look-up.
+        self._hashes: WeakKeyDictionary[VectorField, str] = WeakKeyDictionary()
+        self._names_of: dict[tuple[Any, ...], list[str]] = {}
         for name, steering in self.steerings.items():
-            self._names.setdefault(self._print(steering), []).append(name)
+            self._names_of.setdefault(self._content(steering), []).append(name)
 
     @property
     def steerings(self) -> Mapping[str, Steering]:
-        """By name, each with its own dose."""
-        return {} if self._catalogue is None else self._catalogue.steerings
+        """Steerings by name, each with its own dose."""
+        return {} if self._registry is None else self._registry.steerings
 
-    def serves(self, steering: Steering | None) -> bool:
-        """Whether a request can ask for it."""
+    def supports(self, steering: Steering | None) -> bool:
+        """Return whether a request can ask for a steering."""
         try:
-            self.ask(steering, "last_prompt")
+            self.extra_args(steering, "last_prompt")
         except ValueError:
             return False
         return True
 
-    def ask(self, steering: Steering | None, start: str | int) -> dict[str, str] | None:
-        """The `extra_args` of a request that is steered so from `start` on; None: not at all.
+    def extra_args(self, steering: Steering | None, start: str | int) -> dict[str, str] | None:
+        """Return the `extra_args` of a request that is steered from `start` on, or None.
 
         Raises:
             ValueError: for a steering that the engine does not have, or a dose that a request
@@ -280,7 +283,7 @@ class RegisteredSteerings:
         """
         if steering is None or all(part.dose.is_zero for part in steering.parts):
             return None
-        names = self._names.get(self._print(steering), [])
+        names = self._names_of.get(self._content(steering), [])
         if not names:
             raise ValueError(
                 f"This engine does not have the steering '{steering.method}' of layer "
@@ -289,36 +292,43 @@ class RegisteredSteerings:
                 f"nothing else."
             )
         doses = _doses(steering)
-        own = [name for name in names if _doses(self.steerings[name]) == doses]
-        if own:
-            found = ask(own[0], start=start)
+        exact = [name for name in names if _doses(self.steerings[name]) == doses]
+        if exact:
+            extra = ask(exact[0], start=start)
         else:
-            found = ask(names[0], start=start, **_said(steering))
-        assert self._catalogue is not None
-        for one in parse(found[KEY]):
-            self._catalogue.check_ask(one)
-        return found
+            extra = ask(names[0], start=start, **_dose_fields(steering))
+        assert self._registry is not None
+        for request in parse(extra[KEY]):
+            self._registry.check_request(request)
+        return extra
 
-    def _print(self, steering: Steering) -> tuple[Any, ...]:
+    def _content(self, steering: Steering) -> tuple[Any, ...]:
         """Equal for steerings that differ in nothing but their doses."""
         return tuple(
-            (self._of(part.field), part.layer, part.site, part.solver, part.steps, part.calibration)
+            (
+                self._hash(part.field),
+                part.layer,
+                part.site,
+                part.solver,
+                part.steps,
+                part.calibration,
+            )
             for part in steering.parts
         )
 
-    def _of(self, field: VectorField) -> str:
-        if field not in self._prints:
+    def _hash(self, field: VectorField) -> str:
+        if field not in self._hashes:
             tree, tensors = describe(field, "field")
-            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            said = json.dumps(tree, sort_keys=True).encode()
-            self._prints[field] = hashlib.sha256(said + save(plain)).hexdigest()
-        return self._prints[field]
+            contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            structure = json.dumps(tree, sort_keys=True).encode()
+            self._hashes[field] = hashlib.sha256(structure + save(contiguous)).hexdigest()
+        return self._hashes[field]
 
 
 def dose_fits_request(steering: Steering) -> bool:
-    """Whether a request can say its dose, so that the engine need not be started with it."""
+    """Return whether a request can say the steering's dose, so that the engine need not."""
     try:
-        return steering.dose.is_zero or bool(_said(steering))
+        return steering.dose.is_zero or bool(_dose_fields(steering))
     except ValueError:
         return False
 
@@ -327,8 +337,8 @@ def _doses(steering: Steering) -> list[Dose]:
     return [part.dose for part in steering.parts]
 
 
-def _said(steering: Steering) -> dict[str, float]:
-    """A steering's dose in the words of a request."""
+def _dose_fields(steering: Steering) -> dict[str, float]:
+    """Return a steering's dose as fields of a request."""
     parts = steering.parts
     dose = parts[0].dose
     if any(part.dose != dose for part in parts):
@@ -338,11 +348,11 @@ def _said(steering: Steering) -> dict[str, float]:
             f"doses."
         )
     if isinstance(dose, Target):
-        return {"target": dose.probability, **_amount(dose.budget, parts)}  # type: ignore[arg-type]
-    return _amount(dose, parts)
+        return {"target": dose.probability, **_size_field(dose.budget, parts)}  # type: ignore[arg-type]
+    return _size_field(dose, parts)
 
 
-def _amount(dose: Dose, parts: tuple[LayerSteering, ...]) -> dict[str, float]:
+def _size_field(dose: Dose, parts: tuple[LayerSteering, ...]) -> dict[str, float]:
     if isinstance(dose, Angle):
         return {"angle": dose.size}
     as_time = isinstance(dose, PathLength) and all(part.field.unit_speed for part in parts)

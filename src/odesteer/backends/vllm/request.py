@@ -20,15 +20,15 @@ STARTS = ("all", "last_prompt", "generated")
 # The library's names of the tokens that are steered, by where steering starts.
 START_OF = {"all": "all", "last+generated": "last_prompt", "generated": "generated"}
 _DOSES = ("strength", "angle", "target")
-_KNOWN = ("name", *_DOSES, "start")
+_FIELDS = ("name", *_DOSES, "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
 MOST = 8  # steerings a request may ask for
 LONGEST_NAME = 128  # of a steering
-# Eight steerings with all their fields are 1,400 characters. What is kept of texts is at most
-# this times `_KEPT`: 2 MB a process.
+# Eight steerings with all their fields are 1,400 characters. The cache of texts holds at most
+# this times `_CACHED_TEXTS`: 2 MB a process.
 LONGEST_TEXT = 2048
-_KEPT = 1024
+_CACHED_TEXTS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SteeringRequest:
     """One steering of a request.
 
     Attributes:
-        name: which, among those that the server has.
-        dose: how far; None is the steering's own dose.
+        name: of a steering that the server has.
+        dose: None is the steering's own dose.
         start: the first position that is steered: "all" (0), "last_prompt" (the prompt's last
             token, as in the paper), "generated" (the first generated one), or a position.
-        probability: stop each token there; the dose is the budget.
+        probability: at which each token stops; the dose is then the budget.
     """
 
     name: str
@@ -48,22 +48,22 @@ class SteeringRequest:
     start: str | int = "last_prompt"
     probability: float | None = None
 
-    def begins(self, prompt_length: int) -> int:
-        """The position of the first steered token, counted from the start of the prompt."""
+    def first_position(self, prompt_length: int) -> int:
+        """Return the position of the first steered token, counted from the start of the prompt."""
         if isinstance(self.start, int):
             return self.start
         named = {"all": 0, "last_prompt": prompt_length - 1, "generated": prompt_length}
         return max(0, named[self.start])
 
-    def dose_at(self, own: Dose) -> Dose:
-        """The dose, where the steering's own is `own`."""
-        dose = own if self.dose is None else self.dose
+    def dose_at(self, default: Dose) -> Dose:
+        """Return the dose; `default` is the steering's own."""
+        dose = default if self.dose is None else self.dose
         if self.probability is None:
             return dose
         return Target(self.probability, getattr(dose, "budget", dose))
 
     def as_value(self) -> dict[str, Any]:
-        """The object that `parse` reads."""
+        """Return the object that `parse` reads."""
         value: dict[str, Any] = {"name": self.name, "start": self.start}
         if self.probability is not None:
             value["target"] = self.probability
@@ -73,31 +73,31 @@ class SteeringRequest:
 
 
 def parse(value: Any) -> tuple[SteeringRequest, ...]:
-    """What a request asks for: the JSON string, or the object or list of objects in it.
+    """Parse what a request asks for: a JSON string, or the object or list of objects in it.
 
     Raises:
         ValueError: for anything else; one line that says what a client should do.
     """
     if isinstance(value, str):
-        # Before the text is kept, compared or shown.
+        # Before the text is cached, compared or shown.
         if len(value) > LONGEST_TEXT:
             raise ValueError(
                 f"{KEY} has {len(value):,} characters, more than the {LONGEST_TEXT:,} that it may "
                 f"have."
             )
-        return _parsed(value)
+        return _parse_text(value)
     if isinstance(value, Mapping):
-        return (_ask(value),)
+        return (_parse_object(value),)
     if isinstance(value, list | tuple):
-        return _several(value)
+        return _parse_list(value)
     raise ValueError(
         f'{KEY} is a JSON object such as {{"name": "truthful", "strength": 1.0}}, as a string; got '
         f"{_shown(value)}."
     )
 
 
-def asks_of(params: Any) -> tuple[SteeringRequest, ...]:
-    """What sampling parameters ask for; nothing for a pooling request."""
+def requests_of(params: Any) -> tuple[SteeringRequest, ...]:
+    """Return what sampling parameters ask for; nothing for a pooling request."""
     extra = getattr(params, "extra_args", None)
     value = None if extra is None else extra.get(KEY)
     return () if value is None else parse(value)
@@ -111,7 +111,7 @@ def ask(
     target: float | None = None,
     start: str | int = "last_prompt",
 ) -> dict[str, str]:
-    """The `extra_args` of `SamplingParams`, or `vllm_xargs` over HTTP, of a steered request.
+    """Return the `extra_args` of `SamplingParams`, or `vllm_xargs` over HTTP, of a request.
 
     Args:
         name: of a steering that the engine has.
@@ -121,17 +121,17 @@ def ask(
         start: "all", "last_prompt", "generated", or the first position that is steered.
 
     Raises:
-        ValueError: for what no server would take.
+        ValueError: for arguments that no server would take.
     """
-    given = {"strength": strength, "angle": angle, "target": target}
-    value = {"name": name, "start": start, **{k: v for k, v in given.items() if v is not None}}
+    dose = {"strength": strength, "angle": angle, "target": target}
+    value = {"name": name, "start": start, **{k: v for k, v in dose.items() if v is not None}}
     text = json.dumps(value)
     parse(text)
     return {KEY: text}
 
 
 def misspelt(keys: Iterable[Any]) -> str | None:
-    """Return the first key that somebody who meant `KEY` has written, if there is one.
+    """Return the first key that is probably a misspelling of `KEY`, or None.
 
     >>> misspelt(["temperature", "OdeSteer"]), misspelt(["odesteer", "top_k", "steering"])
     ('OdeSteer', None)
@@ -145,7 +145,7 @@ def misspelt(keys: Iterable[Any]) -> str | None:
 
 
 def _one_letter_off(word: str) -> frozenset[str]:
-    """The words that differ from `word` by one letter left out, put in, replaced or swapped."""
+    """Words that differ from `word` by one letter left out, put in, replaced or swapped."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
     return frozenset(
@@ -160,8 +160,8 @@ def _one_letter_off(word: str) -> frozenset[str]:
 _NEAR = _one_letter_off(KEY)
 
 
-@lru_cache(maxsize=_KEPT)
-def _parsed(text: str) -> tuple[SteeringRequest, ...]:
+@lru_cache(maxsize=_CACHED_TEXTS)
+def _parse_text(text: str) -> tuple[SteeringRequest, ...]:
     try:
         value = parse_json(text.encode())
     except ValueError as error:
@@ -174,22 +174,22 @@ def _parsed(text: str) -> tuple[SteeringRequest, ...]:
     return parse(value)
 
 
-def _several(values: Any) -> tuple[SteeringRequest, ...]:
+def _parse_list(values: Any) -> tuple[SteeringRequest, ...]:
     if not 1 <= len(values) <= MOST:
         raise ValueError(f"{KEY} takes 1 to {MOST} steerings a request; got {len(values)}.")
-    asks = tuple(_ask(value) for value in values)
-    names = [ask.name for ask in asks]
+    requests = tuple(_parse_object(value) for value in values)
+    names = [request.name for request in requests]
     if len(set(names)) < len(names):
         raise ValueError(f"{KEY} names a steering twice: {', '.join(map(_shown, names))}.")
-    return asks
+    return requests
 
 
-def _ask(value: Any) -> SteeringRequest:
+def _parse_object(value: Any) -> SteeringRequest:
     if not isinstance(value, Mapping):
         raise ValueError(f"{KEY}: a steering is an object with a name; got {_shown(value)}.")
-    unknown = [key for key in value if key not in _KNOWN]
+    unknown = [key for key in value if key not in _FIELDS]
     if unknown:
-        raise ValueError(f"{KEY} has no field {_shown(unknown[0])}; it takes {', '.join(_KNOWN)}.")
+        raise ValueError(f"{KEY} has no field {_shown(unknown[0])}; it takes {', '.join(_FIELDS)}.")
     name = value.get("name")
     if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME:
         raise ValueError(
@@ -197,32 +197,34 @@ def _ask(value: Any) -> SteeringRequest:
             f"{_shown(name)}."
         )
     start = value.get("start", "last_prompt")
-    whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    if not whole and start not in STARTS:
+    is_position = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    if not is_position and start not in STARTS:
         raise ValueError(
             f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
         )
-    dose, probability = _dose({key: value[key] for key in _DOSES if value.get(key) is not None})
+    dose, probability = _parse_dose(
+        {key: value[key] for key in _DOSES if value.get(key) is not None}
+    )
     return SteeringRequest(name, dose, start, probability)
 
 
-def _dose(given: dict[str, Any]) -> tuple[Dose | None, float | None]:
-    """How far, and the probability at which to stop."""
-    for key, number in given.items():
-        right = isinstance(number, int | float) and not isinstance(number, bool)
-        if not right or not abs(number) <= LARGEST:  # nor NaN
+def _parse_dose(fields: dict[str, Any]) -> tuple[Dose | None, float | None]:
+    """Return the dose, and the probability at which to stop."""
+    for key, number in fields.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not abs(number) <= LARGEST:  # nor NaN
             raise ValueError(
                 f"{KEY}: {key} is a number between -{LARGEST:g} and {LARGEST:g}; got "
                 f"{_shown(number)}."
             )
-    if "strength" in given and "angle" in given:
+    if "strength" in fields and "angle" in fields:
         raise ValueError(f"{KEY} takes a strength or an angle, not both.")
     dose: Dose | None = None
-    if "strength" in given:
-        dose = Time(given["strength"])
-    if "angle" in given:
-        dose = Angle(given["angle"])
-    target = given.get("target")
+    if "strength" in fields:
+        dose = Time(fields["strength"])
+    if "angle" in fields:
+        dose = Angle(fields["angle"])
+    target = fields.get("target")
     if target is not None:
         if not 0.0 < target < 1.0:
             raise ValueError(f"{KEY}: a target is a probability between 0 and 1; got {target}.")

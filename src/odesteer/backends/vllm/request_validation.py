@@ -1,6 +1,6 @@
 """Validation of requests in the API server.
 
-A wrong request gets status 400 and one line; and a model named `smollm2:truthful` is the model
+A wrong request gets status 400 and one line. A model named `smollm2:truthful` is the model
 `smollm2` steered by `truthful`, so that a program that only lets its user pick a model can steer.
 """
 
@@ -10,17 +10,17 @@ from functools import wraps
 from typing import Any
 
 from odesteer.backends.vllm.middleware import (
+    ROUTED,
     SEPARATOR,
-    WANTED,
     XARGS,
     KeyMiddleware,
     SteeringMiddleware,
-    agreed,
+    reconcile,
 )
 from odesteer.backends.vllm.registry import SteeringRegistry
-from odesteer.backends.vllm.request import KEY, SteeringRequest, asks_of, misspelt, parse
+from odesteer.backends.vllm.request import KEY, SteeringRequest, misspelt, parse, requests_of
 
-# Routes on which a steering was seen to do what it says; on any other one it is refused.
+# Routes on which steering is tested; on any other it is refused.
 STEERED = frozenset(
     {
         "/v1/completions",
@@ -33,12 +33,12 @@ STEERED = frozenset(
         "/inference/v1/generate",
     }
 )
-# Of this process's engine, for what sees a request and no engine.
+# Names of the steerings of this process's engine, for code that has no engine at hand.
 _names: set[str] = set()
 
 
-def check(params: Any, additional_config: Any) -> None:
-    """Refuse a request that the server could not do as it asks.
+def check_params(params: Any, additional_config: Any) -> None:
+    """Refuse sampling parameters that the server could not follow.
 
     Raises:
         ValueError: in one line for the client.
@@ -46,72 +46,74 @@ def check(params: Any, additional_config: Any) -> None:
     wrong = misspelt(getattr(params, "extra_args", None) or ())
     if wrong is not None:
         raise ValueError(f"A steering is asked for by '{KEY}' in {XARGS}; got '{wrong}'.")
-    asks = asks_of(params)
-    if not asks:
+    requests = requests_of(params)
+    if not requests:
         return
-    catalogue = SteeringRegistry.of(additional_config)
-    if catalogue is None:
+    registry = SteeringRegistry.of(additional_config)
+    if registry is None:
         raise ValueError(f"{KEY}: this server was started without steerings.")
-    for ask in asks:
-        catalogue.check_ask(ask)
+    for request in requests:
+        registry.check_request(request)
 
 
 def remember_names(additional_config: Any) -> None:
     """Remember the names of this process's steerings."""
-    catalogue = SteeringRegistry.of(additional_config)
-    if catalogue is not None:
-        _names.update(catalogue.steerings)
+    registry = SteeringRegistry.of(additional_config)
+    if registry is not None:
+        _names.update(registry.steerings)
 
 
 def steering_from_model_name(
     model: str | None, extra: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the extra arguments of a request to a model's name, which may name a steering.
+    """Return a request's extra arguments with the steering that the model's name names.
 
     Raises:
-        ValueError: where they ask for another one.
+        ValueError: if the arguments ask for another one.
     """
     base, separator, name = (model or "").rpartition(SEPARATOR)
     if not (base and separator and name in _names):
         return extra
-    given = parse(extra[KEY]) if extra and KEY in extra else ()
-    return _asking(extra, agreed(given, (SteeringRequest(name),)))
+    requests = parse(extra[KEY]) if extra and KEY in extra else ()
+    return _with_requests(extra, reconcile(requests, (SteeringRequest(name),)))
 
 
-def admitted(prompt: Any, params: Any) -> Any:
-    """Return the parameters with which the engine does what the request asks for.
+def steered_params(prompt: Any, params: Any) -> Any:
+    """Return the parameters with the steerings that the request's body names.
 
     Raises:
-        ValueError: where it could not: on a route that is not known, for what is not sampled, or
-            where they ask for another steering.
+        ValueError: on a route that is not known, for a pooling request, or if the parameters ask
+            for another steering.
     """
-    wanted = WANTED.get()
-    if wanted is None or not wanted.asks:
+    routed = ROUTED.get()
+    if routed is None or not routed.requests:
         return params
     # Pooling parameters have no extra arguments; a prompt may bring parameters of its own.
     sampled = hasattr(params, "extra_args") and not hasattr(prompt, "sampling_params")
-    if not sampled or wanted.route not in STEERED:
-        what = wanted.route if sampled else f"pooling (embeddings, scores) by {wanted.route}"
+    if not sampled or routed.route not in STEERED:
+        what = routed.route if sampled else f"pooling (embeddings, scores) by {routed.route}"
         raise ValueError(f"{what} is not steered: name the model without a steering.")
-    asks = agreed(asks_of(params), wanted.asks)
+    requests = reconcile(requests_of(params), routed.requests)
     params = params.clone()
-    params.extra_args = _asking(params.extra_args, asks)
+    params.extra_args = _with_requests(params.extra_args, requests)
     return params
 
 
-def _asking(extra: dict[str, Any] | None, asks: tuple[SteeringRequest, ...]) -> dict[str, Any]:
-    return {**(extra or {}), KEY: json.dumps([ask.as_value() for ask in asks])}
+def _with_requests(
+    extra: dict[str, Any] | None, requests: tuple[SteeringRequest, ...]
+) -> dict[str, Any]:
+    return {**(extra or {}), KEY: json.dumps([request.as_value() for request in requests])}
 
 
-def admits(original: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
-    """`add_request` of the engine's client: every route that generates or scores comes here."""
+def wrap_add_request(original: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
+    """Steer in `add_request` of the engine's client, which every generating route calls."""
 
     @wraps(original)
     async def add_request(
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
         try:
-            params = admitted(prompt, params)
+            params = steered_params(prompt, params)
         except ValueError as reason:
             raise error(str(reason)) from None
         return await original(self, request_id, prompt, params, *args, **kwargs)
@@ -119,22 +121,22 @@ def admits(original: Callable[..., Any], error: type[Exception]) -> Callable[...
     return add_request
 
 
-def layers(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`init_entrypoints_middleware`: ours reads bodies inside of the keys, which guard all."""
+def wrap_init_middleware(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Add our middleware in `init_entrypoints_middleware`; the key is checked before bodies are."""
 
     @wraps(original)
     def init_entrypoints_middleware(args: Any, app: Any, *more: Any, **kwargs: Any) -> None:
         app.add_middleware(SteeringMiddleware)
         original(args, app, *more, **kwargs)
-        verify = _verifier(app, args)
+        verify = _key_verifier(app, args)
         if verify is not None:
             app.add_middleware(KeyMiddleware, verify=verify)
 
     return init_entrypoints_middleware
 
 
-def _verifier(app: Any, args: Any) -> Callable[[Any], bool] | None:
-    """How vLLM compares keys; None where it has none."""
+def _key_verifier(app: Any, args: Any) -> Callable[[Any], bool] | None:
+    """VLLM's own comparison of keys; None without keys."""
     from starlette.datastructures import Headers
     from vllm import envs
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
@@ -144,13 +146,15 @@ def _verifier(app: Any, args: Any) -> Callable[[Any], bool] | None:
     return (lambda raw: bool(verify(Headers(raw=raw)))) if tokens else None
 
 
-def validates(original: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
-    """`_validate_params` of the input processor; `error` is the one that becomes a 400."""
+def wrap_validate_params(
+    original: Callable[..., Any], error: type[Exception]
+) -> Callable[..., Any]:
+    """Check steerings in `_validate_params`; `error` is the type that becomes status 400."""
 
     @wraps(original)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            check(params, self.vllm_config.additional_config)
+            check_params(params, self.vllm_config.additional_config)
         except ValueError as reason:
             raise error(str(reason)) from None
         return original(self, params, *args, **kwargs)
@@ -158,8 +162,8 @@ def validates(original: Callable[..., Any], error: type[Exception]) -> Callable[
     return _validate_params
 
 
-def starts(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`__init__` of the input processor."""
+def wrap_input_processor_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember the steerings' names in `__init__` of the input processor."""
 
     @wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -169,8 +173,10 @@ def starts(original: Callable[..., Any]) -> Callable[..., Any]:
     return __init__
 
 
-def samples(original: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
-    """`to_sampling_params` of a request: the model's name may name a steering."""
+def wrap_to_sampling_params(
+    original: Callable[..., Any], error: type[Exception]
+) -> Callable[..., Any]:
+    """Read the steering in the model's name in `to_sampling_params` of a request."""
 
     @wraps(original)
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -184,18 +190,17 @@ def samples(original: Callable[..., Any], error: type[Exception]) -> Callable[..
     return to_sampling_params
 
 
-def searches(original: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
-    """`to_beam_search_params`: every beam is a request anew, whose prompt grows."""
+def wrap_to_beam_search_params(
+    original: Callable[..., Any], error: type[Exception]
+) -> Callable[..., Any]:
+    """Refuse steering in `to_beam_search_params`: every beam is a new, longer prompt."""
 
     @wraps(original)
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted = WANTED.get()
-        served_model_names = (self.model or "").rpartition(SEPARATOR)[2] in _names
-        if (
-            served_model_names
-            or KEY in (self.vllm_xargs or {})
-            or (wanted is not None and wanted.asks)
-        ):
+        routed = ROUTED.get()
+        by_name = (self.model or "").rpartition(SEPARATOR)[2] in _names
+        in_body = KEY in (self.vllm_xargs or {}) or (routed is not None and routed.requests)
+        if by_name or in_body:
             raise error(f"{KEY}: beam search is not steered; sample, or be greedy.")
         return original(self, *args, **kwargs)
 
@@ -203,6 +208,5 @@ def searches(original: Callable[..., Any], error: type[Exception]) -> Callable[.
 
 
 def served_model_names(names: list[str], steerings: list[str]) -> list[str]:
-    """The served model names: each by itself, then the first with each steering."""
-    taken = [f"{names[0]}{SEPARATOR}{steering}" for steering in steerings]
-    return [*names, *taken]
+    """Return all model names: those given, then the first with each steering."""
+    return [*names, *(f"{names[0]}{SEPARATOR}{steering}" for steering in steerings)]

@@ -1,8 +1,8 @@
-"""Batches of vLLM model runners: which rows are steered, by what, and how far.
+"""Hooks of vLLM's two model runners, which say what the coming step is.
 
-vLLM has two: the one in `vllm.v1.worker.gpu_model_runner` (also on CPUs), which keeps the whole
-batch, and the one in `vllm.v1.worker.gpu.model_runner`, which hands the batch on. Both are read
-after they have prepared their inputs; both count tokens as computed that are in the cache.
+Version 1, in `vllm.v1.worker.gpu_model_runner` (also on CPUs), keeps the whole batch; version 2,
+in `vllm.v1.worker.gpu.model_runner`, hands the batch on. Both are read after they have prepared
+their inputs; both count tokens that are in the cache as computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,188 +12,187 @@ from typing import Any
 from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.install import install
 from odesteer.backends.vllm.registry import SteeringRegistry
-from odesteer.backends.vllm.request import SteeringRequest, asks_of
-from odesteer.backends.vllm.steered_layer import NOTHING, SteeredLayer
+from odesteer.backends.vllm.request import SteeringRequest, requests_of
+from odesteer.backends.vllm.steered_layer import EMPTY_BATCH, SteeredLayer
 
 
-class Served:
-    """The steerings of one runner: its places, and the requests that it knows."""
+class RunnerSteering:
+    """The steered layers of one runner, and the requests that it knows."""
 
-    def __init__(self, places: list[SteeredLayer], dense: bool = False):
-        self.places = places
+    def __init__(self, layers: list[SteeredLayer], dense: bool = False):
+        self.layers = layers
         self._dense = dense
-        self._asks: dict[
-            str, tuple[tuple[SteeringRequest, ...], int]
-        ] = {}  # of the second runner's requests
+        # By request id, for the second runner: what is asked for, and the prompt's length.
+        self._requests: dict[str, tuple[tuple[SteeringRequest, ...], int]] = {}
 
     def begin(self, scheduled: list[ScheduledRequest]) -> None:
-        """Before a step."""
-        step = StepBatch.of(scheduled) if scheduled else NOTHING
-        for place in self.places:
-            place.dense = False
-            place.begin(step)
+        """Set the batch of the coming step."""
+        batch = StepBatch.of(scheduled) if scheduled else EMPTY_BATCH
+        for layer in self.layers:
+            layer.dense = False
+            layer.begin(batch)
 
     def begin_dummy(self) -> None:
-        """Before a run of no requests: it warms up what a graph is going to hold, or nothing."""
-        for place in self.places:
-            place.begin(NOTHING)
-            place.dense = self._dense
+        """Prepare a run without requests: a warm-up, of a graph that is captured next or not."""
+        for layer in self.layers:
+            layer.begin(EMPTY_BATCH)
+            layer.dense = self._dense
 
-    def keep(self, request: str, params: Any, prompt_length: int) -> None:
-        """A request is new."""
-        self._asks[request] = asks_of(params), prompt_length
+    def remember(self, request_id: str, params: Any, prompt_length: int) -> None:
+        """Keep what a new request asks for."""
+        self._requests[request_id] = requests_of(params), prompt_length
 
-    def kept(self, request: str) -> tuple[tuple[SteeringRequest, ...], int]:
-        """What is known of a request."""
-        return self._asks.get(request, ((), 0))
+    def remembered(self, request_id: str) -> tuple[tuple[SteeringRequest, ...], int]:
+        """Return what a request asks for, and the length of its prompt."""
+        return self._requests.get(request_id, ((), 0))
 
     def stats(self) -> list[dict[str, Any]]:
-        """Of every place and steering, what was done so far (JSON values)."""
-        found = []
-        for place in self.places:
-            for name, part in place.parts.items():
-                tokens, displacement = place.moved[name].tolist()
-                found.append(
+        """Return the totals of every layer and steering (JSON values)."""
+        stats = []
+        for layer in self.layers:
+            for name, part in layer.parts.items():
+                tokens, displacement = layer.totals[name].tolist()
+                stats.append(
                     {
                         "steering": name,
-                        "layer": place.key // 2,
-                        "asked": part.layer,
+                        "layer": layer.key // 2,
+                        "configured_layer": part.layer,
                         "site": part.site,
                         "tokens": int(tokens),
                         "displacement": displacement,
                     }
                 )
-        return found
+        return stats
 
-    def forget(self, requests: Any) -> None:
-        """Requests have ended."""
-        for request in requests:
-            self._asks.pop(request, None)
-        for place in self.places:
-            place.forget(requests)
+    def forget(self, request_ids: Any) -> None:
+        """Drop requests that have ended."""
+        for request_id in request_ids:
+            self._requests.pop(request_id, None)
+        for layer in self.layers:
+            layer.forget(request_ids)
 
 
-def first_runner(runner: Any) -> list[ScheduledRequest]:
-    """What is steered of the batch that `vllm.v1.worker.gpu_model_runner` has prepared."""
+def scheduled_v1(runner: Any) -> list[ScheduledRequest]:
+    """Return the steered requests of the batch that a version-1 runner has prepared."""
 
-    def known(request: str) -> tuple[tuple[SteeringRequest, ...], int]:
-        state = runner.requests[request]
-        return asks_of(state.sampling_params), int(state.num_prompt_tokens)
+    def lookup(request_id: str) -> tuple[tuple[SteeringRequest, ...], int]:
+        state = runner.requests[request_id]
+        return requests_of(state.sampling_params), int(state.num_prompt_tokens)
 
     batch = runner.input_batch
     starts, computed = runner.query_start_loc.np, batch.num_computed_tokens_cpu
-    return _scheduled(batch.req_ids, starts, computed, known)
+    return _scheduled(batch.req_ids, starts, computed, lookup)
 
 
-def second_runner(batch: Any, served: Served) -> list[ScheduledRequest]:
-    """What is steered of the batch that `vllm.v1.worker.gpu.model_runner` has prepared."""
+def scheduled_v2(batch: Any, steering: RunnerSteering) -> list[ScheduledRequest]:
+    """Return the steered requests of the batch that a version-2 runner has prepared."""
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
-    return _scheduled(batch.req_ids, starts, computed, served.kept)
+    return _scheduled(batch.req_ids, starts, computed, steering.remembered)
 
 
 def _scheduled(
-    requests: Sequence[str],
+    request_ids: Sequence[str],
     starts: Sequence[int],
     computed: Sequence[int],
-    known: Callable[[str], tuple[tuple[SteeringRequest, ...], int]],
+    lookup: Callable[[str], tuple[tuple[SteeringRequest, ...], int]],
 ) -> list[ScheduledRequest]:
-    """The shares of the requests that ask for something; most ask for nothing."""
-    found = []
-    for i, request in enumerate(requests):
-        asks, prompt_length = known(request)
-        if asks:
+    scheduled = []
+    for i, request_id in enumerate(request_ids):
+        steerings, prompt_length = lookup(request_id)
+        if steerings:
             first, end = int(starts[i]), int(starts[i + 1])
             length, before = end - first, int(computed[i])
-            found.append(ScheduledRequest(request, asks, first, length, before, prompt_length))
-    return found
+            scheduled.append(
+                ScheduledRequest(request_id, steerings, first, length, before, prompt_length)
+            )
+    return scheduled
 
 
-def served_by(runner: Any) -> Served | None:
-    """What is on a runner's model; None where its server does not steer."""
+def steering_of_runner(runner: Any) -> RunnerSteering | None:
+    """Return the steering on a runner's model; None if the server does not steer."""
     return getattr(runner, "_odesteer", None)
 
 
-def loads(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`load_model`, which also arms."""
+def wrap_load_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Install the steerings after `load_model`."""
 
     @wraps(original)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        catalogue = SteeringRegistry.of(self.vllm_config.additional_config)
-        if catalogue is not None:
-            places = install(self.get_model(), catalogue, self.vllm_config)
-            graphs = any(place.in_graphs for place in places)
-            self._odesteer = Served(places, graphs)
+        registry = SteeringRegistry.of(self.vllm_config.additional_config)
+        if registry is not None:
+            layers = install(self.get_model(), registry, self.vllm_config)
+            self._odesteer = RunnerSteering(layers, any(layer.in_graphs for layer in layers))
         return result
 
     return load_model
 
 
-def runs_dummy(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`_dummy_run`, in which nothing of the last step is left."""
+def wrap_dummy_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Clear the batch of the last step before `_dummy_run`."""
 
     @wraps(original)
     def _dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        served = served_by(self)
-        if served is not None:
-            served.begin_dummy()
+        steering = steering_of_runner(self)
+        if steering is not None:
+            steering.begin_dummy()
         return original(self, *args, **kwargs)
 
     return _dummy_run
 
 
-def updates_first(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`_update_states` of the first runner, which learns what has ended."""
+def wrap_update_states(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Forget finished requests before `_update_states` of version 1."""
 
     @wraps(original)
     def _update_states(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        served = served_by(self)
-        if served is not None:
-            served.forget(scheduler_output.finished_req_ids)
+        steering = steering_of_runner(self)
+        if steering is not None:
+            steering.forget(scheduler_output.finished_req_ids)
         return original(self, scheduler_output, *args, **kwargs)
 
     return _update_states
 
 
-def prepares_first(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`_prepare_inputs` of the first runner."""
+def wrap_prepare_inputs_v1(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Set the batch after `_prepare_inputs` of version 1."""
 
     @wraps(original)
     def _prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        served = served_by(self)
-        if served is not None:
-            served.begin(first_runner(self))
+        steering = steering_of_runner(self)
+        if steering is not None:
+            steering.begin(scheduled_v1(self))
         return result
 
     return _prepare_inputs
 
 
-def prepares_second(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`prepare_inputs` of the second runner."""
+def wrap_prepare_inputs_v2(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Set the batch after `prepare_inputs` of version 2."""
 
     @wraps(original)
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(self, *args, **kwargs)
-        served = served_by(self)
-        if served is not None:
-            served.begin(second_runner(batch, served))
+        steering = steering_of_runner(self)
+        if steering is not None:
+            steering.begin(scheduled_v2(batch, steering))
         return batch
 
     return prepare_inputs
 
 
-def adds_second(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`add_requests` of the second runner: the only time that it sees sampling parameters."""
+def wrap_add_requests(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember new requests in `add_requests`: version 2 sees sampling parameters only there."""
 
     @wraps(original)
     def add_requests(self: Any, scheduler_output: Any) -> Any:
-        served = served_by(self)
-        if served is not None:
-            # What ended first: a name may come back.
-            served.forget(scheduler_output.finished_req_ids)
+        steering = steering_of_runner(self)
+        if steering is not None:
+            # What ended first: an id may come back.
+            steering.forget(scheduler_output.finished_req_ids)
             for new in scheduler_output.scheduled_new_reqs:
-                served.keep(new.req_id, new.sampling_params, new.prompt_len)
+                steering.remember(new.req_id, new.sampling_params, new.prompt_len)
         return original(self, scheduler_output)
 
     return add_requests

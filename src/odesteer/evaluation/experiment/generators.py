@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import torch
 
 from odesteer.backends import Backend, Sampling, TransformersBackend
-from odesteer.backends.vllm.backend import VLLMBackend
-from odesteer.backends.vllm.backend import refuse as refuse_sampling
-from odesteer.backends.vllm.engine import Engine, installed
-from odesteer.backends.vllm.registry import dose_fits_request, starts
+from odesteer.backends.vllm.backend import VLLMBackend, check_sampling
+from odesteer.backends.vllm.engine import Engine, import_vllm
+from odesteer.backends.vllm.registry import dose_fits_request, start_of
 from odesteer.common.registry import resolve, version_of
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.models.loading import SMOLLM2, local_copy
@@ -55,9 +54,9 @@ def describe(backend: str, experiment: Experiment) -> dict[str, str] | None:
         )
     if backend != VLLM:
         return {"name": backend, "version": version_of(kind)}
-    starts(experiment.positions)
-    refuse_sampling(Sampling(**experiment.sampling))
-    return {"name": VLLM, "version": str(installed().__version__)}
+    start_of(experiment.positions)
+    check_sampling(Sampling(**experiment.sampling))
+    return {"name": VLLM, "version": str(import_vllm().__version__)}
 
 
 def find_backend(name: str) -> type[Backend]:
@@ -140,7 +139,7 @@ class VLLMGenerator:
             steering: None for the unsteered model.
             ready: steerings that will soon be needed; called only when an engine is started.
         """
-        if self._engine is not None and self._engine.known.serves(steering):
+        if self._engine is not None and self._engine.registered.supports(steering):
             return self._engine
         self.close()
         wanted = _several([*ready(), *([] if steering is None else [steering])])

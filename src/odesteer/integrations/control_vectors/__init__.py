@@ -1,4 +1,4 @@
-"""Control vectors of other libraries, read and written."""
+"""Control vectors of other libraries: reading, writing and flattening to them."""
 
 from odesteer.integrations.control_vectors.files import FORMATS, read_vectors, write_vectors
 from odesteer.integrations.control_vectors.flatten import (

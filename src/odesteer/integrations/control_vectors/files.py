@@ -1,7 +1,6 @@
 """Control-vector files by format.
 
-.gguf          llama.cpp, repeng, saklas, EasySteer; see
-`odesteer.integrations.control_vectors.gguf`
+.gguf          llama.cpp, repeng, saklas, EasySteer; see `.gguf`
 .svec          CAST, AISteer360: JSON {model_type, directions: {layer: numbers}, ...}
 .safetensors   plain tensors, direction.N for block N
 .pt            lm-evaluation-harness's `steered` models; written, never read: it is pickle
@@ -35,16 +34,15 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Vectors:
-    """The control vectors of a file; nothing in it is executed.
+    """Read the control vectors of a file; nothing in it is executed.
 
     Args:
         path: .gguf, .svec or .safetensors.
-        as_extracted: of a GGUF file of llama.cpp's own generator, see
-        `odesteer.integrations.control_vectors.gguf`.
+        as_extracted: for a GGUF file of llama.cpp's own generator, see `.gguf`.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: for another kind of file, or one that is damaged.
+        FileNotFoundError: for a missing file.
+        ValueError: for another kind of file, or a damaged one.
     """
     path = Path(path)
     if path.suffix == ".pt":
@@ -68,18 +66,18 @@ def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Ve
 
 
 def write_vectors(vectors: Vectors, path: str | os.PathLike[str]) -> Path:
-    """Write control vectors in the form that the file's suffix names: whole, or not at all.
+    """Write control vectors in the format of the file's suffix, completely or not at all.
 
     Raises:
-        ValueError: for another suffix, or what the form has no place for.
+        ValueError: for another suffix, or vectors that the format cannot hold.
     """
     path = Path(path)
     write = lookup(FORMATS, path.suffix, "kind of control vector")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
-        half = Path(aside) / path.name
-        write(vectors, half)
-        os.replace(half, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as directory:
+        temporary = Path(directory) / path.name
+        write(vectors, temporary)
+        os.replace(temporary, path)
     return path
 
 
@@ -125,7 +123,7 @@ def _write_safetensors(vectors: Vectors, path: Path) -> None:
 
 
 def _write_steered(vectors: Vectors, path: Path) -> None:
-    """lm-evaluation-harness reads hookpoints relative to the base model."""
+    """Write the hook points of lm-evaluation-harness, relative to the base model."""
     hooks = {
         f"layers.{layer}": {
             "steering_vector": d[None].clone(),

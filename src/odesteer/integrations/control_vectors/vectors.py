@@ -2,16 +2,14 @@
 
 a <- a + scale d_l      at the output of block l, for every l that it has
 
-What other libraries exchange: one direction a layer, added to every token. It is the flow of a
-constant field for the time `scale`.
-
-Control-vector objects of other libraries.
+Other libraries exchange one direction a layer, added to every token: the flow of a constant field
+for the time `scale`. Their objects:
 
     steering-vectors   SteeringVector: `layer_activations` {layer: tensor}, `layer_type`
     repeng             ControlVector: `directions` {layer: array}, `model_type`
     plain              {layer: tensor, array or numbers}
 
-They are known by these names alone, so that neither library is needed. Back again:
+They are recognised by these names, so that neither library is needed. And back:
 `SteeringVector(vectors.directions)`, and `ControlVector(vectors.model_type, {layer: d.numpy() for
 layer, d in vectors.directions.items()})`. All count the decoder's blocks from 0 and mean their
 outputs, as here.
@@ -31,7 +29,7 @@ from odesteer.steering import Steering
 
 
 def as_direction(numbers: Tensor) -> Tensor:
-    """[d] of [d], [1, d] or [1, 1, d], in float32; what is more than one row stays as it is."""
+    """Return [d] for [d], [1, d] or [1, 1, d], in float32; several rows stay as they are."""
     numbers = numbers.float()
     return numbers.flatten() if numbers.numel() in numbers.shape else numbers
 
@@ -41,10 +39,10 @@ _LAYER = re.compile(r"(?:direction\.)?(0|[1-9][0-9]{0,8})")
 
 
 def by_layer(named: Iterable[tuple[str, Tensor]]) -> dict[int, Tensor]:
-    """Directions by layer, of tensors named "direction.N" or "N".
+    """Return directions by layer, from tensors named "direction.N" or "N".
 
     Raises:
-        ValueError: for another name, a layer beyond any model's, or one that is there twice.
+        ValueError: for another name, a layer beyond any model's, or a duplicate layer.
     """
     directions: dict[int, Tensor] = {}
     for name, numbers in named:
@@ -63,14 +61,14 @@ def by_layer(named: Iterable[tuple[str, Tensor]]) -> dict[int, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Directions by layer.
+    """Control vectors: directions by layer.
 
     Attributes:
         directions: [d] in float32, by the 0-based index of the block to whose output each is
             added.
-        model_type: what transformers calls the architecture, or whoever wrote the file, where it
-            is known: a hint, by which a model is doubted and not refused.
-        notes: where they come from (plain text, by key).
+        model_type: the architecture's name, if known: a hint, on which a model is warned about
+            and not refused.
+        notes: their origin (plain text, by key).
 
     Raises:
         ValueError: for no directions, one that is no finite vector, a negative layer, or several
@@ -101,37 +99,37 @@ class Vectors:
 
     @property
     def width(self) -> int:
-        """d."""
+        """Width d of the directions."""
         return len(next(iter(self.directions.values())))
 
     def scaled(self, factor: float) -> "Vectors":
-        """Every direction `factor` times as long."""
-        longer = {layer: factor * d for layer, d in self.directions.items()}
-        return Vectors(longer, self.model_type, self.notes)
+        """Return every direction times `factor`."""
+        scaled = {layer: factor * d for layer, d in self.directions.items()}
+        return Vectors(scaled, self.model_type, self.notes)
 
     def moved(self, by: int) -> "Vectors":
-        """Every direction `by` blocks later."""
+        """Return every direction `by` blocks later."""
         shifted = {layer + by: d for layer, d in self.directions.items()}
         return Vectors(shifted, self.model_type, self.notes)
 
     def noted(self, key: str, note: str) -> "Vectors":
-        """With one note more, which files keep."""
+        """Return the vectors with one more note, which files keep."""
         return Vectors(self.directions, self.model_type, {**self.notes, key: note})
 
     def steering(self, strength: float = 1.0) -> Steering:
-        """The same as a steering: of one layer, or of several.
+        """Return the equal steering, of one layer or of several.
 
         Args:
             strength: the scale, as other libraries call it; with 1, a moves by d.
         """
-        about = {} if self.model_type is None else {"hint": self.model_type}
+        hint = {} if self.model_type is None else {"hint": self.model_type}
         parts = tuple(
             Steering(
                 ConstantField(direction),
                 strength=strength,
                 layer=layer,
                 method="vector",
-                model={**about, "hidden_size": self.width},
+                model={**hint, "hidden_size": self.width},
                 receipts=dict(self.notes),
             )
             for layer, direction in self.directions.items()
@@ -140,7 +138,7 @@ class Vectors:
 
 
 def vectors_of(other: object) -> Vectors:
-    """The control vectors that an object holds, copied.
+    """Copy the control vectors of an object.
 
     Args:
         other: any of the above; a direction is [d], [1, d] or [1, 1, d].
@@ -154,16 +152,16 @@ def vectors_of(other: object) -> Vectors:
         raise ValueError(
             f"A control vector is added to the output of decoder blocks; this one is at '{kind}'."
         )
-    found: Any = getattr(other, "layer_activations", getattr(other, "directions", other))
-    if not isinstance(found, Mapping):
+    directions: Any = getattr(other, "layer_activations", getattr(other, "directions", other))
+    if not isinstance(directions, Mapping):
         raise ValueError(
             f"A control vector is a mapping from layers to directions, or an object with "
             f"`layer_activations` or `directions`; got a {type(other).__name__}."
         )
-    named = getattr(other, "model_type", None)
+    model_type = getattr(other, "model_type", None)
     return Vectors(
-        {_layer(key): _direction(key, numbers) for key, numbers in found.items()},
-        named if isinstance(named, str) else None,
+        {_layer(key): _direction(key, numbers) for key, numbers in directions.items()},
+        model_type if isinstance(model_type, str) else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Adapter through which the suite drives a steering library.
 
-Every library can add a vector to the output of a decoder block; that is all it is asked to
-do. An adapter says how, and what else the library offers.
+Every library can add a vector to the output of a decoder block; no more is required. An adapter
+says how, and what else the library offers.
 """
 
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ POSITIONS = ("all", "last+generated", "generated", "prompt")
 
 
 class NotOffered(Exception):
-    """What a library does not claim to do; it is not counted against it."""
+    """Something that a library does not claim to do; it does not count as a failure."""
 
 
 class Steered:
-    """A steered model until `remove`, or the end of the `with` block.
+    """Steered model, until `remove` or the end of the `with` block.
 
     Args:
-        model: what a user of the library calls, the model itself or what wraps it.
+        model: what a user of the library calls, the model itself or a wrapper.
         remove: takes the steering off.
     """
 
@@ -41,7 +41,7 @@ class Steered:
 
 
 class Adapter(ABC):
-    """A steering library, seen by the suite.
+    """Interface of a steering library to the suite.
 
     Attributes:
         name: of the library.
@@ -49,7 +49,7 @@ class Adapter(ABC):
         positions: those of `POSITIONS` that it can steer: "all" tokens; the "prompt"; the
             "generated" ones, the first of them included; or the prompt's last and those.
         masks: whether `attach` takes a mask [t] of positions, true where to steer.
-        unclaimed: by check, why it is no promise of the library: "not offered" everywhere.
+        unclaimed: by check, why the library does not claim it: "not offered" everywhere.
     """
 
     name: ClassVar[str]
@@ -71,16 +71,16 @@ class Adapter(ABC):
             positions: one of `self.positions`, or a mask [t].
 
         Raises:
-            NotOffered: for what the library does not claim to do.
+            NotOffered: if the library does not claim to do this.
         """
 
     def expected(self, a: Tensor, vector: Tensor) -> Tensor:
-        """What `attach` makes of activations [..., d]."""
+        """Return activations [..., d] as `attach` moves them."""
         return (a.float() + vector).to(a.dtype)
 
 
 class Unsteered(Adapter):
-    """The control: a check that the unsteered model fails says nothing about a library."""
+    """Control: a check that the unsteered model fails says nothing about a library."""
 
     name = "unsteered"
     positions = POSITIONS
@@ -96,7 +96,7 @@ class Unsteered(Adapter):
 
 
 class OdesteerVector(Adapter):
-    """A constant field: one vector, as every library has it."""
+    """Constant field: one vector, as in every library."""
 
     name = "odesteer"
     version = __version__
@@ -117,7 +117,7 @@ class OdesteerVector(Adapter):
 
 
 class OdesteerFlow(OdesteerVector):
-    """A flow: every activation follows a barrier along great circles, for 0.8 of its norm."""
+    """Flow: every activation follows a barrier along great circles, for 0.8 of its norm."""
 
     name = "odesteer (ODE)"
 

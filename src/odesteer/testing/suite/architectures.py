@@ -14,8 +14,8 @@ from torch import nn
 WIDTH, DEPTH, VOCABULARY = 32, 4, 64
 WINDOW = 6  # tokens; shorter than the prompts, so that sliding caches forget
 
-# No end of sequence, so that generations have the length asked for; weights large enough that
-# the most likely token is one by more than rounding.
+# No end of sequence, so that generations have the full length; weights large enough that the
+# most likely token does not depend on rounding.
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "bos_token_id": None,
@@ -66,13 +66,12 @@ _MAMBA_PARTS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model type of transformers, made tiny.
+    """Tiny model of one transformers architecture.
 
     Attributes:
-        model_type: as its configuration says it.
-        settings: of that configuration.
-        blocks: where its decoder blocks are: written down, so that what a library finds by
-            itself is compared with something that it did not find.
+        model_type: of the configuration.
+        settings: of the configuration.
+        blocks: path of the decoder blocks, written down: an oracle for libraries that search.
         excuses: by check, why it does not apply to this model.
     """
 
@@ -82,7 +81,7 @@ class Architecture:
     excuses: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A random model in eval mode, the same for the same seed.
+        """Build a random model in eval mode, the same for the same seed.
 
         Raises:
             ValueError: if the installed transformers does not know it.

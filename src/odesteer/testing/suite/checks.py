@@ -17,17 +17,17 @@ from odesteer.testing.suite.architectures import DEPTH
 from odesteer.testing.suite.testbed import LAYER, NEW, Testbed, close, same
 
 CHECKS: dict[str, "Check"] = {}
-"""By name, in the order of the table."""
+"""Checks by name, in the order of the table."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A question, and the function that finds the answer.
+    """Law of steering, and the function that tests it.
 
     Attributes:
         name: short, for the table and for `pytest -k`.
-        question: what is asked.
-        run: raises AssertionError where the answer is no.
+        question: the law in a sentence.
+        run: raises AssertionError if it does not hold.
         only: architectures it runs on; empty is all.
     """
 
@@ -52,9 +52,9 @@ def below(bench: Testbed) -> None:
     """Below the layer nothing changes, bit for bit."""
     plain, _ = bench.read(bench.model, bench.prompts[1])
     with bench.attach() as steered:
-        seen, _ = bench.read(steered.model, bench.prompts[1])
+        outputs, _ = bench.read(steered.model, bench.prompts[1])
     for i in range(LAYER):
-        same(seen[i], plain[i], f"output of block {i}")
+        same(outputs[i], plain[i], f"output of block {i}")
 
 
 @check("moved")
@@ -62,8 +62,8 @@ def moved(bench: Testbed) -> None:
     """At the layer every activation is moved exactly, and the model's output changes."""
     plain, before = bench.read(bench.model, bench.prompts[1])
     with bench.attach("all") as steered:
-        seen, after = bench.read(steered.model, bench.prompts[1])
-    same(seen[LAYER], bench.expected(plain[LAYER]), "output of the steered block")
+        outputs, after = bench.read(steered.model, bench.prompts[1])
+    same(outputs[LAYER], bench.expected(plain[LAYER]), "output of the steered block")
     bench.changed(after, before, "logits")
 
 
@@ -73,9 +73,9 @@ def layers(bench: Testbed) -> None:
     plain, before = bench.read(bench.model, bench.prompts[1])
     for layer in range(DEPTH):
         with bench.attach("all", layer) as steered:
-            seen, after = bench.read(steered.model, bench.prompts[1])
+            outputs, after = bench.read(steered.model, bench.prompts[1])
         bench.changed(after, before, f"layer {layer}")
-        same(seen[layer], bench.expected(plain[layer]), f"output of block {layer}")
+        same(outputs[layer], bench.expected(plain[layer]), f"output of block {layer}")
 
 
 @check("positions")
@@ -87,11 +87,11 @@ def positions(bench: Testbed) -> None:
     first = {"all": 0, "prompt": 0, "last+generated": t - 1, "generated": t}
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            seen, _ = bench.read(steered.model, ids)
+            outputs, _ = bench.read(steered.model, ids)
         start = first[name]
-        same(seen[LAYER][:, :start], plain[LAYER][:, :start], f"{name}: tokens not chosen")
-        want = bench.expected(plain[LAYER][:, start:])
-        same(seen[LAYER][:, start:], want, f"{name}: tokens chosen")
+        same(outputs[LAYER][:, :start], plain[LAYER][:, :start], f"{name}: tokens not chosen")
+        expected = bench.expected(plain[LAYER][:, start:])
+        same(outputs[LAYER][:, start:], expected, f"{name}: tokens chosen")
 
 
 @check("mask")
@@ -103,9 +103,9 @@ def mask(bench: Testbed) -> None:
     chosen = torch.arange(ids.shape[1]) % 3 == 1
     plain, _ = bench.read(bench.model, ids)
     with bench.attach(chosen) as steered:
-        seen, _ = bench.read(steered.model, ids)
-    same(seen[LAYER][:, ~chosen], plain[LAYER][:, ~chosen], "tokens not chosen")
-    same(seen[LAYER][:, chosen], bench.expected(plain[LAYER][:, chosen]), "tokens chosen")
+        outputs, _ = bench.read(steered.model, ids)
+    same(outputs[LAYER][:, ~chosen], plain[LAYER][:, ~chosen], "tokens not chosen")
+    same(outputs[LAYER][:, chosen], bench.expected(plain[LAYER][:, chosen]), "tokens chosen")
 
 
 @check("padding")
@@ -130,13 +130,15 @@ def half(bench: Testbed) -> None:
         bench.model = bench.fresh().to(dtype)
         plain, _ = bench.read(bench.model, bench.prompts[1])
         with bench.attach("all") as steered:
-            seen, logits = bench.read(steered.model, bench.prompts[1])
-        got, want = seen[LAYER], bench.expected(plain[LAYER])
-        assert got.dtype == want.dtype, f"{dtype} became {got.dtype}"
+            outputs, logits = bench.read(steered.model, bench.prompts[1])
+        actual, expected = outputs[LAYER], bench.expected(plain[LAYER])
+        assert actual.dtype == expected.dtype, f"{dtype} became {actual.dtype}"
         assert bool(logits.isfinite().all()), f"{dtype}: logits are not finite"
         # Two units in the last place: a vector that is itself rounded first costs up to one.
-        ulp = torch.finfo(dtype).eps * want.float().abs().clamp_min(1.0)
-        assert bool(((got.float() - want.float()).abs() <= 2 * ulp).all()), f"{dtype}: not a(T)"
+        ulp = torch.finfo(dtype).eps * expected.float().abs().clamp_min(1.0)
+        assert bool(((actual.float() - expected.float()).abs() <= 2 * ulp).all()), (
+            f"{dtype}: not a(T)"
+        )
 
 
 @check("form")
@@ -175,11 +177,11 @@ def gradients(bench: Testbed) -> None:
 
     hook = bench.blocks(bench.model)[LAYER].register_forward_hook(move)
     try:
-        want = embedded(bench.model)
+        expected = embedded(bench.model)
     finally:
         hook.remove()
     with bench.attach("all") as steered:
-        close(embedded(steered.model), want, "gradient at the embeddings", 1e-3)
+        close(embedded(steered.model), expected, "gradient at the embeddings", 1e-3)
 
 
 @check("checkpointing")
@@ -209,10 +211,10 @@ def checkpointing(bench: Testbed) -> None:
 @check("text")
 def text(bench: Testbed) -> None:
     """Steering changes what is said, and only while it is on."""
-    plain = bench.said(bench.model)
+    plain = bench.next_logits(bench.model)
     with bench.attach() as steered:
-        bench.changed(bench.said(steered.model), plain, "logits")
-    same(bench.said(bench.model), plain, "logits after removal")
+        bench.changed(bench.next_logits(steered.model), plain, "logits")
+    same(bench.next_logits(bench.model), plain, "logits after removal")
 
 
 @check("cache")
@@ -220,17 +222,17 @@ def cache(bench: Testbed) -> None:
     """Generation with and without a cache says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            cached = bench.said(steered.model)
-            close(bench.said(steered.model, use_cache=False), cached, name)
+            cached = bench.next_logits(steered.model)
+            close(bench.next_logits(steered.model, use_cache=False), cached, name)
 
 
 @check("meaning")
 def meaning(bench: Testbed) -> None:
     """Every kind of positions means in generation what it says, from the first new token on."""
     for name in bench.adapter.positions:
-        want = bench.slowly(name)
+        expected = bench.reference_logits(name)
         with bench.attach(name) as steered:
-            close(bench.said(steered.model), want, name)
+            close(bench.next_logits(steered.model), expected, name)
 
 
 @check("batch")
@@ -238,9 +240,13 @@ def batch(bench: Testbed) -> None:
     """A padded batch says what each prompt says alone."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            together = bench.said(steered.model)
+            together = bench.next_logits(steered.model)
             for i, ids in enumerate(bench.prompts):
-                close(together[i : i + 1], bench.said(steered.model, ids), f"{name}, prompt {i}")
+                close(
+                    together[i : i + 1],
+                    bench.next_logits(steered.model, ids),
+                    f"{name}, prompt {i}",
+                )
 
 
 @check("beams")
@@ -274,10 +280,14 @@ def assisted(bench: Testbed) -> None:
     ids, draft = bench.prompts[1], bench.fresh(seed=1)
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            want = bench.said(steered.model, ids)
-            close(bench.said(steered.model, ids, assistant_model=draft), want, f"{name}, draft")
-            looked_up = bench.said(steered.model, ids, prompt_lookup_num_tokens=3)
-            close(looked_up, want, f"{name}, looked up")
+            expected = bench.next_logits(steered.model, ids)
+            close(
+                bench.next_logits(steered.model, ids, assistant_model=draft),
+                expected,
+                f"{name}, draft",
+            )
+            looked_up = bench.next_logits(steered.model, ids, prompt_lookup_num_tokens=3)
+            close(looked_up, expected, f"{name}, looked up")
 
 
 @check("static")
@@ -285,8 +295,8 @@ def static(bench: Testbed) -> None:
     """A static cache says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            want = bench.said(steered.model)
-            close(bench.said(steered.model, cache_implementation="static"), want, name)
+            expected = bench.next_logits(steered.model)
+            close(bench.next_logits(steered.model, cache_implementation="static"), expected, name)
 
 
 @check("chunks")
@@ -294,8 +304,8 @@ def chunks(bench: Testbed) -> None:
     """A prompt that is read in chunks says the same."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            want = bench.said(steered.model)
-            close(bench.said(steered.model, prefill_chunk_size=4), want, name)
+            expected = bench.next_logits(steered.model)
+            close(bench.next_logits(steered.model, prefill_chunk_size=4), expected, name)
 
 
 @check("embeddings")
@@ -305,8 +315,8 @@ def embeddings(bench: Testbed) -> None:
     embedded = bench.model.get_input_embeddings()(ids).detach()
     for name in bench.adapter.positions:
         with bench.attach(name) as steered:
-            want = bench.said(steered.model, ids)
-            close(bench.said(steered.model, ids, inputs_embeds=embedded), want, name)
+            expected = bench.next_logits(steered.model, ids)
+            close(bench.next_logits(steered.model, ids, inputs_embeds=embedded), expected, name)
 
 
 @check("loop")
@@ -314,15 +324,15 @@ def loop(bench: Testbed) -> None:
     """A decoding loop written by hand says what `generate` says."""
     for name in bench.adapter.positions:
         with bench.attach(name) as steered, torch.no_grad():
-            want = bench.said(steered.model, bench.prompts[1])
-            ids, past, said = bench.prompts[1], dict[str, Any](), []
+            expected = bench.next_logits(steered.model, bench.prompts[1])
+            ids, past, logits = bench.prompts[1], dict[str, Any](), []
             for _ in range(NEW):
                 out = steered.model(input_ids=ids, use_cache=True, **past)
                 key = "cache_params" if hasattr(out, "cache_params") else "past_key_values"
                 past = {key: getattr(out, key)}
-                said.append(out.logits[:, -1])
-                ids = said[-1].argmax(dim=-1, keepdim=True)
-            close(torch.stack(said, dim=1), want, name)
+                logits.append(out.logits[:, -1])
+                ids = logits[-1].argmax(dim=-1, keepdim=True)
+            close(torch.stack(logits, dim=1), expected, name)
 
 
 @check("threads")
@@ -330,7 +340,7 @@ def threads(bench: Testbed) -> None:
     """Two threads on one steered model say what each says alone."""
     results: dict[int, list[torch.Tensor]] = {}
     with bench.attach() as steered:
-        want = [bench.generate(steered.model, ids) for ids in bench.prompts[:2]]
+        expected = [bench.generate(steered.model, ids) for ids in bench.prompts[:2]]
 
         def work(i: int) -> None:
             results[i] = [bench.generate(steered.model, bench.prompts[i]) for _ in range(3)]
@@ -343,7 +353,7 @@ def threads(bench: Testbed) -> None:
     assert set(results) == {0, 1}, "a thread failed"
     for i, rounds in results.items():
         for tokens in rounds:
-            same(tokens, want[i], f"thread {i}")
+            same(tokens, expected[i], f"thread {i}")
 
 
 def _hooks(model: torch.nn.Module) -> int:
@@ -351,7 +361,7 @@ def _hooks(model: torch.nn.Module) -> int:
 
 
 def _shape(model: torch.nn.Module) -> list[tuple[str, type, tuple[str, ...]]]:
-    """Every module's path, class, and what was put into the instance."""
+    """Every module's path, class, and methods that were set on the instance."""
     return [
         (name, type(module), tuple(sorted(set(vars(module)) & {"forward", "generate"})))
         for name, module in model.named_modules()
@@ -379,10 +389,10 @@ def exception(bench: Testbed) -> None:
     ids = bench.prompts[1]
     before, shape = bench.logits(bench.model, ids), _shape(bench.model)
     with suppress(KeyError), bench.attach() as steered:
-        want = bench.logits(steered.model, ids)
+        expected = bench.logits(steered.model, ids)
         with suppress(IndexError):
             bench.logits(steered.model, torch.tensor([[10**6]]))
-        same(bench.logits(steered.model, ids), want, "the call after a failed one")
+        same(bench.logits(steered.model, ids), expected, "the call after a failed one")
         raise KeyError("the user's")
     assert _shape(bench.model) == shape, "modules or methods were left changed"
     same(bench.logits(bench.model, ids), before, "logits")
@@ -396,15 +406,15 @@ def twice(bench: Testbed) -> None:
     one = bench.attach()
     one.remove()
     with bench.attach() as other:
-        want = bench.logits(other.model, ids)
+        expected = bench.logits(other.model, ids)
         one.remove()
-        same(bench.logits(other.model, ids), want, "another steering")
+        same(bench.logits(other.model, ids), expected, "another steering")
     same(bench.logits(bench.model, ids), before, "logits")
 
 
 @contextmanager
 def _collecting() -> Iterator[None]:
-    """Make `gc.collect` look at what was made inside only: the rest of the process is large."""
+    """Limit `gc.collect` to objects made inside: the rest of the process is large."""
     gc.freeze()
     try:
         yield
@@ -465,8 +475,8 @@ def two_layers(bench: Testbed) -> None:
         two = bench.attach("all", LAYER + 1, second)
         both, _ = bench.read(two.model, ids)
         same(both[LAYER], alone[LAYER], "the lower steering")
-        want = bench.expected(alone[LAYER + 1], second)
-        same(both[LAYER + 1], want, "the upper steering")
+        expected = bench.expected(alone[LAYER + 1], second)
+        same(both[LAYER + 1], expected, "the upper steering")
         for steered in (one, two) if first_off == 0 else (two, one):
             steered.remove()
         same(bench.logits(bench.model, ids), before, "logits after removal")
@@ -482,8 +492,8 @@ def nested(bench: Testbed) -> None:
         with bench.attach("all", vector=second) as two:
             both, _ = bench.read(two.model, ids)
         same(bench.logits(one.model, ids), alone, "the first one after the second came off")
-    want = bench.expected(bench.expected(plain[LAYER]), second)
-    same(both[LAYER], want, "output of the steered block")
+    expected = bench.expected(bench.expected(plain[LAYER]), second)
+    same(both[LAYER], expected, "output of the steered block")
     same(bench.logits(bench.model, ids), before, "logits after removal")
 
 
@@ -499,13 +509,15 @@ def peft(bench: Testbed) -> None:
         config = LoraConfig(target_modules="all-linear", init_lora_weights=False, r=2)
         wrapped = get_peft_model(bench.model, config).eval()
     plain, before = bench.read(wrapped, bench.prompts[1])
-    said = bench.said(wrapped)
+    unsteered = bench.next_logits(wrapped)
     with bench.attach("all", model=wrapped) as steered:
-        seen, _ = bench.read(steered.model, bench.prompts[1])
-        same(seen[LAYER], bench.expected(plain[LAYER]), "output of the steered block")
-        cached = bench.said(steered.model)
-        bench.changed(cached, said, "logits of generation")
-        close(bench.said(steered.model, use_cache=False), cached, "generation without a cache")
+        outputs, _ = bench.read(steered.model, bench.prompts[1])
+        same(outputs[LAYER], bench.expected(plain[LAYER]), "output of the steered block")
+        cached = bench.next_logits(steered.model)
+        bench.changed(cached, unsteered, "logits of generation")
+        close(
+            bench.next_logits(steered.model, use_cache=False), cached, "generation without a cache"
+        )
     same(bench.logits(wrapped, bench.prompts[1]), before, "logits after removal")
 
 
@@ -516,7 +528,7 @@ def compiled(bench: Testbed) -> None:
     ids = bench.prompts[1]
     before = bench.logits(bench.model, ids)
     with bench.attach("all") as steered:
-        want = bench.logits(steered.model, ids)
+        expected = bench.logits(steered.model, ids)
     torch._dynamo.reset()
     try:
         graph: Any = torch.compile(bench.model, backend="eager")
@@ -524,12 +536,12 @@ def compiled(bench: Testbed) -> None:
         with bench.attach("all") as steered:
             if steered.model is not bench.model:
                 graph = torch.compile(steered.model, backend="eager")
-            close(bench.logits(graph, ids), want, "compiled first, attached later")
+            close(bench.logits(graph, ids), expected, "compiled first, attached later")
         if steered.model is bench.model:
             close(bench.logits(graph, ids), before, "removed")
         torch._dynamo.reset()
         with bench.attach("all") as steered:
             graph = torch.compile(steered.model, backend="eager")
-            close(bench.logits(graph, ids), want, "attached first, compiled later")
+            close(bench.logits(graph, ids), expected, "attached first, compiled later")
     finally:
         torch._dynamo.reset()

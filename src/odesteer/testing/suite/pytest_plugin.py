@@ -18,7 +18,7 @@ def conformance(
     architectures: Iterable[str] | None = None,
     checks: Iterable[str] | None = None,
 ) -> Any:
-    """Decorate a test that takes a `case`: it runs once for every case.
+    """Decorate a test that takes a `case`, to run once for every case.
 
     Args:
         adapters: the libraries.
@@ -40,7 +40,7 @@ def _parameters(
 
     models = None if architectures is None else list(architectures)
     names = None if checks is None else list(checks)
-    # The libraries side by side, so that they share what the unsteered model was seen to do.
+    # The libraries side by side, so that they share the results of the unsteered model.
     sets = [cases(adapter, models, names) for adapter in adapters]
     every: list[Case] = [case for group in zip(*sets, strict=True) for case in group]
     return [pytest.param(case, id=f"{case.name}-{case.adapter.name}") for case in every]

@@ -28,13 +28,13 @@ Outcome = Literal["pass", "fail", "not offered", "not possible"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one check on one architecture showed.
+    """Result of one check on one architecture.
 
     Attributes:
         architecture, check: their names.
         outcome: "pass", "fail", "not offered" by the library, or "not possible": the
             unsteered model does not do it either.
-        reason: of all but "pass".
+        reason: of any outcome but "pass".
     """
 
     architecture: str
@@ -49,49 +49,49 @@ class Case:
 
     adapter: Adapter
     architecture: str
-    question: str
+    check_name: str
 
     @property
     def name(self) -> str:
-        return f"{self.question}-{self.architecture}".replace(" ", "_")
+        return f"{self.check_name}-{self.architecture}".replace(" ", "_")
 
     def run(self) -> Result:
-        """Never raises: what went wrong is the result."""
-        impossible = _control(self.architecture, self.question)
+        """Return the result; an error is a result too."""
+        impossible = _control(self.architecture, self.check_name)
         return self._result("not possible", impossible) if impossible else self._steered()
 
     def check(self) -> None:
-        """For pytest: fails, or skips what is not offered or not possible, with the reason.
+        """Fail or skip the current pytest test, with the reason.
 
         The unsteered model only excuses a failure, so it is not run where the library passes.
         """
         import pytest
 
-        excused = self.question in ARCHITECTURES[self.architecture].excuses
+        excused = self.check_name in ARCHITECTURES[self.architecture].excuses
         with deterministic():
             result = self.run() if excused else self._steered()
             if result.outcome == "fail":
-                impossible = _control(self.architecture, self.question)
+                impossible = _control(self.architecture, self.check_name)
                 result = self._result("not possible", impossible) if impossible else result
         if result.outcome == "fail":
-            pytest.fail(f"{result.reason}\n{CHECKS[self.question].question}", pytrace=False)
+            pytest.fail(f"{result.reason}\n{CHECKS[self.check_name].question}", pytrace=False)
         if result.outcome != "pass":
             pytest.skip(f"{result.outcome}: {result.reason}")
 
     def _steered(self) -> Result:
-        """The result of the check of the library, whatever the unsteered model does."""
-        if self.question in self.adapter.unclaimed:
-            return self._result("not offered", self.adapter.unclaimed[self.question])
+        """Run the check of the library, whatever the unsteered model does."""
+        if self.check_name in self.adapter.unclaimed:
+            return self._result("not offered", self.adapter.unclaimed[self.check_name])
         try:
-            CHECKS[self.question].run(Testbed(ARCHITECTURES[self.architecture], self.adapter))
+            CHECKS[self.check_name].run(Testbed(ARCHITECTURES[self.architecture], self.adapter))
         except NotOffered as reason:
             return self._result("not offered", str(reason))
         except Exception as error:
-            return self._result("fail", _said(error))
+            return self._result("fail", _describe(error))
         return self._result("pass", "")
 
     def _result(self, outcome: Outcome, reason: str) -> Result:
-        return Result(self.architecture, self.question, outcome, reason)
+        return Result(self.architecture, self.check_name, outcome, reason)
 
 
 def cases(
@@ -99,7 +99,7 @@ def cases(
     architectures: Iterable[str] | None = None,
     checks: Iterable[str] | None = None,
 ) -> list[Case]:
-    """Every check on every architecture, or those named.
+    """Return every check on every architecture, or those named.
 
     Raises:
         ValueError: for a name that is not known.
@@ -119,7 +119,7 @@ def cases(
 
 
 def run(cases: Iterable[Case], progress: Callable[[int], None] | None = None) -> list[Result]:
-    """The results of all cases, in order; `progress` is called with how many are done."""
+    """Run all cases in order; `progress` is called with the number done."""
     results = []
     with deterministic():
         for case in cases:
@@ -130,27 +130,27 @@ def run(cases: Iterable[Case], progress: Callable[[int], None] | None = None) ->
 
 
 def load_adapter(path: str) -> Adapter:
-    """The adapter that "package.module:Class" names.
+    """Import the adapter that "package.module:Class" names.
 
     Raises:
-        ValueError: if it is not there, or is no adapter.
+        ValueError: if it does not exist, or is no adapter.
     """
     module, _, name = path.partition(":")
     try:
-        made: Any = getattr(import_module(module), name)()
+        adapter: Any = getattr(import_module(module), name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"No adapter at '{path}': {error}. Give package.module:Class, a subclass of "
             f"odesteer.testing.Adapter that takes no arguments."
         ) from None
-    if not isinstance(made, Adapter):
-        raise ValueError(f"'{path}' makes a {type(made).__name__}, which is no Adapter.")
-    return made
+    if not isinstance(adapter, Adapter):
+        raise ValueError(f"'{path}' makes a {type(adapter).__name__}, which is no Adapter.")
+    return adapter
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """One thread: sums in one order, and tiny models run faster."""
+    """Use one thread: sums in one order, and tiny models run faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -161,33 +161,33 @@ def deterministic() -> Iterator[None]:
 
 @cache
 def _control(architecture: str, check: str) -> str:
-    """Why the unsteered model fails a check; empty if it does not."""
+    """Return why the unsteered model fails a check; empty if it does not."""
     excuse = ARCHITECTURES[architecture].excuses.get(check)
     if excuse is not None:
         return excuse
     try:
         CHECKS[check].run(Testbed(ARCHITECTURES[architecture], Unsteered()))
     except Exception as error:
-        return _said(error)
+        return _describe(error)
     return ""
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, AssertionError):
         return lines[0]
     last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}:{last.lineno}"
-    return f"{type(error).__name__}: {lines[0]} ({place})"
+    location = f"{Path(last.filename).name}:{last.lineno}"
+    return f"{type(error).__name__}: {lines[0]} ({location})"
 
 
 Runs = Mapping[str, Sequence[Result]]  # by library
 
 
 def rows(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
-    """(check, its question, a cell a library), the last row over all checks.
+    """Yield (check, its question, a cell for each library), the last row over all checks.
 
-    A cell: architectures right / of those possible; a dash where the library does not offer it.
+    A cell: architectures passed / of those possible; a dash if the library does not offer it.
     """
     names = dict.fromkeys(result.check for results in runs.values() for result in results)
     for name in names:
@@ -197,7 +197,7 @@ def rows(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def table(runs: Runs) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = [f"| check | | {' | '.join(runs)} |", "|---|---|" + "---|" * len(runs)]
     lines += [
         f"| {name} | {question} | {' | '.join(cells)} |" for name, question, cells in rows(runs)
@@ -206,8 +206,8 @@ def table(runs: Runs) -> str:
 
 
 def report(runs: Runs) -> str:
-    """Markdown: the table, what was wrong, and what was not asked of anybody and why."""
-    wrong = [
+    """Return Markdown: the table, the failures, and the checks that were not possible."""
+    failures = [
         f"| {name} | {r.check} | {r.architecture} | {_plain(r.reason)} |"
         for name, results in runs.items()
         for r in results
@@ -220,8 +220,10 @@ def report(runs: Runs) -> str:
         if r.outcome == "not possible"
     )
     parts = [table(runs)]
-    if wrong:
-        parts.append("\n".join(["| wrong | check | architecture | |", "|---|---|---|---|", *wrong]))
+    if failures:
+        parts.append(
+            "\n".join(["| wrong | check | architecture | |", "|---|---|---|---|", *failures])
+        )
     if impossible:
         head = ["| not possible without steering | architecture | |", "|---|---|---|"]
         parts.append("\n".join([*head, *impossible]))
@@ -230,8 +232,8 @@ def report(runs: Runs) -> str:
 
 def _cell(results: Sequence[Result]) -> str:
     counts = Counter(result.outcome for result in results)
-    asked = counts["pass"] + counts["fail"]
-    return f"{counts['pass']} / {asked}" if asked else "–"
+    possible = counts["pass"] + counts["fail"]
+    return f"{counts['pass']} / {possible}" if possible else "–"
 
 
 def _plain(reason: str) -> str:

@@ -1,10 +1,9 @@
 """Survey of transformers architectures whose decoder blocks are found.
 
-    python -m odesteer.testing.suite.survey [--markdown] [--task image-text-to-text]
+    python -m tools.architecture_survey [--markdown] [--task image-text-to-text]
 
-Every class that AutoModelForCausalLM (or AutoModelForImageTextToText) knows is built from its
-own default configuration, made small by `odesteer.testing.suite.tiny_models`, and judged by what
-the model itself says:
+Every class of AutoModelForCausalLM (or AutoModelForImageTextToText) is built from its default
+configuration, made small by `tools.tiny_models`, and judged by what the model itself says:
 
     "values"    a forward pass on the CPU: block i's output is hidden_states[i + 1], bit for bit
     "identity"  a forward pass without weights (meta device): it is the very same tensor
@@ -23,10 +22,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
+from tools.tiny_models import short, tiny_models
 from torch import Tensor, nn
 
 from odesteer.models.layers import block_output, find_decoder, find_layers, hidden_size
-from odesteer.testing.suite.tiny_models import miniatures, short
 
 Task = Literal["causal-lm", "image-text-to-text"]
 Verdict = Literal["right", "no stream", "refused", "wrong", "unjudged"]
@@ -37,20 +36,20 @@ ROWS, TOKENS = 2, 7  # unlike, so that a stream with time first is noticed
 
 @dataclass(frozen=True)
 class Row:
-    """What the survey found of one architecture."""
+    """Result of the survey for one architecture."""
 
     model_type: str
     model: str  # the class
     blocks: str  # the path of the first one
-    depth: int  # how many were found
-    width: int  # of the stream, as `hidden_size` says it
-    oracle: str  # who judged: "values", "identity", "recorder" or "none"
+    depth: int  # number of blocks found
+    width: int  # of the stream, from `hidden_size`
+    oracle: str  # "values", "identity", "recorder" or "none"
     verdict: Verdict
     reason: str  # why it is not right, or why no forward pass judged
 
 
 def survey(task: Task = "causal-lm") -> Iterator[Row]:
-    """One row an architecture, in transformers' order."""
+    """Yield one row for each architecture, in transformers' order."""
     from transformers.models.auto import modeling_auto
     from transformers.utils import logging
 
@@ -58,7 +57,7 @@ def survey(task: Task = "causal-lm") -> Iterator[Row]:
         "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "image-text-to-text": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     }[task]
-    loudness = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(50)  # critical alone: defaults made small are full of things to warn of
     try:
         with warnings.catch_warnings():
@@ -66,14 +65,14 @@ def survey(task: Task = "causal-lm") -> Iterator[Row]:
             for model_type, name in names.items():
                 yield judge(task, model_type, name if isinstance(name, str) else name[0])
     finally:
-        logging.set_verbosity(loudness)
+        logging.set_verbosity(verbosity)
 
 
 def judge(task: Task, model_type: str, name: str) -> Row:
-    """Build one architecture, find its blocks, and compare with what the model says itself."""
+    """Build one architecture, find its blocks, and compare them with what the model says."""
     reasons: list[str] = []
     recorded: Row | None = None
-    for model in miniatures(task, model_type, reasons):
+    for model in tiny_models(task, model_type, reasons):
         try:
             blocks = find_layers(model)
         except ValueError as error:
@@ -82,7 +81,7 @@ def judge(task: Task, model_type: str, name: str) -> Row:
         facts = (model_type, name, path, len(blocks), hidden_size(model) or 0)
         try:
             return Row(*facts, *_by_forward(model, blocks))
-        # Whatever a model made of defaults stumbles over: what it cannot run, it cannot judge.
+        # Any error of a model made from defaults: a pass that does not run judges nothing.
         except Exception as error:
             reasons.append(short(error))
         if recorded is None or recorded.verdict == "unjudged":
@@ -109,14 +108,14 @@ def _by_forward(model: Any, blocks: Sequence[nn.Module]) -> tuple[str, Verdict, 
     meta = states[0].is_meta
     oracle = "identity" if meta else "values"
     streams = [_first(output) for _, output in returned]
-    # Blocks that look at an image do not run without one; the others run once, in order.
+    # Blocks that attend to an image do not run without one; the others run once, in order.
     order = [i for i, _ in returned]
     if order != sorted(set(order)) or len(order) < 2:
         return oracle, "wrong", f"{len(blocks)} blocks ran {len(returned)} times"
     if len(states) != len(streams) + 1:
         return oracle, "wrong", f"{len(streams)} blocks ran, {len(states)} hidden states given"
     # Some models give no embedding before the first block, and the last block's output twice:
-    # as it is, and after the norm.
+    # before and after the norm.
     agrees = any(
         all(a is b if meta else torch.equal(a, b) for a, b in zip(these, those, strict=True))
         for these, those in ((streams[:-1], states[1:-1]), (streams, states[:-1]))
@@ -139,7 +138,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _hidden_states(model: Any, decoder: Any) -> Sequence[Tensor]:
-    """Of the whole model; of the decoder alone where the model does not run without an image."""
+    """Hidden states of the model, or of its decoder if the model does not run without an image."""
     device = next(decoder.parameters()).device
     ids = torch.arange(ROWS * TOKENS, device=device).reshape(ROWS, TOKENS) + 10
     arguments: dict[str, Any] = {"input_ids": ids, "output_hidden_states": True}
@@ -162,14 +161,14 @@ def _by_recorder(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[str, Ve
     targets = target if isinstance(target, list) else [target]
     classes = tuple(
         kind
-        for kind in (getattr(one, "target_class", one) for one in targets)
+        for kind in (getattr(target, "target_class", target) for target in targets)
         if isinstance(kind, type)
     )
     if not classes:
         return "none", "unjudged", "transformers names no class that it records"
-    said = getattr(decoder.config, "num_hidden_layers", None)
-    if said != len(blocks):
-        return "recorder", "wrong", f"{len(blocks)} blocks found, the configuration says {said}"
+    depth = getattr(decoder.config, "num_hidden_layers", None)
+    if depth != len(blocks):
+        return "recorder", "wrong", f"{len(blocks)} blocks found, the configuration says {depth}"
     if [m for m in decoder.modules() if isinstance(m, classes)] != list(blocks):
         names = ", ".join(kind.__name__ for kind in classes)
         return (
@@ -180,19 +179,19 @@ def _by_recorder(model: nn.Module, blocks: Sequence[nn.Module]) -> tuple[str, Ve
     return "recorder", "right", ""
 
 
-def found(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose blocks an oracle confirmed, whether they can be steered or not."""
+def confirmed(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose blocks an oracle confirmed, whether they can be steered or not."""
     return [row for row in rows if row.verdict in ("right", "no stream")]
 
 
 def report(rows: Sequence[Row], markdown: bool = False) -> str:
-    """How many were found and can be steered, who judged, and the rest, each with its reason."""
+    """Return the counts, and the rows that are not steered, each with its reason."""
     right = [row for row in rows if row.verdict == "right"]
-    judges = Counter(row.oracle for row in found(rows))
-    said = ", ".join(f"{count} by {oracle}" for oracle, count in judges.most_common())
+    count = len(confirmed(rows))
+    judges = Counter(row.oracle for row in confirmed(rows))
+    oracles = ", ".join(f"{n} by {oracle}" for oracle, n in judges.most_common())
     lines = [
-        f"Blocks found: {len(found(rows))} of {len(rows)} ({len(found(rows)) / len(rows):.1%}), "
-        f"judged: {said}.",
+        f"Blocks found: {count} of {len(rows)} ({count / len(rows):.1%}), judged: {oracles}.",
         f"Of these, one residual stream to steer: {len(right)} ({len(right) / len(rows):.1%}).",
     ]
     rest = [row for row in rows if row.verdict != "right"]
@@ -204,7 +203,7 @@ def report(rows: Sequence[Row], markdown: bool = False) -> str:
 
 
 def main() -> None:
-    """The command above."""
+    """Run the command above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
     parser.add_argument("--task", choices=get_args(Task), default="causal-lm")
     parser.add_argument("--markdown", action="store_true", help="a table for the documentation")

@@ -1,7 +1,7 @@
 """Tiny random models of any transformers architecture.
 
-The class's default configuration with fewer blocks and narrower: sizes are known by what
-configurations call them, lists that have an entry a block keep one of every kind.
+The class's default configuration with fewer and narrower blocks: sizes are recognised by their
+names in configurations, and lists with an entry for each block keep one of every kind.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 DEPTH = 4
-# A model with more weights than this is given none: meta device.
+# A larger model gets no weights: meta device.
 _PARAMETERS = 20_000_000
 
-# What configurations call a size, and a small one that fits the rest: 4 heads of 8 are 32 wide,
+# Names of sizes in configurations, by a small value that fits the rest: 4 heads of 8 are 32 wide,
 # and the state of a Mamba mixer is twice that.
 _BY_SIZE: dict[int, str] = {
     32: "hidden_size d_model n_embd embed_dim embedding_size emb_dim dim_model out_hidden_size "
@@ -50,8 +50,8 @@ _DRAFTER = {
     "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": 0,
 }
-# What a class's own defaults leave out or contradict, so that not even they can be built.
-_NEEDS: dict[str, dict[str, Any]] = {
+# Settings that a class's defaults leave out or contradict.
+_REQUIRED: dict[str, dict[str, Any]] = {
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
@@ -66,48 +66,48 @@ _NEEDS: dict[str, dict[str, Any]] = {
 }
 
 
-def miniatures(task: str, model_type: str, reasons: list[str]) -> Iterator[nn.Module]:
-    """Models in eval mode, smallest first: small, only shallow, and as the defaults are.
+def tiny_models(task: str, model_type: str, reasons: list[str]) -> Iterator[nn.Module]:
+    """Yield models in eval mode, smallest first: small, only shallow, and as the defaults are.
 
     Args:
         task: "causal-lm" or "image-text-to-text", whose Auto class builds them.
         model_type: transformers' name of the architecture.
-        reasons: gets a line for each that could not be built.
+        reasons: receives a line for each model that could not be built.
     """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
     maker: Any = AutoModelForCausalLM if task == "causal-lm" else AutoModelForImageTextToText
-    kind, needs = CONFIG_MAPPING[model_type], _NEEDS.get(model_type, {})
+    kind, needs = CONFIG_MAPPING[model_type], _REQUIRED.get(model_type, {})
 
-    def make(narrow: bool, shallow: bool) -> nn.Module | None:
+    def build(narrow: bool, shallow: bool) -> nn.Module | None:
         try:
             config = kind(**needs)
             if shallow:
                 config = kind(**_smaller(config, narrow, needs))
             with torch.device("meta"):
-                model = _make(maker, config)
+                model = _from_config(maker, config)
             if sum(p.numel() for p in model.parameters()) <= _PARAMETERS:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    model = _make(maker, config)
+                    model = _from_config(maker, config)
             return model.float().eval()
-        # Defaults are not all meant to be built, and say so in every way there is.
+        # Not all defaults can be built, and they fail with every kind of error.
         except Exception as error:
             reasons.append(short(error))
             return None
 
     for sizes in ((True, True), (False, True), (False, False)):
-        if (model := make(*sizes)) is not None:
+        if (model := build(*sizes)) is not None:
             yield model
 
 
 def short(error: Exception) -> str:
-    """An error in a line."""
+    """Return an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
-def _make(maker: Any, config: Any) -> nn.Module:
-    """A model, also where its class is for one part of a composite configuration."""
+def _from_config(maker: Any, config: Any) -> nn.Module:
+    """Build a model, also if its class is for one part of a composite configuration."""
     cls: Any = maker._model_mapping[type(config)]
     cls = cls[0] if isinstance(cls, tuple) else cls
     for name in config.sub_configs:
@@ -119,17 +119,17 @@ def _make(maker: Any, config: Any) -> nn.Module:
 
 
 def _smaller(config: Any, narrow: bool, needs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that make the configuration again, with smaller sizes and what it needs."""
-    given = config.to_dict()
+    """Arguments of the configuration, with smaller sizes and the required settings."""
+    settings = config.to_dict()
     depth = getattr(config, "num_hidden_layers", 0) or 0
     changed: dict[str, Any] = {}
     lists = {
         name: value
-        for name, value in given.items()
+        for name, value in settings.items()
         if isinstance(value, list | tuple) and len(value) == depth > DEPTH
     }
     kept = _one_of_each(list(zip(*(map(str, value) for value in lists.values()), strict=True)))
-    for name, value in given.items():
+    for name, value in settings.items():
         number = isinstance(value, int) and not isinstance(value, bool)
         if name in lists:
             changed[name] = [value[i] for i in kept]
@@ -141,8 +141,8 @@ def _smaller(config: Any, narrow: bool, needs: dict[str, Any]) -> dict[str, Any]
             changed[name] = 1
         elif narrow and name == "rope_parameters" and isinstance(value, dict):
             changed[name] = _small_rope(value)
-    if given.get("num_key_value_heads") == given.get("num_attention_heads", 0) and narrow:
-        # Not every attention can share keys; where the default does not, neither does this.
+    if settings.get("num_key_value_heads") == settings.get("num_attention_heads", 0) and narrow:
+        # Not every attention can share keys: shared only if the default shares them.
         changed["num_key_value_heads"] = _SMALL["num_attention_heads"]
     for name in config.sub_configs:
         part = getattr(config, name, None)
