@@ -434,8 +434,8 @@ def solve_few(basis: ReducedBasis, a: Tensor, integration: Integration) -> Tenso
     constants = _row_constants.get(basis)
     if constants is None:
         matrix = basis.whitened_projection
-        matrix = _NO_MATRIX if matrix is None else matrix.contiguous().numpy()
-        arrays = (basis.centre.numpy(), basis.projection.numpy(), matrix, basis.lift.numpy())
+        mix = _NO_MATRIX if matrix is None else matrix.contiguous().numpy()
+        arrays = (basis.centre.numpy(), basis.projection.numpy(), mix, basis.lift.numpy())
         constants = _row_constants[basis] = (*arrays, *_constants_of(basis))
     _compiled_rows()(
         a.contiguous().numpy(),
