@@ -32,7 +32,7 @@ def gallery(
 
     Writes gallery.png, gallery.json and gallery.md.
 
-    Example: python -m experiments.gallery --methods caa,odesteer
+    Example: odesteer gallery --methods caa,odesteer
     """
     from experiments.gallery import measure as library
 
