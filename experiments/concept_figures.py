@@ -1,6 +1,6 @@
 """Pictures of docs/concepts.md: docs/images/concepts-*.png.
 
-    python experiments/concept_figures.py        # some seconds
+    python -m experiments.concept_figures        # some seconds
 
 Three pictures on points of the plane, and the numbers that stand in their titles: one straight
 step against ten small ones of the same length; a target against a fixed dose; and "a and b".

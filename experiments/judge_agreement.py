@@ -10,10 +10,9 @@
 | vader | the package's sentences | bright or melancholy, as they were written |
 
 Model answers are those of the judges' training sets that are not TruthfulQA's own references,
-each once. No question is judged by a model that was trained on it
-(`evaluation/judges/offline.py`). AUC: how
-often a text of the class is scored above one that is not. The interval is a 95 % bootstrap over
-questions or texts.
+each once. No question is judged by a model that was trained on it (`evaluation/judges/offline.py`).
+AUC: how often a text of the class is scored above one that is not. The interval is a 95 %
+bootstrap over questions or texts.
 """
 
 import argparse

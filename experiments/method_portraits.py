@@ -1,6 +1,6 @@
 """Pictures of the methods' pages: docs/images/methods/NAME.png.
 
-python experiments/method_portraits.py        # about a minute
+python -m experiments.method_portraits        # about a minute
 """
 
 from pathlib import Path

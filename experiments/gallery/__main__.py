@@ -37,7 +37,7 @@ def gallery(
 
     Writes gallery.png, gallery.json and gallery.md.
 
-    Example: python -m experiments.gallery --methods caa,odesteer
+    Example: odesteer gallery --methods caa,odesteer
     """
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     measure.check(names, points)

@@ -126,7 +126,7 @@ def test_the_figure_is_written_whole_or_not_at_all(
     def fail(*arguments: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("odesteer.steering.serialization.directory.os.replace", fail)
+    monkeypatch.setattr("odesteer.common.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         gallery_figure(result, path)
     assert path.read_bytes() == before
