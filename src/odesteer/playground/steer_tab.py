@@ -17,6 +17,7 @@ from odesteer.playground import html as markup
 from odesteer.playground.controller import Controller, View
 from odesteer.playground.library import FittableContrast
 from odesteer.playground.session import ANGLE, AS_LEARNT, DOSES, TARGET, Controls, Session
+from odesteer.steering.layer_steering import SOLVER_GROUP
 
 # Methods that move heads at all layers have no single activation for this page's figures.
 METHOD_NAMES = [
@@ -88,7 +89,7 @@ class SteerTab:
                 )
                 with gr.Accordion("Solver and sampling", open=False):
                     self.solver = gr.Dropdown(
-                        [AS_LEARNT, *SOLVERS, *plugins("odesteer.solvers")],
+                        [AS_LEARNT, *SOLVERS, *plugins(SOLVER_GROUP)],
                         value=AS_LEARNT,
                         label="Solver",
                     )

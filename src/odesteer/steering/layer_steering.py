@@ -38,6 +38,7 @@ from odesteer.steering.serialization.tree import (
 )
 
 SITES = ("residual", "heads")
+SOLVER_GROUP = "odesteer.solvers"
 
 
 def find_solver(name: str) -> Solver:
@@ -52,7 +53,7 @@ def find_solver(name: str) -> Solver:
 
 @lru_cache
 def _plugin_solver(name: str) -> Solver:
-    solver: Solver = resolve(SOLVERS, name, "solver", "odesteer.solvers", Solver, instance=True)
+    solver: Solver = resolve(SOLVERS, name, "solver", SOLVER_GROUP, Solver, instance=True)
     return solver
 
 
