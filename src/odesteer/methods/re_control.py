@@ -94,8 +94,8 @@ class REControl(Method):
                 score=lambda: -float(loss(test)),
                 progress=progress,
             )
-            value = NetworkBarrier(network, centre, scale, 0.0)
-            value = value.affine(objective.unit, objective.zero)
+            network_value = NetworkBarrier(network, centre, scale, 0.0)
+            value = network_value.affine(objective.unit, objective.zero)
             eps = objective.eps if self.eps is None else self.eps
             return PlainGradientField(value.affine(1.0, -eps).to(samples.positive.dtype))
 

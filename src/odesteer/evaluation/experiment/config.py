@@ -185,8 +185,8 @@ def _judges(value: Any, info: ValidationInfo) -> "tuple[Named, ...]":
         return tuple(map(Named, _of_benchmark(info, "judges", ())))
     if value == OFFLINE:
         # The paper's perplexity is by a model that has to be fetched.
-        arguments = {"perplexity": {"model": UNSTEERED}}
-        names = _of_benchmark(info, "offline_judges", ())
+        arguments: dict[str, dict[str, Any]] = {"perplexity": {"model": UNSTEERED}}
+        names: Any = _of_benchmark(info, "offline_judges", ())
         return tuple(Named(name, arguments.get(name, {})) for name in names)
     if isinstance(value, str) and value not in JUDGES:
         raise ValueError(

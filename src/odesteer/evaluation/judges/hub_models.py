@@ -36,7 +36,6 @@ from odesteer.common.registry import lookup
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import Direction, Judge, Score
 from odesteer.evaluation.judges.local_models import (
-    Rows,
     causal,
     class_logits,
     classifier,
@@ -44,6 +43,7 @@ from odesteer.evaluation.judges.local_models import (
     next_token_probabilities,
     score_rows,
 )
+from odesteer.models.batching import Rows
 from odesteer.models.chat_template import encode
 
 

@@ -64,6 +64,7 @@ class GaussianODESteer(Method):
             )
 
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
+        covariances: tuple[Tensor, Tensor | None]
         if self.shared:
             covariances = pooled_covariance(positive, negative, self.shrinkage), None
         else:
