@@ -10,25 +10,26 @@ from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch
 from odesteer.backends.vllm.request import ask, parse
 from odesteer.backends.vllm.steered_layer import STEERED_LAYERS, SteeredLayer, steer, steer_one
 from odesteer.ode import ConstantField, Dense, Network, RotationField, Target, Time
+from odesteer.steering import LayerSteering
 
 D, ROWS = 12, 16
 
 
-def curved(strength: object = 1.5) -> Steering:
+def curved(strength: object = 1.5) -> LayerSteering:
     import odesteer as ods
 
     positive, negative = two_gaussians(60, 60, D)
-    return ods.ODESteer().fit(positive, negative, layer=1, strength=strength)
+    return ods.ODESteer().fit(positive, negative, layer=1, strength=strength).only
 
 
-def vector() -> Steering:
-    return Steering(ConstantField(torch.linspace(-1, 1, D)), layer=1)
+def vector() -> LayerSteering:
+    return Steering(ConstantField(torch.linspace(-1, 1, D)), layer=1).only
 
 
-def gated() -> Steering:
+def gated() -> LayerSteering:
     theta = torch.nn.functional.normalize(torch.cos(torch.arange(D).float()), dim=0)
     layer = Dense(torch.linspace(-1, 1, D)[None] / D, torch.zeros(1))
-    return Steering(RotationField(theta, Network([layer], "relu")), layer=1)
+    return Steering(RotationField(theta, Network([layer], "relu")), layer=1).only
 
 
 def batch(*asks: dict | None, length: int = 4) -> list[ScheduledRequest]:
@@ -170,7 +171,7 @@ class Remembers(ConstantField):
 
 
 def test_what_a_field_read_in_the_prompt_moves_all_that_follows(stream) -> None:
-    steering = Steering(Remembers(torch.zeros(D)), layer=1)
+    steering = Steering(Remembers(torch.zeros(D)), layer=1).only
     place = SteeredLayer(2, {"s": steering})
     hidden, residual = stream
     a = hidden + residual
