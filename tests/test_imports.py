@@ -27,12 +27,10 @@ LATE = {
     # pytest loads its plugins in every session, Inspect its providers in every evaluation.
     "integrations/inspect_ai.py",
     "testing/suite/pytest_plugin.py",
-    # numba and triton are optional.
-    "ode/reduced/kernels/__init__.py",
+    # triton is optional.
     "ode/reduced/kernels/triton_launch.py",
     # matplotlib takes a second, and few draw.
     "evaluation/selection/result.py",
-    "playground/controller.py",
     # transformers takes seconds, and whoever has a model has imported it.
     "extraction/extract.py",
     "extraction/pooling.py",

@@ -417,7 +417,7 @@ SCRIPT = """
 import hashlib, sys
 import torch
 torch.set_num_threads(1)
-from odesteer.steering.serialization import saving
+from odesteer.common import files as saving
 from transformers import AutoModelForCausalLM
 from tests.extraction.test_cache import SMALL, read
 from tests.helpers.models import tokenizer
