@@ -38,7 +38,9 @@ def execute(path: Path) -> Any:
             resources={"metadata": {"path": folder}},
         )
         # Sums of two threads round differently, and greedy texts then part ways.
-        client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
+        client.execute(
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.fspath(REPOSITORY)}
+        )
     for cell in code_cells(notebook):
         cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
     return notebook
