@@ -16,8 +16,9 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from tests.helpers.paths import REPOSITORY
 
+# Not from tests.helpers: this file is also run as a script.
+REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "docs/tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 400_000  # bytes: what a clone, a page of GitHub and a phone can bear
