@@ -311,7 +311,7 @@ def test_finding_7_a_key_guards_all_but_a_few_routes(config: Any, config_of: str
         assert status(path, method="OPTIONS") == 200
     for path in (*OPEN, "/metrics/"):
         assert status(path) == 200
-    assert status("/root/health", root_path="/root") == 200
+    assert status("/proxied/health", root_path="/proxied") == 200
     if steers:
         assert status("/v1/realtime", type="websocket") == 1008
 

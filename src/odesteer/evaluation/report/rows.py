@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from odesteer.common import catalogue
 from odesteer.evaluation.report.measures import Key
 from odesteer.evaluation.report.run import Answer, Condition, Run
 from odesteer.methods import METHODS
@@ -20,28 +21,7 @@ _FIRST = (UNSTEERED, PROMPT, RANDOM)
 _DOSES = {"time": "strength", "path-length": "path length"}
 _DAMAGES = {"kl": "KL", "displacement": "displacement"}
 # Display names; a condition's own label goes before.
-NAMES = {
-    UNSTEERED: "Unsteered",
-    PROMPT: "Prompt only",
-    RANDOM: "Random direction",
-    "caa": "CAA",
-    "repe": "RepE",
-    "iti": "ITI",
-    "iti-heads": "ITI, heads",
-    "mimic": "MiMiC",
-    "linear-act": "Linear-AcT",
-    "hpr": "HPR",
-    "re-control": "RE-Control",
-    "truthflow": "TruthFlow",
-    "odesteer": "ODESteer",
-    "odesteer-paper": "ODESteer, paper",
-    "odesteer-one-step": "ODESteer, one step",
-    "odesteer-fourier": "ODESteer, Fourier",
-    "odesteer-gaussian": "ODESteer, Gaussian",
-    "odesteer-mixture": "ODESteer, mixture",
-    "odesteer-network": "ODESteer, network",
-    "safety-filter": "Safety filter",
-}
+NAMES = {UNSTEERED: catalogue.METHODS[UNSTEERED], PROMPT: "Prompt only", **catalogue.METHODS}
 _COMPARABLE = ("angle", "path-length")
 REFERENCES, CHOSEN = "not steered", "chosen on validation data"
 
