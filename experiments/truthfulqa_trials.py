@@ -16,9 +16,9 @@ import numpy as np
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
 from odesteer.evaluation.experiment.multiple_choice import scores_of
 from odesteer.evaluation.experiment.units import with_choices
-from odesteer.evaluation.scoring.packing import PromptWithAnswers
-from odesteer.evaluation.scoring.score_texts import TextScore, score_texts
-from odesteer.evaluation.selection.match_dose import match_damage
+from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.scoring.score_texts import TextScore, score_texts
+from odesteer.fitting.kl_budget import match_damage
 from odesteer.fitting import fit
 from odesteer.methods import METHODS
 from odesteer.models.loading import load_model

@@ -4,7 +4,8 @@ from .evaluation.detector import Scores, score
 from .evaluation.selection import Tuned, tune
 from .extraction.extract import activations
 from .extraction.shards import Shards, extract_shards
-from .fitting import fit
+from .extraction.sensitivities import Sensitivity, sensitivities
+from .fitting import KL, fit
 from .methods import (
     CAA,
     HPR,
@@ -17,6 +18,7 @@ from .methods import (
     Method,
     MiMiC,
     MixtureODESteer,
+    NaturalGradient,
     NetworkODESteer,
     NoSteering,
     ODESteer,
@@ -39,6 +41,7 @@ __all__ = [
     "CAA",
     "HPR",
     "ITI",
+    "KL",
     "METHODS",
     "SOLVERS",
     "Angle",
@@ -52,6 +55,7 @@ __all__ = [
     "Method",
     "MiMiC",
     "MixtureODESteer",
+    "NaturalGradient",
     "NetworkODESteer",
     "NoSteering",
     "ODESteer",
@@ -65,6 +69,7 @@ __all__ = [
     "SafetyFilter",
     "Sampling",
     "Scores",
+    "Sensitivity",
     "Shards",
     "Steering",
     "Target",
@@ -80,6 +85,7 @@ __all__ = [
     "guarded",
     "load",
     "score",
+    "sensitivities",
     "tune",
     "use_layers",
 ]

@@ -17,6 +17,7 @@ METHODS = {
     "hpr": "HPR",
     "re-control": "RE-Control",
     "truthflow": "TruthFlow",
+    "natural-gradient": "Natural gradient",
     "odesteer": "ODESteer",
     "odesteer-paper": "ODESteer, paper",
     "odesteer-one-step": "ODESteer, one step",

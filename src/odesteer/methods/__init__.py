@@ -18,6 +18,7 @@ from odesteer.methods.hpr import HPR
 from odesteer.methods.iti import ITI, HeadITI
 from odesteer.methods.linear_act import LinearAcT
 from odesteer.methods.mimic import MiMiC
+from odesteer.methods.natural_gradient import NaturalGradient
 from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.odesteer.paper import FourierODESteer, OneStepODESteer, PaperODESteer
 from odesteer.methods.re_control import REControl
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Method]] = {
         HPR,
         REControl,
         TruthFlow,
+        NaturalGradient,
         ODESteer,
         PaperODESteer,
         OneStepODESteer,
@@ -80,6 +82,7 @@ __all__ = [
     "Method",
     "MiMiC",
     "MixtureODESteer",
+    "NaturalGradient",
     "NetworkODESteer",
     "NoSteering",
     "ODESteer",

@@ -14,7 +14,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from odesteer.methods.samples import Groups, Progress, Samples, validate
+from odesteer.extraction.sensitivities import Sensitivity
+from odesteer.methods.samples import Groups, Progress, Samples, validate, with_sensitivities
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
@@ -77,6 +78,8 @@ class Method(ABC):
     tokens: ClassVar[str] = "last"
     site: ClassVar[str] = "residual"
     reads_prompts: ClassVar[bool] = False
+    # Whether it learns from sensitivities, see `odesteer.extraction.sensitivities`.
+    reads_sensitivities: ClassVar[bool] = False
     # At several layers, whether a later one learns from activations moved by the earlier ones.
     incremental: ClassVar[bool] = False
 
@@ -123,6 +126,7 @@ class Method(ABC):
         groups: tuple[Groups, Groups] | None = None,
         rewards: tuple[Tensor, Tensor] | None = None,
         prompts: Tensor | None = None,
+        sensitivities: tuple[Sensitivity, Sensitivity] | None = None,
         calibrate: bool = True,
         seed: int = 0,
         progress: Progress | None = None,
@@ -138,6 +142,7 @@ class Method(ABC):
                 row i of both classes is one group if n = m.
             rewards: graded labels [n] and [m], for methods that use them.
             prompts: activations [n, d] of each pair's last prompt token, for methods that use them.
+            sensitivities: of both classes' rows, for methods that use them.
             calibrate: fit P(positive | a) to held-out values of the barrier (5 folds).
             seed: of the folds.
             progress: called with (steps done, total steps) by methods that train.
@@ -146,7 +151,7 @@ class Method(ABC):
             ValueError: for shapes that do not match, an empty class, NaN or infinity, or unpaired
                 rows where pairs are needed.
         """
-        samples = self.check(positive, negative, groups, rewards, prompts)
+        samples = self.check(positive, negative, groups, rewards, prompts, sensitivities)
         try:
             method, field, held_out = self.fit_and_validate(
                 samples, seed if calibrate else None, progress
@@ -221,9 +226,13 @@ class Method(ABC):
         groups: tuple[Groups, Groups] | None = None,
         rewards: tuple[Tensor, Tensor] | None = None,
         prompts: Tensor | None = None,
+        sensitivities: tuple[Sensitivity, Sensitivity] | None = None,
     ) -> Samples:
         """Validate the data; return it in float64, or raise a ValueError with the reason."""
-        return validate(self.name, self.needs_pairs, positive, negative, groups, rewards, prompts)
+        samples = validate(
+            self.name, self.needs_pairs, positive, negative, groups, rewards, prompts
+        )
+        return samples if sensitivities is None else with_sensitivities(samples, sensitivities)
 
 
 def _unusable(steering: Steering, samples: Samples) -> str | None:

@@ -1,13 +1,15 @@
 """Training data of a method and their validation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
+
+from odesteer.extraction.sensitivities import Sensitivity
 
 Groups = Sequence[Any] | Tensor | np.ndarray
 Progress = Callable[[int, int], None]  # steps done, total steps
@@ -24,6 +26,8 @@ class Samples:
             split between fitting and testing.
         rewards: [n + m] graded labels, positives first, for methods that use them.
         prompts: [n, d], the last prompt token's activation of each pair, for methods that use it.
+        margins, scores, predicted: sensitivities [n + m, d], [n + m, draws, d] and [n + m] of the
+            rows, see `odesteer.extraction.sensitivities`, for methods that use them.
     """
 
     positive: Tensor
@@ -31,6 +35,9 @@ class Samples:
     groups: np.ndarray | None = None
     rewards: Tensor | None = None
     prompts: Tensor | None = None
+    margins: Tensor | None = None
+    scores: Tensor | None = None
+    predicted: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -70,6 +77,10 @@ class Samples:
             None if self.groups is None else self.groups[index],
             None if self.rewards is None else self.rewards[index],
             None if self.prompts is None else self.prompts[positive],
+            *(
+                None if each is None else each[index]
+                for each in (self.margins, self.scores, self.predicted)
+            ),
         )
 
 
@@ -132,6 +143,30 @@ def validate(
         None if rewards is None else _as_rewards(positive, negative, rewards, name),
         None if prompts is None else prompts.detach().double(),
     )
+
+
+def with_sensitivities(samples: Samples, both: tuple[Sensitivity, Sensitivity]) -> Samples:
+    """Return the samples with the sensitivities of both classes, in float64.
+
+    Raises:
+        ValueError: unless there is one for each row, of its width, and finite.
+    """
+    margins, scores, predicted = (
+        torch.cat([getattr(each, name) for each in both]).detach().double()
+        for name in ("margins", "scores", "tokens")
+    )
+    rows, width = len(samples.rows), samples.positive.shape[1]
+    if margins.shape != (rows, width) or scores.shape[::2] != (rows, width):
+        raise ValueError(
+            f"Sensitivities are one a row [{rows}, {width}]; got margins {list(margins.shape)} and "
+            f"scores {list(scores.shape)}."
+        )
+    if not bool(torch.isfinite(margins).all() and torch.isfinite(scores).all()):
+        raise ValueError(
+            "Sensitivities hold NaN or infinity: the model overflows where it is differentiated. "
+            "Load it in float32 or bfloat16."
+        )
+    return replace(samples, margins=margins, scores=scores, predicted=predicted)
 
 
 def _as_groups(n: int, m: int, groups: tuple[Groups, Groups] | None, name: str) -> np.ndarray:

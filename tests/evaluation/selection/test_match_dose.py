@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from odesteer.evaluation.selection.match_dose import (
-    match_damage,
     match_displacement,
     mean_displacement,
 )

@@ -14,9 +14,9 @@ from torch import nn
 
 import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
-from odesteer.evaluation.scoring import divergence as damage
-from odesteer.evaluation.scoring import packing
-from odesteer.evaluation.scoring.score_texts import LayerCache, baselines
+from odesteer.extraction.scoring import divergence as damage
+from odesteer.extraction.scoring import packing
+from odesteer.extraction.scoring.score_texts import LayerCache, baselines
 from odesteer.evaluation.selection import (
     Trial,
     Tuned,

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 import odesteer as ods
 from odesteer.evaluation import demo
-from odesteer.evaluation.scoring.score_texts import kl
+from odesteer.extraction.scoring.score_texts import kl
 from odesteer.integrations.control_vectors import Vectors, flattened, write_vectors
 from odesteer.models.loading import SMOLLM2, load_model, wheel_folder
 

@@ -7,7 +7,7 @@ from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.units import with_choices
 from odesteer.evaluation.metrics import answers, scores
-from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
+from odesteer.extraction.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.steering import Steering
 
 

@@ -19,8 +19,8 @@ from odesteer.evaluation.experiment.generators import Make
 from odesteer.evaluation.judges import Judge, Perplexity, find_judge
 from odesteer.evaluation.judges.base import EMPTY
 from odesteer.evaluation.metrics import answers
-from odesteer.evaluation.scoring.packing import PromptWithAnswers
-from odesteer.evaluation.scoring.score_texts import TextScore, compare_prompts, score_texts
+from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.scoring.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.steering import Steering
 

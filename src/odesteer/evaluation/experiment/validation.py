@@ -30,10 +30,10 @@ from odesteer.evaluation.experiment.plan import Condition, Plan
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import plain, with_choices
 from odesteer.evaluation.judges import Judge
-from odesteer.evaluation.scoring.divergence import continuations
-from odesteer.evaluation.scoring.packing import PromptWithAnswers, batches
-from odesteer.evaluation.scoring.score_texts import Baseline, TextScore, vocabulary_size
-from odesteer.evaluation.selection.match_dose import match_damage
+from odesteer.extraction.scoring.divergence import continuations
+from odesteer.extraction.scoring.packing import PromptWithAnswers, batches
+from odesteer.extraction.scoring.score_texts import Baseline, TextScore, vocabulary_size
+from odesteer.fitting.kl_budget import match_damage
 from odesteer.models.chat_template import encode
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering

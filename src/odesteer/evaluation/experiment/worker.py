@@ -21,8 +21,8 @@ from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.units import judges, plain, with_choices
 from odesteer.evaluation.experiment.validation import Validation, layer_and_dose
-from odesteer.evaluation.scoring.packing import PromptWithAnswers
-from odesteer.evaluation.scoring.score_texts import takes_packed
+from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.scoring.score_texts import takes_packed
 from odesteer.models.chat_template import encode
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering

@@ -91,8 +91,8 @@ class KLToUnsteered(Judge):
     template: str = "auto"
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
-        from odesteer.evaluation.scoring.divergence import compare
-        from odesteer.evaluation.scoring.packing import as_text
+        from odesteer.extraction.scoring.divergence import compare
+        from odesteer.extraction.scoring.packing import as_text
 
         texts = {}
         for i, (case, generation) in enumerate(zip(cases, generations, strict=True)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from odesteer.data import Contrast
-from odesteer.evaluation.scoring.divergence import continuations, measure
+from odesteer.extraction.scoring.divergence import continuations, measure
 from odesteer.evaluation.selection.effect import (
     NEW_TOKENS,
     EffectMeter,

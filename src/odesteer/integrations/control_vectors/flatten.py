@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from odesteer.data import Example
-from odesteer.evaluation.scoring.packing import PromptWithAnswers, as_texts
-from odesteer.evaluation.scoring.score_texts import baselines, kl
+from odesteer.extraction.scoring.packing import PromptWithAnswers, as_texts
+from odesteer.extraction.scoring.score_texts import baselines, kl
 from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.ode import ConstantField, Time
 from odesteer.steering import LayerSteering, Steering

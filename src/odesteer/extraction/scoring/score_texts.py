@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odesteer.evaluation.scoring.packing import (
+from odesteer.extraction.scoring.packing import (
     GivenText,
     PackedBatch,
     PromptWithAnswers,
@@ -196,7 +196,7 @@ def score_texts(
         model: a transformers causal language model, in eval mode.
         prompts: with their answers.
         steerings: each with its dose; None is the unsteered model.
-        packed: all answers to a prompt in one row, see `odesteer.evaluation.scoring.packing`.
+        packed: all answers to a prompt in one row, see `odesteer.extraction.scoring.packing`.
         positions: which tokens are steered.
         compare: also KL and displacement, which are 0 without it.
         progress: called with the number of answers under one condition since the last call.

@@ -1,19 +1,29 @@
-"""Fit a steering to a contrast and rank layers by held-out log-loss."""
+"""Fit of a steering to a contrast, the ranking of layers, and the dose of a KL budget.
+
+Methods that learn from activations rank layers by held-out log-loss; methods that learn through the
+model (`Method.reads_sensitivities`) by the held-out margin at equal KL, and the best few are
+compared by what they do to held-out texts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
+from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
+from odesteer.extraction.sensitivities import Sensitivity, response_starts, sensitivities
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
+from odesteer.fitting.kl_budget import KL, find_kl_dose
 from odesteer.methods import Method, ODESteer, find_method
 from odesteer.methods.base import held_out_quality
+from odesteer.methods.natural_gradient import NaturalGradient, held_out_margins
 from odesteer.models.compatibility import describe_model
 from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose
@@ -22,6 +32,12 @@ from odesteer.steering.calibration import BinaryQuality
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
+# Layers, of the best by prediction, that are compared by what they do to held-out texts.
+CONFIRMED = 3
+TOO_FEW = (
+    'layer="auto" compares layers on held-out groups, and this contrast has fewer than two in a '
+    "class. Give more examples, or choose the layer."
+)
 
 
 class ActivationSet(NamedTuple):
@@ -33,6 +49,7 @@ class ActivationSet(NamedTuple):
         prompts: [n, d], where the method asks for it.
         tokens: which tokens of each text were read, see `odesteer.extraction.tokenize`.
         truncated: how many texts were longer than the model's context.
+        sensitivities: of both classes, where the method asks for them.
     """
 
     positive: Tensor
@@ -40,6 +57,7 @@ class ActivationSet(NamedTuple):
     prompts: Tensor | None = None
     tokens: str = "last"
     truncated: int = 0
+    sensitivities: tuple[Sensitivity, Sensitivity] | None = None
 
 
 def fit(
@@ -48,13 +66,14 @@ def fit(
     contrast: Contrast,
     method: str | Method = "odesteer",
     layer: int | str | Sequence[int] = "auto",
-    strength: Dose | float | None = None,
+    strength: Dose | KL | float | None = None,
     seed: int = 0,
     incremental: bool | None = None,
     progress: Progress | None = None,
     *,
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
+    positions: str = "last+generated",
     cache: CacheChoice = False,
 ) -> Steering:
     """Learn a steering for a model from a contrast.
@@ -67,8 +86,10 @@ def fit(
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layer: a 0-based block index, negative from the end, or "auto": the middle block
             with the smallest held-out log-loss (for methods that steer attention heads, all
-            blocks). Several indices give a `Steering`.
-        strength: the dose, at each layer; the method's own default where it is None.
+            blocks; for methods that learn through the model, the largest held-out margin).
+            Several indices give a steering of several layers.
+        strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own
+            dose, for methods that learn through the model `KL("medium")`.
         seed: of the folds.
         incremental: of several layers, let the later ones learn from negatives that the
             earlier ones have moved; None: as the method's source does.
@@ -77,6 +98,8 @@ def fit(
         tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: those
             of the method.
         max_tokens: longer texts lose their beginning; None: the model's context.
+        positions: which tokens will be steered, for methods that learn through the model and for a
+            KL budget, see `odesteer.models.hooks.positions`.
         cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
 
     Raises:
@@ -88,38 +111,69 @@ def fit(
         chosen = chosen.for_model(head_width(model))
     if chosen.needs_pairs and not contrast.is_paired:
         contrast = contrast.paired()
+    if strength is None and chosen.reads_sensitivities:
+        strength = KL("medium")
+    budget = strength if isinstance(strength, KL) else None
     learn = partial(
         _fit_one,
         contrast=contrast,
-        strength=strength,
+        strength=None if isinstance(strength, KL) else strength,
         seed=seed,
         model=describe_model(model, tokenizer),
         progress=progress,
     )
     learnt_from = partial(
-        read, model, tokenizer, contrast, progress=progress, tokens=tokens, max_tokens=max_tokens
+        read,
+        model,
+        tokenizer,
+        contrast,
+        progress=progress,
+        tokens=tokens,
+        max_tokens=max_tokens,
+        positions=positions,
     )
-    qualities: dict[int, BinaryQuality] = {}
+    dosed = partial(
+        _with_budget,
+        model,
+        tokenizer,
+        contrast,
+        budget=budget,
+        max_tokens=max_tokens,
+        positions=positions,
+        seed=seed,
+    )
+    qualities: dict[int, Any] = {}
     if isinstance(layer, str):
         if layer != "auto":
             raise ValueError(f'layer is a block index or "auto"; got {layer!r}.')
         if chosen.site == "heads":
             layer = list(range(len(find_layers(model))))
+        elif chosen.reads_sensitivities:
+            readings = learnt_from(middle_layers(model), chosen, cache=cache)
+            margins = rank_by_margin(readings, contrast, seed)
+            best = sorted(margins, key=lambda index: -margins[index])[:CONFIRMED]
+            fits = {i: dosed([learn(chosen, readings[i], i)], [readings[i]]) for i in sorted(best)}
+            if budget is not None:
+                measured = {i: fit.receipts["kl"]["margin"] for i, fit in fits.items()}
+                best.sort(key=lambda index: -measured[index])
+            chosen_fit = fits[best[0]]
+            layers = {str(index): {"margin": margin} for index, margin in margins.items()}
+            return chosen_fit.replace(receipts={**chosen_fit.receipts, "layers": layers})
         else:
             ranked = learnt_from(middle_layers(model), RANKING_METHOD, cache=cache)
             data = {index: (r.positive, r.negative) for index, r in ranked.items()}
             qualities = rank_layers(data, contrast.groups, seed)
             layer = best_layer(qualities)
             if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_prompts:
-                return learn(chosen, ranked[layer], layer, qualities=qualities)
-    if isinstance(layer, int):
-        index = layer_index(model, layer)
-        reading = learnt_from([index], chosen, cache=cache)[index]
-        return learn(chosen, reading, index, qualities=qualities)
-    indices = sorted({layer_index(model, each) for each in layer})
+                steering = learn(chosen, ranked[layer], layer, qualities=qualities)
+                return dosed([steering], [ranked[layer]])
+    indices = sorted({layer_index(model, i) for i in ([layer] if isinstance(layer, int) else layer)})
     if not indices:
         raise ValueError("layer is an empty list; name at least one block.")
     readings = learnt_from(indices, chosen, cache=cache)
+    if isinstance(layer, int):
+        steering = learn(chosen, readings[indices[0]], indices[0], qualities=qualities)
+        return dosed([steering], [readings[indices[0]]])
     methods = chosen.choose_layers(
         {index: (r.positive, r.negative) for index, r in readings.items()}, contrast.groups, seed
     )
@@ -131,7 +185,94 @@ def fit(
                 moved = learnt_from([index], chosen)[index]
             reading = reading._replace(negative=moved.negative)
         parts.append(learn(layer_method, reading, index))
-    return Steering.of(parts)
+    return dosed(parts, [readings[index] for index in methods])
+
+
+def _with_budget(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    parts: Sequence[Steering],
+    readings: Sequence[ActivationSet],
+    *,
+    budget: KL | None,
+    max_tokens: int | None,
+    positions: str,
+    seed: int,
+) -> Steering:
+    """Join the parts and give them the dose that has the budget, if there is one.
+
+    The dose is measured on a fifth of the groups with a direction fitted on the others, which is
+    then taken with the direction fitted on all.
+    """
+    steering = Steering.of(parts)
+    if budget is None:
+        return steering
+    # The texts of both classes in the order of a method's rows.
+    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
+    starts, n = response_starts(tokenized), len(contrast.positive)
+    answered = [
+        (PromptWithAnswers(row[:start], [row[start:]]), i < n)
+        for i, (row, start) in enumerate(zip(tokenized.rows, starts, strict=True))
+    ]
+    held_out = np.arange(len(answered))
+    partly = []
+    for part, reading in zip(steering.parts, readings, strict=True):
+        method = find_method(part.method)(**part.hyperparameters)
+        samples = method.check(
+            reading.positive,
+            reading.negative,
+            contrast.groups,
+            prompts=reading.prompts,
+            sensitivities=reading.sensitivities,
+        )
+        folds = samples.folds(5, seed)
+        field = part.field
+        if folds:
+            fitted, held_out = folds[0]
+            field = method.fit_samples(samples.subset(fitted)).to(torch.float32)
+        partly.append(replace(part, field=field))
+    measured = find_kl_dose(
+        model,
+        Steering.of(partly),
+        [answered[i] for i in sorted(held_out)],
+        float(budget.budget),
+        positions,
+    )
+    receipt = {
+        "asked": budget.budget,
+        "measured": round(measured.kl, 4),
+        "margin": round(measured.margin, 4),
+        "texts": measured.texts,
+        "positions": positions,
+    }
+    return Steering.of(
+        replace(part, strength=measured.dose, receipts={**part.receipts, "kl": receipt})
+        for part in steering.parts
+    )
+
+
+def rank_by_margin(
+    readings: dict[int, ActivationSet], contrast: Contrast, seed: int = 0
+) -> dict[int, float]:
+    """Return the held-out margin of each layer at a KL of 1/2 nat a token, to second order.
+
+    Raises:
+        ValueError: if there are too few groups to hold any out.
+    """
+    margins = {}
+    for index, reading in readings.items():
+        samples = NaturalGradient().check(
+            reading.positive,
+            reading.negative,
+            contrast.groups,
+            sensitivities=reading.sensitivities,
+        )
+        found = held_out_margins(samples, seed=seed)
+        if found is None:
+            raise ValueError(TOO_FEW)
+        margins[index] = round(max(found), 4)
+    return margins
 
 
 def read(
@@ -144,6 +285,7 @@ def read(
     *,
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
+    positions: str = "last+generated",
     cache: CacheChoice = False,
 ) -> dict[int, ActivationSet]:
     """Extract what `method` learns from at each layer; see `fit`.
@@ -152,6 +294,10 @@ def read(
         ValueError: for tokens="prompt" where both classes have the same prompts.
     """
     chosen = check_tokens(tokens or method.tokens)
+    if method.reads_sensitivities:
+        return _read_sensitivities(
+            model, tokenizer, contrast, layers, positions, max_tokens, progress, cache
+        )
     site: Any = method.site
     tokenized = texts(model, tokenizer, contrast, chosen, max_tokens)
     if chosen == "prompt" and sorted(tokenized.positive) == sorted(tokenized.negative):
@@ -169,6 +315,37 @@ def read(
     return {
         index: ActivationSet(*rows, at_prompt, chosen, tokenized.truncated)
         for (index, rows), at_prompt in zip(data.items(), prompts, strict=True)
+    }
+
+
+def _read_sensitivities(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    layers: Sequence[int],
+    positions: str,
+    max_tokens: int | None,
+    progress: Progress | None,
+    cache: CacheChoice,
+) -> dict[int, ActivationSet]:
+    both = sensitivities(
+        model,
+        tokenizer,
+        contrast,
+        layers,
+        positions=positions,
+        max_tokens=max_tokens,
+        progress=progress,
+        cache=cache,
+    )
+    return {
+        index: ActivationSet(
+            positive.activations,
+            negative.activations,
+            tokens="response",
+            sensitivities=(positive, negative),
+        )
+        for index, (positive, negative) in both.items()
     }
 
 
@@ -219,6 +396,7 @@ def _fit_one(
         groups=contrast.groups,
         rewards=None if rewards is None else (torch.tensor(rewards[0]), torch.tensor(rewards[1])),
         prompts=reading.prompts,
+        sensitivities=reading.sensitivities,
         seed=seed,
         progress=progress,
     )
@@ -260,10 +438,7 @@ def rank_layers(
         samples = RANKING_METHOD.check(positive, negative, groups)
         quality = held_out_quality(RANKING_METHOD, samples, seed)
         if quality is None:
-            raise ValueError(
-                'layer="auto" compares layers on held-out groups, and this contrast has fewer '
-                "than two in a class. Give more examples, or choose the layer."
-            )
+            raise ValueError(TOO_FEW)
         qualities[index] = quality
         if progress is not None:
             progress(done, len(data))

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from odesteer.evaluation.scoring.packing import GivenText, PromptWithAnswers
-from odesteer.evaluation.scoring.score_texts import TokenScores, score_tokens
+from odesteer.extraction.scoring.packing import GivenText, PromptWithAnswers
+from odesteer.extraction.scoring.score_texts import TokenScores, score_tokens
 from odesteer.models.batching import batches, end_tokens, pad
 from odesteer.models.layers import input_device
 from odesteer.steering import Steering

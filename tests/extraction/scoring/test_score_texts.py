@@ -6,9 +6,9 @@ from tests.helpers import models as tiny
 
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
-from odesteer.evaluation.scoring.divergence import compare
-from odesteer.evaluation.scoring.packing import GivenText, PromptWithAnswers, batches
-from odesteer.evaluation.scoring.score_texts import compare_prompts, score_texts, takes_packed
+from odesteer.extraction.scoring.divergence import compare
+from odesteer.extraction.scoring.packing import GivenText, PromptWithAnswers, batches
+from odesteer.extraction.scoring.score_texts import compare_prompts, score_texts, takes_packed
 from odesteer.models.chat_template import encode_parts
 from odesteer.testing import ARCHITECTURES
 
