@@ -18,8 +18,8 @@ from odesteer.evaluation.experiment.multiple_choice import scores_of
 from odesteer.evaluation.experiment.units import with_choices
 from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import TextScore, score_texts
-from odesteer.fitting.kl_budget import match_damage
 from odesteer.fitting import fit
+from odesteer.fitting.kl_budget import match_damage
 from odesteer.methods import METHODS
 from odesteer.models.loading import load_model
 from odesteer.ode import Angle, Dose, Target

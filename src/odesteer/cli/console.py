@@ -168,3 +168,19 @@ def parse_dose(
             "--angle 0.6, say."
         )
     return ods.Target(target, budget=amount)
+
+
+def parse_kl(kl: str | None, dose: "Dose | float | None") -> "ods.KL | None":
+    """Return the budget of --kl, or None.
+
+    Raises:
+        ValueError: for a budget that is none, or a dose beside it.
+    """
+    if kl is None:
+        return None
+    if dose is not None:
+        raise ValueError("--kl and --strength, --angle or --target all say how far; give one.")
+    try:
+        return ods.KL(float(kl))
+    except ValueError:
+        return ods.KL(kl)

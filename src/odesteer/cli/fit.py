@@ -7,7 +7,7 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import library, options
-from odesteer.cli.console import out, parse_dose, progress, reading, say, teaching_errors
+from odesteer.cli.console import out, parse_dose, parse_kl, progress, reading, say, teaching_errors
 from odesteer.cli.load_steering import (
     as_layers,
     check_solver,
@@ -35,6 +35,7 @@ def fit(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    kl: options.KL = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
@@ -56,10 +57,11 @@ def fit(
 ) -> None:
     """Learn a steering from positive and negative texts.
 
-    Example: odesteer fit smollm2 pairs.jsonl --layer 14 --angle 0.3 --out cheerful
+    Example: odesteer fit smollm2 pairs.jsonl --method natural-gradient --kl medium --out cheerful
     """
     # Errors of input come before anything slow.
     dose = parse_dose(strength, angle, target)
+    budget = parse_kl(kl, dose)
     blocks = as_layers(layer)
     check_solver(solver)
     library.find_method(method)
@@ -73,6 +75,7 @@ def fit(
             data,
             method=method,
             layer=blocks,
+            strength=budget,
             seed=seed,
             incremental=incremental,
             progress=callback,
@@ -88,9 +91,17 @@ def fit(
         held_out = {"layers": measured} if len(parts) > 1 else measured[parts[0].layer]
         out.print_json(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
+            | ({"kl": parts[0].receipts["kl"]} if "kl" in parts[0].receipts else {})
         )
         return
     out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}", soft_wrap=True)
+    cost = parts[0].receipts.get("kl")
+    if cost:
+        out.print(
+            f"On {cost['texts']} held-out texts: KL {cost['measured']:.3f} nats a token from the "
+            f"unsteered model, log p(wanted) - log p(unwanted) {cost['margin']:+.3f} nats a token",
+            soft_wrap=True,
+        )
     for index, held_out in measured.items():
         if not held_out:
             continue

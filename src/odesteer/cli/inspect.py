@@ -50,6 +50,7 @@ def _facts(steering: "LayerSteering") -> dict[str, Any]:
         f"{steering.calibration.offset:+.4g})",
         **{f"model {key}": value for key, value in steering.model.items()},
         **{key: value for key, value in steering.hyperparameters.items() if value is not None},
+        **{f"KL {key}": value for key, value in _table(steering, "kl").items()},
         **{f"held-out {key}": value for key, value in _table(steering, "held_out").items()},
     }
 
@@ -76,16 +77,19 @@ def _table(steering: "LayerSteering", receipt: str) -> dict[str, Any]:
 
 def layer_table(layers: dict[str, dict[str, float]], chosen: int | None) -> Table:
     """Tabulate held-out quality by layer, with the chosen one marked."""
-    table = Table(title="Held-out quality of the barrier by layer")
-    for heading in ("layer", "AUC", "log-loss", "calibration error", ""):
+    if all("margin" in quality for quality in layers.values()):
+        table = Table(title="Held-out margin by layer, at equal KL")
+        columns = {"margin": "margin (nats a token)"}
+    else:
+        table = Table(title="Held-out quality of the barrier by layer")
+        columns = {"auc": "AUC", "log_loss": "log-loss", "ece": "calibration error"}
+    for heading in ("layer", *columns.values(), ""):
         table.add_column(heading, justify="right")
     for index, quality in layers.items():
         is_chosen = int(index) == chosen
         table.add_row(
             index,
-            f"{quality['auc']:.3f}",
-            f"{quality['log_loss']:.3f}",
-            f"{quality['ece']:.3f}",
+            *(f"{quality[key]:.3f}" for key in columns),
             "chosen" if is_chosen else "",
             style="bold green" if is_chosen else None,
         )

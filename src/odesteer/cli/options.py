@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.common.catalogue import METHODS, POSITIONS, SOLVERS
+from odesteer.common.catalogue import KL_BUDGETS, METHODS, POSITIONS, SOLVERS
 
 _SMOLLM2 = "smollm2"
 
@@ -141,6 +141,15 @@ Target = Annotated[
     float | None,
     typer.Option(
         help="Stop each token where P(positive) reaches this; --strength or --angle is the budget."
+    ),
+]
+KL = Annotated[
+    str | None,
+    typer.Option(
+        "--kl",
+        help="Instead of a strength: how far what the model says may move, in nats a token, or "
+        f"{', '.join(KL_BUDGETS)}; measured on held-out texts.",
+        autocompletion=among(tuple(KL_BUDGETS)),
     ),
 ]
 Solver = Annotated[

@@ -1,4 +1,4 @@
-"""Names of methods, solvers, positions and token readings, without torch.
+"""Names of methods, solvers, positions, token readings and KL budgets, without torch.
 
 Help and completion read them here; the tables themselves (`METHODS`, `SOLVERS`, ...) import torch.
 A test compares the two.
@@ -30,3 +30,5 @@ METHODS = {
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
+# Words for KL budgets, in nats a token.
+KL_BUDGETS = {"light": 0.1, "medium": 0.2, "strong": 0.4}

@@ -250,16 +250,18 @@ class _Backward:
             level = uniform.to(log_p.device) * cumulative[:, -1]
             labels = torch.searchsorted(cumulative, level[:, None])[:, 0]
             labels = labels.clamp_max(log_p.shape[-1] - 1)
-            for part, each in zip(columns, gradient(labels, 1.0, draw + 1 == self._draws), strict=True):
+            for part, each in zip(
+                columns, gradient(labels, 1.0, draw + 1 == self._draws), strict=True
+            ):
                 part.append(each)
         for part, stream, (_, share) in zip(columns, streams, steered, strict=True):
             part.append(torch.einsum("btd,bt->bd", stream.detach().float(), share).cpu())
             part.append(counts[:, None].float())
-        return {index: torch.cat(part, 1) for index, part in zip(self._indices, columns, strict=True)}
+        return {
+            index: torch.cat(part, 1) for index, part in zip(self._indices, columns, strict=True)
+        }
 
-    def _shifts(
-        self, stream: Tensor, mask: Tensor, starts: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _shifts(self, stream: Tensor, mask: Tensor, starts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return ||a_t|| of steered tokens and 0 of others, and their share of a mean: [b, t]."""
         mask = mask.to(stream.device).bool()
         norms = stream.float().norm(dim=-1)

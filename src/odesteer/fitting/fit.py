@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
-from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
+from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.sensitivities import Sensitivity, response_starts, sensitivities
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
 from odesteer.fitting.kl_budget import KL, find_kl_dose
@@ -167,7 +167,9 @@ def fit(
             if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_prompts:
                 steering = learn(chosen, ranked[layer], layer, qualities=qualities)
                 return dosed([steering], [ranked[layer]])
-    indices = sorted({layer_index(model, i) for i in ([layer] if isinstance(layer, int) else layer)})
+    indices = sorted(
+        {layer_index(model, i) for i in ([layer] if isinstance(layer, int) else layer)}
+    )
     if not indices:
         raise ValueError("layer is an empty list; name at least one block.")
     readings = learnt_from(indices, chosen, cache=cache)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from odesteer.common.catalogue import KL_BUDGETS
 from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import score_texts
 from odesteer.ode import Angle, Dose, RotationField, Time, TransportField
 from odesteer.steering import Steering
 
-WORDS = {"light": 0.1, "medium": 0.2, "strong": 0.4}
 # Texts on which a dose is measured: their KL is a mean over hundreds of tokens.
 MEASURED = 48
 # Radians; beyond it no text is left whole.
@@ -44,11 +44,11 @@ class KL:
     budget: float | str
 
     def __post_init__(self) -> None:
-        number = WORDS.get(self.budget) if isinstance(self.budget, str) else float(self.budget)
+        number = KL_BUDGETS.get(self.budget) if isinstance(self.budget, str) else float(self.budget)
         if number is None or not (math.isfinite(number) and number > 0):
             raise ValueError(
                 f"A KL budget is a positive number of nats a token, or one of "
-                f"{', '.join(WORDS)}; got {self.budget!r}."
+                f"{', '.join(KL_BUDGETS)}; got {self.budget!r}."
             )
         object.__setattr__(self, "budget", number)
 

@@ -119,6 +119,7 @@ def _data(part: dict[str, Any]) -> list[str]:
         "rows learnt from": receipts.get("rows"),
         "tokens read": receipts.get("tokens"),
         "texts cut to the context": receipts.get("truncated"),
+        "KL from the unsteered model, nats a token": _dict(receipts, "kl").get("measured"),
     }
     rows = [(key, value) for key, value in facts.items() if value is not None]
     return ["## What it was learnt from", table(("", ""), rows)] if rows else []
@@ -151,16 +152,19 @@ def _measured(part: dict[str, Any]) -> list[str]:
         ]
     layers = _dict(receipts, "layers")
     if layers:
+        words = {"auc": "AUC", "log_loss": "log-loss", "ece": "calibration error"}
+        if all("margin" in _dict(layers, index) for index in layers):
+            words = {"margin": "held-out margin, nats a token"}
         compared = [
             (
                 f"**{index}**" if index == str(part["layer"]) else index,
-                *(_dict(layers, index).get(key, "") for key in ("auc", "log_loss", "ece")),
+                *(_dict(layers, index).get(key, "") for key in words),
             )
             for index in layers
         ]
         sections += [
-            "The layers that were compared, by one barrier; the chosen one is bold.",
-            table(("layer", "AUC", "log-loss", "calibration error"), compared),
+            "The layers that were compared, in one way; the chosen one is bold.",
+            table(("layer", *words.values()), compared),
         ]
     return sections
 

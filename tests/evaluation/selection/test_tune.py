@@ -14,9 +14,6 @@ from torch import nn
 
 import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
-from odesteer.extraction.scoring import divergence as damage
-from odesteer.extraction.scoring import packing
-from odesteer.extraction.scoring.score_texts import LayerCache, baselines
 from odesteer.evaluation.selection import (
     Trial,
     Tuned,
@@ -28,6 +25,9 @@ from odesteer.evaluation.selection import (
 )
 from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.extraction.scoring import divergence as damage
+from odesteer.extraction.scoring import packing
+from odesteer.extraction.scoring.score_texts import LayerCache, baselines
 from odesteer.methods.samples import Samples
 from odesteer.models.batching import pad
 from odesteer.models.hooks.attach import scoring

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from odesteer.data import Contrast
-from odesteer.extraction.scoring.divergence import continuations, measure
 from odesteer.evaluation.selection.effect import (
     NEW_TOKENS,
     EffectMeter,
@@ -33,6 +32,7 @@ from odesteer.evaluation.selection.effect import (
 from odesteer.evaluation.selection.result import Goal, Trial, Tuned, choose, judged
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress
+from odesteer.extraction.scoring.divergence import continuations, measure
 from odesteer.methods import Method, find_method
 from odesteer.models.capture import evaluating
 from odesteer.ode import Angle, Dose

@@ -15,7 +15,7 @@ all that follow, as in generation.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,8 @@ from odesteer.extraction.scoring.packing import (
     batches,
 )
 from odesteer.models.hooks.attach import scoring
-from odesteer.models.layers import Blocks, block_output, find_layers, input_device, unwrap
+from odesteer.models.layers import Blocks, block_output, find_layers, input_device
+from odesteer.models.logits import at, logits_at
 from odesteer.steering import Steering
 
 ROWS = 16  # of the vocabulary's size: few enough to stay in a processor's cache
@@ -174,7 +175,7 @@ class Baseline:
         log_q, hidden = self.run(steering, positions, first if damage else None)
         if hidden is None:
             return compared(self.batch, self.log_p, log_q, damage=damage)
-        a = _at(self._lower.output(first), self.batch.read).float()
+        a = at(self._lower.output(first), self.batch.read).float()
         length = (hidden.float() - a).norm(dim=-1)
         relative = length / a.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         return compared(self.batch, self.log_p, log_q, relative.cpu())
@@ -363,17 +364,14 @@ def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
         # Added to the attention scores, the form that every attention implementation takes.
         low = torch.finfo(model.dtype).min
         mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, low)
-    inner: Any = unwrap(model)
-    head = inner.get_output_embeddings()
-    with torch.no_grad(), nullcontext() if head is None else _only(head, batch.read):
-        logits = model(
+    with torch.no_grad():
+        chosen = logits_at(
+            model,
+            batch.read,
             input_ids=batch.ids.to(device),
             attention_mask=mask,
             position_ids=batch.positions.to(device),
-            use_cache=False,
-        ).logits
-    # All positions are there where a model does not call its head as a module.
-    chosen = logits[0] if logits.shape[:2] == (1, len(batch.targets)) else _at(logits, batch.read)
+        )
     chosen = chosen.float()
     for rows in chosen.split(ROWS):
         rows.copy_(rows.log_softmax(dim=-1))
@@ -381,31 +379,12 @@ def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
 
 
 @contextmanager
-def _only(head: nn.Module, read: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Give the head only those positions [n] of [b, t], as one row, while open."""
-
-    def select(_module: nn.Module, args: Any) -> Any:
-        return (_at(args[0], read)[None], *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _watched(block: nn.Module, batch: PackedBatch, hidden: list[Tensor]) -> Iterator[None]:
     def see(_module: nn.Module, _args: Any, output: Any) -> None:
-        hidden.append(_at(block_output(output), batch.read))
+        hidden.append(at(block_output(output), batch.read))
 
     handle = block.register_forward_hook(see)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _at(hidden: Tensor, read: tuple[Tensor, Tensor]) -> Tensor:
-    rows, columns = (index.to(hidden.device) for index in read)
-    return hidden[rows, columns]
