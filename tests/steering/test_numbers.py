@@ -13,7 +13,7 @@ import odesteer as ods
 from odesteer import METHODS, Angle, PathLength, Steering, Target, Time
 from odesteer.ode import Dose
 from odesteer.ode.reduced import kernels
-from odesteer.testing.method_checks import two_gaussians
+from odesteer.testing.method_checks import more_inputs, two_gaussians
 
 D = 8
 CLASSES = two_gaussians(20, 20, d=D, seed=1)
@@ -34,7 +34,8 @@ DOSES = [Time(1.0), Angle(0.2), Angle(-0.2), PathLength(2.0), Target(0.9, Angle(
 def _fit(name: str, scale: float = 1.0, calibrate: bool = True) -> Steering:
     positive, negative = CLASSES
     method = METHODS[name](**QUICK.get(name, {}))  # type: ignore[arg-type]
-    return method.fit(positive * scale, negative * scale, calibrate=calibrate)
+    classes = positive * scale, negative * scale
+    return method.fit(*classes, calibrate=calibrate, **more_inputs(method, *classes))
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ METHOD_COLOURS = {
     "hpr": "#CC6677",
     "re-control": "#A6761D",
     "truthflow": "#8C6BB1",
+    "natural-gradient": "#C2185B",
     "odesteer": BLUE,
     "odesteer-paper": SKY,
     "odesteer-one-step": PINK,

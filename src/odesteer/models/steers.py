@@ -37,7 +37,11 @@ class Steers(Protocol):
     def model(self) -> Mapping[str, Any]: ...
 
     def __call__(
-        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+        self,
+        a: Tensor,
+        velocity: Tensor | None = None,
+        dose: Dose | None = None,
+        differentiable: bool = False,
     ) -> Tensor:
         """Return a(T) for a [..., d]."""
 

@@ -131,7 +131,7 @@ def at_speed(field: VectorField, a: Tensor, length: Tensor) -> Tensor:
     if field.unit_speed:
         return length
     speed = field(a.to(length.dtype)).norm(dim=-1)
-    return (length / speed).masked_fill_(speed == 0, 0.0)
+    return length / speed.masked_fill(speed == 0, math.inf)
 
 
 @dataclass(frozen=True)

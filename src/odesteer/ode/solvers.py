@@ -4,6 +4,10 @@ Every solver moves each row independently, through its own time, forwards or bac
 stop a row where the barrier reaches a level (`level`). Fixed steps are an integer count: the
 step is time / steps, never the other way round, so ten steps are ten.
 
+Fixed steps pass gradients to the activation, the time, the level and the field's tensors
+(discretise, then optimise). Where a row stops at a level, the length t of its last step is the
+solution of h(step(x, t)) = level, so that dt = -dh / (dh/dt) by the implicit function theorem.
+
 Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2nd ed., 1993,
 chapters II.1 and II.5.
 """
@@ -137,8 +141,30 @@ class Solver(ABC):
             states.append(self.integrate(flow, states[-1], time / steps, 1))
         return torch.stack(states)
 
-    def _locate(self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float) -> Tensor:
+    def _stop(
+        self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float, crossed: Tensor
+    ) -> Tensor:
+        """Return the state at which rows that cross `level` within dt [..., 1] are at it."""
+        if not torch.is_grad_enabled():
+            return self._locate(flow, x, dt, level)[0]
+        with torch.no_grad():
+            length = self._locate(flow, x, dt, level)[1].where(crossed.unsqueeze(-1), 0.0)
+        along = length.clone().requires_grad_(True)
+        end = flow.value(self.step(flow, x.detach(), along))
+        (rate,) = torch.autograd.grad(end.sum(), along)
+        rate = rate.masked_fill(~crossed.unsqueeze(-1) | (rate == 0), 1.0)
+        excess = flow.value(self.step(flow, x, length)) - level
+        excess = excess.where(crossed, 0.0).unsqueeze(-1)  # a level may be infinite
+        # Of value `length`, and of the gradient that the implicit function theorem gives.
+        return self.step(flow, x, length - (excess - excess.detach()) / rate)
+
+    def _locate(
+        self, flow: Flow, x: Tensor, dt: Tensor, level: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
         """Step from x to where the barrier is at `level`, for rows that cross within dt [..., 1].
+
+        Returns:
+            state, and the length of the step to it [..., 1].
 
         The step's result is a smooth function of its length; Ridders' method finds the length
         where h = level. Of the bracket's ends the one with h >= level is returned, so that the
@@ -173,7 +199,7 @@ class Solver(ABC):
                 f_high = torch.where(nearer, f, f_high)
                 farther = (f < 0) & ((length - high).abs() <= (high - low).abs())
                 low, f_low = torch.where(farther, length, low), torch.where(farther, f, f_low)
-        return best
+        return best, high
 
 
 @dataclass(frozen=True)
@@ -199,7 +225,7 @@ class FixedStep(Solver):
             crossed = crossed | (~done & (flow.value(after) >= level))
             done = done | crossed
             x = torch.where(done.unsqueeze(-1), x, after)
-        return torch.where(crossed.unsqueeze(-1), self._locate(flow, x, dt, level), x)
+        return torch.where(crossed.unsqueeze(-1), self._stop(flow, x, dt, level, crossed), x)
 
 
 @dataclass(frozen=True)
@@ -305,7 +331,7 @@ class Adaptive(Solver):
             self._give_up()
         if level is None:
             return x
-        return torch.where(crossed, self._locate(flow, x, dt, level), x)
+        return torch.where(crossed, self._stop(flow, x, dt, level, crossed.squeeze(-1)), x)
 
     def _give_up(self) -> None:
         raise RuntimeError(

@@ -58,11 +58,12 @@ def _plugin_solver(name: str) -> Solver:
 
 
 @contextmanager
-def _exact(a: Tensor) -> Iterator[None]:
-    """Compute without gradients and without autocast."""
+def _exact(a: Tensor, differentiable: bool = False) -> Iterator[None]:
+    """Compute without autocast and, unless `differentiable`, without gradients."""
     kind = a.device.type
     lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    with torch.no_grad(), torch.autocast(kind, enabled=False) if lowered else nullcontext():
+    gradients = nullcontext() if differentiable else torch.no_grad()
+    with gradients, torch.autocast(kind, enabled=False) if lowered else nullcontext():
         yield
 
 
@@ -138,7 +139,11 @@ class LayerSteering:
     # ---- what it does to an activation
 
     def __call__(
-        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+        self,
+        a: Tensor,
+        velocity: Tensor | None = None,
+        dose: Dose | None = None,
+        differentiable: bool = False,
     ) -> Tensor:
         """Return a(T) for a [..., d] in a's dtype; rows that need not move keep every bit.
 
@@ -147,12 +152,14 @@ class LayerSteering:
             velocity: for a field that reads the prompt, what `velocity` made of each row's
                 prompt [..., d]; without it each row counts as its own prompt.
             dose: another than the steering's own.
+            differentiable: let gradients through, to `a` and to the tensors of the field, which
+                then has to be on a's device, in the precision that `a` is solved in.
         """
         dose = self.dose if dose is None else dose
         if dose.is_zero or a.numel() == 0:
             return a
-        with _exact(a):
-            field_, dose = self._directed(a, dose, velocity)
+        with _exact(a, differentiable):
+            field_, dose = self._directed(a, dose, velocity, differentiable)
             time = dose.uniform_time(field_)
             return ode.solve(
                 field_,
@@ -305,10 +312,15 @@ class LayerSteering:
         return field_
 
     def _directed(
-        self, a: Tensor, dose: Dose, velocity: Tensor | None = None
+        self,
+        a: Tensor,
+        dose: Dose,
+        velocity: Tensor | None = None,
+        differentiable: bool = False,
     ) -> tuple[VectorField, Dose]:
         """Return field and dose, both reversed for a gated field with a negative dose."""
-        field_ = self._field_for(a)
+        # A copy would cut the graph to the field's own tensors.
+        field_ = self.field if differentiable else self._field_for(a)
         if velocity is not None:
             field_ = GivenField(velocity.to(a.device, compute_dtype(a.dtype)), field_.barrier)
         if field_.gated and dose.size < 0:

@@ -269,10 +269,17 @@ class Steering(Pushable):
         rows: Sequence[int] | None = None,
         measure: bool = False,
         check: str = "architecture",
+        differentiable: bool = False,
     ) -> Handle:
         """Steer `model` until the handle is removed; see `odesteer.models.hooks.attach.attach`."""
         return attach(
-            self.parts, model, positions=positions, rows=rows, measure=measure, check=check
+            self.parts,
+            model,
+            positions=positions,
+            rows=rows,
+            measure=measure,
+            check=check,
+            differentiable=differentiable,
         )
 
     def compatibility(self, model: nn.Module, tokenizer: Any = None) -> list[Difference]:

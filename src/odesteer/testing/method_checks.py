@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from odesteer.extraction.sensitivities import Sensitivity
 from odesteer.methods import Method
 from odesteer.ode import Angle, Dose, PathLength, as_dose
 from odesteer.steering import Steering
@@ -53,14 +55,18 @@ class FittedMethod:
     def of(cls, method: Method) -> "FittedMethod":
         """Fit the method once, for all checks."""
         positive, negative = two_gaussians(ROWS, ROWS, seed=1)
-        return cls(method, method.fit(positive, negative, layer=1), positive, negative)
+        steering = method.fit(
+            positive, negative, layer=1, **more_inputs(method, positive, negative)
+        )
+        return cls(method, steering, positive, negative)
 
     @cached_property
     def again(self) -> tuple[Steering, list[str]]:
         """Second fit, made at most once, and the names of the inputs that it changed."""
         positive, negative = self.positive.clone(), self.negative.clone()
         settings = repr(self.method)
-        steering = self.method.fit(positive, negative, layer=1)
+        more = more_inputs(self.method, positive, negative)
+        steering = self.method.fit(positive, negative, layer=1, **more)
         same = {
             "positive rows": torch.equal(positive, self.positive),
             "negative rows": torch.equal(negative, self.negative),
@@ -96,6 +102,31 @@ def two_gaussians(n: int, m: int, d: int = WIDTH, seed: int = 0) -> tuple[Tensor
     shift = 0.8 * torch.nn.functional.normalize(torch.cos(torch.arange(d).float()), dim=0)
     positive = torch.randn(n, d, generator=generator) + centre + shift
     return positive, torch.randn(m, d, generator=generator) + centre - shift
+
+
+def more_inputs(
+    method: Method | type[Method], positive: Tensor, negative: Tensor
+) -> dict[str, Any]:
+    """Return what a method learns from beside activations [n, d] and [m, d], as arguments of `fit`.
+
+    Sensitivities are those of a model whose log-likelihood of a row is that of its class by a
+    logistic readout of the activation, and whose words depend a little on every direction.
+    """
+    if not method.reads_sensitivities:
+        return {}
+    readout = positive.mean(dim=0) - negative.mean(dim=0)
+    middle = (positive.mean(dim=0) + negative.mean(dim=0)) / 2
+    generator = torch.Generator().manual_seed(0)
+
+    def of(rows: Tensor, sign: float) -> Sensitivity:
+        norms = rows.norm(dim=-1, keepdim=True)
+        surprise = torch.sigmoid(-sign * ((rows - middle) @ readout))[:, None]
+        noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(rows)
+        scores = norms * (surprise * readout + 0.3 * noise)
+        ones = torch.ones(len(rows))
+        return Sensitivity(sign * norms * surprise * readout, scores[:, None], rows, ones)
+
+    return {"sensitivities": (of(positive, 1.0), of(negative, -1.0))}
 
 
 def check_method(method: Method) -> None:
@@ -231,7 +262,10 @@ def nothing_is_changed(fitted: FittedMethod) -> None:
 def half_precision_data(fitted: FittedMethod) -> None:
     """Fit rows in half precision or with gradients; no fitted tensor has gradients."""
     positive = fitted.positive.half().requires_grad_(True)
-    steering = fitted.method.fit(positive, fitted.negative.half())
+    negative = fitted.negative.half()
+    steering = fitted.method.fit(
+        positive, negative, **more_inputs(fitted.method, positive, negative)
+    )
     torch.testing.assert_close(
         steering.with_strength(0.5)(fitted.rows),
         fitted.steering.with_strength(0.5)(fitted.rows),
@@ -247,7 +281,9 @@ def tiny_classes(fitted: FittedMethod) -> None:
     """Fit few rows, one of each class, and unequal classes (unless pairs are needed)."""
     for n, m in ((40, 9), (1, 1), (6, 5)):
         m = n if fitted.method.needs_pairs else m
-        steering = fitted.method.fit(fitted.positive[:n], fitted.negative[:m]).with_strength(0.5)
+        positive, negative = fitted.positive[:n], fitted.negative[:m]
+        more = more_inputs(fitted.method, positive, negative)
+        steering = fitted.method.fit(positive, negative, **more).with_strength(0.5)
         assert bool(torch.isfinite(steering(fitted.rows)).all()), f"not finite from {n} and {m}"
 
 

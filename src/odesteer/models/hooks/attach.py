@@ -9,7 +9,8 @@ generation; inside `scoring`, each row is a prompt of a known length followed by
 
 A steering acts in every thread that runs the model. Each thread tracks the tokens of its own
 forward pass, so threads may share a steered model, and may attach and remove steerings while
-others run it. Gradients pass as if a(T) - a were a constant, which for a constant field it is.
+others run it. Gradients pass as if a(T) - a were a constant, which for a constant field it is;
+with `differentiable=True` they are exact.
 """
 
 import warnings
@@ -39,6 +40,7 @@ def attach(
     rows: Sequence[int] | None = None,
     measure: bool = False,
     check: str = "architecture",
+    differentiable: bool = False,
 ) -> Handle:
     """Steer a model until the handle is removed; use it in a `with` block.
 
@@ -52,6 +54,8 @@ def attach(
             evaluations of the barrier a token).
         check: the required level of agreement with the model it was fitted on, see
             `odesteer.models.compatibility`.
+        differentiable: let exact gradients through the steered blocks, to the activations below and
+            to the tensors of the field; without it a(T) - a counts as a constant.
 
     Raises:
         ValueError: for a layer the model does not have, another width, unknown positions, or
@@ -64,7 +68,7 @@ def attach(
         handles = []
         for part in parts:
             block = blocks[check_fits(part, model, check)]
-            handle = LayerHandle(part, model, block, positions, rows, measure)
+            handle = LayerHandle(part, model, block, positions, rows, measure, differentiable)
             undo.callback(handle.remove)
             handles.append(handle)
         undo.pop_all()

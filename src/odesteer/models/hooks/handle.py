@@ -38,8 +38,10 @@ class LayerHandle:
         positions: Positions,
         rows: Sequence[int] | None,
         measure: bool,
+        differentiable: bool = False,
     ):
         self.steering = steering
+        self._differentiable = differentiable
         self._positions = positions
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self._measure = measure
@@ -146,22 +148,27 @@ class LayerHandle:
         if velocity is not None:
             velocity = velocity.unsqueeze(1).expand(*hidden.shape[:2], -1)
         if mask is None:
-            before, after = hidden, self.steering(hidden, velocity)
+            before, after = hidden, self.steering(hidden, velocity, None, self._differentiable)
             result = after
         else:
             before = hidden[mask]
             dose = self.steering.dose
             if isinstance(dose, PerRow):
                 dose = dose.at(mask.nonzero()[:, 0], len(mask))
-            after = self.steering(before, None if velocity is None else velocity[mask], dose)
+            velocity = None if velocity is None else velocity[mask]
+            after = self.steering(before, velocity, dose, self._differentiable)
             result = hidden
-            if after is not before:
+            if after is not before and self._differentiable:
+                result = hidden.masked_scatter(mask.unsqueeze(-1), after)
+            elif after is not before:
                 result = hidden.detach().clone()
                 result[mask] = after.detach()
         if not again:
             of_row = None if mask is None else mask.nonzero()[:, 0]
             seen = hidden.shape[:-1].numel()
             self._tell(before.detach(), after.detach(), of_row, seen)
+        if self._differentiable:
+            return result
         if result is not hidden and torch.is_grad_enabled() and hidden.requires_grad:
             return _Displaced.apply(hidden, result)
         return result

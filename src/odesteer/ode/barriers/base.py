@@ -34,12 +34,18 @@ gradients in a metric.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from odesteer.ode.whitening import Whitening
+
+
+def is_learnt(module: nn.Module) -> bool:
+    """Return whether gradients are asked for with respect to any of the module's tensors."""
+    return any(tensor.requires_grad for tensor in chain(module.parameters(), module.buffers()))
 
 
 class Sphere(NamedTuple):
@@ -146,6 +152,11 @@ class ModuleBarrier(Barrier):
         return self.module(a.reshape(-1, a.shape[-1])).reshape(a.shape[:-1])
 
     def gradient(self, a: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (a.requires_grad or is_learnt(self)):
+            point = a if a.requires_grad else a.detach().requires_grad_(True)
+            total = self.value(point).sum()
+            (gradient,) = torch.autograd.grad(total, point, create_graph=True)
+            return gradient
         # Inference tensors cannot enter autograd: leave inference mode *and* copy.
         with torch.inference_mode(False), torch.enable_grad():
             point = a.detach().clone().requires_grad_(True)

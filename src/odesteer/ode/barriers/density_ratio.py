@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.ode.barriers.base import Barrier, LinearBarrier
+from odesteer.ode.barriers.base import Barrier, LinearBarrier, is_learnt
 from odesteer.ode.fields.maps import FormBarrier
 from odesteer.ode.whitening import Whitening
 
@@ -180,6 +180,8 @@ class MixtureBarrier(Barrier):
 
     def _log_kernels(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return log (w K) up to the common ||y||^2: [..., n] and [..., m]."""
+        if torch.is_grad_enabled() and is_learnt(self):
+            self._derive()  # so that the graph reaches the centres and weights
         scaled = y / self.bandwidth**2
         return (
             scaled @ self.positive.mT + self.positive_heights,

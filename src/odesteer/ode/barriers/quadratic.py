@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.ode.barriers.base import Barrier, Sphere
+from odesteer.ode.barriers.base import Barrier, Sphere, is_learnt
 from odesteer.ode.eigen import largest_eigenpairs
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.whitening import Whitening
@@ -25,8 +25,8 @@ SPARSE = 8
 
 
 def unit_or_zero(x: Tensor, norm: Tensor) -> Tensor:
-    """Return x / norm, and 0 where the norm is 0."""
-    return (x / norm).masked_fill_(norm <= 0, 0.0)
+    """Return x / norm, and 0 where the norm is 0; gradients are 0 there, too."""
+    return x / norm.masked_fill(norm <= 0, torch.inf)
 
 
 def is_above_noise(length: Tensor, q: Tensor) -> Tensor:
@@ -77,12 +77,19 @@ class QuadraticBarrier(Barrier):
 
     @property
     def reduced_basis(self) -> ReducedBasis:
-        """Coordinates in which the flow is solved; computed at first use."""
-        if self._reduced_basis is None:
-            self._reduced_basis = ReducedBasis.of(
-                self.whitening, self.basis, self.curvature, self.slope, self.constant
-            )
-        return self._reduced_basis
+        """Coordinates in which the flow is solved; computed at first use.
+
+        Where gradients are asked for they are computed anew, so that the graph reaches the tensors.
+        """
+        learnt = torch.is_grad_enabled() and is_learnt(self)
+        if self._reduced_basis is not None and not learnt:
+            return self._reduced_basis
+        basis = ReducedBasis.of(
+            self.whitening, self.basis, self.curvature, self.slope, self.constant
+        )
+        if not learnt:
+            self._reduced_basis = basis
+        return basis
 
     def _apply(self, *args: Any, **kwargs: Any) -> "QuadraticBarrier":
         # Computed again in a new precision, not cast, so that fitted and loaded barriers agree to

@@ -208,6 +208,9 @@ class GradientField(VectorField):
         barrier = self.barrier
         if not isinstance(barrier, QuadraticBarrier):
             return super().reduce(a)
+        if torch.is_grad_enabled() and barrier.basis.shape[1] + 1 >= a.shape[-1]:
+            # No smaller, and without a complement of V its length has no gradient.
+            return super().reduce(a)
         basis = barrier.reduced_basis
         x = a - basis.centre
         flow, start = project(basis, x @ basis.projection, x.norm(dim=-1, keepdim=True))

@@ -13,6 +13,7 @@ import threading
 import torch
 from torch import Tensor
 
+from odesteer.ode.barriers.base import is_learnt
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
 from odesteer.ode.fields.base import GradientField, VectorField
 from odesteer.ode.reduced import kernels
@@ -40,7 +41,9 @@ def reduced_basis_of(field: VectorField, a: Tensor) -> ReducedBasis | None:
     barrier = field.barrier
     if type(field) is not GradientField or not isinstance(barrier, QuadraticBarrier):
         return None
-    return None if torch.is_grad_enabled() and a.requires_grad else barrier.reduced_basis
+    if torch.is_grad_enabled() and (a.requires_grad or is_learnt(barrier)):
+        return None
+    return barrier.reduced_basis
 
 
 def solve(basis: ReducedBasis, a: Tensor, integration: Integration) -> Tensor:
