@@ -26,9 +26,15 @@ def test_a_vector_on_a_compiled_model(case: Case) -> None:
     case.check()
 
 
+class AllOrDefault(OdesteerVector):
+    """Positions that need nothing of what the tracker counts, and those that need all of it."""
+
+    positions = ("all", "last+generated")
+
+
 @pytest.mark.slow
 @conformance(
-    OdesteerVector(),
+    AllOrDefault(),
     architectures=[name for name in ARCHITECTURES if name not in KINDS],
     checks=[name for name in CHECKS if name not in OF_NO_ARCHITECTURE],
 )
@@ -38,6 +44,14 @@ def test_a_vector_on_every_other_architecture(case: Case) -> None:
 
 # A hook does not know what moves the activations: the vectors above are the test of the models.
 @pytest.mark.slow
-@conformance(OdesteerFlow(), architectures=["llama"])
+@conformance(OdesteerFlow(), architectures=["llama"], checks=QUICK)
 def test_a_flow(case: Case) -> None:
+    case.check()
+
+
+@pytest.mark.slow
+@conformance(
+    OdesteerFlow(), architectures=[name for name in KINDS if name != "llama"], checks=["compile"]
+)
+def test_a_flow_on_a_compiled_model_of_every_other_kind(case: Case) -> None:
     case.check()
