@@ -17,7 +17,8 @@ SERVING ?= .venv-vllm
 ON_CPU := --dtype float32 --enforce-eager --max-model-len 2048 --block-size 32 \
   --kv-cache-memory-bytes 1073741824
 
-.PHONY: demo test test-slow test-serving docs serve-demo conformance lint types build barriers clean
+.PHONY: demo test test-slow test-all test-serving docs serve-demo conformance lint types build \
+  barriers clean
 
 demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 	$(BIN)/odesteer demo --out odesteer-demo
@@ -25,8 +26,11 @@ demo: $(READY)  ## steer a real model; writes odesteer-demo/index.html
 test: $(READY)  ## the tests that need no more than minutes
 	$(PYTEST) -m "not slow and not gpu and not vllm" --ignore tests/serving
 
-test-slow: $(READY)  ## with the real model, and the whole conformance suite
+test-slow: $(READY)  ## with the real model, and every architecture
 	$(PYTEST) -m "slow and not gpu and not vllm" --ignore tests/serving
+
+test-all: $(READY)  ## those of test and of test-slow, collected once
+	$(PYTEST) -m "not gpu and not vllm" --ignore tests/serving
 
 test-serving: $(SERVING)/.ready  ## a real vLLM, in an environment of its own (2.9 GB)
 	OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -n 2 --dist loadfile -m vllm tests/serving

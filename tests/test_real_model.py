@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from experiments.barrier_quality import BOLD, DEFAULT, measure
+from typer.testing import CliRunner
 
 import odesteer as ods
+from odesteer.cli.app import app
 from odesteer.evaluation import demo
 from odesteer.models.loading import SMOLLM2, load_model
 
@@ -25,9 +27,14 @@ def smollm2() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def fitted(smollm2: tuple[Any, Any]) -> ods.Steering:
     model, tokenizer = smollm2
-    fit_set, _ = demo.contrast()
+    fit_set = half_of(demo.contrast()[0])
     positive, negative = ods.activations(model, tokenizer, fit_set, 14)
     return ods.ODESteer().fit(positive, negative, layer=14, groups=fit_set.groups)
+
+
+def half_of(contrast: ods.Contrast) -> ods.Contrast:
+    """Every other topic: reading takes most of the time."""
+    return contrast.subset(sorted(set(contrast.groups[0]))[::2])
 
 
 def test_the_prompt_becomes_these_tokens(smollm2: tuple[Any, Any]) -> None:
@@ -64,8 +71,7 @@ def test_a_held_out_negative_becomes_positive(
     smollm2: tuple[Any, Any], fitted: ods.Steering
 ) -> None:
     model, tokenizer = smollm2
-    _, test_set = demo.contrast()
-    _, negative = ods.activations(model, tokenizer, test_set, 14)
+    _, negative = ods.activations(model, tokenizer, half_of(demo.contrast()[1]), 14)
     assert fitted.probability(negative).mean() < 0.15
     moved = fitted.with_strength(ods.Target(0.9, budget=ods.Angle(0.6)))(negative)
     assert fitted.probability(moved).min() >= 0.9 - 1e-4
@@ -84,15 +90,14 @@ def test_steering_changes_the_mood_of_generations(
     from odesteer.evaluation.case import Case
     from odesteer.evaluation.judges import VaderMood
 
-    def mood(steering: ods.Steering | None) -> float:
-        texts = backend.generate(chats, steering, sampling)
-        return sum(
-            s.value or 0.0 for s in VaderMood().score([Case(text) for text in texts], texts)
-        ) / len(texts)
+    def mood(texts: list[str]) -> float:
+        scores = VaderMood().score([Case(text) for text in texts], texts)
+        return sum(score.value or 0.0 for score in scores) / len(texts)
 
-    unsteered = mood(None)
-    assert mood(fitted.with_strength(ods.Angle(0.25))) < unsteered - 0.2
-    assert mood(fitted.with_strength(0.0)) == unsteered
+    unsteered = backend.generate(chats, None, sampling)
+    steered = backend.generate(chats, fitted.with_strength(ods.Angle(0.25)), sampling)
+    assert mood(steered) < mood(unsteered) - 0.2
+    assert backend.generate(chats[:2], fitted.with_strength(0.0), sampling) == unsteered[:2]
 
 
 def test_a_batch_of_steerings_says_what_each_says_alone(
@@ -109,32 +114,39 @@ def test_a_batch_of_steerings_says_what_each_says_alone(
     assert len(set(together)) == 3
 
 
-def test_fit_generate_and_inspect_work_from_the_shell(tmp_path: Path) -> None:
+def test_fit_generate_and_inspect_work_from_the_shell(
+    tmp_path: Path, smollm2: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = demo.contrast_rows()[::8]
     contrast = tmp_path / "pairs.jsonl"
     contrast.write_text("\n".join(json.dumps(row) for row in rows))
-
-    def run(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "odesteer", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     out = tmp_path / "gloomy"
-    report = json.loads(
-        run("fit", SMOLLM2, contrast, "--layer", "14", "--angle", "0.2", "-o", out, "--json")
+    fit = ["fit", SMOLLM2, str(contrast), "--layer", "14", "--angle", "0.2", "-o", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "odesteer", *fit, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
     assert report["layer"] == 14
     assert report["auc"] > 0.8
-    rows = json.loads(
-        run("generate", SMOLLM2, "How was your day?", "-s", out, "--compare", "--json")
-    )
-    assert rows[0]["generation"] != rows[0]["unsteered"]
-    assert json.loads(run("inspect", out, "--json"))["model layers"] == 30
-    bad = [sys.executable, "-m", "odesteer", "fit", SMOLLM2, str(contrast), "--layer", "30"]
-    done = subprocess.run([*bad, "-o", tmp_path / "x"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "Layer 30 is out of range: this model has 30 decoder blocks" in done.stderr
+
+    # A process was the subject once; the other commands are here, with the model that is.
+    monkeypatch.setattr("odesteer.models.loading.load_model", lambda *_: smollm2)
+
+    def run(*arguments: str | Path) -> Any:
+        return CliRunner().invoke(app, [*map(str, arguments)])
+
+    result = run("generate", SMOLLM2, "How was your day?", "-s", out, "--compare", "--json")
+    (row,) = json.loads(result.stdout)
+    assert row["generation"] != row["unsteered"]
+    assert json.loads(run("inspect", out, "--json").stdout)["model layers"] == 30
+    refused = run("fit", SMOLLM2, contrast, "--layer", "30", "-o", tmp_path / "x")
+    assert refused.exit_code == 2
+    words = " ".join(refused.stderr.split())
+    assert "Layer 30 is out of range: this model has 30 decoder blocks" in words
     assert not (tmp_path / "x").exists()
 
 

@@ -171,8 +171,8 @@ def test_inspect_shows_what_it_can_of_receipts_that_anybody_may_have_written(
     config = json.loads((odd / "steering_config.json").read_text())
     config["receipts"] = {"held_out": "x", "layers": {"a": 1}}
     (odd / "steering_config.json").write_text(json.dumps(config))
-    result = run_process("inspect", odd)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = run("inspect", odd)
+    assert (result.exit_code, result.stderr) == (0, "")
     assert "damaged" in result.stdout
 
 

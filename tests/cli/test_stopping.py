@@ -109,7 +109,7 @@ def test_an_evaluation_says_that_it_begins_anew(
 
 
 def test_a_signal_stops_a_process_that_works(model: Path, tmp_path: Path) -> None:
-    rows = [{"text": "the cat is good " * 20, "label": i % 2} for i in range(100_000)]
+    rows = [{"text": "the cat is good " * 20, "label": i % 2} for i in range(20_000)]
     path, out = tmp_path / "texts.jsonl", tmp_path / "out"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     process = subprocess.Popen(

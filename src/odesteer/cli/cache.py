@@ -1,6 +1,5 @@
 """`odesteer cache`: the activations that are kept on disk, and their removal."""
 
-import json
 from datetime import datetime
 from typing import Annotated
 
@@ -38,8 +37,7 @@ def ls(as_json: options.AsJson = False) -> None:
     total = sum(model.size for model in models)
     if as_json:
         rows = [_as_json(model) for model in models]
-        report = {"folder": str(folder), "size": total, "limit": limit, "models": rows}
-        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        out.print_json(data={"folder": str(folder), "size": total, "limit": limit, "models": rows})
         return
     if models:
         table = Table(box=None, pad_edge=False)
@@ -82,7 +80,7 @@ def rm(
     known = [each.name for each in cached_models(folder)]
     count, size = remove(folder, model, older_than)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "files": count, "size": size}))
+        out.print_json(data={"folder": str(folder), "files": count, "size": size})
         return
     hint = ""
     if model is not None and not count and model not in known:

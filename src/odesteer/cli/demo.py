@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @teaching_errors
 def demo(
-    output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")] = Path(
-        "odesteer-demo"
-    ),
+    output: options.Directory = Path("odesteer-demo"),
     model: Annotated[
         str,
         typer.Option(help="A chat model; smollm2 works offline.", autocompletion=options.models),

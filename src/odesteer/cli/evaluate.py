@@ -1,6 +1,5 @@
 """`odesteer eval`: tasks of lm-evaluation-harness, without and with a steering."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,7 @@ from odesteer.cli.console import out, parse_dose, say, stoppable, teaching_error
 @teaching_errors
 def evaluate(
     model: options.Model,
-    steering: Annotated[
-        Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
-    ],
+    steering: options.SavedSteering,
     tasks: Annotated[
         str,
         typer.Option(
@@ -73,7 +70,7 @@ def evaluate(
     if as_json:
         rows = [{**delta._asdict(), "delta": delta.delta._asdict()} for delta in results]
         about = harness_model.get_model_info()
-        typer.echo(json.dumps({"model": about, "metrics": rows}, indent=2, default=str))
+        out.print_json(data={"model": about, "metrics": rows}, default=str)
         return
     table = Table(title=f"{loaded.method} at layer {loaded.layer}, {loaded.dose}, {positions}")
     for heading in ("task", "metric", "unsteered", "steered", "difference [95 %]", "n"):

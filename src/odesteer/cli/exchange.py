@@ -14,9 +14,7 @@ from odesteer.common.registry import lookup
 
 @teaching_errors
 def export(
-    steering: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A directory written by `odesteer fit`.")
-    ],
+    steering: options.SavedDirectory,
     output: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="A .gguf, .svec, .safetensors or .pt file to write."),
@@ -105,9 +103,7 @@ def import_(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .gguf, .svec or .safetensors file.")
     ],
-    output: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory to write the steering to.")
-    ],
+    output: options.SteeringDirectory,
     strength: Annotated[
         float, typer.Option(help="The scale, as other libraries call it; negative steers away.")
     ] = 1.0,
@@ -144,9 +140,7 @@ Repository = Annotated[
 
 @teaching_errors
 def push(
-    steering: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A directory written by `odesteer fit`.")
-    ],
+    steering: options.SavedDirectory,
     repository: Repository,
     private: Annotated[
         bool | None,
@@ -191,9 +185,7 @@ def push(
 @teaching_errors
 def pull(
     repository: Repository,
-    output: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory to write the steering to.")
-    ],
+    output: options.SteeringDirectory,
     revision: Annotated[
         str | None, typer.Option(help="A branch, a tag or a commit; the newest of main.")
     ] = None,

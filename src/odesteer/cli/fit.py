@@ -1,6 +1,5 @@
 """`odesteer fit`: texts to a steering on disk."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,7 @@ from odesteer.common import catalogue
 def fit(
     model: options.Model,
     contrast: options.Contrast,
-    output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
+    output: options.Directory,
     method: options.Method = "odesteer",
     layer: options.Layer = "auto",
     incremental: Annotated[

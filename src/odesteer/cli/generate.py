@@ -1,6 +1,5 @@
 """`odesteer generate`: text from a steered model."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -71,7 +70,7 @@ def generate(
             {"prompt": p, "generation": s, **({"unsteered": u} if compare else {})}
             for p, s, u in zip(prompts, steered, plain, strict=True)
         ]
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        out.print_json(data=rows)
         return
     if not compare:
         for text in steered:

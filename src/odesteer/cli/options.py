@@ -61,8 +61,13 @@ Model = Annotated[
         autocompletion=models,
     ),
 ]
-SteeringPath = Annotated[
-    Path | None, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
+_FITTED = "A directory written by `odesteer fit`."
+SteeringPath = Annotated[Path | None, typer.Option("--steering", "-s", help=_FITTED)]
+SavedSteering = Annotated[Path, typer.Option("--steering", "-s", help=_FITTED)]
+SavedDirectory = Annotated[Path, typer.Argument(metavar="DIR", help=_FITTED)]
+Directory = Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")]
+SteeringDirectory = Annotated[
+    Path, typer.Option("--out", "-o", help="Directory to write the steering to.")
 ]
 *_FIRST, _LAST = METHODS
 METHOD_NAMES = f"{', '.join(_FIRST)} or {_LAST}; `odesteer methods` explains them."

@@ -1,6 +1,5 @@
 """`odesteer run`: run an experiment file."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +58,7 @@ def run(
     with goes_on(folder), progress(chosen.name) as callback:
         summary = library.run.run(chosen, folder, data, engine, say, callback, workers, backend)
     if as_json:
-        typer.echo(json.dumps({**summary._asdict(), "results": str(summary.results)}, indent=2))
+        out.print_json(data={**summary._asdict(), "results": str(summary.results)})
         return
     note = "" if summary.computed else " (it was complete)"
     out.print(f"Wrote {escape(str(summary.results))}{note}", soft_wrap=True)
@@ -88,8 +87,7 @@ def _describe(experiment: "Experiment", data: Any, as_json: bool) -> None:
         ("time", _time(about)),
     ]
     if as_json:
-        facts = {**dict(lines), "notes": benchmark.notes}
-        typer.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        out.print_json(data={**dict(lines), "notes": benchmark.notes})
         return
     width = max(len(name) for name, _ in lines)
     for name, text in lines:

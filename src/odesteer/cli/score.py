@@ -36,9 +36,7 @@ def score(
             "it is known; or `positive` and `negative`, as for `odesteer fit`.",
         ),
     ],
-    steering: Annotated[
-        Path, typer.Option("--steering", "-s", help="A directory written by `odesteer fit`.")
-    ],
+    steering: options.SavedSteering,
     layer: Annotated[
         int | None, typer.Option(help="Which one, of a steering of several layers.")
     ] = None,

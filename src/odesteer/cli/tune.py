@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -20,7 +19,7 @@ N = TypeVar("N", int, float)
 def tune(
     model: options.Model,
     contrast: options.Contrast,
-    output: Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")],
+    output: options.Directory,
     method: options.Method = "odesteer",
     layers: Annotated[
         str,

@@ -88,8 +88,8 @@ class Stream:
                 and steering.field.prompt_conditioned
             ):
                 velocity = steering.only.velocity(prompt[row])
-                given = GivenField(velocity, steering.field.barrier)
-                self._steerings[row] = steering.replace(field=given)
+                fixed = GivenField(velocity, steering.field.barrier)
+                self._steerings[row] = steering.replace(field=fixed)
 
 
 @contextmanager
@@ -202,8 +202,8 @@ def write(
         sides = [list(texts)]
     else:
         streams = [
-            Stream(shared, prompt, [one], positions, part)
-            for prompt, one in zip(prompts, (None, steering), strict=True)
+            Stream(shared, prompt, [row], positions, part)
+            for prompt, row in zip(prompts, (None, steering), strict=True)
         ]
         sides = [[text] for text in texts]
     draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]

@@ -9,10 +9,11 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
-from odesteer.backends.vllm import request_validation, runner_hooks
+from odesteer.backends.vllm import request_validation as validation
+from odesteer.backends.vllm import runner_hooks
 from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.request import KEY, requests_of
 
@@ -59,34 +60,15 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     chat = importlib.import_module(f"{protocols}.chat_completion.protocol").ChatCompletionRequest
     text = importlib.import_module(f"{protocols}.completion.protocol").CompletionRequest
     responses = importlib.import_module(f"{protocols}.responses.protocol").ResponsesRequest
+    by_name = partial(validation.wrap_to_sampling_params, error=error)
+    refuse_beams = partial(validation.wrap_to_beam_search_params, error=error)
     wrappers: list[tuple[Any, str, Wrapper]] = [
-        (InputProcessor, "__init__", request_validation.wrap_input_processor_init),
-        (
-            InputProcessor,
-            "_validate_params",
-            lambda f: request_validation.wrap_validate_params(f, error),
-        ),
-        (AsyncLLM, "add_request", lambda f: request_validation.wrap_add_request(f, error)),
-        *[
-            (each, "init_entrypoints_middleware", request_validation.wrap_init_middleware)
-            for each in _apps()
-        ],
-        *[
-            (
-                each,
-                "to_sampling_params",
-                lambda f: request_validation.wrap_to_sampling_params(f, error),
-            )
-            for each in (chat, text, responses)
-        ],
-        *[
-            (
-                each,
-                "to_beam_search_params",
-                lambda f: request_validation.wrap_to_beam_search_params(f, error),
-            )
-            for each in (chat, text)
-        ],
+        (InputProcessor, "__init__", validation.wrap_input_processor_init),
+        (InputProcessor, "_validate_params", partial(validation.wrap_validate_params, error=error)),
+        (AsyncLLM, "add_request", partial(validation.wrap_add_request, error=error)),
+        *((app, "init_entrypoints_middleware", validation.wrap_init_middleware) for app in _apps()),
+        *((request, "to_sampling_params", by_name) for request in (chat, text, responses)),
+        *((request, "to_beam_search_params", refuse_beams) for request in (chat, text)),
         (EngineCore, "_initialize_kv_caches", _wrap_initialize_kv_caches),
         (runner_v1, "load_model", runner_hooks.wrap_load_model),
         (runner_v1, "_dummy_run", runner_hooks.wrap_dummy_run),
@@ -205,13 +187,9 @@ def _separate_steered_blocks(registry: SteeringRegistry) -> None:
     """Keep steered blocks of the prefix cache apart."""
     from vllm.v1.core import kv_cache_utils
 
-    _wrap_in_module(kv_cache_utils, "generate_block_hash_extra_keys", registry)
-
-
-def _wrap_in_module(module: Any, name: str, registry: SteeringRegistry) -> None:
-    original = getattr(module, name)
+    original = kv_cache_utils.generate_block_hash_extra_keys
     plain = getattr(original, "__wrapped__", original)  # of an earlier engine in this process
-    setattr(module, name, wrap_block_hash(plain, registry))
+    kv_cache_utils.generate_block_hash_extra_keys = wrap_block_hash(plain, registry)
 
 
 def _wrap_to_refuse(original: Callable[..., Any], reason: str) -> Callable[..., Any]:

@@ -201,10 +201,10 @@ def checkpointing(bench: Testbed) -> None:
             loss.backward()
         gradient = [p.grad for p in model.parameters() if p.grad is not None]
         results.append((loss.detach(), gradient))
-    (loss, one), (again, two) = results
-    same(again, loss, "loss")
-    assert len(one) == len(two), "other parameters got gradients"
-    for a, b in zip(one, two, strict=True):
+    (loss, gradients), (loss_again, recomputed) = results
+    same(loss_again, loss, "loss")
+    assert len(gradients) == len(recomputed), "other parameters got gradients"
+    for a, b in zip(gradients, recomputed, strict=True):
         close(b, a, "gradient", 1e-5)
 
 
@@ -217,13 +217,22 @@ def text(bench: Testbed) -> None:
     same(bench.next_logits(bench.model), plain, "logits after removal")
 
 
+def _same_generation(
+    bench: Testbed, *settings: dict[str, Any], ids: torch.Tensor | None = None
+) -> None:
+    """Compare generation with each of some settings to generation without, at all positions."""
+    for name in bench.adapter.positions:
+        with bench.attach(name) as steered:
+            expected = bench.next_logits(steered.model, ids)
+            for setting in settings:
+                logits = bench.next_logits(steered.model, ids, **setting)
+                close(logits, expected, f"{name}, {', '.join(setting)}")
+
+
 @check("cache")
 def cache(bench: Testbed) -> None:
     """Generation with and without a cache says the same."""
-    for name in bench.adapter.positions:
-        with bench.attach(name) as steered:
-            cached = bench.next_logits(steered.model)
-            close(bench.next_logits(steered.model, use_cache=False), cached, name)
+    _same_generation(bench, {"use_cache": False})
 
 
 @check("meaning")
@@ -268,44 +277,29 @@ def sampling(bench: Testbed) -> None:
         return bench.generate(model, do_sample=True, top_k=0, num_return_sequences=2, **how)
 
     with torch.random.fork_rng(devices=[]), bench.attach() as steered:
-        one = sample(steered.model, 5)
-        same(sample(steered.model, 5), one, "same seed")
-        same(sample(steered.model, 5, use_cache=False), one, "without a cache")
-        assert not torch.equal(sample(steered.model, 6), one), "another seed, the same tokens"
+        tokens = sample(steered.model, 5)
+        same(sample(steered.model, 5), tokens, "same seed")
+        same(sample(steered.model, 5, use_cache=False), tokens, "without a cache")
+        assert not torch.equal(sample(steered.model, 6), tokens), "another seed, the same tokens"
 
 
 @check("assisted")
 def assisted(bench: Testbed) -> None:
     """Assisted generation (a draft model, or tokens looked up in the prompt) says the same."""
-    ids, draft = bench.prompts[1], bench.fresh(seed=1)
-    for name in bench.adapter.positions:
-        with bench.attach(name) as steered:
-            expected = bench.next_logits(steered.model, ids)
-            close(
-                bench.next_logits(steered.model, ids, assistant_model=draft),
-                expected,
-                f"{name}, draft",
-            )
-            looked_up = bench.next_logits(steered.model, ids, prompt_lookup_num_tokens=3)
-            close(looked_up, expected, f"{name}, looked up")
+    draft = {"assistant_model": bench.fresh(seed=1)}
+    _same_generation(bench, draft, {"prompt_lookup_num_tokens": 3}, ids=bench.prompts[1])
 
 
 @check("static")
 def static(bench: Testbed) -> None:
     """A static cache says the same."""
-    for name in bench.adapter.positions:
-        with bench.attach(name) as steered:
-            expected = bench.next_logits(steered.model)
-            close(bench.next_logits(steered.model, cache_implementation="static"), expected, name)
+    _same_generation(bench, {"cache_implementation": "static"})
 
 
 @check("chunks")
 def chunks(bench: Testbed) -> None:
     """A prompt that is read in chunks says the same."""
-    for name in bench.adapter.positions:
-        with bench.attach(name) as steered:
-            expected = bench.next_logits(steered.model)
-            close(bench.next_logits(steered.model, prefill_chunk_size=4), expected, name)
+    _same_generation(bench, {"prefill_chunk_size": 4})
 
 
 @check("embeddings")
@@ -313,10 +307,7 @@ def embeddings(bench: Testbed) -> None:
     """A prompt given as embeddings says the same."""
     ids = bench.prompts[1]
     embedded = bench.model.get_input_embeddings()(ids).detach()
-    for name in bench.adapter.positions:
-        with bench.attach(name) as steered:
-            expected = bench.next_logits(steered.model, ids)
-            close(bench.next_logits(steered.model, ids, inputs_embeds=embedded), expected, name)
+    _same_generation(bench, {"inputs_embeds": embedded}, ids=ids)
 
 
 @check("loop")
@@ -403,12 +394,12 @@ def twice(bench: Testbed) -> None:
     """Removing twice is harmless, and takes nothing else off."""
     ids = bench.prompts[1]
     before = bench.logits(bench.model, ids)
-    one = bench.attach()
-    one.remove()
-    with bench.attach() as other:
-        expected = bench.logits(other.model, ids)
-        one.remove()
-        same(bench.logits(other.model, ids), expected, "another steering")
+    first = bench.attach()
+    first.remove()
+    with bench.attach() as second:
+        expected = bench.logits(second.model, ids)
+        first.remove()
+        same(bench.logits(second.model, ids), expected, "another steering")
     same(bench.logits(bench.model, ids), before, "logits")
 
 
@@ -470,14 +461,14 @@ def two_layers(bench: Testbed) -> None:
     ids, second = bench.prompts[1], bench.direction(1)
     before = bench.logits(bench.model, ids)
     for first_off in (0, 1):
-        one = bench.attach("all")
-        alone, _ = bench.read(one.model, ids)
-        two = bench.attach("all", LAYER + 1, second)
-        both, _ = bench.read(two.model, ids)
+        lower = bench.attach("all")
+        alone, _ = bench.read(lower.model, ids)
+        upper = bench.attach("all", LAYER + 1, second)
+        both, _ = bench.read(upper.model, ids)
         same(both[LAYER], alone[LAYER], "the lower steering")
         expected = bench.expected(alone[LAYER + 1], second)
         same(both[LAYER + 1], expected, "the upper steering")
-        for steered in (one, two) if first_off == 0 else (two, one):
+        for steered in (lower, upper) if first_off == 0 else (upper, lower):
             steered.remove()
         same(bench.logits(bench.model, ids), before, "logits after removal")
 
@@ -487,11 +478,11 @@ def nested(bench: Testbed) -> None:
     """Two steerings at one layer act one after the other."""
     ids, second = bench.prompts[1], bench.direction(1)
     plain, before = bench.read(bench.model, ids)
-    with bench.attach("all") as one:
-        alone = bench.logits(one.model, ids)
-        with bench.attach("all", vector=second) as two:
-            both, _ = bench.read(two.model, ids)
-        same(bench.logits(one.model, ids), alone, "the first one after the second came off")
+    with bench.attach("all") as first:
+        alone = bench.logits(first.model, ids)
+        with bench.attach("all", vector=second) as second_steered:
+            both, _ = bench.read(second_steered.model, ids)
+        same(bench.logits(first.model, ids), alone, "the first one after the second came off")
     expected = bench.expected(bench.expected(plain[LAYER]), second)
     same(both[LAYER], expected, "output of the steered block")
     same(bench.logits(bench.model, ids), before, "logits after removal")
@@ -525,7 +516,7 @@ def peft(bench: Testbed) -> None:
 @check("compile", only=("llama", "gpt2", "gemma2", "mixtral", "mamba"))
 def compiled(bench: Testbed) -> None:
     """torch.compile before or after attaching changes nothing, nor does it miss a removal."""
-    ids = bench.prompts[1]
+    ids = bench.prompts[0]  # the shortest: recurrent blocks are unrolled, token by token
     before = bench.logits(bench.model, ids)
     with bench.attach("all") as steered:
         expected = bench.logits(steered.model, ids)

@@ -87,10 +87,10 @@ class Testbed:
         """Whether the adapter moves anything: False for the control."""
         return not isinstance(self.adapter, Unsteered)
 
-    def changed(self, one: Tensor, other: Tensor, what: str) -> None:
+    def changed(self, steered: Tensor, plain: Tensor, what: str) -> None:
         """Assert that the steering made a difference."""
         if self.steers:
-            assert not torch.equal(one, other), f"{what}: the steering changed nothing"
+            assert not torch.equal(steered, plain), f"{what}: the steering changed nothing"
 
     def blocks(self, model: nn.Module) -> Any:
         """Return the decoder blocks, at the architecture's path."""
@@ -193,13 +193,13 @@ class Testbed:
             hook.remove()
 
 
-def same(one: Tensor, other: Tensor, what: str) -> None:
+def same(actual: Tensor, expected: Tensor, what: str) -> None:
     """Assert that two tensors are equal bit for bit."""
-    assert torch.equal(one, other), f"{what}: not equal"
+    assert torch.equal(actual, expected), f"{what}: not equal"
 
 
-def close(one: Tensor, other: Tensor, what: str, tolerance: float = 2e-4) -> None:
+def close(actual: Tensor, expected: Tensor, what: str, tolerance: float = 2e-4) -> None:
     """Assert equality up to the rounding of reordered sums, relative to the largest value."""
-    scale = float(other.abs().max().clamp_min(1.0))
-    gap = float((one - other).abs().max())
+    scale = float(expected.abs().max().clamp_min(1.0))
+    gap = float((actual - expected).abs().max())
     assert gap <= tolerance * scale, f"{what}: off by {gap:.2g} where {scale:.2g} is the largest"
