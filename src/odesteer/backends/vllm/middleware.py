@@ -30,9 +30,9 @@ OPEN = frozenset(
 LONGEST_MODEL = 512
 MOST_FIELDS = 1000  # a chat request of vLLM has about 100
 # Of the whole body, since parsing keeps the server from all else, and vLLM parses once more: 4 MB
-# of `[],` take 1 s, of keys .5 s, of `0,` .2 s. OpenAI takes 300,000 tokens a request.
+# of `[],` take 1 s, of keys .5 s, of `0,` .2 s, and a second more if they are the prompt.
 MOST_STRINGS = MOST_OBJECTS = 20_000
-MOST_VALUES = 300_000
+MOST_VALUES = 100_000  # or twice the tokens that the model can read
 LONGEST_NUMBER = 400  # digits; those of the largest float are 309, and 4 MB of 4,299 take .2 s
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
@@ -146,7 +146,7 @@ def requests_in(
             wrongly; one line for the client.
     """
     served = _served_models(scope)
-    fields = _object(body)
+    fields = _object(body, max(MOST_VALUES, 2 * _context(scope)))
     if fields is None:
         _refuse_opaque(body, served, registry.steerings)
         fields = {}
@@ -211,7 +211,7 @@ def _names(requests: Iterable[SteeringRequest]) -> str:
     return " and ".join(f"'{brief(request.name, 60)}'" for request in requests)
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
+def _object(body: bytes, most_values: int) -> dict[str, Any] | None:
     """Return the fields of a JSON object, or None for another body.
 
     Raises:
@@ -223,7 +223,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
             body = body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
         except ValueError:
             return None
-    _check_structure(body)
+    _check_structure(body, most_values)
     try:
         value = json.loads(body)  # as Starlette reads it, so that both see the same
     except RecursionError:
@@ -241,24 +241,25 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return value
 
 
-def _check_structure(body: bytes) -> None:
+def _check_structure(body: bytes, most_values: int) -> None:
     """Raise ValueError for a body that would take long to parse; counts without parsing."""
     if body.count(b'"') - body.count(b'\\"') > 2 * MOST_STRINGS:
         raise ValueError(f"The body has more than {MOST_STRINGS:,} keys and strings.")
-    if _excess(body) is None:
+    if _excess(body, most_values) is None:
         return
     # Again without strings, of which 4 MB take .02 s to leave out.
-    excess = _excess(b'"'.join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]))
+    outside = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    excess = _excess(b'"'.join(outside), most_values)
     if excess is not None:
         raise ValueError(f"The body has more than {excess}.")
 
 
-def _excess(body: bytes) -> str | None:
+def _excess(body: bytes, most_values: int) -> str | None:
     """Return the limit that a body exceeds, its strings taken as if they were structure."""
     if body.count(b"[") + body.count(b"{") > MOST_OBJECTS:
         return f"{MOST_OBJECTS:,} lists and objects"
-    if body.count(b",") >= MOST_VALUES:
-        return f"{MOST_VALUES:,} values"
+    if body.count(b",") >= most_values:
+        return f"{most_values:,} values"
     if b"0" * LONGEST_NUMBER in body.translate(_DIGITS):
         return f"{LONGEST_NUMBER} digits in a number"
     return None
@@ -316,6 +317,12 @@ def _served_models(scope: Message) -> dict[str, None]:
         return {}
     names = [model.name for model in models.base_model_paths]
     return dict.fromkeys([*names, *models.lora_requests])
+
+
+def _context(scope: Message) -> int:
+    """Return the number of tokens that the model can read."""
+    model = getattr(scope["app"].state.vllm_config, "model_config", None)
+    return int(getattr(model, "max_model_len", 0))
 
 
 def _path(scope: Message) -> str:
