@@ -209,11 +209,17 @@ def test_parameters_that_ask_for_something_else_are_refused(app: Any) -> None:
         (b'{"vllm_xargs": {"odesteer": "1", "odesteer": "2"}}', "'odesteer' is given twice"),
         ({"model": ["m:kind"]}, "model is a name"),
         ({"model": 3}, "model is a name"),
-        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 20_000, "nested too deeply"),
         (b'--x\r\nname="model"\r\n\r\nm:kind\r\n--x--', "not in forms"),
         ({str(i): 0 for i in range(1001)}, "The body has 1,001 fields"),
         ({"vllm_xargs": {str(i): 0 for i in range(1001)}}, "vllm_xargs has 1,001 fields"),
-        ({"a": [{str(i): 0} for i in range(50_001)]}, "The body has more than 50,000 keys"),
+        ({"a": {str(i): 0 for i in range(20_001)}}, "The body has more than 20,000 keys"),
+        ({"a": [[]] * 20_001}, "The body has more than 20,000 lists"),
+        (b"[" * 200_000, "The body has more than 20,000 lists"),
+        (b'{"a": "\\\\", "b": [' + b"{}, " * 20_001 + b'"]"]}', "The body has more than 20,000 l"),
+        ({"prompt": [0] * 100_001}, "The body has more than 100,000 values"),
+        (b'{"max_tokens": 1' + b"0" * 400 + b"}", "more than 400 digits in a number"),
+        (json.dumps({"a": [[]] * 20_001}).encode("utf-16"), "more than 20,000 lists"),
     ],
 )
 def test_finding_12_what_would_have_been_ignored_is_refused(app: Any, body: Any, word: str) -> None:
@@ -240,6 +246,25 @@ def test_other_bodies_are_handed_on(app: Any) -> None:
     scope = {"type": "http", "method": "POST", "path": "/x", "app": app, "headers": []}
     run(SteeringMiddleware(app.route), scope, incoming)
     assert not incoming
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-be"])
+def test_what_is_counted_is_not_in_strings(app: Any, encoding: str) -> None:
+    """A long text has more commas, brackets, digits and quotes than a body may have values."""
+    text = '[{\\, "1\u0122' * 100_000 + "," * 100_001 + "\\"
+    body = json.dumps({"model": "m:kind", "prompt": [text, text]}, ensure_ascii=False)
+    assert app.asked("/v1/completions", body.encode(encoding)) == (SteeringRequest("kind"),)
+    tokens = json.dumps({"prompt": [list(range(1_000))] * 90, "logit_bias": {"1": 1e300}})
+    assert app.asked("/v1/completions", tokens.encode(encoding)) == ()
+    assert "100,000 values" in app.refused(
+        "/v1/completions", json.dumps({"a": [text, *[0] * 100_000]}).encode(encoding)
+    )
+
+
+def test_a_long_context_may_be_filled_with_tokens(app: Any) -> None:
+    app.state.vllm_config.model_config = SimpleNamespace(max_model_len=150_000)
+    assert app.asked("/v1/completions", {"model": "m:kind", "prompt": [1] * 150_000})
+    assert "300,000 values" in app.refused("/v1/completions", {"prompt": [1] * 300_001})
 
 
 def test_a_server_without_steerings_reads_no_body() -> None:
