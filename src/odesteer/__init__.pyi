@@ -3,7 +3,8 @@ from .data import Contrast
 from .evaluation.detector import Scores, score
 from .evaluation.selection import Tuned, tune
 from .extraction.extract import activations
-from .extraction.shards import Shards, extract_shards
+from .extraction.extract_shards import extract_shards
+from .extraction.shards import Shards
 from .fitting import fit
 from .methods import (
     CAA,

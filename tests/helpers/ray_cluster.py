@@ -40,6 +40,6 @@ def workers() -> set[int]:
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
-            if path.read_bytes().startswith(b"ray::_Computes"):
+            if path.read_bytes().startswith(b"ray::RayWorker"):
                 found.add(int(path.parent.name))
     return found

@@ -14,7 +14,7 @@ from odesteer.evaluation.report.rows import RANDOM as RANDOM
 from odesteer.evaluation.report.table import change_text as change_text
 from odesteer.evaluation.report.table import value_text as value_text
 from odesteer.evaluation.selection.result import Goal as Goal
-from odesteer.extraction.shards.directory import ROWS as ROWS
+from odesteer.extraction.shards import ROWS as ROWS
 from odesteer.extraction.tokenize import check_tokens as check_tokens
 from odesteer.fitting import middle_layers as middle_layers
 from odesteer.integrations import control_vectors as control_vectors

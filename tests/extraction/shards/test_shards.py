@@ -11,7 +11,7 @@ from tests.helpers import models as tiny
 
 import odesteer as ods
 from odesteer.common.jobs.directory import Claim
-from odesteer.extraction.shards.directory import ShardFolder, parts
+from odesteer.extraction.shards import ShardFolder, parts
 from odesteer.extraction.tokenize import Tokens
 from odesteer.models.loading import load_model
 

@@ -21,7 +21,6 @@ from odesteer.common.files import write_whole
 from odesteer.common.limits import read_json
 
 CLAIMS = "claims"
-WAIT = 0.5  # seconds between looks at units that other processes hold
 
 
 class Claim:
@@ -88,18 +87,13 @@ class WorkFolder:
         """
         for folder in (self._parts, self.path / CLAIMS):
             folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            refuse_other(self.about, about, keys)
-            if self.about.is_file():
-                return
-            # Only one process writes it, since entries that are not compared may differ.
-            claim = Claim.take(self.path / CLAIMS / "begin")
-            if claim is None:
-                time.sleep(WAIT)
-                continue
-            with claim:
-                if not self.about.is_file():
-                    write_whole(self.about, line(about))
+        # Only one process writes it, since entries that are not compared may differ.
+        while (claim := Claim.take(self.path / CLAIMS / "begin")) is None:
+            time.sleep(0.05)
+        with claim:
+            if not self.about.is_file():
+                write_whole(self.about, line(about))
+        refuse_other(self.about, about, keys)
 
     def part(self, number: int) -> Path:
         """Return the file of a unit."""
@@ -117,14 +111,6 @@ class WorkFolder:
         if claim is not None:
             for cut_off in self._parts.glob(f".{self.part(number).name}.*"):
                 cut_off.unlink(missing_ok=True)  # by a writer that was killed: the unit is ours
-        return claim
-
-    def sign(self, name: str) -> Claim:
-        """Take a new claim by whose file other machines recognise a shared directory."""
-        path = self.path / CLAIMS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        claim = Claim.take(path)
-        assert claim is not None, "the name is new"
         return claim
 
 
