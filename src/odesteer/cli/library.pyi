@@ -1,6 +1,6 @@
 from odesteer.backends.vllm.registry import configuration as configuration
 from odesteer.backends.vllm.request_validation import served_model_names as served_model_names
-from odesteer.data import parse_rows as parse_rows
+from odesteer.data import contrast as contrast
 from odesteer.data import read_files as read_files
 from odesteer.evaluation import demo as demo
 from odesteer.evaluation import report as report
