@@ -103,8 +103,8 @@ def _numbers(layer: str, value: Any) -> Tensor:
 
 def _read_safetensors(file: BinaryIO) -> Vectors:
     notes = check_header(file, _DTYPES)
-    kind = notes.pop("model_type", None)
-    return Vectors(by_layer(load(file.read()).items()), kind, notes)
+    directions = by_layer(load(file.read()).items())
+    return Vectors(directions, notes.pop("model_type", None), notes)
 
 
 def _write_svec(vectors: Vectors, path: Path) -> None:
