@@ -63,6 +63,9 @@ def activations(
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
     """Return the activations of a contrast: ([n, d], [m, d]) float32 on the CPU.
 
+        positive, negative = ods.activations(model, tokenizer, contrast, layer=14)
+        by_layer = ods.activations(model, tokenizer, contrast, [10, 14], cache=True)
+
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from odesteer import __version__
-from odesteer.common.jobs.engines import ENGINES, Job
+from odesteer.common.jobs import ENGINES, Job
 from odesteer.common.registry import lookup
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress, default_batch_tokens, extract

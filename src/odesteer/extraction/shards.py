@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from odesteer.common.files import write_whole
-from odesteer.common.jobs.directory import WorkFolder, refuse_other
+from odesteer.common.job_directory import WorkFolder, refuse_other
 from odesteer.common.limits import MAX_LAYERS, brief, parse_json, read_json
 from odesteer.extraction.cache.store import checked, digest
 

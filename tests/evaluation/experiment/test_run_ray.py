@@ -12,7 +12,7 @@ from tests.helpers.ray_cluster import cluster as cluster
 from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray, workers
 
-from odesteer.common.jobs.engines import RayWorker, _sized
+from odesteer.common.jobs import _sized, ray_worker
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 
@@ -62,9 +62,9 @@ def test_what_cannot_be_is_said(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_node_that_does_not_see_the_directory_says_so(tmp_path: Path) -> None:
-    worker = RayWorker(None, tmp_path / "hidden" / "claims" / "ray-1")  # type: ignore[arg-type]
+    sign = tmp_path / "hidden" / "claims" / "ray-1"
     with pytest.raises(ValueError, match=r"does not see the directory '.*hidden' of the driver"):
-        worker.compute(0)
+        ray_worker(None, sign)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

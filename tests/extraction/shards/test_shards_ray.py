@@ -12,8 +12,8 @@ from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray
 
 import odesteer as ods
-from odesteer.common.jobs.engines import Job
-from odesteer.common.jobs.engines import cluster as on_cluster
+from odesteer.common.jobs import Job
+from odesteer.common.jobs import cluster as on_cluster
 from odesteer.extraction.extract_shards import Extraction
 from odesteer.extraction.shards import ShardFolder
 

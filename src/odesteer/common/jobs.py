@@ -2,10 +2,10 @@
 
     odesteer run FILE.toml --engine ray --workers 8
 
-"local" is one process, which shares the directory with any others. "ray" has one actor a worker,
-with the model in memory; its driver claims the units and Ray restarts actors that die, retries
-their unit and places them. The directory must be on storage that every node sees. Results are
-those of a single process, and either engine goes on from what the other has left.
+"local" is one process, which shares the directory with any others. "ray" is a task a worker, each
+of which does the same: Ray places them and starts those again that die, and the directory's locks
+tell who computes what. It must be on storage that every node sees. Results are those of a single
+process, and either engine goes on from what the other has left.
 
 A cluster is joined where RAY_ADDRESS or a running one is found, and started here otherwise.
 """
@@ -13,18 +13,17 @@ A cluster is joined where RAY_ADDRESS or a running one is found, and started her
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from odesteer.common.jobs.directory import CLAIMS, Claim, WorkFolder, remove_abandoned_claims
+from odesteer.common.job_directory import CLAIMS, Claim, WorkFolder, remove_abandoned_claims
 
 WAIT = 0.5  # seconds between looks at units that other processes hold
 _CLOSING = 30.0  # seconds for workers to end other processes
-_TRIES = 3  # workers that may die at one unit, before it is not the machine's fault
+_RESTARTS = 10  # of a worker that dies, before it is not the machine's fault
 
 
 class Unit(Protocol):
@@ -101,13 +100,14 @@ class Job:
             self.progress(total - sum(unit.weight for unit in left), total)
         return left
 
-    def claims(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Claim]]:
-        """Claim those of the units that can be computed and that nobody else holds."""
+    def claim(self, units: Sequence[Unit]) -> tuple[Unit, Claim] | None:
+        """Claim the first of the units that can be computed and that nobody holds."""
         for unit in units:
             if all(map(self.folder.done, unit.needs)):
                 claim = self.folder.claim(unit.number)
                 if claim is not None:
-                    yield unit, claim
+                    return unit, claim
+        return None
 
     def finish(self) -> None:
         """Wait until the work is finished, here or by another process."""
@@ -131,10 +131,11 @@ def local(job: Job) -> int:
             f"several times with the same --out, or use --engine ray."
         )
     worker = job.task.start(job.say)
-    computed, left = 0, list(job.units)
+    computed, left, folds = 0, list(job.units), set[int]()
     with closing(worker):
         while left := job.left(left):
-            claimed = next(job.claims(left), None)
+            # First those whose fold is in memory already.
+            claimed = job.claim(sorted(left, key=lambda unit: unit.fold not in folds))
             if claimed is None:
                 time.sleep(WAIT)
                 continue
@@ -142,46 +143,28 @@ def local(job: Job) -> int:
             with claim:
                 worker.compute(unit.number)
             computed += 1
+            if unit.keeps:
+                folds.add(unit.fold)
     job.finish()
     return computed
 
 
-class RayWorker:
-    """Ray actor that starts a worker at its first call, also after it was restarted.
+def ray_worker(job: Job, sign: Path) -> int:
+    """Compute a job on a node of a Ray cluster, sharing the directory with other workers.
 
     Args:
-        task: description of the work.
+        job: the job.
         sign: a file of the driver's in the directory.
+
+    Raises:
+        ValueError: where this node does not see the driver's directory.
     """
-
-    def __init__(self, task: Task, sign: Path):
-        self._task, self._sign = task, sign
-        self._worker: Worker | None = None
-
-    def start(self) -> None:
-        """Start the worker.
-
-        Raises:
-            ValueError: where this node does not see the driver's directory, or it is other work's.
-        """
-        if self._worker is None:
-            if not self._sign.is_file():
-                raise ValueError(
-                    f"This node does not see the directory '{self._sign.parents[1]}' of the "
-                    f"driver. Give --out a directory on storage that all nodes share (NFS, Lustre)."
-                )
-            self._worker = self._task.start()
-
-    def compute(self, number: int) -> None:
-        """Compute and write a unit whose claim the driver holds."""
-        self.start()
-        assert self._worker is not None
-        self._worker.compute(number)
-
-    def close(self) -> None:
-        """End what the worker has started, which it could not do when killed."""
-        if self._worker is not None:
-            self._worker.close()
+    if not sign.is_file():
+        raise ValueError(
+            f"This node does not see the directory '{sign.parents[1]}' of the driver. Give --out a "
+            f"directory on storage that all nodes share (NFS, Lustre)."
+        )
+    return local(job)
 
 
 def cluster(job: Job) -> int:
@@ -199,70 +182,40 @@ def cluster(job: Job) -> int:
         if not ray.is_initialized():
             _join(ray)
             stack.callback(ray.shutdown)
-        sign = job.folder.path.resolve() / CLAIMS / f"ray-{uuid.uuid4().hex}"
+        folder = job.folder.resolved()
+        sign = folder.path / CLAIMS / f"ray-{uuid.uuid4().hex}"
         sign.parent.mkdir(parents=True, exist_ok=True)
-        sign.touch()
-        stack.callback(sign.unlink, missing_ok=True)
+        claim = Claim.take(sign)  # or a worker that is done would remove it
+        assert claim is not None, "the name is new"
+        stack.enter_context(claim)
         count, needs = _sized(ray, job.workers)
         if job.say is not None:
             job.say(f"Starting {count} worker{'s' if count > 1 else ''}, each with the model")
-        actor = ray.remote(RayWorker).options(
-            scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=_TRIES - 1, **needs
+        task: Any = ray.remote(ray_worker).options(
+            scheduling_strategy="SPREAD", max_retries=_RESTARTS, **needs
         )
-        task = ray.put(job.task)
-        actors: list[Any] = [actor.remote(task, sign) for _ in range(count)]
-        busy: dict[Any, tuple[Any, Claim]] = {}
-        stack.callback(_dismiss, ray, actors, busy)
-        try:
-            ray.get([actor.start.remote() for actor in actors])
-            computed = _drive(ray, job, actors, busy)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        described = ray.put(Job(job.units, folder, job.task))
+        running = [task.remote(described, sign) for _ in range(count)]
+        stack.callback(_cancel, ray, running)
+        computed, left = 0, list(job.units)
+        while running:
+            done, rest = ray.wait(running, timeout=WAIT)
+            try:
+                computed += sum(ray.get(done))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            running[:] = rest
+            left = job.left(left)
     job.finish()
     return computed
 
 
-def _drive(ray: Any, job: Job, actors: Sequence[Any], busy: dict[Any, tuple[Any, Claim]]) -> int:
-    """Assign units to idle actors until all are done; return how many were done here.
-
-    Args:
-        ray: the module.
-        job: the work.
-        actors: the workers.
-        busy: actor and claim by reference to the result of a unit, for whoever cleans up.
-    """
-    idle, computed, left = list(actors), 0, list(job.units)
-    folds: dict[Any, set[int]] = {actor: set() for actor in actors}
-    # A unit is on disk a moment before its worker says so.
-    while (left := job.left(left)) or busy:
-        for unit, claim in islice(job.claims(left), len(idle)):
-            actor = next((each for each in idle if unit.fold in folds[each]), idle[0])
-            idle.remove(actor)
-            if unit.keeps:
-                folds[actor].add(unit.fold)
-            busy[actor.compute.remote(unit.number)] = actor, claim
-        if not busy:
-            time.sleep(WAIT)  # what is left, other processes have
-            continue
-        for reference in ray.wait(list(busy), timeout=WAIT)[0]:
-            ray.get(reference)
-            actor, claim = busy.pop(reference)
-            claim.release()
-            idle.append(actor)
-            computed += 1
-    return computed
-
-
-def _dismiss(ray: Any, actors: Sequence[Any], busy: Mapping[Any, tuple[Any, Claim]]) -> None:
-    """End all actors, and release the claims of unfinished units."""
-    working = [actor for actor, _ in busy.values()]
-    idle = [actor.close.remote() for actor in actors if actor not in working]
-    if idle:
-        ray.wait(idle, num_returns=len(idle), timeout=_CLOSING)
-    for actor in actors:
-        ray.kill(actor)
-    for _, claim in busy.values():
-        claim.release()
+def _cancel(ray: Any, running: Sequence[Any]) -> None:
+    """Interrupt the workers, and wait until they have ended what they started."""
+    for reference in running:
+        ray.cancel(reference)
+    if running:
+        ray.wait(running, num_returns=len(running), timeout=_CLOSING)
 
 
 def _join(ray: Any) -> None:
