@@ -3,8 +3,9 @@ from .data import Contrast
 from .evaluation.detector import Scores, score
 from .evaluation.selection import Tuned, tune
 from .extraction.extract import activations
+from .extraction.extract_shards import extract_shards
 from .extraction.sensitivities import Sensitivity, sensitivities
-from .extraction.shards import Shards, extract_shards
+from .extraction.shards import Shards
 from .fitting import KL, fit
 from .methods import (
     CAA,

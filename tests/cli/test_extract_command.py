@@ -95,7 +95,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("odesteer.extraction.shards.worker.extract", stop)
+    monkeypatch.setattr("odesteer.extraction.extract_shards.extract", stop)
     stopped = extract(model, pairs, "--layer", "1", "--out", tmp_path / "out")
     assert stopped.exit_code == 130
     assert "the same command goes on from there" in " ".join(stopped.stderr.split())

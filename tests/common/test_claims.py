@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from odesteer.common.jobs.directory import Claim, remove_abandoned_claims
+from odesteer.common.job_directory import Claim, remove_abandoned_claims
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from odesteer.common.jobs.directory import Claim
+from odesteer.common.job_directory import Claim
 claim = Claim.take(Path(sys.argv[1]))
 print(claim is not None, flush=True)
 time.sleep(600)

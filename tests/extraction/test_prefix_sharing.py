@@ -8,7 +8,7 @@ from tests.helpers.models import DEPTH, VOCABULARY, constant, model, tokenizer
 from transformers import DynamicCache
 
 import odesteer as ods
-from odesteer.extraction import extract as extraction
+from odesteer.extraction import pooling
 from odesteer.extraction.batching import (
     MIN_PREFIX,
     MIN_SAVED_SHARE,
@@ -18,9 +18,8 @@ from odesteer.extraction.batching import (
 )
 from odesteer.extraction.cache.index import MODEL
 from odesteer.extraction.extract import extract
-from odesteer.models import prefix_cache as continuing
+from odesteer.extraction.pooling import _Branches, branches, supports_prefix_cache
 from odesteer.models.layers import find_layers
-from odesteer.models.prefix_cache import _Branches, branches, empty_cache, supports_prefix_cache
 from odesteer.testing import ARCHITECTURES
 
 # Their state is no sequence of keys and values, in some of their blocks or in all.
@@ -102,9 +101,11 @@ def test_shared_texts_read_the_same_on_every_architecture(name, monkeypatch):
     net = ARCHITECTURES[name].build()
     assert supports_prefix_cache(net) == (name not in RECURRENT)
     verdicts = []
-    tries = extraction._continues_prefix
+    tries = pooling.Pooler.continues_prefix
     monkeypatch.setattr(
-        extraction, "_continues_prefix", lambda *args: verdicts.append(tries(*args)) or verdicts[-1]
+        pooling.Pooler,
+        "continues_prefix",
+        lambda *args: verdicts.append(tries(*args)) or verdicts[-1],
     )
     for tokens in ("last", "mean", "response"):
         assert_alike(read(net, tokens=tokens), read(net, False, tokens=tokens))
@@ -134,7 +135,7 @@ def test_a_contrast_of_questions_reads_the_same(tokens, monkeypatch):
     )
     with Positions(net) as counted:
         shared = ods.activations(net, tokenizer(), contrast, 2, tokens=tokens)
-    monkeypatch.setattr(continuing, "supports_prefix_cache", lambda _net: False)
+    monkeypatch.setattr(pooling, "supports_prefix_cache", lambda _net: False)
     with Positions(net) as all_of_it:
         whole = ods.activations(net, tokenizer(), contrast, 2, tokens=tokens)
     assert counted.seen != all_of_it.seen
@@ -174,7 +175,7 @@ def off_by_three(monkeypatch):
 
 def of_another(monkeypatch):
     monkeypatch.setattr(
-        continuing, "branches", lambda cache, chosen: branches(cache, [0] * len(chosen))
+        pooling, "branches", lambda cache, chosen: branches(cache, [0] * len(chosen))
     )
 
 
@@ -196,7 +197,7 @@ def one_place_late(monkeypatch):
             layer.keys = layer.keys.roll(1, dims=-2)
         return found
 
-    monkeypatch.setattr(continuing, "branches", rolled)
+    monkeypatch.setattr(pooling, "branches", rolled)
 
 
 SABOTAGE = [off_by_three, of_another, without_values, one_place_late]
@@ -208,7 +209,7 @@ def test_the_comparison_finds_wrong_sharing(name, sabotage, monkeypatch):
     net = model(name)
     expected = read(net, False)
     sabotage(monkeypatch)
-    monkeypatch.setattr(extraction, "_continues_prefix", lambda *_: True)
+    monkeypatch.setattr(pooling.Pooler, "continues_prefix", lambda *_: True)
     with pytest.raises(AssertionError):
         assert_alike(read(net), expected)
 
@@ -256,7 +257,7 @@ def test_layers_that_learn_from_moved_activations_see_all_of_them_moved(monkeypa
     )
     settings = {"method": "caa", "layer": [0, 2], "incremental": True}
     some = ods.fit(net, tokenizer(), contrast, **settings)
-    monkeypatch.setattr(continuing, "supports_prefix_cache", lambda _net: False)
+    monkeypatch.setattr(pooling, "supports_prefix_cache", lambda _net: False)
     rows = torch.randn(3, net.config.hidden_size)
     for a, b in zip(some.parts, ods.fit(net, tokenizer(), contrast, **settings).parts, strict=True):
         torch.testing.assert_close(a(rows), b(rows))
@@ -268,7 +269,7 @@ def test_layers_that_learn_from_moved_activations_see_all_of_them_moved(monkeypa
 @pytest.mark.parametrize("deepest", [0, 2, DEPTH - 1])
 def test_a_beginning_runs_once_and_nothing_above_the_deepest_block(deepest, monkeypatch):
     net = model()
-    monkeypatch.setattr(extraction, "_continues_prefix", lambda *_: True)
+    monkeypatch.setattr(pooling.Pooler, "continues_prefix", lambda *_: True)
     monkeypatch.setattr(
         type(net.lm_head), "forward", lambda module, x: torch.nn.functional.linear(x, module.weight)
     )
@@ -296,7 +297,7 @@ def test_a_question_with_seven_answers_costs_less_than_half():
 
 
 def test_keys_and_values_of_answers_are_not_kept():
-    cache = empty_cache()
+    cache = DynamicCache()
     filled = torch.randn(2, 3, 5, 4)
     for block in range(DEPTH):
         cache.update(filled, filled, block)

@@ -24,7 +24,7 @@ from odesteer import Contrast, Steering, Target, load
 from odesteer.common.limits import parse_json
 from odesteer.evaluation.report.run import read_run
 from odesteer.extraction.cache.index import header
-from odesteer.extraction.shards.directory import read_about
+from odesteer.extraction.shards import read_about
 from odesteer.integrations.control_vectors import Vectors, read_vectors, write_vectors
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 

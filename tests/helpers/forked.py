@@ -13,7 +13,7 @@ _CONTEXT.set_forkserver_preload(
     [
         "odesteer.evaluation.experiment.run",
         "odesteer.evaluation.experiment.worker",
-        "odesteer.extraction.shards",
+        "odesteer.extraction.extract_shards",
         "sklearn.linear_model",
         "sklearn.model_selection",
         "transformers.models.llama.modeling_llama",

@@ -36,10 +36,10 @@ def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def workers() -> set[int]:
-    """The processes of actors that hold a model."""
+    """The processes of tasks that hold a model."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
-            if path.read_bytes().startswith(b"ray::_Computes"):
+            if path.read_bytes().startswith(b"ray::ray_worker"):
                 found.add(int(path.parent.name))
     return found

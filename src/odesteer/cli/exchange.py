@@ -171,8 +171,8 @@ def push(
         )
     loaded = ods.load(steering)
     say(f"Writing {steering} to {repository}")
-    commit = library.hub.push(
-        loaded, steering, repository, private=private, revision=revision, commit_message=message
+    commit = loaded.push_to_hub(
+        repository, private=private, revision=revision, commit_message=message, folder=steering
     )
     if as_json:
         out.print_json(data={"repository": repository, "commit": commit})

@@ -1,6 +1,6 @@
 from odesteer.backends.vllm.registry import configuration as configuration
 from odesteer.backends.vllm.request_validation import served_model_names as served_model_names
-from odesteer.data import parse_rows as parse_rows
+from odesteer.data import contrast as contrast
 from odesteer.data import read_files as read_files
 from odesteer.evaluation import demo as demo
 from odesteer.evaluation import report as report
@@ -14,7 +14,7 @@ from odesteer.evaluation.report.rows import RANDOM as RANDOM
 from odesteer.evaluation.report.table import change_text as change_text
 from odesteer.evaluation.report.table import value_text as value_text
 from odesteer.evaluation.selection.result import Goal as Goal
-from odesteer.extraction.shards.directory import ROWS as ROWS
+from odesteer.extraction.shards import ROWS as ROWS
 from odesteer.extraction.tokenize import check_tokens as check_tokens
 from odesteer.fitting import middle_layers as middle_layers
 from odesteer.integrations import control_vectors as control_vectors

@@ -86,9 +86,9 @@ def score(
         raise ValueError(f"--false-positives is between 0 and 1; got {false_positives}.")
     loaded = ods.load(steering)
     named = as_columns(columns) or {}
-    numbers = [named.get(key, key) for key in library.parse_rows.NUMBERS]
+    numbers = [named.get(key, key) for key in library.contrast.NUMBERS]
     rows = library.read_files.rows(file, None, numbers)
-    examples = list(library.parse_rows.labelled(rows, named, required=False))
+    examples = list(library.contrast.labelled(rows, named, required=False))
     if false_positives is not None and not {label for _, label in examples} >= {0, 1}:
         raise ValueError(
             "--false-positives needs texts of both classes: a `label` of 0 or 1 in each row."

@@ -1,6 +1,5 @@
 """Contrasts: the texts that a steering learns from."""
 
-from odesteer.data.contrast import Contrast
-from odesteer.data.parse_rows import Columns, Example
+from odesteer.data.contrast import Columns, Contrast, Example
 
 __all__ = ["Columns", "Contrast", "Example"]

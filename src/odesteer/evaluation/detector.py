@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from odesteer.data import Contrast, Example
-from odesteer.data.parse_rows import example
+from odesteer.data.contrast import example
 from odesteer.evaluation.statistics.detection import Detection, Threshold, detection, threshold
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract

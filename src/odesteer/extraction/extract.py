@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from odesteer.data import Contrast
 from odesteer.extraction.batching import TextBatch, shared_prefix_batches, whole_text_batches
-from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
-from odesteer.extraction.pooling import Pooler
+from odesteer.extraction.cache.store import ActivationCache, CacheChoice
 from odesteer.extraction.tokenize import TokenizedTexts, Tokens, check_tokens, texts
-from odesteer.models.capture import Forward, Site, captured
+from odesteer.models.capture import Site, captured
 from odesteer.models.layers import input_device, layer_index
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -63,6 +62,9 @@ def activations(
     cache: CacheChoice = False,
 ) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
     """Return the activations of a contrast: ([n, d], [m, d]) float32 on the CPU.
+
+        positive, negative = ods.activations(model, tokenizer, contrast, layer=14)
+        by_layer = ods.activations(model, tokenizer, contrast, [10, 14], cache=True)
 
     Args:
         model: a transformers causal language model.
@@ -154,6 +156,9 @@ def extract(
     if not token_rows or any(not row for row in token_rows):
         raise ValueError("A text without a single token has no activation; drop empty texts.")
     check_tokens(tokens)
+    # transformers takes seconds to import, and is there once a model is loaded.
+    from odesteer.extraction.pooling import Pooler, supports_prefix_cache
+
     # A prompt is read at its last token, without the response.
     pooling = "last" if tokens == "prompt" else tokens
     indices = [layer_index(model, layer) for layer in layers]
@@ -172,14 +177,11 @@ def extract(
         """Return the batches left to compute, by the layers that are missing."""
         missing: dict[tuple[int, ...], list[TextBatch]] = {}
         for batch in batches:
-            outputs = {} if store is None else store.get(_content(pooler, batch), indices)
+            outputs = {} if store is None else store.get(pooler.content(batch), indices)
             keep(batch, outputs)
             if absent := tuple(sorted(set(indices) - set(outputs))):
                 missing.setdefault(absent, []).append(batch)
         return missing
-
-    # transformers takes seconds to import, and is there once a model is loaded.
-    from odesteer.models.prefix_cache import supports_prefix_cache
 
     whole = whole_text_batches(token_rows, size)
     if share and supports_prefix_cache(model):
@@ -187,7 +189,7 @@ def extract(
         shared = next((b for batches in missing.values() for b in batches if b.shared), None)
         if shared is not None:
             with captured(model, indices, site) as forward:
-                if not _continues_prefix(model, pooler, forward, shared):
+                if not pooler.continues_prefix(model, forward, shared):
                     missing = look_up(whole)
     else:
         missing = look_up(whole)
@@ -200,7 +202,7 @@ def extract(
                 computed = pooler.read(forward, batch)
                 keep(batch, computed)
                 if store is not None:
-                    store.put(_content(pooler, batch), computed)
+                    store.put(pooler.content(batch), computed)
                 done += len(batch.rows)
                 if progress is not None:
                     progress(done, len(token_rows))
@@ -218,33 +220,3 @@ def default_batch_tokens(device: torch.device) -> int:
     processor time with 256, 20.2 with 512, 24.3 with 1024. A GPU is not busy with so few.
     """
     return 512 if device.type == "cpu" else 4096
-
-
-def _content(pooler: Pooler, batch: TextBatch) -> Content:
-    """Return the cache key of a batch."""
-    starts = [pooler.starts[i] for i in batch.rows] if pooler.pooling == "response" else []
-    passes = [batch.shared, *map(len, batch.runs)]
-    return Content([pooler.token_rows[i] for i in batch.rows], starts, passes)
-
-
-def _continues_prefix(model: nn.Module, pooler: Pooler, forward: Forward, batch: TextBatch) -> bool:
-    """Check on two texts of a batch that a shared prefix changes no activation.
-
-    The structure of a model tells that it caches keys and values, not whether it continues
-    positions and masks at their end.
-    """
-    beginning = pooler.token_rows[batch.rows[0]][: batch.shared]
-    alike = [i for i in batch.rows if pooler.token_rows[i][: batch.shared] == beginning]
-    pair = (alike[0], alike[-1])  # the longest and the shortest, so that one is padded
-    expected = pooler.read(forward, TextBatch((pair,)))
-    try:
-        continued = pooler.read(forward, TextBatch((pair,), batch.shared))
-    except Exception:  # a model may fail in any way with a cache; it has just run without one
-        return False
-    precision = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    # Far above rounding, and far below what a wrong position does.
-    tolerance = torch.finfo(precision).eps ** 0.5
-    return all(
-        bool(((continued[layer] - rows).norm(dim=-1) <= tolerance * rows.norm(dim=-1)).all())
-        for layer, rows in expected.items()
-    )

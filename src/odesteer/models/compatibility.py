@@ -125,11 +125,11 @@ def doubt(steering: Steers, model: nn.Module) -> str | None:
     )
 
 
-def check(found: list[Difference], level: str) -> None:
+def check(mismatches: list[Difference], level: str) -> None:
     """Refuse differences that a level does not accept.
 
     Args:
-        found: of `differences`.
+        mismatches: of `differences`.
         level: one of `LEVELS`.
 
     Raises:
@@ -140,7 +140,7 @@ def check(found: list[Difference], level: str) -> None:
     strictness = LEVELS.index(level)
     refused = [
         each
-        for each in found
+        for each in mismatches
         if each.accepted_by is None or LEVELS.index(each.accepted_by) > strictness
     ]
     if not refused:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,11 @@ class Pushable:
         token: str | None = None,
         revision: str | None = None,
         commit_message: str | None = None,
+        folder: Path | None = None,
     ) -> str:
         """Push the directory of `save_pretrained` to a Hub repository, in one commit.
+
+            address = steering.push_to_hub("me/truthful", private=True)
 
         Args:
             repo_id: "namespace/name", or a name in your own namespace; made if it is not there.
@@ -78,61 +81,38 @@ class Pushable:
             token: with the right to write; None: the one you are logged in with.
             revision: the branch to write to, made if it is not there; None: main.
             commit_message: its first line; None: the method and layer.
+            folder: where it is saved already, with a README.md of your own; None: saved for this.
 
         Returns:
             The address of the commit.
 
         Raises:
+            FileNotFoundError: if one of the three files is missing in `folder`.
             ValueError: if it cannot be saved.
             PermissionError: if the token may not write there.
             ConnectionError: if the Hub cannot be reached.
         """
-        with tempfile.TemporaryDirectory() as name:
-            folder = self.save_pretrained(Path(name) / "steering")
-            return push(
-                self,
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                commit_message=commit_message,
-            )
+        from huggingface_hub import CommitOperationAdd, HfApi
 
-
-def push(
-    steering: Any,
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-) -> str:
-    """Push the three files of a saved steering to a Hub repository, in one commit.
-
-    Other args and errors as of `Pushable.push_to_hub`. The files go as they are.
-
-    Raises:
-        FileNotFoundError: if one of the files is missing.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"'{folder}' has no {' and no '.join(missing)}: save the steering again, and push then."
-        )
-    files = [CommitOperationAdd(file, folder / file) for file in FILES]
-    message = commit_message or f"{steering.method} at layer {steering.layer}"
-    with _teaching_errors(repo_id, revision):
-        api = HfApi(token=token, library_name="odesteer")
-        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.create_commit(repository, files, commit_message=message, revision=revision)
-    return commit.commit_url
+        with ExitStack() as stack:
+            if folder is None:
+                temporary = stack.enter_context(tempfile.TemporaryDirectory())
+                folder = self.save_pretrained(Path(temporary) / "steering")
+            missing = [name for name in FILES if not (folder / name).is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"'{folder}' has no {' and no '.join(missing)}: save the steering again, and "
+                    f"push then."
+                )
+            files = [CommitOperationAdd(file, folder / file) for file in FILES]
+            message = commit_message or f"{self.method} at layer {self.layer}"
+            stack.enter_context(_teaching_errors(repo_id, revision))
+            api = HfApi(token=token, library_name="odesteer")
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(name, branch=revision, exist_ok=True)
+            commit = api.create_commit(name, files, commit_message=message, revision=revision)
+            return commit.commit_url
 
 
 def copy(source: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from tests.helpers.ray_cluster import cluster as cluster
 from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray, workers
 
-from odesteer.common.jobs.directory import Claim
+from odesteer.common.jobs import _sized, ray_worker
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 
@@ -54,19 +54,17 @@ def test_a_worker_that_is_killed_is_replaced_and_a_driver_gone_on_from(
 
 
 @pytest.mark.usefixtures("joined")
-def test_what_cannot_be_is_said(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_is_said(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="9 workers need 9 CPUs; the cluster has 2"):
         run(read(file), tmp_path / "many", engine="ray", workers=9)
     with pytest.raises(ValueError, match='"local" is one process; got workers = 2'):
         run(read(file), tmp_path / "local", workers=2)
-    elsewhere = tmp_path / "elsewhere"
-    monkeypatch.setattr(
-        "odesteer.common.jobs.directory.WorkFolder.sign", lambda *_: Claim.take(elsewhere)
-    )
-    with pytest.raises(ValueError, match=r"does not see the directory '.*hidden'"):
-        run(read(file), tmp_path / "hidden", engine="ray")
+
+
+def test_a_node_that_does_not_see_the_directory_says_so(tmp_path: Path) -> None:
+    sign = tmp_path / "hidden" / "claims" / "ray-1"
+    with pytest.raises(ValueError, match=r"does not see the directory '.*hidden' of the driver"):
+        ray_worker(None, sign)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +74,6 @@ def test_what_cannot_be_is_said(
 def test_workers_fit_on_the_nodes_that_there_are(
     cpus: tuple[int, ...], workers: int | None, expected: tuple[int, int]
 ) -> None:
-    from odesteer.common.jobs.ray import _sized
-
     nodes = [{"Alive": True, "Resources": {"CPU": float(cpu)}} for cpu in cpus]
     many, needs = _sized(SimpleNamespace(nodes=lambda: nodes), workers)
     assert (many, needs["num_cpus"]) == expected

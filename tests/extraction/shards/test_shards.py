@@ -10,8 +10,8 @@ from tests.extraction.shards.conftest import LAYERS, ROWS, equal, start
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.common.jobs.directory import Claim
-from odesteer.extraction.shards.directory import ShardFolder, parts
+from odesteer.common.job_directory import Claim
+from odesteer.extraction.shards import ShardFolder, parts
 from odesteer.extraction.tokenize import Tokens
 from odesteer.models.loading import load_model
 
@@ -26,11 +26,11 @@ def once(model: str, contrast: ods.Contrast, tmp_path: Path) -> ods.Shards:
     ("n", "m", "rows"), [(20, 24, 12), (1, 1, 2), (1, 9, 2), (7, 7, 100), (1000, 3, 8)]
 )
 def test_every_text_is_in_one_shard_and_both_classes_in_each(n: int, m: int, rows: int) -> None:
-    found = parts(n, m, rows)
-    assert [i for part in found for i in part.positive] == list(range(n))
-    assert [i for part in found for i in part.negative] == list(range(m))
-    assert all(part.positive and part.negative for part in found)
-    assert all(part.weight <= rows + 1 for part in found) or len(found) == min(n, m)
+    plan = parts(n, m, rows)
+    assert [i for part in plan for i in part.positive] == list(range(n))
+    assert [i for part in plan for i in part.negative] == list(range(m))
+    assert all(part.positive and part.negative for part in plan)
+    assert all(part.weight <= rows + 1 for part in plan) or len(plan) == min(n, m)
 
 
 def test_a_shard_is_what_activations_gives_of_its_texts(
@@ -39,11 +39,11 @@ def test_a_shard_is_what_activations_gives_of_its_texts(
     net, tokenizer = load_model(model)
     assert len(once) == once.computed == 4
     for shard in once:
-        some = ods.Contrast(
+        texts = ods.Contrast(
             tuple(contrast.positive[i] for i in shard.positive),
             tuple(contrast.negative[i] for i in shard.negative),
         )
-        expected = ods.activations(net, tokenizer, some, LAYERS)
+        expected = ods.activations(net, tokenizer, texts, LAYERS)
         for layer, (positive, negative) in shard.layers.items():
             assert torch.equal(positive, expected[layer][0])
             assert torch.equal(negative, expected[layer][1])
@@ -56,10 +56,10 @@ def test_one_shard_of_all_is_what_activations_gives(
     loaded = load_model(model)
     shards = ods.extract_shards(loaded, contrast, [-1, 1], tmp_path / "all", tokens=tokens)
     expected = ods.activations(*loaded, contrast, [1, -1], tokens=tokens)
-    found = shards.load()
-    assert list(found) == [1, tiny.DEPTH - 1]
+    by_layer = shards.load()
+    assert list(by_layer) == [1, tiny.DEPTH - 1]
     for layer, classes in expected.items():
-        assert all(map(torch.equal, found[layer], classes))
+        assert all(map(torch.equal, by_layer[layer], classes))
         assert all(map(torch.equal, shards.load(layer), classes))
 
 
@@ -74,7 +74,7 @@ def test_killed_before_and_after_a_shard_is_whole_it_goes_on(
     once: ods.Shards, model: str, file: Path, contrast: ods.Contrast, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    for kill_at, when, whole in ((1, "cut off", 0), (1, "whole", 1), (2, "cut off", 2)):
+    for kill_at, when, whole in ((1, "whole", 1), (2, "cut off", 2)):
         process = start(model, file, folder, kill_at=kill_at, when=when)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -131,9 +131,9 @@ def test_whoever_joins_computes_with_as_many_threads(
 def test_another_extraction_is_refused_with_what_differs(
     once: ods.Shards, model: str, contrast: ods.Contrast
 ) -> None:
-    def extract(net: object = model, some: ods.Contrast = contrast, **others: object) -> None:
-        asked: dict[str, object] = {"layer": LAYERS, "rows_per_shard": ROWS, **others}
-        ods.extract_shards(net, some, out=once.path, **asked)  # type: ignore[arg-type]
+    def extract(net: object = model, texts: ods.Contrast = contrast, **others: object) -> None:
+        options: dict[str, object] = {"layer": LAYERS, "rows_per_shard": ROWS, **others}
+        ods.extract_shards(net, texts, out=once.path, **options)  # type: ignore[arg-type]
 
     again = r"holds another extraction: it differs in {}.*Choose another --out"
     with pytest.raises(ValueError, match=again.format(r"layers \(there \[1, 2\], here \[1\]\)")):
@@ -141,7 +141,7 @@ def test_another_extraction_is_refused_with_what_differs(
     with pytest.raises(ValueError, match=again.format(r"layers \(there \[1, 2\], here \[2, 3\]")):
         extract(layer=[-1, -2])
     with pytest.raises(ValueError, match=again.format(r"contrast\.")):
-        extract(some=ods.Contrast(contrast.positive[:-1], contrast.negative))
+        extract(texts=ods.Contrast(contrast.positive[:-1], contrast.negative))
     with pytest.raises(ValueError, match=again.format(r"tokens \(there 'last', here 'mean'\)")):
         extract(tokens="mean")
     with pytest.raises(ValueError, match=again.format("rows_per_shard")):

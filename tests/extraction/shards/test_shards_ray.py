@@ -12,10 +12,10 @@ from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray
 
 import odesteer as ods
-from odesteer.common.jobs.job import Job
-from odesteer.common.jobs.ray import cluster as on_cluster
-from odesteer.extraction.shards.directory import ShardFolder
-from odesteer.extraction.shards.worker import Extraction
+from odesteer.common.jobs import Job
+from odesteer.common.jobs import cluster as on_cluster
+from odesteer.extraction.extract_shards import Extraction
+from odesteer.extraction.shards import ShardFolder
 
 pytestmark = [pytest.mark.slow, needs_ray, pytest.mark.usefixtures("joined")]
 
@@ -66,22 +66,14 @@ def test_a_worker_that_is_killed_is_replaced(
                     else:
                         os.kill(os.getpid(), signal.SIGKILL)
 
+                def close(self) -> None:
+                    worker.close()
+
             return Worker()
 
     folder = ShardFolder(tmp_path / "ray")
-    task = Extraction(
-        model,
-        contrast,
-        (1, 2),
-        folder.path,
-        ods.__version__,
-        tokens="last",
-        site="residual",
-        max_tokens=None,
-        batch_tokens=None,
-        rows_per_shard=ROWS,
-    )
-    assert on_cluster(Job(task.parts, folder, Dies(task), lambda: True)) == 4
+    task = Extraction(model, contrast, (1, 2), folder.path, rows_per_shard=ROWS)
+    assert on_cluster(Job(task.parts, folder, Dies(task))) == 4
     assert mark.exists()
     assert equal(once.path, folder.path)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from odesteer import __version__
-from odesteer.common.jobs.job import Job
-from odesteer.common.jobs.local import ENGINES
+from odesteer.common.jobs import ENGINES, Job
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
 from odesteer.evaluation.experiment import generators
@@ -78,10 +77,10 @@ def run(
         experiment: see `odesteer.evaluation.experiment.parse_toml`.
         out: the run directory; new, or this experiment's.
         data: folder of the benchmarks, see `odesteer.evaluation.benchmarks.load_benchmark`.
-        engine: one of `odesteer.common.jobs.local.ENGINES`.
+        engine: one of `odesteer.common.jobs.ENGINES`.
         say: called with a line before anything slow.
         progress: called with (work done, work in all), of all processes.
-        workers: number of processes, where the engine has several (`odesteer.common.jobs.ray`).
+        workers: number of processes, for the engine "ray".
         backend: source of generations, see `odesteer.evaluation.experiment.generators`.
 
     Raises:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,23 +80,23 @@ class ActivationCache:
     def __init__(self, folder: Path, model: nn.Module, site: str, tokens: str):
         self._root = folder
         self._model = folder / fingerprint(model)
-        self._place = self._model / f"{site}-{tokens}"
+        self._folder = self._model / f"{site}-{tokens}"
         self._about = _about(model)
         self._limit = size_limit()  # raises before anything is computed
         self._writes = True
         self._wrote = False
-        self._found: dict[str, list[Path]] = {}
+        self._files: dict[str, list[Path]] = {}
         with suppress(OSError):
-            for path in sorted([*self._model.iterdir(), *self._place.iterdir()]):
+            for path in sorted([*self._model.iterdir(), *self._folder.iterdir()]):
                 if is_temporary(path.name):
                     remove_if_abandoned(path)
                 else:
-                    self._found.setdefault(path.name.split(".")[0], []).append(path)
+                    self._files.setdefault(path.name.split(".")[0], []).append(path)
 
     def get(self, batch: Content, layers: Sequence[int]) -> dict[int, Tensor]:
         """Return the cached layers of a batch, [b, d] float32 each."""
         known: dict[int, Tensor] = {}
-        for path in self._found.get(batch.key(), []):
+        for path in self._files.get(batch.key(), []):
             missing = [layer for layer in layers if layer not in known]
             if not missing:
                 break
@@ -128,10 +128,10 @@ class ActivationCache:
             warnings.warn(f"Activations are not cached: {error}.", stacklevel=4)
 
     def _write(self, name: str, payload: bytes) -> None:
-        self._place.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         if not (self._model / MODEL).exists():
             write_whole(self._model / MODEL, json.dumps(self._about).encode())
-        write_whole(self._place / name, payload, tidy=False)
+        write_whole(self._folder / name, payload, tidy=False)
 
     def close(self) -> None:
         """Trim the cache to its size limit if it grew."""
@@ -149,13 +149,18 @@ def _read(path: Path, layers: Sequence[int], size: int) -> dict[int, Tensor]:
         tensors = {}
         for layer in layers:
             if str(layer) in names:
-                value = file.get_tensor(str(layer))
-                right = value.dtype == torch.float32 and value.dim() == 2 and len(value) == size
-                if not right or digest(value) != about.get(f"sum:{layer}"):
-                    raise ValueError("damaged")
                 # Not a view of the file, which may be removed while it is in use.
-                tensors[layer] = value.clone()
+                tensors[layer] = checked(file, layer, size, about.get(f"sum:{layer}")).clone()
         return tensors
+
+
+def checked(file: Any, layer: int, size: int, checksum: str | None) -> Tensor:
+    """Read a layer [size, d] from an open file; ValueError if it is not what was written."""
+    value: Tensor = file.get_tensor(str(layer))
+    matrix = value.dtype == torch.float32 and value.dim() == 2 and len(value) == size
+    if not matrix or digest(value) != checksum:
+        raise ValueError(f"layer {layer} does not match its checksum")
+    return value
 
 
 def digest(value: Tensor) -> str:

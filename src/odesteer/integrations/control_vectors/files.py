@@ -36,6 +36,8 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Vectors:
     """Read the control vectors of a file; nothing in it is executed.
 
+        steering = read_vectors("happy.gguf").steering(strength=0.5)
+
     Args:
         path: .gguf, .svec or .safetensors.
         as_extracted: for a GGUF file of llama.cpp's own generator, see `.gguf`.
@@ -67,6 +69,8 @@ def read_vectors(path: str | os.PathLike[str], as_extracted: bool = False) -> Ve
 
 def write_vectors(vectors: Vectors, path: str | os.PathLike[str]) -> Path:
     """Write control vectors in the format of the file's suffix, completely or not at all.
+
+        write_vectors(vectors_of(repeng_vector), "happy.safetensors")
 
     Raises:
         ValueError: for another suffix, or vectors that the format cannot hold.
@@ -103,8 +107,8 @@ def _numbers(layer: str, value: Any) -> Tensor:
 
 def _read_safetensors(file: BinaryIO) -> Vectors:
     notes = check_header(file, _DTYPES)
-    kind = notes.pop("model_type", None)
-    return Vectors(by_layer(load(file.read()).items()), kind, notes)
+    directions = by_layer(load(file.read()).items())
+    return Vectors(directions, notes.pop("model_type", None), notes)
 
 
 def _write_svec(vectors: Vectors, path: Path) -> None:

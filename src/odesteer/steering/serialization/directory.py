@@ -105,6 +105,9 @@ def _sha256(file: BinaryIO) -> str:
 def dose_to_json(dose: Dose) -> dict[str, Any]:
     """Convert a dose to JSON values.
 
+        >>> dose_to_json(as_dose(0.5))
+        {'type': 'time', 'amount': 0.5}
+
     Raises:
         ValueError: for one that belongs to the rows of a batch.
     """

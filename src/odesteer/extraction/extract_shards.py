@@ -1,4 +1,4 @@
-"""Extraction of a contrast's activations by many processes.
+"""Extraction of a contrast's activations by many processes, into a directory of shards.
 
     shards = extract_shards("smollm2", contrast, [10, 14], "activations")
     positive, negative = shards.load(14)
@@ -17,27 +17,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from odesteer.common.jobs.job import Job
-from odesteer.common.jobs.local import ENGINES
+from odesteer import __version__
+from odesteer.common.jobs import ENGINES, Job
 from odesteer.common.registry import lookup
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress, default_batch_tokens, extract
-from odesteer.extraction.shards.dataset import Shards
-from odesteer.extraction.shards.directory import (
-    KEYS,
+from odesteer.extraction.shards import (
     ROWS,
     SCHEMA,
     ShardFolder,
     ShardPlan,
+    Shards,
     parts,
     read_about,
-    refuse_another,
 )
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
 from odesteer.models.capture import Site
@@ -49,31 +48,28 @@ from odesteer.models.loading import Say, load_model
 
 @dataclass(frozen=True)
 class Extraction:
-    """Description of an extraction.
+    """Description of an extraction and, once started, the worker that computes its shards.
 
     Attributes:
-        model: a name, as `odesteer.models.loading.load_model` takes it, or (model, tokenizer).
-        contrast: the texts.
-        layers: block indices, negative from the end.
+        model: a name, or (model, tokenizer).
         path: the directory.
-        version: of this library.
-        tokens, site, max_tokens, batch_tokens: see `odesteer.activations`.
-        rows_per_shard: see `odesteer.extraction.shards.directory`.
-        dtype, revision: of a model that is loaded.
+        threads: number of threads of the directory; None where it does not matter.
+
+    The others are those of `extract_shards`.
     """
 
-    model: str | tuple[nn.Module, Any]
+    model: Any
     contrast: Contrast
     layers: tuple[int, ...]
     path: Path
-    version: str
-    tokens: Tokens
-    site: Site
-    max_tokens: int | None
-    batch_tokens: int | None
-    rows_per_shard: int
+    tokens: Tokens = "last"
+    site: Site = "residual"
+    max_tokens: int | None = None
+    batch_tokens: int | None = None
+    rows_per_shard: int = ROWS
     dtype: str = "auto"
     revision: str | None = None
+    threads: int | None = None
 
     @property
     def parts(self) -> tuple[ShardPlan, ...]:
@@ -82,27 +78,26 @@ class Extraction:
 
     def known(self) -> dict[str, Any]:
         """Describe the extraction as far as it is known without the model."""
-        optional = {
-            "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
-            "batch_tokens": self.batch_tokens,
-        }
-        return {
-            "schema": SCHEMA,
-            "version": self.version,
+        # In the order in which errors name what differs, the plainest first.
+        about = {
             "contrast": {
                 "sha256": self.contrast.sha256,
                 "positive": len(self.contrast.positive),
                 "negative": len(self.contrast.negative),
             },
+            "layers": sorted(set(self.layers)) if min(self.layers) >= 0 else None,
             "tokens": self.tokens,
             "site": self.site,
-            "max_tokens": self.max_tokens,
             "rows_per_shard": self.rows_per_shard,
-            **{name: value for name, value in optional.items() if value is not None},
+            "batch_tokens": self.batch_tokens,
+            "version": __version__,
+            "schema": SCHEMA,
         }
+        known = {name: value for name, value in about.items() if value is not None}
+        return {**known, "max_tokens": self.max_tokens}
 
-    def start(self, say: Callable[[str], None] | None = None) -> "ShardWorker":
-        """Load the model and write the description of the extraction.
+    def start(self, say: Callable[[str], None] | None = None) -> "Extraction":
+        """Load the model, write the description, and return the worker.
 
         Raises:
             ValueError: for another extraction's directory, a layer that the model does not have,
@@ -124,65 +119,48 @@ class Extraction:
             layers=tuple(sorted({layer_index(model, layer) for layer in self.layers})),
             batch_tokens=self.batch_tokens or default_batch_tokens(device),
         )
-        folder = ShardFolder(self.path)
-        about = {
+        compared = {
             **settled.known(),
-            "model": model_name(model),
-            "model_fingerprint": fingerprint(model),
             "tokenizer": _tokenizer(tokenizer),
             "machine": _machine(device),
+            "model_fingerprint": fingerprint(model),
+        }
+        # Not compared: later processes take over the threads, and a name may change.
+        noted = {
+            "model": model_name(model),
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
         }
-        folder.begin(about, KEYS)
-        return ShardWorker(settled, folder, model, tokenizer, read_about(self.path)["threads"])
-
-
-@dataclass(frozen=True)
-class ShardWorker:
-    """Worker that computes shards.
-
-    Attributes:
-        extraction: its description.
-        folder: directory of the shards.
-        model, tokenizer: in memory.
-        threads: number of threads of the directory; None where it does not matter.
-    """
-
-    extraction: Extraction
-    folder: ShardFolder
-    model: Any
-    tokenizer: Any
-    threads: int | None
-
-    def close(self) -> None:
-        """Do nothing: no other process was started."""
+        ShardFolder(self.path).begin({**compared, **noted}, list(compared))
+        threads = read_about(self.path)["threads"]
+        return replace(settled, model=(model, tokenizer), threads=threads)
 
     def compute(self, number: int) -> None:
-        """Compute and write a shard."""
-        what = self.extraction
-        part = what.parts[number]
-        positive, negative = (
-            examples[indices.start : indices.stop]
-            for examples, indices in (
-                (what.contrast.positive, part.positive),
-                (what.contrast.negative, part.negative),
-            )
+        """Compute and write a shard, by what `start` returned."""
+        model, tokenizer = self.model
+        part = self.parts[number]
+        contrast = Contrast(
+            self.contrast.positive[part.positive.start : part.positive.stop],
+            self.contrast.negative[part.negative.start : part.negative.stop],
+            self.contrast.template,
         )
-        contrast = Contrast(positive, negative, what.contrast.template)
         with warnings.catch_warnings(), _threads(self.threads):
             # The shard remembers how many were cut, and the sum is said once.
             warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts are longer than")
-            tokenized = texts(self.model, self.tokenizer, contrast, what.tokens, what.max_tokens)
+            tokenized = texts(model, tokenizer, contrast, self.tokens, self.max_tokens)
             rows = extract(
-                self.model,
+                model,
                 tokenized.rows,
-                what.layers,
+                self.layers,
                 tokens=tokenized.tokens,
-                site=what.site,
+                site=self.site,
                 starts=tokenized.starts,
-                batch_tokens=what.batch_tokens,
+                batch_tokens=self.batch_tokens,
             )
-        self.folder.write(part, dict(zip(what.layers, rows, strict=True)), tokenized.truncated)
+        layers = dict(zip(self.layers, rows, strict=True))
+        ShardFolder(self.path).write(part, layers, tokenized.truncated)
+
+    def close(self) -> None:
+        """Do nothing: no other process was started."""
 
 
 @contextmanager
@@ -208,14 +186,12 @@ def _tokenizer(tokenizer: Any) -> str:
 
 def _machine(device: torch.device) -> dict[str, str]:
     """Describe what rounding depends on; the fingerprint holds it as well, as a hash."""
-    import transformers
-
     gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if gpu else torch.backends.cpu.get_cpu_capability()
     return {
         "device": f"{device.type} {kind}",
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
     }
 
 
@@ -239,6 +215,9 @@ def extract_shards(
 ) -> Shards:
     """Extract what is left of a contrast's activations; return once all are there.
 
+        shards = ods.extract_shards("smollm2", contrast, [10, 14], "activations")
+        positive, negative = shards.load(14)
+
     Args:
         model: a name, as `odesteer.models.loading.load_model` takes it; or (model, tokenizer), for
             the engine "local".
@@ -258,7 +237,7 @@ def extract_shards(
         ValueError: for another extraction's directory (names what differs), a layer the model
             does not have, or a model that something hooks into.
     """
-    work = lookup(ENGINES, engine, "engine")
+    compute = lookup(ENGINES, engine, "engine")
     layers = (layer,) if isinstance(layer, int) else tuple(layer)
     if not layers:
         raise ValueError("layer is an empty list; name at least one block.")
@@ -267,15 +246,11 @@ def extract_shards(
             'The engine "ray" loads the model on every node: give its name or directory instead of '
             "(model, tokenizer)."
         )
-    from odesteer import __version__
-
-    path = Path(out)
     extraction = Extraction(
         model,
         contrast,
         layers,
-        path.resolve(),
-        __version__,
+        Path(out).resolve(),
         check_tokens(tokens),
         site,
         max_tokens,
@@ -284,10 +259,9 @@ def extract_shards(
         dtype,
         revision,
     )
-    parts = extraction.parts
+    units, folder = extraction.parts, ShardFolder(Path(out))
     # Before a model is loaded, as far as possible without one.
-    refuse_another(path, extraction.known())
-    folder = ShardFolder(path)
-    job = Job(parts, folder, extraction, lambda: True, say, progress, workers)
-    computed = work(job)
-    return replace(Shards.open(path), computed=computed)
+    folder.refuse_other(extraction.known())
+    job = Job(units, folder, extraction, say=say, progress=progress, workers=workers)
+    computed = compute(job)
+    return replace(Shards.open(out), computed=computed)

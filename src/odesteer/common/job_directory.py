@@ -7,6 +7,7 @@
 There is no other record: a unit is left to do if its file is missing.
 """
 
+import copy
 import json
 import math
 import time
@@ -21,7 +22,6 @@ from odesteer.common.files import write_whole
 from odesteer.common.limits import read_json
 
 CLAIMS = "claims"
-WAIT = 0.5  # seconds between looks at units that other processes hold
 
 
 class Claim:
@@ -77,8 +77,18 @@ class WorkFolder:
 
     def __init__(self, path: Path, about: str, parts: tuple[str, str]):
         self.path = path
-        self.about = path / about
-        self._parts, self._suffix = path / parts[0], parts[1]
+        self._about, self._parts, self._suffix = about, *parts
+
+    @property
+    def about(self) -> Path:
+        """Path of the file that describes the work."""
+        return self.path / self._about
+
+    def resolved(self) -> "WorkFolder":
+        """Return the same directory by its absolute path, for processes elsewhere."""
+        other = copy.copy(self)
+        other.path = self.path.resolve()
+        return other
 
     def begin(self, about: Mapping[str, Any], keys: Sequence[str]) -> None:
         """Write the description of the work, or check the one that is there.
@@ -86,24 +96,19 @@ class WorkFolder:
         Raises:
             ValueError: if the directory is other work's; names which of the `keys` differ.
         """
-        for folder in (self._parts, self.path / CLAIMS):
+        for folder in (self.path / self._parts, self.path / CLAIMS):
             folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            refuse_other(self.about, about, keys)
-            if self.about.is_file():
-                return
-            # Only one process writes it, since entries that are not compared may differ.
-            claim = Claim.take(self.path / CLAIMS / "begin")
-            if claim is None:
-                time.sleep(WAIT)
-                continue
-            with claim:
-                if not self.about.is_file():
-                    write_whole(self.about, line(about))
+        # Only one process writes it, since entries that are not compared may differ.
+        while (claim := Claim.take(self.path / CLAIMS / "begin")) is None:
+            time.sleep(0.05)
+        with claim:
+            if not self.about.is_file():
+                write_whole(self.about, line(about))
+        refuse_other(self.about, about, keys)
 
     def part(self, number: int) -> Path:
         """Return the file of a unit."""
-        return self._parts / f"{number:05d}{self._suffix}"
+        return self.path / self._parts / f"{number:05d}{self._suffix}"
 
     def done(self, number: int) -> bool:
         return self.part(number).is_file()
@@ -115,16 +120,8 @@ class WorkFolder:
             claim.release()
             return None
         if claim is not None:
-            for cut_off in self._parts.glob(f".{self.part(number).name}.*"):
+            for cut_off in (self.path / self._parts).glob(f".{self.part(number).name}.*"):
                 cut_off.unlink(missing_ok=True)  # by a writer that was killed: the unit is ours
-        return claim
-
-    def sign(self, name: str) -> Claim:
-        """Take a new claim by whose file other machines recognise a shared directory."""
-        path = self.path / CLAIMS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        claim = Claim.take(path)
-        assert claim is not None, "the name is new"
         return claim
 
 

@@ -1,1 +1,0 @@
-"""Jobs that several processes or machines compute into one directory."""
