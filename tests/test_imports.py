@@ -36,8 +36,6 @@ LATE = {
     "extraction/pooling.py",
     # The package itself, for its version.
     "extraction/shards/worker.py",
-    # To be moved to the top of the file.
-    "evaluation/judges/perplexity.py",
 }
 
 

@@ -14,9 +14,13 @@ from torch import nn
 
 import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
-from odesteer.evaluation.scoring import divergence as damage
 from odesteer.evaluation.scoring import packing
-from odesteer.evaluation.scoring.score_texts import LayerCache, baselines
+from odesteer.evaluation.scoring.score_texts import (
+    Damage,
+    LayerCache,
+    baselines,
+    measure_damage,
+)
 from odesteer.evaluation.selection import (
     Trial,
     Tuned,
@@ -75,15 +79,15 @@ def texts(*lengths: tuple[int, int]) -> list[packing.GivenText]:
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_dose_zero_does_exactly_no_damage(name: str) -> None:
     zero = tiny.quadratic(layer=2).with_strength(ods.Angle(0.0))
-    [none] = damage.measure(tiny.model(name), texts((5, 4), (3, 6), (1, 1)), [zero])
-    assert none == damage.Damage(0.0, 0.0, 1.0, 11)
+    [none] = measure_damage(tiny.model(name), texts((5, 4), (3, 6), (1, 1)), [zero])
+    assert none == Damage(0.0, 0.0, 1.0, 11)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_damage_is_that_of_a_steered_model_that_says_the_same_words(name: str) -> None:
     net, written = tiny.model(name), texts((5, 4), (3, 6), (1, 2))
     steerings = [tiny.quadratic(layer=1), tiny.constant(layer=2, strength=0.3)]
-    found = damage.measure(net, written, steerings)
+    found = measure_damage(net, written, steerings)
     for steering, one in zip(steerings, found, strict=True):
         divergence, surprise = [], []
         for text in written:
@@ -160,14 +164,14 @@ def test_a_large_vocabulary_makes_small_batches() -> None:
 
 def test_a_continuation_is_greedy_and_ends_with_the_end_token(net: nn.Module) -> None:
     prompts = [tiny.prompt(length, seed=length)[0].tolist() for length in (2, 5)]
-    full = damage.continuations(net, tiny.tokenizer(), prompts, 6)
+    full = packing.continuations(net, tiny.tokenizer(), prompts, 6)
     for text in full:
         assert len(text.answer) == 6
         assert word_by_word(net, text).argmax(dim=-1).tolist() == text.answer
     end = full[1].answer[2]
     ending = tiny.model()
     ending.generation_config.eos_token_id = end
-    cut = damage.continuations(ending, tiny.tokenizer(), prompts, 6)
+    cut = packing.continuations(ending, tiny.tokenizer(), prompts, 6)
     assert cut[1].answer == full[1].answer[: full[1].answer.index(end) + 1]
 
 

@@ -17,7 +17,7 @@ from odesteer.common.jobs.local import ENGINES
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
 from odesteer.evaluation.experiment import generators
-from odesteer.evaluation.experiment import units as unit_lines
+from odesteer.evaluation.experiment.cases import describe_judges
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Condition, Plan, plan
 from odesteer.evaluation.experiment.run_directory import KEYS, SCHEMA, RunFolder, refuse_another
@@ -43,7 +43,7 @@ def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) 
         "schema": SCHEMA,
         **about,
         "model": describe_model(model, tokenizer),
-        "judges": unit_lines.describe_judges(planned.experiment.judges),
+        "judges": describe_judges(planned.experiment.judges),
         "conditions": [_condition(one) for one in planned.conditions],
     }
 
@@ -94,7 +94,8 @@ def run(
         "config": experiment.to_json(),
         "version": __version__,
         "backend": generator,
-        **_asked(planned, benchmark),
+        "benchmark": describe_benchmark(benchmark),
+        "folds": [fold.as_dict() for fold in planned.folds],
     }
     refuse_another(out, known)
     folder = RunFolder(out, len(planned.units))
@@ -180,15 +181,13 @@ def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
     return {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
 
 
-def _asked(planned: Plan, benchmark: Benchmark) -> dict[str, Any]:
+def describe_benchmark(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a report says of a benchmark, as JSON values."""
     return {
-        "benchmark": {
-            "name": benchmark.name,
-            "source": benchmark.source,
-            "files": dict(benchmark.files),
-            "notes": list(benchmark.notes),
-            "metrics": list(benchmark.metrics),
-            "wanted": dict(benchmark.wanted),
-        },
-        "folds": [fold.as_dict() for fold in planned.folds],
+        "name": benchmark.name,
+        "source": benchmark.source,
+        "files": dict(benchmark.files),
+        "notes": list(benchmark.notes),
+        "metrics": list(benchmark.metrics),
+        "wanted": dict(benchmark.wanted),
     }

@@ -22,6 +22,8 @@ from odesteer.data import Example
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
 from odesteer.evaluation.judges.local_models import causal, limit, too_long
+from odesteer.evaluation.scoring.packing import PromptWithAnswers, as_text
+from odesteer.evaluation.scoring.score_texts import score_texts
 from odesteer.models.chat_template import encode
 from odesteer.steering import Steering
 
@@ -91,21 +93,14 @@ class KLToUnsteered(Judge):
     template: str = "auto"
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
-        from odesteer.evaluation.scoring.divergence import compare
-        from odesteer.evaluation.scoring.packing import as_text
-
+        scores: list[Score] = [Score(None, EMPTY)] * len(generations)
         texts = {}
         for i, (case, generation) in enumerate(zip(cases, generations, strict=True)):
             example = Example(case.prompt, generation.strip(), case.group)
             text = as_text(self.tokenizer, example, self.template) if generation.strip() else None
             if text is not None:
-                texts[i] = text
-        scores: list[Score] = [Score(None, EMPTY)] * len(generations)
-        if self.steering is None:
-            shifts = [0.0] * len(texts)
-        else:
-            [tokens] = compare(self.model, list(texts.values()), [self.steering])
-            shifts = [float(scores.kl.double().mean()) for scores in tokens]
-        for i, value in zip(texts, shifts, strict=True):
-            scores[i] = Score(value)
+                texts[i] = PromptWithAnswers(text.prompt, [text.answer])
+        [rows] = score_texts(self.model, list(texts.values()), [self.steering], packed=False)
+        for i, [score] in zip(texts, rows, strict=True):
+            scores[i] = Score(score.kl / score.tokens)
         return scores
