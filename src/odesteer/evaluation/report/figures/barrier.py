@@ -15,7 +15,6 @@ from odesteer.evaluation.report.figures.style import (
     label_ends,
     look,
 )
-from odesteer.evaluation.report.plots import draw_flow
 from odesteer.evaluation.report.rows import method_rank, name_of
 from odesteer.evaluation.report.run import Run
 from odesteer.evaluation.report.tables import held_out
@@ -46,10 +45,12 @@ def flow_drawing(run: Run) -> Drawing | None:
             distance, h = paths[name][0], np.concatenate(paths[name][1], axis=1)
             condition = run.conditions[name]
             colour = look(condition.method).colour
-            draw_flow(axes, distance, {name_of(condition): (colour, h)})
+            low, middle, high = np.quantile(h, [0.1, 0.5, 0.9], axis=1)
+            axes.plot(distance, middle, color=colour, linewidth=2)
+            axes.fill_between(distance, low, high, color=colour, alpha=0.15, linewidth=0)
             ends.append((distance[-1], float(np.median(h[-1])), name_of(condition), colour))
-        for note in list(axes.texts):
-            note.remove()  # the line is named where all are
+        axes.axhline(0.0, color="#999999", linewidth=0.8)
+        axes.set(xlabel="path length / ‖a‖", ylabel="log-odds h(a) of the wanted class")
         label_ends(axes, ends, zero="h = 0")
     rows = max(sum(h.shape[1] for h in arrays) for _, arrays in paths.values())
     caption = (
