@@ -177,7 +177,9 @@ _SPECIAL = {
 
 def latex(reports: Sequence[Report]) -> str:
     """Write every table of every report, each as a float."""
-    tables = [_latex_table(one, report.run.title) for report in reports for one in report.tables]
+    tables = [
+        _latex_table(table, report.run.title) for report in reports for table in report.tables
+    ]
     return "\n\n".join([_HEADER, *tables]) + "\n"
 
 
