@@ -278,8 +278,8 @@ class CaseScorer:
         samples, words = self.experiment.samples, condition.instructed
         indices, plain, prompted = [], [], []
         for number, case in enumerate(cases):
-            places = range(number * samples, (number + 1) * samples)
-            kept = [i for i in places if generations[i].strip()]
+            indices_of_case = range(number * samples, (number + 1) * samples)
+            kept = [i for i in indices_of_case if generations[i].strip()]
             if not kept:
                 continue
             texts = [generations[i] for i in kept]

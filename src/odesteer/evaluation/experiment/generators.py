@@ -165,7 +165,7 @@ class VLLMGenerator:
             # Compiling takes minutes there and gains little.
             return {**settings, "enforce_eager": True}
         free, total = torch.cuda.mem_get_info()
-        deciding = any(part.data_dependent for one in wanted for part in one.parts)
+        deciding = any(part.data_dependent for each in wanted for part in each.parts)
         return {
             **settings,
             "gpu_memory_utilization": SHARE * free / total,

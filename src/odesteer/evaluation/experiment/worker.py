@@ -99,6 +99,10 @@ class Worker:
             if unit.kind == "choice"
         }
 
+    def compute(self, number: int) -> None:
+        """Compute a unit and write its lines."""
+        self._folder.finish(number, self.lines(self._plan.units[number]))
+
     def lines(self, unit: Unit) -> list[Line]:
         """Compute the lines of a unit."""
         kinds: dict[str, Callable[[Unit], list[Line]]] = {

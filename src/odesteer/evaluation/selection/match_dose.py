@@ -127,7 +127,7 @@ def match_damage(
 def _next(tried: list[tuple[float, float]], value: float, power: float) -> float:
     """Return the dose to measure next, from (dose, damage) in order of the dose."""
     # The first crossing counts: damage may fall again far out.
-    above = next((i for i, (_, found) in enumerate(tried) if found >= value), len(tried))
+    above = next((i for i, (_, damage) in enumerate(tried) if damage >= value), len(tried))
     low = tried[above - 1] if above > 0 else None
     high = tried[above] if above < len(tried) else None
     if low is not None and high is not None:
@@ -138,16 +138,16 @@ def _next(tried: list[tuple[float, float]], value: float, power: float) -> float
         # Not at an end, where nothing new would be learnt.
         width = (high[0] / low[0]) ** 0.1
         return min(max(guess, low[0] * width), high[0] / width)
-    dose, found = high if high is not None else tried[-1]
-    if found <= 0.0:
+    dose, damage = high if high is not None else tried[-1]
+    if damage <= 0.0:
         return 4.0 * dose
     if len(tried) > 1:
         # The measured power, from the two nearest.
-        (one, at_one), (other, at_other) = tried[:2] if high is not None else tried[-2:]
-        slope = math.log(at_other / at_one) / math.log(other / one) if at_one > 0 else 0.0
+        (left, at_left), (right, at_right) = tried[:2] if high is not None else tried[-2:]
+        slope = math.log(at_right / at_left) / math.log(right / left) if at_left > 0 else 0.0
         power = slope if slope > 0.1 else power
-    return float(dose * min(max((value / found) ** (1.0 / power), 0.1), 10.0))
+    return float(dose * min(max((value / damage) ** (1.0 / power), 0.1), 10.0))
 
 
-def _apart(found: float, value: float) -> float:
-    return abs(math.log(found / value)) if found > 0 else math.inf
+def _apart(damage: float, value: float) -> float:
+    return abs(math.log(damage / value)) if damage > 0 else math.inf
