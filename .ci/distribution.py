@@ -13,7 +13,7 @@ from pathlib import Path
 
 # No file of ours is larger, so one that is has been left there by mistake.
 LARGEST = 2**20
-IN_WHEEL = {".py", ".pyi", ".typed", ".jsonl", ".css", ".js"}
+IN_WHEEL = {".py", ".pyi", ".typed", ".jsonl", ".css", ".js", ".j2"}
 STRANGERS = ("__pycache__", ".pyc", "odesteer-demo", "/site/", "/runs/", ".safetensors", ".gguf")
 # Steerings of version 0.1.0, which a test reads.
 ALLOWED = "/tests/saved_0_1_0/"

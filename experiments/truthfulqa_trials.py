@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
-from odesteer.evaluation.experiment.multiple_choice import scores_of
-from odesteer.evaluation.experiment.units import with_choices
+from odesteer.evaluation.experiment.cases import choice_scores, with_answers
+from odesteer.evaluation.metrics import answers
 from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import TextScore, score_texts
 from odesteer.fitting import fit
-from odesteer.fitting.kl_budget import match_damage
+from odesteer.fitting.match_dose import match_damage
 from odesteer.methods import METHODS
 from odesteer.models.loading import load_model
 from odesteer.ode import Angle, Dose, Target
@@ -58,7 +58,7 @@ def main() -> None:
     model, tokenizer = load_model("smollm2")
     cases = list(benchmark.examples(trial))
     generator.shuffle(cases)
-    asked = [with_choices(tokenizer, benchmark, case) for case in cases]
+    asked = [with_answers(tokenizer, benchmark, case, answers(case)) for case in cases]
     unsteered = scored(cases, score_texts(model, asked, [None], compare=False)[0])
     print("unsteered", *(f"{name} {value.mean():.3f}" for name, value in unsteered.items()))
     reference: dict[str, dict[str, np.ndarray]] = {}
@@ -115,7 +115,7 @@ def matched(
 
 
 def scored(cases: list[Any], heard: list[list[TextScore]]) -> dict[str, np.ndarray]:
-    found = [scores_of(case, own) for case, own in zip(cases, heard, strict=True)]
+    found = [choice_scores(case, own) for case, own in zip(cases, heard, strict=True)]
     return {name: np.array([row[name] for row in found]) for name in ("mc1", "mc2", "mc3")}
 
 

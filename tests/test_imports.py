@@ -33,8 +33,9 @@ LATE = {
     "evaluation/selection/result.py",
     # transformers takes seconds, and whoever has a model has imported it.
     "extraction/extract.py",
-    # To be moved to the top of the file.
-    "evaluation/judges/perplexity.py",
+    "extraction/pooling.py",
+    # The package itself, for its version.
+    "extraction/shards/worker.py",
 }
 
 

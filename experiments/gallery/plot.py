@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from odesteer.common.files import write_whole
-from odesteer.common.palette import BLUE, VERMILION
-from odesteer.evaluation.report.plots import STYLE  # which draws without a window system
+from odesteer.common.palette import BLUE, STYLE, VERMILION
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
 WANTED, UNWANTED = BLUE, VERMILION

@@ -1,11 +1,9 @@
 """A KL budget becomes the dose that has it, on texts that the direction was not fitted on."""
 
-import numpy as np
 import pytest
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.fitting.kl_budget import match_damage
 
 NOUNS = ("mat", "tree", "moon")
 WANTED = [("the cat", f"{verb} on the {noun}") for verb in ("sat", "ran") for noun in NOUNS]
@@ -37,30 +35,3 @@ def test_the_dose_has_the_budget_on_held_out_texts(method: str, layer: int | lis
     expected = ods.Time if method == "linear-act" else ods.Angle
     assert all(isinstance(part.strength, expected) for part in steering.parts)
     assert len({part.strength for part in steering.parts}) == 1
-
-
-@pytest.mark.parametrize("power", [0.7, 1.0, 2.0, 3.5])
-@pytest.mark.parametrize("value", [1e-3, 0.2, 30.0])
-def test_a_dose_is_found_whatever_power_damage_grows_with(power: float, value: float) -> None:
-    measured = []
-
-    def damage(dose: float) -> float:
-        measured.append(dose)
-        return 3.0 * dose**power + 0.1 * dose ** (power + 1)
-
-    dose, found = match_damage(damage, value, start=0.1, power=2.0, most=20)
-    assert found == damage(dose) == pytest.approx(value, rel=0.03)
-    assert len(measured) <= 14
-
-
-def test_damage_that_cannot_be_had_gives_the_closest() -> None:
-    # A map that is complete at 0.3, and a gate that never opens.
-    dose, found = match_damage(lambda dose: min(dose, 0.3), 1.0, start=0.1)
-    assert found == 0.3 and dose >= 0.3
-    assert match_damage(lambda dose: 0.0, 1.0, start=0.1, most=5)[1] == 0.0
-
-
-def test_damage_that_falls_again_is_matched_where_it_rises() -> None:
-    dose, found = match_damage(lambda dose: float(np.sin(dose)), 0.5, start=1.4, power=1.0, most=20)
-    assert found == pytest.approx(0.5, rel=0.03)
-    assert dose == pytest.approx(np.pi / 6, rel=0.05)

@@ -9,10 +9,10 @@ from odesteer.evaluation.experiment import cost_estimate as cost_estimate
 from odesteer.evaluation.experiment import parse_toml as parse_toml
 from odesteer.evaluation.experiment import run as run
 from odesteer.evaluation.experiment.plan import KINDS as KINDS
-from odesteer.evaluation.report.csv import document as document
 from odesteer.evaluation.report.rows import RANDOM as RANDOM
 from odesteer.evaluation.report.table import change_text as change_text
 from odesteer.evaluation.report.table import value_text as value_text
+from odesteer.evaluation.report.writers import csv_table as csv_table
 from odesteer.evaluation.selection.result import Goal as Goal
 from odesteer.extraction.shards import ROWS as ROWS
 from odesteer.extraction.tokenize import check_tokens as check_tokens

@@ -80,7 +80,7 @@ def report(
             reports.append(library.report.build(run, compare, drawn=names != ["csv"]))
         written = library.report.write(reports, folder, names)
     if as_json:
-        typer.echo(json.dumps(_as_json(reports, written), ensure_ascii=False, indent=2))
+        typer.echo(report_json(reports, written))
         return
     for each in reports:
         out.print(main_table(each))
@@ -89,14 +89,15 @@ def report(
     say(escape(f"Wrote {', '.join(path.name for path in written)} in {folder}."))
 
 
-def _as_json(reports: "Sequence[Report]", written: Sequence[Path]) -> dict[str, Any]:
-    """Return the files, the findings, and the cells of every table as in results.csv."""
-    rows = csv.DictReader(io.StringIO(library.document(reports)))
-    return {
+def report_json(reports: "Sequence[Report]", written: Sequence[Path]) -> str:
+    """Return, as JSON, the files, the findings, and the cells of every table as in results.csv."""
+    rows = csv.DictReader(io.StringIO(library.csv_table(reports)))
+    report: dict[str, Any] = {
         "files": [str(path) for path in written],
         "runs": {each.run.name: list(each.sentences) for each in reports},
         "cells": [{key: _value(key, text) for key, text in row.items()} for row in rows],
     }
+    return json.dumps(report, ensure_ascii=False, indent=2)
 
 
 def _value(key: str, text: str) -> str | float | None:

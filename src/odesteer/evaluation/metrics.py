@@ -42,20 +42,20 @@ def from_threshold(values: Values, threshold: float = THRESHOLD) -> np.ndarray:
     return np.where(np.isnan(scores), np.nan, scores >= threshold)
 
 
-def both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return 1 where both are 1: True and Info for each answer, the stricter metric."""
-    return one * other
+    return first * second
 
 
-def product_of_rates(one: np.ndarray, other: np.ndarray) -> float:
-    """Return mean(one) * mean(other): the paper's True x Info, as if independent.
+def product_of_rates(first: np.ndarray, second: np.ndarray) -> float:
+    """Return mean(first) * mean(second): the paper's True x Info, as if independent.
 
     Only cases that both judges scored count.
     """
-    known = ~(np.isnan(one) | np.isnan(other))
+    known = ~(np.isnan(first) | np.isnan(second))
     if not known.any():
         return float("nan")
-    return float(one[known].mean() * other[known].mean())
+    return float(first[known].mean() * second[known].mean())
 
 
 def wins(values: Values, unsteered: Values) -> np.ndarray:

@@ -6,7 +6,7 @@ contrast, steered by a direction that was fitted without them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,15 +15,14 @@ import numpy as np
 from odesteer.common.catalogue import KL_BUDGETS
 from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import score_texts
-from odesteer.ode import Angle, Dose, RotationField, Time, TransportField
+from odesteer.fitting.match_dose import MAPS, match_damage
+from odesteer.ode import Angle, Dose, Time
 from odesteer.steering import Steering
 
 # Texts on which a dose is measured: their KL is a mean over hundreds of tokens.
 MEASURED = 48
 # Radians; beyond it no text is left whole.
 LARGEST = 3.0
-# At strength 1 their map is complete: beyond it they are undefined.
-_MAPS = (TransportField, RotationField)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def find_kl_dose(
     if len(texts) > MEASURED:
         chosen = np.linspace(0, len(texts) - 1, MEASURED).round().astype(int)
         texts = [texts[i] for i in chosen]
-    complete = isinstance(steering.parts[0].field, _MAPS)
+    complete = isinstance(steering.parts[0].field, MAPS)
     kind, most = (Time, 1.0) if complete else (Angle, LARGEST)
     measured: dict[float, MeasuredDose] = {}
 
@@ -117,67 +116,3 @@ def find_kl_dose(
 
     size, _ = match_damage(damage, budget, start=min(start, most), power=2.0)
     return measured[min(size, most)]
-
-
-def match_damage(
-    damage: Callable[[float], float],
-    value: float,
-    start: float,
-    power: float = 1.0,
-    tolerance: float = 0.03,
-    most: int = 12,
-) -> tuple[float, float]:
-    """Find a dose with a given damage in few measurements; return it and its damage.
-
-    Damage is taken to grow like a power of the dose near the solution: a secant in logarithms,
-    bracketed by the doses known to be too small and too large. Where no dose has the damage (a
-    map that is complete, a gate that stays shut), the closest one.
-
-    Args:
-        damage: of a dose > 0; slow.
-        value: the damage to reach, > 0.
-        start: the first dose to measure.
-        power: how the damage grows with small doses: 2 for KL, 1 for displacement.
-        tolerance: relative.
-        most: number of measurements.
-    """
-    tried: list[tuple[float, float]] = []
-    dose = start
-    for _ in range(most):
-        tried.append((dose, damage(dose)))
-        closest = min(tried, key=lambda pair: _apart(pair[1], value))
-        if abs(closest[1] / value - 1.0) <= tolerance:
-            return closest
-        dose = _next(sorted(tried), value, power)
-        if any(math.isclose(dose, known, rel_tol=1e-6) for known, _ in tried):
-            break
-    return closest
-
-
-def _next(tried: list[tuple[float, float]], value: float, power: float) -> float:
-    """Return the dose to measure next, from (dose, damage) in order of the dose."""
-    # The first crossing counts: damage may fall again far out.
-    above = next((i for i, (_, found) in enumerate(tried) if found >= value), len(tried))
-    low = tried[above - 1] if above > 0 else None
-    high = tried[above] if above < len(tried) else None
-    if low is not None and high is not None:
-        if low[1] <= 0.0:
-            return math.sqrt(low[0] * high[0])
-        slope = math.log(high[1] / low[1]) / math.log(high[0] / low[0])
-        guess = low[0] * (value / low[1]) ** (1.0 / slope) if slope > 0 else 0.0
-        # Not at an end, where nothing new would be learnt.
-        width = (high[0] / low[0]) ** 0.1
-        return min(max(guess, low[0] * width), high[0] / width)
-    dose, found = high if high is not None else tried[-1]
-    if found <= 0.0:
-        return 4.0 * dose
-    if len(tried) > 1:
-        # The measured power, from the two nearest.
-        (one, at_one), (other, at_other) = tried[:2] if high is not None else tried[-2:]
-        slope = math.log(at_other / at_one) / math.log(other / one) if at_one > 0 else 0.0
-        power = slope if slope > 0.1 else power
-    return float(dose * min(max((value / found) ** (1.0 / power), 0.1), 10.0))
-
-
-def _apart(found: float, value: float) -> float:
-    return abs(math.log(found / value)) if found > 0 else math.inf

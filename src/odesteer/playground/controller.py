@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from odesteer.common.registry import lookup
 from odesteer.data import Contrast
-from odesteer.evaluation.report import build, read_run
-from odesteer.evaluation.report.html import document
+from odesteer.evaluation.report import build, read_run, writers
 from odesteer.evaluation.report.run import FILE
 from odesteer.extraction.extract import Progress
 from odesteer.fitting import middle_layers
@@ -230,7 +229,7 @@ class Controller:
         try:
             if not name:
                 raise ValueError("Choose a run.")
-            page = document([build(read_run(lookup(self.runs, name, "run")))])
+            page = writers.html([build(read_run(lookup(self.runs, name, "run")))])
         except (ValueError, OSError) as error:
             return markup.error(error)
         return (

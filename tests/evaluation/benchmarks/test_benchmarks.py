@@ -18,7 +18,7 @@ from odesteer.evaluation.benchmarks import (
     load_benchmark,
 )
 from odesteer.evaluation.benchmarks.base import cross_validation, evenly
-from odesteer.evaluation.benchmarks.jigsaw import Jigsaw
+from odesteer.evaluation.benchmarks.real_toxicity_prompts import Jigsaw
 from odesteer.evaluation.judges import JUDGES
 from odesteer.evaluation.metrics import answers
 

@@ -16,7 +16,7 @@ from odesteer.evaluation.judges import (
     ToxicityClassifier,
     TruthLlama,
 )
-from odesteer.evaluation.judges.local_models import class_logits
+from odesteer.evaluation.judges.models import class_logits
 from odesteer.models.chat_template import encode
 
 TEXTS = ["the cat sat", "bird", "", "the dog ran on the mat", "a bad tree"]

@@ -16,8 +16,8 @@ from tests.evaluation.report.synthetic import (
 )
 
 from odesteer.evaluation.report import build, read_run
-from odesteer.evaluation.report.figures.charts import pareto
-from odesteer.evaluation.report.figures.style import _apart, look
+from odesteer.evaluation.report.charts import pareto
+from odesteer.evaluation.report.figure_style import _apart, look
 from odesteer.methods import METHODS
 
 

@@ -16,8 +16,7 @@ from tests.evaluation.report.synthetic import (
     write,
 )
 
-from odesteer.evaluation.report import build, read_run
-from odesteer.evaluation.report import html as page
+from odesteer.evaluation.report import build, read_run, writers
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 ATTACK = "<script>alert(1)</script><img src=https://example.org/x onerror=alert(1)>"
@@ -53,7 +52,7 @@ class Structure(HTMLParser):
 @pytest.fixture(scope="module")
 def toxic(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = toxicity_run(tmp_path_factory.mktemp("toxic"), prompts=10)
-    return page.document([build(read_run(folder))])
+    return writers.html([build(read_run(folder))])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = sweep_run(
         tmp_path_factory.mktemp("sweep"), questions=10, model="meta-llama/Llama-3.1-8B"
     )
-    return page.document([build(read_run(folder))])
+    return writers.html([build(read_run(folder))])
 
 
 def attacked(folder: Path, **more: Any) -> str:
@@ -81,7 +80,7 @@ def attacked(folder: Path, **more: Any) -> str:
     content[0]["benchmark"]["notes"] = [ATTACK]
     content[0]["benchmark"]["files"] = {ATTACK: ATTACK}
     content[0]["judges"][ATTACK] = {"unit": ATTACK, "higher_is": "better", "agreement": ATTACK}
-    return page.document([build(read_run(write(folder, content)))])
+    return writers.html([build(read_run(write(folder, content)))])
 
 
 def test_a_page_is_well_formed(toxic: str, sweep: str, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_it_shows_what_was_chosen_who_judged_and_from_which_data(toxic: str) -> 
 def test_an_unfinished_run_says_so_first(tmp_path: Path) -> None:
     cases = [case("none", 0, {"truth-tfidf": 1.0})]
     folder = write(tmp_path, lines([condition("none")], cases)[:-1])
-    text = page.document([build(read_run(folder))])
+    text = writers.html([build(read_run(folder))])
     assert text.index("This run is not finished") < text.index("<ul><li>truthfulqa")
 
 
@@ -176,7 +175,7 @@ def test_the_largest_changes_stand_first_and_the_unscored_last(tmp_path: Path) -
 
 def test_several_runs_are_one_page(tmp_path: Path) -> None:
     folders = [toxicity_run(tmp_path / "a", prompts=4), sweep_run(tmp_path / "b", questions=4)]
-    text = page.document([build(read_run(folder)) for folder in folders])
+    text = writers.html([build(read_run(folder)) for folder in folders])
     ids = [str(a["id"]) for _, a in Structure(text).tags if "id" in a]
     assert len(ids) == len(set(ids))
     assert "<h1>2 runs</h1>" in text

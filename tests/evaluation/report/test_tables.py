@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.evaluation.report.synthetic import angle, case, condition, lines, write
 
-from odesteer.evaluation.report import Report, build, markdown, read_run
+from odesteer.evaluation.report import Report, build, read_run, writers
 from odesteer.evaluation.report.table import Cell, Column, Line, Table, effect, headings
 
 ANGLE = angle(0.1)
@@ -287,7 +287,7 @@ def test_a_barrier_is_measured_on_pairs(tmp_path: Path) -> None:
     assert table.name == "barriers"
     by_key = {c.key: cell for c, cell in zip(table.columns, table.lines[0].cells, strict=True)}
     assert value(by_key["pair_accuracy"]) == 0.5  # right, wrong, tied
-    assert "| 0.500 [0.000, 1.000] |" in markdown.table(table)
+    assert "| 0.500 [0.000, 1.000] |" in writers.markdown_table(table)
     assert table.lines[0].n == (6, 3)
 
 

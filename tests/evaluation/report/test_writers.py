@@ -17,8 +17,7 @@ from tests.evaluation.report.synthetic import (
     write,
 )
 
-from odesteer.evaluation.report import FORMATS, Report, build, latex, markdown, read_run
-from odesteer.evaluation.report import csv as csv_writer
+from odesteer.evaluation.report import FORMATS, Report, build, read_run, writers
 from odesteer.evaluation.report import write as write_report
 
 NASTY = "=cmd|' /C calc'!A0 & 50% _a_ <b>$x$</b> {\\input} #1 ~^"
@@ -42,7 +41,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def rows(report: Report) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(csv_writer.document([report]))))
+    return list(csv.DictReader(io.StringIO(writers.csv_table([report]))))
 
 
 def test_csv_has_a_row_for_every_cell_with_all_its_digits(toxic: Report) -> None:
@@ -70,21 +69,21 @@ def test_csv_holds_no_formula(nasty: Report) -> None:
 
 def test_markdown_tables_are_whole(toxic: Report, nasty: Report) -> None:
     for report in (toxic, nasty):
-        for block in re.findall(r"(?:^\|.*\n?)+", markdown.document([report]), re.MULTILINE):
+        for block in re.findall(r"(?:^\|.*\n?)+", writers.markdown([report]), re.MULTILINE):
             # A bar in a text is escaped, so every line has as many cells.
             counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
             assert len(counts) == 1, block
 
 
 def test_markdown_says_what_is_unscored_and_who_judged(toxic: Report, nasty: Report) -> None:
-    assert "1 unscored" in markdown.document([nasty])
-    assert "AUC 0.931 against Perspective" in markdown.document([toxic])
-    assert "<b>" not in markdown.document([nasty])
+    assert "1 unscored" in writers.markdown([nasty])
+    assert "AUC 0.931 against Perspective" in writers.markdown([toxic])
+    assert "<b>" not in writers.markdown([nasty])
 
 
 def test_latex_is_balanced_and_every_row_has_its_cells(toxic: Report, nasty: Report) -> None:
     for report in (toxic, nasty):
-        text = latex.document([report])
+        text = writers.latex([report])
         bare = re.sub(r"\\[\\{}%$&#_]", "", text)
         assert bare.count("{") == bare.count("}")
         assert bare.count("$") % 2 == 0
@@ -99,7 +98,7 @@ def test_latex_is_balanced_and_every_row_has_its_cells(toxic: Report, nasty: Rep
 
 
 def test_latex_runs_nothing_of_a_name(nasty: Report) -> None:
-    text = latex.document([nasty])
+    text = writers.latex([nasty])
     assert r"\textbackslash{}input" in text
     assert r"50\%" in text and r"\_a\_" in text and r"\$x\$" in text
     assert r"\input" not in "\n".join(text.splitlines()[1:]).replace(r"\textbackslash{}input", "")

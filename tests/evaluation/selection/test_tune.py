@@ -25,15 +25,19 @@ from odesteer.evaluation.selection import (
 )
 from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
-from odesteer.extraction.scoring import divergence as damage
 from odesteer.extraction.scoring import packing
-from odesteer.extraction.scoring.score_texts import LayerCache, baselines
+from odesteer.extraction.scoring.score_texts import (
+    Damage,
+    LayerCache,
+    baselines,
+    measure_damage,
+)
 from odesteer.methods.samples import Samples
 from odesteer.models.batching import pad
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import find_layers
 
-TRAINED = {"hpr", "re-control", "truthflow"}  # once a fold
+SLOW = {"hpr", "re-control", "truthflow"}  # they train networks, once a fold
 
 
 def contrast(groups: int = 12, seed: int = 0, good: str = "good", bare: bool = False):
@@ -75,15 +79,15 @@ def texts(*lengths: tuple[int, int]) -> list[packing.GivenText]:
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_dose_zero_does_exactly_no_damage(name: str) -> None:
     zero = tiny.quadratic(layer=2).with_strength(ods.Angle(0.0))
-    [none] = damage.measure(tiny.model(name), texts((5, 4), (3, 6), (1, 1)), [zero])
-    assert none == damage.Damage(0.0, 0.0, 1.0, 11)
+    [none] = measure_damage(tiny.model(name), texts((5, 4), (3, 6), (1, 1)), [zero])
+    assert none == Damage(0.0, 0.0, 1.0, 11)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_damage_is_that_of_a_steered_model_that_says_the_same_words(name: str) -> None:
     net, written = tiny.model(name), texts((5, 4), (3, 6), (1, 2))
     steerings = [tiny.quadratic(layer=1), tiny.constant(layer=2, strength=0.3)]
-    found = damage.measure(net, written, steerings)
+    found = measure_damage(net, written, steerings)
     for steering, one in zip(steerings, found, strict=True):
         divergence, surprise = [], []
         for text in written:
@@ -160,14 +164,14 @@ def test_a_large_vocabulary_makes_small_batches() -> None:
 
 def test_a_continuation_is_greedy_and_ends_with_the_end_token(net: nn.Module) -> None:
     prompts = [tiny.prompt(length, seed=length)[0].tolist() for length in (2, 5)]
-    full = damage.continuations(net, tiny.tokenizer(), prompts, 6)
+    full = packing.continuations(net, tiny.tokenizer(), prompts, 6)
     for text in full:
         assert len(text.answer) == 6
         assert word_by_word(net, text).argmax(dim=-1).tolist() == text.answer
     end = full[1].answer[2]
     ending = tiny.model()
     ending.generation_config.eos_token_id = end
-    cut = damage.continuations(ending, tiny.tokenizer(), prompts, 6)
+    cut = packing.continuations(ending, tiny.tokenizer(), prompts, 6)
     assert cut[1].answer == full[1].answer[: full[1].answer.index(end) + 1]
 
 
@@ -423,14 +427,16 @@ def test_what_is_read_steered_is_the_late_block_at_the_last_token(
     assert result.rows[1].value == pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ods.METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in ods.METHODS],
+)
 def test_every_method_can_be_tuned(net: nn.Module, method: str, tmp_path) -> None:
     layers = None if method == "iti-heads" else [1]
-    chosen = ods.METHODS[method](**({"min_steps": 80} if method in TRAINED else {}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a barrier or a choice may be poor on so few rows
         result = ods.tune(
-            net, tiny.tokenizer(), contrast(), chosen, layers=layers, doses=[ods.Angle(0.2)]
+            net, tiny.tokenizer(), contrast(), method, layers=layers, doses=[ods.Angle(0.2)]
         )
     assert all(math.isfinite(x) for t in result.rows for x in (t.value, t.kl_95, t.effect.mean))
     moves = result.rows[1].kl_95 > 0

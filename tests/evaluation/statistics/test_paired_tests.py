@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from odesteer.evaluation.metrics import distinct, percentile, product_of_rates
-from odesteer.evaluation.statistics import jackknife as diversity
 from odesteer.evaluation.statistics.bootstrap import interval
 from odesteer.evaluation.statistics.paired_tests import (
     Mean,
@@ -14,6 +13,8 @@ from odesteer.evaluation.statistics.paired_tests import (
     ProductOfMeans,
     Units,
     difference,
+    distinct_difference,
+    distinct_value,
     paired,
     value,
 )
@@ -115,7 +116,7 @@ def test_a_function_of_the_mean_is_taken_of_the_mean() -> None:
 
 def test_the_jackknife_leaves_out_every_group() -> None:
     texts = [("a", "x y"), ("b", "x z"), ("b", "x x"), ("c", "w w w")]
-    found = diversity.value(texts, 1)
+    found = distinct_value(texts, 1)
     left_out = [
         distinct([text for group, text in texts if group != gone], 1) for gone in ("a", "b", "c")
     ]
@@ -126,7 +127,7 @@ def test_the_jackknife_leaves_out_every_group() -> None:
 
 def test_equal_texts_are_equally_diverse() -> None:
     texts = [("a", "x y"), ("b", "x z"), ("c", "w w w")]
-    found = diversity.difference(texts, texts, 1)
+    found = distinct_difference(texts, texts, 1)
     assert found.interval[:3] == (0.0, 0.0, 0.0)
     assert found.p == 1.0
 
@@ -135,6 +136,6 @@ def test_the_normal_p_value_of_the_interval() -> None:
     words = [" ".join(map(str, GENERATOR.integers(0, 40, 12))) for _ in range(60)]
     one = [(str(i), text) for i, text in enumerate(words[:30])]
     other = [(str(i), text) for i, text in enumerate(words[30:])]
-    found = diversity.difference(one, other, 2)
+    found = distinct_difference(one, other, 2)
     outside = not found.interval.low <= 0.0 <= found.interval.high
     assert (found.p < 0.05) == outside

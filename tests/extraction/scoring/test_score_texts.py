@@ -1,14 +1,20 @@
 """Packed answers are as likely as answers by themselves, steered or not."""
 
+import math
+
 import pytest
 import torch
 from tests.helpers import models as tiny
 
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
-from odesteer.extraction.scoring.divergence import compare
 from odesteer.extraction.scoring.packing import GivenText, PromptWithAnswers, batches
-from odesteer.extraction.scoring.score_texts import compare_prompts, score_texts, takes_packed
+from odesteer.extraction.scoring.score_texts import (
+    compare_prompts,
+    measure_damage,
+    score_texts,
+    takes_packed,
+)
 from odesteer.models.chat_template import encode_parts
 from odesteer.testing import ARCHITECTURES
 
@@ -61,12 +67,12 @@ def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
     net, steering = tiny.model(), tiny.constant(1, 0.5)
     found = score_texts(net, asked(), [steering, steering.with_strength(0.0)])
     texts = [GivenText(one.prompt, answer) for one in asked() for answer in one.answers]
-    shifts = compare(net, texts, [steering])[0]
-    steered, still = ([one for ones in some for one in ones] for some in found)
-    for one, shift in zip(steered, shifts, strict=True):
-        assert one.kl == pytest.approx(float(shift.kl.sum()), abs=1e-4)
-        ratio = shift.unsteered - shift.logprob
-        assert one.unsteered - one.logprob == pytest.approx(float(ratio.sum()), abs=1e-4)
+    [measured] = measure_damage(net, texts, [steering])
+    steered, still = ([score for row in rows for score in row] for rows in found)
+    tokens = sum(score.tokens for score in steered)
+    assert measured.kl == pytest.approx(sum(score.kl for score in steered) / tokens, rel=1e-4)
+    shift = sum(score.unsteered - score.logprob for score in steered) / tokens
+    assert measured.perplexity_ratio == pytest.approx(math.exp(shift), rel=1e-4)
     assert all(one.kl == one.displacement == 0 < abs(one.logprob) for one in still)
     # By hand, of the first answer: every read position moves by the same vector.
     ids = torch.tensor([texts[0].prompt + texts[0].answer[:-1]])

@@ -40,7 +40,7 @@ class FitCache:
         self, model: Any, tokenizer: Any, benchmark: Benchmark, plan: Plan, folder: RunFolder
     ):
         self._model, self._tokenizer = model, tokenizer
-        self._benchmark, self._plan, self._folder = benchmark, plan, folder
+        self._benchmark, self.plan, self.folder = benchmark, plan, folder
         self._choices = {method.id: method for method in plan.experiment.methods}
         self._readings: dict[tuple[int, Kind], dict[int, ActivationSet]] = {}
         self._steerings: dict[tuple[int, FitSpec], Steering] = {}
@@ -57,7 +57,7 @@ class FitCache:
 
     def fit(self, fold: int, fitting: FitSpec) -> Steering:
         """Fit a steering, or load it where it is fitted already."""
-        path = self._folder.steering(fold, fitting.folder)
+        path = self.folder.steering(fold, fitting.folder)
         if (fold, fitting) not in self._steerings:
             if not (path / CONFIG).is_file():
                 with warnings.catch_warnings():
@@ -81,7 +81,7 @@ class FitCache:
         if not isinstance(fitting.layer, int):
             return None
         try:
-            contrast = self._benchmark.contrast(self._plan.folds[fold], part)
+            contrast = self._benchmark.contrast(self.plan.folds[fold], part)
         except ValueError:  # an empty class
             return None
         method = self.method(fitting)
@@ -92,17 +92,17 @@ class FitCache:
             contrast,
             layers,
             method,
-            cache=self._folder.activations,
+            cache=self.folder.activations,
         )[layer_index(self._model, fitting.layer)]
         return contrast, data.positive, data.negative
 
     def _learn(self, fold: int, fitting: FitSpec) -> Steering:
         method = self.method(fitting)
-        contrast = self._benchmark.contrast(self._plan.folds[fold], "fit")
+        contrast = self._benchmark.contrast(self.plan.folds[fold], "fit")
         model, tokenizer = self._model, self._tokenizer
         if not isinstance(fitting.layer, int):
             layer = "auto" if fitting.layer is None else list(fitting.layer)
-            cache = self._folder.activations
+            cache = self.folder.activations
             return fit(model, tokenizer, contrast, method, layer=layer, cache=cache)
         index = layer_index(model, fitting.layer)
         kind = _kind(method)
@@ -121,10 +121,10 @@ class FitCache:
             self._readings[fold, kind] = read(
                 self._model,
                 self._tokenizer,
-                self._benchmark.contrast(self._plan.folds[fold], "fit"),
+                self._benchmark.contrast(self.plan.folds[fold], "fit"),
                 layers,
                 method,
-                cache=self._folder.activations,
+                cache=self.folder.activations,
             )
         return self._readings[fold, kind]
 
@@ -141,7 +141,7 @@ class FitCache:
         return kinds
 
     def _fittings(self) -> Iterator[FitSpec]:
-        for condition in self._plan.conditions:
+        for condition in self.plan.conditions:
             yield from condition.fittings
 
 

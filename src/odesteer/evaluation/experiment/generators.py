@@ -12,7 +12,7 @@ Another package adds a `Backend` class with `beside` under the entry-point group
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -69,19 +69,6 @@ def find_backend(name: str) -> type[Backend]:
     return kind
 
 
-class Generator(Protocol):
-    """Source of the generations of a worker."""
-
-    def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
-        """Return a factory of backends that generate with `steering`.
-
-        `ready`: see `VLLMGenerator.engine`.
-        """
-
-    def close(self) -> None:
-        """Stop what was started."""
-
-
 @dataclass(frozen=True)
 class InMemory:
     """Generator that runs the model in this process: transformers, or a plugin."""
@@ -91,6 +78,7 @@ class InMemory:
     tokenizer: Any
 
     def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
+        """Return a factory of backends that generate with `steering`."""
         return partial(self.kind.beside, self.model, self.tokenizer)
 
     def close(self) -> None:
@@ -103,7 +91,7 @@ def generator(
     model: Any,
     tokenizer: Any,
     say: Say | None = None,
-) -> Generator:
+) -> "Generator":
     """Return the generator of a run, as its results describe it."""
     name = TRANSFORMERS if about is None else about["name"]
     if name == VLLM:
@@ -127,6 +115,7 @@ class VLLMGenerator:
         self._engine: Engine | None = None
 
     def backend_factory(self, steering: Steering | None, ready: Ready) -> Make:
+        """Return a factory of backends that generate with `steering`; see `engine`."""
         engine = self.engine(steering, ready)  # which takes any number of prompts at once
         return lambda template, positions, _: VLLMBackend(
             engine, self._tokenizer, template, positions
@@ -165,12 +154,15 @@ class VLLMGenerator:
             # Compiling takes minutes there and gains little.
             return {**settings, "enforce_eager": True}
         free, total = torch.cuda.mem_get_info()
-        deciding = any(part.data_dependent for one in wanted for part in one.parts)
+        deciding = any(part.data_dependent for each in wanted for part in each.parts)
         return {
             **settings,
             "gpu_memory_utilization": SHARE * free / total,
             "enforce_eager": deciding,  # a CUDA graph takes no decisions
         }
+
+
+Generator = InMemory | VLLMGenerator
 
 
 def _several(steerings: Iterable[Steering]) -> dict[str, Steering]:

@@ -14,11 +14,13 @@ process computes which unit nor on interruptions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from odesteer.evaluation.benchmarks import Benchmark, Fold
+from odesteer.evaluation.benchmarks.base import Part
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import (
     CHOOSE,
@@ -243,93 +245,78 @@ def plan(experiment: Experiment, benchmark: Benchmark) -> Plan:
 def limited(benchmark: Benchmark, fold: Fold, limits: Limits, seed: int) -> Fold:
     """Draw at most the given number of groups for each part of a fold."""
 
-    def asked(part: str, size: int | None) -> tuple[str, ...]:
-        groups = dict.fromkeys(case.group for case in benchmark.examples(fold, part))  # type: ignore[arg-type]
+    def drawn(part: Part, size: int | None) -> tuple[str, ...]:
+        groups = dict.fromkeys(case.group for case in benchmark.examples(fold, part))
         kept = set(_drawn(tuple(groups), size, seed))
-        return tuple(one for one in getattr(fold, part) if one in kept or one not in groups)
+        return tuple(id_ for id_ in getattr(fold, part) if id_ in kept or id_ not in groups)
 
     return Fold(
         _drawn(fold.fit, limits.fit, seed),
-        asked("validation", limits.validation),
-        asked("test", limits.test),
+        drawn("validation", limits.validation),
+        drawn("test", limits.test),
     )
 
 
 def _drawn(ids: tuple[str, ...], size: int | None, seed: int) -> tuple[str, ...]:
     if size is None or size >= len(ids):
         return ids
-    places = np.random.default_rng(seed).permutation(len(ids))[:size]
-    return tuple(ids[i] for i in sorted(places.tolist()))
+    indices = np.random.default_rng(seed).permutation(len(ids))[:size]
+    return tuple(ids[i] for i in sorted(indices.tolist()))
 
 
 def _units(
     experiment: Experiment,
     benchmark: Benchmark,
     folds: Sequence[Fold],
-    made: Sequence[Condition],
+    conditions: Sequence[Condition],
 ) -> Iterator[Unit]:
-    number = 0
-
-    def unit(kind: str, fold: int, **rest: object) -> Unit:
-        nonlocal number
-        number += 1
-        return Unit(number - 1, kind, fold, **rest)  # type: ignore[arg-type]
-
-    every = tuple(range(len(made)))
+    numbers = count()
+    every = tuple(range(len(conditions)))
+    barrier_only = experiment.task == "barrier"
     check: list[int] = []
-    if experiment.task != "barrier":
-        one = unit("check", 0)
-        check = [one.number]
-        yield one
-    fittings = list(dict.fromkeys(each for one in made for each in one.fittings))
-    for place, fold in enumerate(folds):
-        before = list(check)
-        learnt = len(fold.fit)
+    if not barrier_only:
+        check = [next(numbers)]
+        yield Unit(check[0], "check", 0)
+    fittings = list(dict.fromkeys(each for c in conditions for each in c.fittings))
+    for fold, parts in enumerate(folds):
+        before, learnt = list(check), len(parts.fit)
         if fittings:
-            reading = unit("read", place, weight=max(1, learnt // 2))
+            reading = Unit(next(numbers), "read", fold, weight=max(1, learnt // 2))
             yield reading
-            fits = []
-            for each in fittings:
-                own = [i for i in every if each in made[i].fittings and not made[i].open]
-                fits.append(
-                    unit(
-                        "fit",
-                        place,
-                        conditions=tuple(own),
-                        fitting=each,
-                        needs=(reading.number,),
-                        weight=max(1, learnt // 8),
-                    )
+            for fitting in fittings:
+                users = tuple(
+                    i for i, c in enumerate(conditions) if fitting in c.fittings and not c.open
                 )
-            yield from fits
-            before += [one.number for one in fits]
+                before.append(next(numbers))
+                yield Unit(
+                    before[-1],
+                    "fit",
+                    fold,
+                    users,
+                    needs=(reading.number,),
+                    fitting=fitting,
+                    weight=max(1, learnt // 8),
+                )
         ready = tuple(before)
-        validation = len(benchmark.examples(fold, "validation"))
-        for i in every:
-            if made[i].open:
-                trials = len(made[i].layers) * (len(made[i].doses) or 8)
-                one = unit(
-                    "choice", place, conditions=(i,), needs=ready, weight=trials * validation
-                )
-                before.append(one.number)
-                yield one
-        if experiment.barrier or experiment.task == "barrier":
-            yield unit("barrier", place, conditions=every, needs=tuple(before), weight=learnt // 2)
-        if experiment.task == "barrier":
+        validation = len(benchmark.examples(parts, "validation"))
+        for i, condition in enumerate(conditions):
+            if condition.open:
+                trials = len(condition.layers) * (len(condition.doses) or 8)
+                before.append(next(numbers))
+                weight = trials * validation
+                yield Unit(before[-1], "choice", fold, (i,), needs=ready, weight=weight)
+        needs = tuple(before)
+        if experiment.barrier or barrier_only:
+            yield Unit(next(numbers), "barrier", fold, every, needs=needs, weight=learnt // 2)
+        if barrier_only:
             continue
-        cases = sorted(benchmark.examples(fold), key=lambda case: (-_size(case), case.id))
+        cases = sorted(benchmark.examples(parts), key=lambda case: (-_size(case), case.id))
         batches = [cases[i : i + experiment.batch] for i in range(0, len(cases), experiment.batch)]
-        groups = [every] if experiment.task == "choices" else [(i,) for i in every]
-        for some in groups:
+        for group in [every] if experiment.task == "choices" else [(i,) for i in every]:
             for batch in batches:
-                yield unit(
-                    "cases",
-                    place,
-                    conditions=some,
-                    cases=tuple(case.id for case in batch),
-                    needs=tuple(before),
-                    weight=len(batch) * len(some) * _weight(experiment),
-                )
+                ids = tuple(case.id for case in batch)
+                weight = len(batch) * len(group) * _weight(experiment)
+                yield Unit(next(numbers), "cases", fold, group, ids, needs, weight=weight)
 
 
 def _weight(experiment: Experiment) -> int:

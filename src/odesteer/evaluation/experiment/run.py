@@ -7,7 +7,7 @@ work, and the results are the same to the byte.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from odesteer.common.jobs import ENGINES, Job
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
 from odesteer.evaluation.experiment import generators
-from odesteer.evaluation.experiment import units as unit_lines
+from odesteer.evaluation.experiment.cases import describe_judges
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Condition, Plan, plan
 from odesteer.evaluation.experiment.run_directory import KEYS, SCHEMA, RunFolder, refuse_another
@@ -42,22 +42,22 @@ def header(about: Mapping[str, Any], planned: Plan, model: Any, tokenizer: Any) 
         "schema": SCHEMA,
         **about,
         "model": describe_model(model, tokenizer),
-        "judges": unit_lines.describe_judges(planned.experiment.judges),
-        "conditions": [_condition(one) for one in planned.conditions],
+        "judges": describe_judges(planned.experiment.judges),
+        "conditions": [_condition(each) for each in planned.conditions],
     }
 
 
-def _condition(one: Condition) -> dict[str, Any]:
-    fixed = not one.open
+def _condition(condition: Condition) -> dict[str, Any]:
+    fixed = not condition.open
     return {
-        "id": one.id,
-        "method": one.method.name,
-        "label": one.method.label,
-        "dose": dose_to_json(one.doses[0]) if fixed and one.doses else None,
-        "layer": one.layers[0] if fixed and one.layers else None,
-        "chosen": one.open,
-        "steps": one.steps,
-        "seed": one.seed,
+        "id": condition.id,
+        "method": condition.method.name,
+        "label": condition.method.label,
+        "dose": dose_to_json(condition.doses[0]) if fixed and condition.doses else None,
+        "layer": condition.layers[0] if fixed and condition.layers else None,
+        "chosen": condition.open,
+        "steps": condition.steps,
+        "seed": condition.seed,
     }
 
 
@@ -93,7 +93,8 @@ def run(
         "config": experiment.to_json(),
         "version": __version__,
         "backend": generator,
-        **_asked(planned, benchmark),
+        "benchmark": describe_benchmark(benchmark),
+        "folds": [fold.as_dict() for fold in planned.folds],
     }
     refuse_another(out, known)
     folder = RunFolder(out, len(planned.units))
@@ -121,7 +122,7 @@ class RunTask:
     known: Mapping[str, Any]
     data: Any = None
 
-    def start(self, say: Callable[[str], None] | None = None) -> "UnitWorker":
+    def start(self, say: Callable[[str], None] | None = None) -> Worker:
         """Load the model, and write to the directory which run it holds.
 
         Raises:
@@ -135,59 +136,29 @@ class RunTask:
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
         about = self.known["backend"]
         generator = generators.generator(about, self.planned.experiment, model, tokenizer, say)
-        worker = Worker(
-            self.planned, self.benchmark, folder, model, tokenizer, generator, self.data
-        )
-        return UnitWorker(self.planned, folder, worker)
-
-
-@dataclass(frozen=True)
-class UnitWorker:
-    """Computes units and writes their results to the run directory."""
-
-    planned: Plan
-    folder: RunFolder
-    worker: Worker
-
-    def compute(self, number: int) -> None:
-        self.folder.finish(number, self.worker.lines(self.planned.units[number]))
-
-    def close(self) -> None:
-        self.worker.close()
+        return Worker(self.planned, self.benchmark, folder, model, tokenizer, generator, self.data)
 
 
 def prepared(experiment: Experiment, data: Any = None) -> tuple[Benchmark, Plan]:
     """Load the benchmark in the experiment's sizes, and plan it."""
     chosen = experiment.benchmark
     arguments = dict(chosen.arguments)
-    benchmark = load_benchmark(chosen.name, data, **_of_load(arguments, data))
-    sizes = {
-        each.name: _tupled(arguments[each.name])
-        for each in fields(benchmark)
-        if each.name in arguments
+    of_load = {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
+    benchmark = load_benchmark(chosen.name, data, **of_load)
+    sizes: dict[str, Any] = {
+        key: tuple(x) if isinstance(x, list) else x for key, x in arguments.items()
     }
     benchmark = replace(benchmark, **sizes)
     return benchmark, plan(experiment, benchmark)
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _of_load(arguments: dict[str, Any], data: Any) -> dict[str, Any]:
-    """Take out the arguments of the benchmark's `load` (or `from_hub`)."""
-    return {name: arguments.pop(name) for name in ("trait", "verify") if name in arguments}
-
-
-def _asked(planned: Plan, benchmark: Benchmark) -> dict[str, Any]:
+def describe_benchmark(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what a report says of a benchmark, as JSON values."""
     return {
-        "benchmark": {
-            "name": benchmark.name,
-            "source": benchmark.source,
-            "files": dict(benchmark.files),
-            "notes": list(benchmark.notes),
-            "metrics": list(benchmark.metrics),
-            "wanted": dict(benchmark.wanted),
-        },
-        "folds": [fold.as_dict() for fold in planned.folds],
+        "name": benchmark.name,
+        "source": benchmark.source,
+        "files": dict(benchmark.files),
+        "notes": list(benchmark.notes),
+        "metrics": list(benchmark.metrics),
+        "wanted": dict(benchmark.wanted),
     }

@@ -19,22 +19,21 @@ import numpy as np
 
 from odesteer.backends import TransformersBackend
 from odesteer.common.files import write_whole
-from odesteer.evaluation.benchmarks import Benchmark
-from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment import multiple_choice as choices
-from odesteer.evaluation.experiment import units
-from odesteer.evaluation.experiment import units as unit_lines
-from odesteer.evaluation.experiment.config import Experiment, Layer
+from odesteer.evaluation.experiment.cases import (
+    CaseScorer,
+    ReadyCondition,
+    choice_scores,
+    mean_damage,
+    sign,
+)
+from odesteer.evaluation.experiment.config import Layer
 from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.plan import Condition, Plan
-from odesteer.evaluation.experiment.run_directory import RunFolder
-from odesteer.evaluation.experiment.units import plain, with_choices
+from odesteer.evaluation.experiment.plan import Condition
 from odesteer.evaluation.judges import Judge
-from odesteer.extraction.scoring.divergence import continuations
-from odesteer.extraction.scoring.packing import PromptWithAnswers, batches
-from odesteer.extraction.scoring.score_texts import Baseline, TextScore, vocabulary_size
-from odesteer.fitting.kl_budget import match_damage
-from odesteer.models.chat_template import encode
+from odesteer.evaluation.selection.result import best_within
+from odesteer.extraction.scoring.packing import PromptWithAnswers, continuations
+from odesteer.extraction.scoring.score_texts import Baseline, TextScore, baselines, score_texts
+from odesteer.fitting.match_dose import match_damage
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
@@ -44,92 +43,85 @@ POWERS = {"kl": 2.0, "displacement": 1.0}
 CONTINUATION = 20  # tokens of a greedy continuation
 
 
-class Damage(NamedTuple):
-    """Means over the tokens of the validation texts."""
+class ValidationTrial(NamedTuple):
+    """Layer and dose, with the means and the scores of the validation texts."""
 
-    kl: float
-    displacement: float
+    layer: Layer | None
+    dose: Dose
+    damage: dict[str, float]
+    scores: list[list[TextScore]]
 
 
 class Validation:
     """Validation cases of a fold, with the unsteered passes over their texts.
 
     Args:
-        model, tokenizer: to steer.
-        benchmark, plan: the cases and conditions.
+        scorer: of cases.
         fits: fitted steerings.
-        folder: the run directory, where the unsteered model's continuations are kept.
         fold: its number.
-        packed: several answers in one row.
         judges: by name.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        benchmark: Benchmark,
-        plan: Plan,
-        fits: FitCache,
-        folder: RunFolder,
-        fold: int,
-        packed: bool,
-        judges: dict[str, Judge],
-    ):
-        self._model, self._tokenizer, self._benchmark = model, tokenizer, benchmark
-        self._experiment: Experiment = plan.experiment
-        self._fits, self._fold, self._judges = fits, fold, judges
-        self.cases = benchmark.examples(plan.folds[fold], "validation")
+    def __init__(self, scorer: CaseScorer, fits: FitCache, fold: int, judges: dict[str, Judge]):
+        self._scorer, self._fits, self._fold, self._judges = scorer, fits, fold, judges
+        self._experiment, benchmark = scorer.experiment, scorer.benchmark
+        self.cases = benchmark.examples(fits.plan.folds[fold], "validation")
         if not self.cases:
             raise ValueError(
                 f"Fold {fold} of {benchmark.name} has no validation cases to choose on; raise "
                 f"limits.validation, or give layers and doses."
             )
         self._prompts = (
-            [with_choices(tokenizer, benchmark, case) for case in self.cases]
+            [scorer.with_choices(case) for case in self.cases]
             if self._experiment.task == "choices"
-            else self._continued(folder)
+            else self._continued()
         )
-        self._batches = list(batches(self._prompts, packed, vocabulary_size(model)))
-        self._kept: dict[int | None, list[Baseline]] = {}
+        self._kept: dict[int, list[Baseline]] = {}
 
     def choose(self, condition: Condition) -> dict[str, Any]:
         """Choose layer and dose; return them, the rule and the trials as JSON values."""
-        experiment = self._experiment
-        trials: list[tuple[Layer | None, Dose, Damage, list[list[TextScore]]]] = []
-        for layer in condition.layers:
-            for dose in self._candidates(condition, layer):
-                steering = self._fits.dosed(self._fold, condition, layer, dose)
-                scores = self._scores(steering)
-                trials.append((layer, dose, _damage(scores), scores))
-        metric, effects = None, [float("nan")] * len(trials)
-        within = [
-            condition.match is not None or trial[2].kl <= experiment.choose.max_kl
+        trials = [
+            self._trial(condition, layer, dose)
+            for layer in condition.layers
+            for dose in self._candidates(condition, layer)
+        ]
+        budget = np.inf if condition.match is not None else self._experiment.choose.max_kl
+        damages = [trial.damage["kl"] for trial in trials]
+        metric = self._metric() if len(trials) > 1 else None
+        effects = [
+            float("nan")
+            if metric is None or trial.damage["kl"] > budget
+            else self._effect(condition, metric, trial)
             for trial in trials
         ]
-        if len(trials) > 1:
-            metric = self._metric()
-            effects = [
-                self._effect(condition, metric, trial) if fits else float("nan")
-                for trial, fits in zip(trials, within, strict=True)
-            ]
-        best = _best(trials, effects, within)
-        layer, dose, *_ = trials[best]
+        best = trials[best_within(effects, damages, [damage <= budget for damage in damages])]
         return {
-            "layer": layer,
-            "dose": dose_to_json(dose),
+            "layer": best.layer,
+            "dose": dose_to_json(best.dose),
             "rule": self._rule(condition, metric),
             "trials": [
                 {
-                    "layer": trial[0],
-                    "dose": dose_to_json(trial[1]),
+                    "layer": trial.layer,
+                    "dose": dose_to_json(trial.dose),
                     "effect": effect,
-                    "damage": trial[2].kl,
-                    "displacement": trial[2].displacement,
+                    "damage": trial.damage["kl"],
+                    "displacement": trial.damage["displacement"],
                 }
                 for trial, effect in zip(trials, effects, strict=True)
             ],
         }
+
+    def _trial(self, condition: Condition, layer: Layer | None, dose: Dose) -> ValidationTrial:
+        steering = self._fits.dosed(self._fold, condition, layer, dose)
+        [scores] = score_texts(
+            self._scorer.model,
+            self._prompts,
+            [steering],
+            positions=self._experiment.positions,
+            passes=self._unsteered(steering),
+        )
+        damage = mean_damage([score for row in scores for score in row])
+        return ValidationTrial(layer, dose, damage, scores)
 
     def _candidates(self, condition: Condition, layer: Layer | None) -> Sequence[Dose]:
         match = condition.match
@@ -144,76 +136,42 @@ class Validation:
             return dose_from_json({"type": kind, "amount": amount})
 
         def damage(amount: float) -> float:
-            steering = self._fits.dosed(self._fold, condition, layer, dosed(amount))
-            return float(getattr(_damage(self._scores(steering)), match.measure))
+            return self._trial(condition, layer, dosed(amount)).damage[match.measure]
 
         start = START if kind == "angle" and budget is None else 1.0
         power = POWERS[match.measure] if budget is None else 1.0
         amount, _ = match_damage(damage, match.value, start, power)
         return [dosed(amount)]
 
-    def _scores(self, steering: Steering) -> list[list[TextScore]]:
-        nothing = TextScore(0, 0.0, 0.0, 0.0, 0.0)
-        results = [[nothing] * len(prompt.answers) for prompt in self._prompts]
-        for unsteered in self._unsteered(steering):
-            scores = unsteered.compare(steering, self._experiment.positions)
-            for slot, tokens in zip(unsteered.batch.slots, scores, strict=True):
-                results[slot.prompt][slot.answer] = tokens.sums()
-        return results
-
     def _unsteered(self, steering: Steering) -> list[Baseline]:
         """Return the unsteered passes for a layer; one layer at a time, for they are large."""
-        layer = steering.layer
-        first = layer[0] if isinstance(layer, tuple) else layer
+        first = steering.first_layer
         if first not in self._kept:
-            self._kept = {
-                first: [Baseline(self._model, batch, [steering]) for batch in self._batches]
-            }
+            model, packed = self._scorer.model, self._scorer.packed()
+            passes = baselines(model, self._prompts, [steering], packed=packed)
+            self._kept = {first: list(passes)}
         return self._kept[first]
 
     def _metric(self) -> str:
-        named = self._experiment.choose.metric
-        if named is not None:
-            return named
-        return "mc2" if self._experiment.task == "choices" else next(iter(self._judges))
+        default = "mc2" if self._experiment.task == "choices" else next(iter(self._judges))
+        return self._experiment.choose.metric or default
 
-    def _effect(
-        self,
-        condition: Condition,
-        metric: str,
-        trial: tuple[Layer | None, Dose, Damage, list[list[TextScore]]],
-    ) -> float:
+    def _effect(self, condition: Condition, metric: str, trial: ValidationTrial) -> float:
         """Return the mean metric, signed so that more is better; unscored cases do not count."""
-        layer, dose, _, scores = trial
         if self._experiment.task == "choices":
-            metrics = [
-                choices.scores_of(case, row)[metric]
-                for case, row in zip(self.cases, scores, strict=True)
-            ]
-            return float(np.mean(metrics))
-        steering = self._fits.dosed(self._fold, condition, layer, dose)
-        judge = self._judges[metric]
+            rows = zip(self.cases, trial.scores, strict=True)
+            return float(np.mean([choice_scores(case, row)[metric] for case, row in rows]))
+        scorer, judge = self._scorer, self._judges[metric]
+        steering = self._fits.dosed(self._fold, condition, trial.layer, trial.dose)
+        ready = ReadyCondition(condition.id, steering, seed=condition.seed)
+        make = partial(TransformersBackend.beside, scorer.model, scorer.tokenizer)
         values = []
-        size = self._experiment.batch
-        for start in range(0, len(self.cases), size):
-            cases: Sequence[Case] = self.cases[start : start + size]
-            texts = units.generate(
-                partial(TransformersBackend.beside, self._model, self._tokenizer),
-                self._tokenizer,
-                self._benchmark,
-                self._experiment,
-                cases,
-                steering,
-                False,
-                condition.seed,
-            )
-            rows = [case for case in cases for _ in range(self._experiment.samples)]
-            values += [
-                value for value, _ in unit_lines.scored(judge, rows, texts) if value is not None
-            ]
-        return (
-            unit_lines.sign(self._benchmark, judge) * float(np.mean(values)) if values else np.nan
-        )
+        for start in range(0, len(self.cases), self._experiment.batch):
+            cases = self.cases[start : start + self._experiment.batch]
+            texts = scorer.generate(make, cases, ready)
+            scores = judge.score(scorer.repeated(cases), texts)
+            values += [score.value for score in scores if score.value is not None]
+        return sign(scorer.benchmark, judge) * float(np.mean(values)) if values else np.nan
 
     def _rule(self, condition: Condition, metric: str | None) -> str:
         on = f"on {len(self.cases)} validation cases"
@@ -224,39 +182,17 @@ class Validation:
         budget = f"mean KL <= {self._experiment.choose.max_kl:g} {on}"
         return f"{budget}; of these, the best {metric}" if metric else f"the only candidate; {on}"
 
-    def _continued(self, folder: RunFolder) -> list[PromptWithAnswers]:
+    def _continued(self) -> list[PromptWithAnswers]:
         """Continue each prompt unsteered, or read what another process of the run wrote."""
-        path = folder.shared(f"continuations-{self._fold}.json")
+        path = self._fits.folder.shared(f"continuations-{self._fold}.json")
         if not path.is_file():
-            prompts = []
-            for case in self.cases:
-                prompt, template = plain(self._benchmark, case)
-                prompts.append(encode(self._tokenizer, prompt, None, template))
-            texts = continuations(self._model, self._tokenizer, prompts, CONTINUATION)
+            prompts = [self._scorer.encoded(case) for case in self.cases]
+            texts = continuations(self._scorer.model, self._scorer.tokenizer, prompts, CONTINUATION)
             answer_of = {tuple(text.prompt): text.answer for text in texts}
             rows = [[prompt, answer_of[tuple(prompt)]] for prompt in prompts]
             write_whole(path, json.dumps(rows).encode())
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [PromptWithAnswers(prompt, [answer]) for prompt, answer in rows]
-
-
-def _damage(scores: Sequence[Sequence[TextScore]]) -> Damage:
-    answers = [score for row in scores for score in row]
-    tokens = sum(score.tokens for score in answers)
-    return Damage(
-        sum(score.kl for score in answers) / tokens,
-        sum(score.displacement for score in answers) / tokens,
-    )
-
-
-def _best(trials: Sequence[Any], effects: Sequence[float], within: Sequence[bool]) -> int:
-    """Return the index of the best effect within the budget, or else of the least damage."""
-    if len(trials) == 1:
-        return 0
-    if not any(within):
-        return min(range(len(trials)), key=lambda i: trials[i][2].kl)
-    ranked = [i for i in range(len(trials)) if within[i] and not np.isnan(effects[i])]
-    return max(ranked, key=lambda i: effects[i]) if ranked else within.index(True)
 
 
 def layer_and_dose(lines: Sequence[dict[str, Any]]) -> tuple[Layer | None, Dose]:

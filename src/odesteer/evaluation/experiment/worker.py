@@ -11,19 +11,15 @@ import torch
 from torch import Tensor
 
 from odesteer.evaluation.benchmarks import Benchmark
-from odesteer.evaluation.case import Case
-from odesteer.evaluation.experiment import multiple_choice as choices
-from odesteer.evaluation.experiment import units as unit_lines
+from odesteer.evaluation.experiment.cases import CaseScorer, Line, ReadyCondition
 from odesteer.evaluation.experiment.config import PROMPT, Layer
 from odesteer.evaluation.experiment.fits import FitCache
 from odesteer.evaluation.experiment.generators import Generator
 from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
-from odesteer.evaluation.experiment.units import judges, plain, with_choices
 from odesteer.evaluation.experiment.validation import Validation, layer_and_dose
 from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import takes_packed
-from odesteer.models.chat_template import encode
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json
@@ -66,7 +62,6 @@ def trace(steering: Steering, negative: Tensor, dose: Dose | None) -> dict[str, 
     }
 
 
-Line = dict[str, Any]
 _TRIED = 4  # cases on which packing is checked
 
 
@@ -91,18 +86,26 @@ class Worker:
         generator: Generator,
         data: Any = None,
     ):
-        self._generator = generator
-        self._plan, self._benchmark, self._folder = plan, benchmark, folder
-        self._model, self._tokenizer = model, tokenizer
+        self._plan, self._folder, self._generator = plan, folder, generator
+        self._scorer = CaseScorer(
+            model, tokenizer, benchmark, plan.experiment, self._takes_packed, data
+        )
+        self._judges = self._scorer.judges()
         self._fits = FitCache(model, tokenizer, benchmark, plan, folder)
-        self._judges = judges(plan.experiment.judges, model, tokenizer, benchmark, data)
         self._validation: dict[int, Validation] = {}
         self._choice_of = {
             (unit.fold, unit.conditions[0]): unit.number
             for unit in plan.units
             if unit.kind == "choice"
         }
-        self._do: dict[str, Callable[[Unit], list[Line]]] = {
+
+    def compute(self, number: int) -> None:
+        """Compute a unit and write its lines."""
+        self._folder.finish(number, self.lines(self._plan.units[number]))
+
+    def lines(self, unit: Unit) -> list[Line]:
+        """Compute the lines of a unit."""
+        kinds: dict[str, Callable[[Unit], list[Line]]] = {
             "check": self._check,
             "read": self._read,
             "fit": self._fit,
@@ -110,34 +113,28 @@ class Worker:
             "barrier": self._barrier,
             "cases": self._cases,
         }
+        return kinds[unit.kind](unit)
 
-    def lines(self, unit: Unit) -> list[Line]:
-        """Compute the lines of a unit."""
-        return self._do[unit.kind](unit)
-
-    @property
-    def _packed(self) -> bool:
+    def _takes_packed(self) -> bool:
         return not any(each.get("about") == "packing" for each in self._folder.lines(0))
 
     def _check(self, unit: Unit) -> list[Line]:
-        cases = self._benchmark.examples(self._plan.folds[0])[:_TRIED]
+        scorer = self._scorer
+        cases = scorer.benchmark.examples(self._plan.folds[0])[:_TRIED]
         if self._plan.experiment.task == "choices":
-            prompts = [with_choices(self._tokenizer, self._benchmark, case) for case in cases]
+            prompts = [scorer.with_choices(case) for case in cases]
         else:
-            encoded = [
-                encode(self._tokenizer, prompt, None, template)
-                for prompt, template in (plain(self._benchmark, case) for case in cases)
-            ]
+            encoded = [scorer.encoded(case) for case in cases]
             # Any tokens will do as answers.
             prompts = [
-                PromptWithAnswers(prompt, [other[-16:] for other in encoded]) for prompt in encoded
+                PromptWithAnswers(ids, [other[-16:] for other in encoded]) for ids in encoded
             ]
-        if not prompts or takes_packed(self._model, prompts):
+        if not prompts or takes_packed(scorer.model, prompts):
             return []
-        kind = type(self._model).__name__
         text = (
-            f"{kind} does not take several answers in one row (its own attention mask or state): "
-            f"every answer is read in a row of its own, which is slower and measures the same."
+            f"{type(scorer.model).__name__} does not take several answers in one row (its own "
+            f"attention mask or state): every answer is read in a row of its own, which is slower "
+            f"and measures the same."
         )
         return [{"kind": "note", "about": "packing", "text": text}]
 
@@ -197,36 +194,19 @@ class Worker:
         return lines
 
     def _cases(self, unit: Unit) -> list[Line]:
-        experiment = self._plan.experiment
-        by_id = {case.id: case for case in self._benchmark.examples(self._plan.folds[unit.fold])}
-        cases: list[Case] = [by_id[one] for one in unit.cases]
+        scorer, fold = self._scorer, self._plan.folds[unit.fold]
+        by_id = {case.id: case for case in scorer.benchmark.examples(fold)}
+        cases = [by_id[name] for name in unit.cases]
         conditions = [self._ready(unit.fold, i) for i in unit.conditions]
-        if experiment.task == "choices":
-            made = choices.lines(
-                self._model,
-                self._tokenizer,
-                self._benchmark,
-                cases,
-                conditions,
-                packed=self._packed,
-                positions=experiment.positions,
-                damage=experiment.damage,
-            )
+        if self._plan.experiment.task == "choices":
+            lines = scorer.choice_lines(cases, conditions)
         else:
-            [one] = conditions
-            made = unit_lines.lines(
-                self._generator.backend_factory(one[1], lambda: self._fitted_steerings(unit.fold)),
-                self._model,
-                self._tokenizer,
-                self._benchmark,
-                experiment,
-                cases,
-                one,
-                self._plan.conditions[unit.conditions[0]].seed,
-                self._judges,
-                self._packed,
+            [condition] = conditions
+            make = self._generator.backend_factory(
+                condition.steering, lambda: self._fitted_steerings(unit.fold)
             )
-        return [{**line, "fold": unit.fold} for line in made]
+            lines = scorer.generation_lines(make, cases, condition, self._judges)
+        return [{**line, "fold": unit.fold} for line in lines]
 
     def close(self) -> None:
         """Stop what was started for units."""
@@ -244,13 +224,13 @@ class Worker:
             if (folder / CONFIG).is_file():
                 yield self._fits.dosed(fold, condition, layer, dose)
 
-    def _ready(self, fold: int, i: int) -> tuple[str, Steering | None, bool]:
-        """Return (id, steering at its dose, whether the prompt has the instruction)."""
+    def _ready(self, fold: int, i: int) -> ReadyCondition:
         condition = self._plan.conditions[i]
         if not condition.moves:
-            return condition.id, None, condition.method.name == PROMPT
-        layer, dose = self._layer_and_dose(fold, i)
-        return condition.id, self._fits.dosed(fold, condition, layer, dose), False
+            prompted = condition.method.name == PROMPT
+            return ReadyCondition(condition.id, None, prompted, condition.seed)
+        steering = self._fits.dosed(fold, condition, *self._layer_and_dose(fold, i))
+        return ReadyCondition(condition.id, steering, seed=condition.seed)
 
     def _layer_and_dose(self, fold: int, i: int) -> tuple[Layer | None, Dose | None]:
         condition = self._plan.conditions[i]
@@ -277,17 +257,5 @@ class Worker:
 
     def _validated(self, fold: int) -> Validation:
         if fold not in self._validation:
-            self._validation = {
-                fold: Validation(
-                    self._model,
-                    self._tokenizer,
-                    self._benchmark,
-                    self._plan,
-                    self._fits,
-                    self._folder,
-                    fold,
-                    self._packed,
-                    self._judges,
-                )
-            }
+            self._validation = {fold: Validation(self._scorer, self._fits, fold, self._judges)}
         return self._validation[fold]

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from odesteer.common.registry import resolve
 from odesteer.evaluation.judges.base import Judge, Score
 from odesteer.evaluation.judges.chat_grade import ChatGrade
-from odesteer.evaluation.judges.hub_models import InfoLlama, Reward, ToxicityClassifier, TruthLlama
+from odesteer.evaluation.judges.models import (
+    InfoLlama,
+    KLToUnsteered,
+    Perplexity,
+    Reward,
+    ToxicityClassifier,
+    TruthLlama,
+)
 from odesteer.evaluation.judges.offline import (
     InfoTfidf,
     Profanity,
@@ -13,7 +20,6 @@ from odesteer.evaluation.judges.offline import (
     TruthTfidf,
     VaderMood,
 )
-from odesteer.evaluation.judges.perplexity import KLToUnsteered, Perplexity
 
 JUDGES: Mapping[str, type[Judge]] = {
     judge.name: judge

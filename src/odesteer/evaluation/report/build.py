@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from odesteer.evaluation.report.compare import at_equal_dose, reference
-from odesteer.evaluation.report.figures import figures_of
-from odesteer.evaluation.report.figures.barrier import calibration_drawing, flow_drawing
-from odesteer.evaluation.report.figures.style import Drawing
+from odesteer.evaluation.report.charts import calibration_drawing, figures_of, flow_drawing
+from odesteer.evaluation.report.figure_style import Drawing
 from odesteer.evaluation.report.measures import Measure, headline, measures_of
 from odesteer.evaluation.report.rows import (
     CHOSEN,
@@ -32,9 +30,11 @@ from odesteer.evaluation.report.table import (
 )
 from odesteer.evaluation.report.tables import (
     Beside,
+    at_equal_dose,
     barrier_table,
     main_table,
     ranks_pairs,
+    reference,
     side_by_side,
 )
 
@@ -138,69 +138,89 @@ class Provenance(NamedTuple):
 
     title: str
     heading: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+    rows: Sequence[tuple[str, ...]]
 
 
 def facts_of(run: Run) -> tuple[Provenance, ...]:
     """Return tables of choices, trials, judges, fits and data that the run has."""
-    tables = (_choices(run), _trials(run), _judges(run), _fits(run), _folds(run), _data(run))
+    trials = [(line, trial) for line in run.choices for trial in line.get("trials") or ()]
+    chosen = ("layer", "dose")
+    tables = (
+        Provenance(
+            "What was chosen, on validation data alone",
+            (*_SETTING, "rule", "trials"),
+            [
+                (
+                    *_setting(run, line),
+                    str(line.get("rule", "")),
+                    str(len(line.get("trials") or ())),
+                )
+                for line in run.choices
+            ],
+        ),
+        Provenance(
+            "What the choices were made among",
+            (*_SETTING, "effect", "damage", ""),
+            [
+                (
+                    *_setting(run, {**line, **{key: trial.get(key) for key in chosen}}),
+                    _words(trial.get("effect")),
+                    _words(trial.get("damage")),
+                    "chosen" if all(trial.get(key) == line.get(key) for key in chosen) else "",
+                )
+                for line, trial in trials
+            ],
+        ),
+        Provenance(
+            "Judges, and how far to trust them",
+            ("judge", "unit", "higher is", "measured quality", "unscored"),
+            [
+                (
+                    name,
+                    facts.get("unit", ""),
+                    run.benchmark.get("wanted", {}).get(name) or facts.get("higher_is", "neither"),
+                    facts.get("agreement", "") or "not stated",
+                    _unscored(run, name),
+                )
+                for name, facts in run.judges.items()
+            ],
+        ),
+        Provenance(
+            "Fits, and the held-out quality of their barriers",
+            (*_SETTING, "AUC", "log-loss", "calibration error", "n"),
+            [
+                (
+                    *_setting(run, line),
+                    *(_words((line.get("held_out") or {}).get(key)) for key in _QUALITY),
+                )
+                for line in run.fits
+            ],
+        ),
+        Provenance(
+            "Folds",
+            ("fold", "to learn from", "to choose on", "tested"),
+            [
+                (str(number), *(str(len(fold.get(part, ()))) for part in _PARTS))
+                for number, fold in enumerate(run.folds)
+            ],
+        ),
+        Provenance(
+            "Data",
+            ("file", "SHA-256"),
+            [(name, str(digest)) for name, digest in run.benchmark.get("files", {}).items()],
+        ),
+    )
     return tuple(table for table in tables if table.rows)
 
 
-def _label(run: Run, line: Mapping[str, Any]) -> str:
-    return name_of(run.conditions[line["condition"]])
+_SETTING = ("condition", "fold", "layer", "dose")
+_QUALITY = ("auc", "log_loss", "ece", "n")
+_PARTS = ("fit", "validation", "test")
 
 
-def _choices(run: Run) -> Provenance:
-    rows = tuple(
-        (
-            _label(run, line),
-            str(line.get("fold", 0)),
-            layer_words(line.get("layer")),
-            dose_words(line.get("dose")),
-            str(line.get("rule", "")),
-            str(len(line.get("trials") or ())),
-        )
-        for line in run.choices
-    )
-    heading = ("condition", "fold", "layer", "dose", "rule", "trials")
-    return Provenance("What was chosen, on validation data alone", heading, rows)
-
-
-def _trials(run: Run) -> Provenance:
-    rows = tuple(
-        (
-            _label(run, line),
-            str(line.get("fold", 0)),
-            layer_words(trial.get("layer")),
-            dose_words(trial.get("dose")),
-            _words(trial.get("effect")),
-            _words(trial.get("damage")),
-            "chosen" if all(trial.get(k) == line.get(k) for k in ("layer", "dose")) else "",
-        )
-        for line in run.choices
-        for trial in line.get("trials") or ()
-    )
-    heading = ("condition", "fold", "layer", "dose", "effect", "damage", "")
-    return Provenance("What the choices were made among", heading, rows)
-
-
-def _judges(run: Run) -> Provenance:
-    directions = {"better": "better", "worse": "worse"}
-    rows = tuple(
-        (
-            name,
-            facts.get("unit", ""),
-            run.benchmark.get("wanted", {}).get(name, "")
-            or directions.get(facts.get("higher_is", ""), "neither"),
-            facts.get("agreement", "") or "not stated",
-            _unscored(run, name),
-        )
-        for name, facts in run.judges.items()
-    )
-    heading = ("judge", "unit", "higher is", "measured quality", "unscored")
-    return Provenance("Judges, and how far to trust them", heading, rows)
+def _setting(run: Run, line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    label, fold = name_of(run.conditions[line["condition"]]), str(line.get("fold", 0))
+    return label, fold, layer_words(line.get("layer")), dose_words(line.get("dose"))
 
 
 def _unscored(run: Run, judge: str) -> str:
@@ -219,36 +239,6 @@ def _unscored(run: Run, judge: str) -> str:
     ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     words = ", ".join(f"{count}: {why}" for why, count in ranked)
     return f"{sum(reasons.values())} of {total} ({words})"
-
-
-def _fits(run: Run) -> Provenance:
-    rows = []
-    for line in run.fits:
-        quality = line.get("held_out") or {}
-        rows.append(
-            (
-                _label(run, line),
-                str(line.get("fold", 0)),
-                layer_words(line.get("layer")),
-                dose_words(line.get("dose")),
-                *(_words(quality.get(key)) for key in ("auc", "log_loss", "ece", "n")),
-            )
-        )
-    heading = ("condition", "fold", "layer", "dose", "AUC", "log-loss", "calibration error", "n")
-    return Provenance("Fits, and the held-out quality of their barriers", heading, tuple(rows))
-
-
-def _folds(run: Run) -> Provenance:
-    rows = tuple(
-        (str(number), *(str(len(fold.get(part, ()))) for part in ("fit", "validation", "test")))
-        for number, fold in enumerate(run.folds)
-    )
-    return Provenance("Folds", ("fold", "to learn from", "to choose on", "tested"), rows)
-
-
-def _data(run: Run) -> Provenance:
-    rows = tuple((name, str(digest)) for name, digest in run.benchmark.get("files", {}).items())
-    return Provenance("Data", ("file", "SHA-256"), rows)
 
 
 def _words(value: Any) -> str:

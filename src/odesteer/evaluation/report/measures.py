@@ -12,12 +12,12 @@ import numpy as np
 
 from odesteer.evaluation import metrics
 from odesteer.evaluation.report.run import Answer, Run
-from odesteer.evaluation.statistics.jackknife import Texts
 from odesteer.evaluation.statistics.paired_tests import (
     Mean,
     Percentile,
     ProductOfMeans,
     Statistic,
+    Texts,
     Units,
 )
 
@@ -97,8 +97,8 @@ def _passed(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.nda
 
 
 def _both(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:
-    one, other = (_at_threshold(answers, judge) for judge in judges)
-    return metrics.both(one, other)[:, None]
+    truth, info = (_at_threshold(answers, judge) for judge in judges)
+    return metrics.both(truth, info)[:, None]
 
 
 def _wins(answers: Keyed, unsteered: Keyed, judges: tuple[str, ...]) -> np.ndarray:

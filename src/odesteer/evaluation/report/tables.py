@@ -1,4 +1,4 @@
-"""Tables of a report: main table, barriers, example texts."""
+"""Tables of a report: all conditions, equal doses, barriers, example texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from odesteer.evaluation.report.rows import (
 )
 from odesteer.evaluation.report.run import Answer, Run
 from odesteer.evaluation.report.table import Cell, Column, Line, Table
-from odesteer.evaluation.statistics import jackknife as diversity
 from odesteer.evaluation.statistics import paired_tests as estimate
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.evaluation.statistics.paired_tests import NAN, PairedDifference
@@ -57,7 +56,10 @@ def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
         texts = measure.texts(row.keyed)
         if not texts:
             return None
-        value, missing = diversity.value(texts, measure.grams), len(row.answers) - len(texts)
+        value, missing = (
+            estimate.distinct_value(texts, measure.grams),
+            len(row.answers) - len(texts),
+        )
     else:
         units = measure.units(row.keyed, beside)
         value = estimate.value(measure.statistic, units)
@@ -72,22 +74,75 @@ def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
     return Cell(value, change, missing)
 
 
-def versus(measure: Measure, one: Row, other: Row, base: Row | None) -> PairedDifference:
-    """Compare `one` with `other` on the cases of both; wins are counted against `base`."""
-    beside = other.beside(one)
+def versus(measure: Measure, row: Row, other: Row, base: Row | None) -> PairedDifference:
+    """Compare `row` with `other` on the cases of both; wins are counted against `base`."""
+    beside = other.beside(row)
     keys = {key for key, _ in beside}
-    answers = [pair for pair in one.keyed if pair[0] in keys]
-    against = base.beside(one) if base else []
+    answers = [pair for pair in row.keyed if pair[0] in keys]
+    against = base.beside(row) if base else []
     if measure.grams:
         generated = {key for key, a in answers if a.generation} & {
             k for k, a in beside if a.generation
         }
         first = measure.texts([pair for pair in answers if pair[0] in generated])
         second = measure.texts([pair for pair in beside if pair[0] in generated])
-        return diversity.difference(first, second, measure.grams)
+        return estimate.distinct_difference(first, second, measure.grams)
     return estimate.difference(
         measure.statistic, measure.units(answers, against), measure.units(beside, against)
     )
+
+
+REFERENCE = "odesteer"
+
+
+def reference(rows: Sequence[Row], wanted: str | None = None) -> str | None:
+    """Return the method that others are compared with: `wanted`, ODESteer, or the last one.
+
+    Raises:
+        ValueError: if `wanted` is not in the run.
+    """
+    ranks = {row.family: method_rank(row.method) for row in steered(rows) if row.method != RANDOM}
+    if wanted is not None and wanted not in ranks:
+        raise ValueError(
+            f"There is no method '{wanted}' in this run to compare with; it has "
+            f"{', '.join(ranks) or 'none'}."
+        )
+    if wanted or REFERENCE in ranks:
+        return wanted or REFERENCE
+    return max(ranks, key=ranks.__getitem__, default=None)
+
+
+def at_equal_dose(rows: Sequence[Row], measures: Sequence[Measure], method: str) -> Table | None:
+    """Compare a method with each other one that has the same dose, layer and steps.
+
+    Conditions whose doses were matched on validation data to one damage are compared likewise.
+    """
+    base, lines = unsteered(rows), []
+    columns = [measure for measure in measures if measure.tested]
+    reference_rows = [row for row in rows if row.family == method]
+    for row in reference_rows:
+        for other in steered(rows):
+            if other.family == method or _place(row) != _place(other):
+                continue
+            cells = tuple(Cell(difference=versus(m, row, other, base)) for m in columns)
+            label = f"{row.label} − {other.label}"
+            where = row.setting if row.setting == other.setting else "each as chosen"
+            first = cells[0].difference
+            n = (first.interval.n, first.groups) if first else (0, 0)
+            lines.append(Line(label, where, row.heading, cells, n, method=other.method))
+    if not lines:
+        return None
+    title = f"{reference_rows[0].label} against the others at equal dose"
+    table = Table(
+        "equal-dose", title, tuple(map(Column.of, columns)), tuple(lines),
+        versus="the other method of the row",
+    )  # fmt: skip
+    return table.corrected()
+
+
+def _place(row: Row) -> tuple[object, ...]:
+    c = row.condition
+    return c.layer, c.steps, c.chosen, c.dose, row.heading
 
 
 COLUMNS = (

@@ -259,8 +259,8 @@ class JudgeEffect(EffectMeter):
         }
 
     def _scores(self, prompts: Sequence[str | Messages | None], texts: Sequence[str]) -> np.ndarray:
-        given = self.judge.score([Case(prompt or "") for prompt in prompts], texts)
-        return np.array([np.nan if score.value is None else score.value for score in given])
+        scores = self.judge.score([Case(prompt or "") for prompt in prompts], texts)
+        return np.array([np.nan if score.value is None else score.value for score in scores])
 
 
 def _warn_if_weak(what: str, auc: float) -> None:
@@ -346,11 +346,11 @@ def prompts_of(
 ) -> list[tuple[list[int], Prompt | None]]:
     """Return neutral prompts as token ids and, where there is one, as text or messages."""
     examples = [*held_out.positive, *held_out.negative]
-    given = [e.prompt for e in examples if e.prompt is not None] if prompts is None else prompts
-    if given:
+    neutral = [e.prompt for e in examples if e.prompt is not None] if prompts is None else prompts
+    if neutral:
         # A prompt of several rows counts once.
         unique = {
-            tuple(encode(tokenizer, prompt, None, held_out.template)): prompt for prompt in given
+            tuple(encode(tokenizer, prompt, None, held_out.template)): prompt for prompt in neutral
         }
         encoded: list[tuple[list[int], Prompt | None]] = [
             (list(ids), prompt) for ids, prompt in unique.items()
@@ -437,56 +437,29 @@ def learn(
         rows = {index: (data[index].positive, data[index].negative) for index in to_rank}
         quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
         candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
-    fitted = _fit_each(
-        model, tokenizer, part, method, candidates, data, quality, seed, stages, cache
-    )
-    if block is None:
-        return fitted, None
-    probed = data[block]
-    samples = CAA().check(probed.positive, probed.negative, part.groups)  # all check alike
-    return fitted, fit_probe(block, samples, seed)
-
-
-def _fit_each(
-    model: nn.Module,
-    tokenizer: Any,
-    part: Contrast,
-    method: Method,
-    candidates: Sequence[Layer],
-    data: dict[int, ActivationSet],
-    quality: dict[int, BinaryQuality],
-    seed: int,
-    stages: "StagedProgress",
-    cache: CacheChoice,
-) -> list[Steering]:
-    """Fit the method at each candidate; single layers share one pass, if not yet read."""
-    progress = stages.of("fit")
-    single = [candidate for candidate in candidates if isinstance(candidate, int)]
+    fitted: Sequence[Steering]
+    fitting, single = stages.of("fit"), [each for each in candidates if isinstance(each, int)]
     if method.site == "residual" and len(single) == len(candidates):
-        as_read = method.tokens == "last" and not method.reads_prompts and set(single) <= set(data)
-        if as_read:
+        # Single layers share one pass, which is done where it read what the method needs.
+        if method.tokens == "last" and not method.reads_prompts and set(single) <= set(data):
             readings = {index: data[index] for index in single}
         else:
-            readings = read(model, tokenizer, part, single, method, progress, cache=cache)
-        return [*fit_readings(model, tokenizer, part, method, readings, seed, progress, quality)]
-    return [
-        fit(
-            model,
-            tokenizer,
-            part,
-            method,
-            layer=candidate,
-            seed=seed,
-            progress=progress,
-            cache=cache,
-        )
-        for candidate in candidates
-    ]
+            readings = read(model, tokenizer, part, single, method, fitting, cache=cache)
+        fitted = fit_readings(model, tokenizer, part, method, readings, seed, fitting, quality)
+    else:
+        settings: dict[str, Any] = {"seed": seed, "progress": fitting, "cache": cache}
+        fitted = [fit(model, tokenizer, part, method, layer, **settings) for layer in candidates]
+    if block is None:
+        return [*fitted], None
+    probed = data[block]
+    samples = CAA().check(probed.positive, probed.negative, part.groups)  # all check alike
+    return [*fitted], fit_probe(block, samples, seed)
 
 
 def by_probe(
     model: nn.Module, tokenizer: Any, probe: Probe, held_out: Contrast, seed: int
 ) -> ProbeEffect:
+    """Measure effects by a probe on held-out texts."""
     negatives, positives = (
         some(as_texts(tokenizer, examples, held_out.template), TEXTS, seed)
         for examples in (held_out.negative, held_out.positive)

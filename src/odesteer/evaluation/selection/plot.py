@@ -48,11 +48,11 @@ def draw(tuned: Tuned, path: Path) -> Path:
 
 
 def _title(tuned: Tuned) -> str:
-    asked = tuned.wanted.target
-    if asked is None:
+    target = tuned.wanted.target
+    if target is None:
         done = "the largest effect within the budget"
     else:
-        done = f"{asked} {'reached' if tuned.met else 'not reached'}"
+        done = f"{target} {'reached' if tuned.met else 'not reached'}"
     budget = tuned.wanted.budget.replace("<=", "≤")
     return f"{tuned.steering.method}: {done.replace('>=', '≥').replace('<=', '≤')}\n({budget})"
 
@@ -83,9 +83,9 @@ def _trials(axes: Axes, tuned: Tuned) -> None:
     for number, layer in enumerate(dict.fromkeys(trial.layer for trial in steered)):
         colour = PALETTE[number % len(PALETTE)]
         marker = MARKERS[number % len(MARKERS)]
-        own = [trial for trial in steered if trial.layer == layer]
-        axes.plot(*_points([origin, *own]), color=colour, linewidth=1.0, alpha=0.5, zorder=2)
-        for trial in own:
+        trials = [trial for trial in steered if trial.layer == layer]
+        axes.plot(*_points([origin, *trials]), color=colour, linewidth=1.0, alpha=0.5, zorder=2)
+        for trial in trials:
             x, y = trial.kl_95, trial.effect.mean
             axes.errorbar(
                 x,

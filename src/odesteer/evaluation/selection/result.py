@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.ode import Dose
 from odesteer.steering import Steering
@@ -251,6 +253,19 @@ def judged(trials: Sequence[Trial], wanted: Goal) -> list[Trial]:
     return [t._replace(feasible=wanted.within_budget(t), pareto=id(t) in front) for t in trials]
 
 
+def best_within(
+    effects: Sequence[float], damages: Sequence[float], feasible: Sequence[bool]
+) -> int:
+    """Return the index of the largest effect within the budget, else of the least damage.
+
+    Of equal effects the one with less damage; an effect that is nan is less than any other.
+    """
+    indices = [i for i, within in enumerate(feasible) if within]
+    if not indices:
+        return min(range(len(damages)), key=damages.__getitem__)
+    return max(indices, key=lambda i: (np.nan_to_num(effects[i], nan=-np.inf), -damages[i]))
+
+
 def choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     """Choose the feasible trial that reaches the target cheapest, or has the largest effect.
 
@@ -266,7 +281,8 @@ def _choose(trials: Sequence[Trial], wanted: Goal) -> Choice:
     feasible = [t for t in trials if t.feasible]
     reached = [t for t in feasible if wanted.margin(t) >= 0]
     if wanted.target is None:
-        best = max(feasible, key=lambda t: (t.effect.mean, -t.kl_95))
+        effects, damages = [t.effect.mean for t in feasible], [t.kl_95 for t in feasible]
+        best = feasible[best_within(effects, damages, [True] * len(feasible))]
         if best.effect.mean > 0:
             return Choice(
                 best,

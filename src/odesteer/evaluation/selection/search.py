@@ -2,7 +2,7 @@
 
 The contrast is split by group. On the fit part, the layers are ranked and the method is fitted
 once at each candidate. On the held-out part, effect (`selection.effect`) and damage
-(`scoring.divergence`) are measured for every candidate at every dose, and `selection.result`
+(`scoring.score_texts`) are measured for every candidate at every dose, and `selection.result`
 chooses among the trials.
 """
 
@@ -32,7 +32,8 @@ from odesteer.evaluation.selection.effect import (
 from odesteer.evaluation.selection.result import Goal, Trial, Tuned, choose, judged
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress
-from odesteer.extraction.scoring.divergence import continuations, measure
+from odesteer.extraction.scoring.packing import continuations
+from odesteer.extraction.scoring.score_texts import measure_damage
 from odesteer.methods import Method, find_method
 from odesteer.models.capture import evaluating
 from odesteer.ode import Angle, Dose
@@ -167,7 +168,7 @@ def _measure(
     raw = readout.raw(steerings, stages.count("effect", len(steerings) * readout.size))
     texts = continuations(model, tokenizer, prompts, NEW_TOKENS)
     count = stages.count("damage", len(steerings) * len(texts))
-    damages = measure(model, texts, steerings, count)
+    damages = measure_damage(model, texts, steerings, count)
     outcomes = readout.outcomes(raw, seed)
     trials = [
         Trial(

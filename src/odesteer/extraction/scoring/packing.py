@@ -22,7 +22,9 @@ from torch import Tensor
 from odesteer.data import Example
 from odesteer.models import batching
 from odesteer.models.chat_template import encode
+from odesteer.models.layers import input_device
 
+_PROMPTS = 16  # continued at once
 _BATCH_TOKENS = 2048
 _BATCH_LOGITS = 2**25  # 128 MB in float32, of which three or four live at once
 
@@ -57,6 +59,34 @@ def as_texts(
     """Split those of the examples that have two tokens or more."""
     texts = [(as_text(tokenizer, example, template), example) for example in examples]
     return [(text, example) for text, example in texts if text is not None]
+
+
+def continuations(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[GivenText]:
+    """Continue each prompt greedily, unsteered, up to the end-of-sequence token.
+
+    Returns:
+        Texts in the order of their prompts' lengths.
+    """
+    texts = []
+    ends = batching.end_tokens(model, tokenizer)
+    for batch in batching.batches([len(prompt) for prompt in prompts], rows=_PROMPTS):
+        rows = [list(prompts[i]) for i in batch]
+        ids, mask = batching.pad(rows, left=True, device=input_device(model))
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,  # some models' own settings are not the model's argmax
+                pad_token_id=0 if not ends else min(ends),
+            )
+        for prompt, row in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            last = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+            texts.append(GivenText(prompt, row[: last + 1]))
+    return texts
 
 
 class PromptWithAnswers(NamedTuple):

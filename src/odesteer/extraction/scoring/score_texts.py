@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -185,35 +186,10 @@ def score_texts(
     model: Any,
     prompts: Sequence[PromptWithAnswers],
     steerings: Sequence[Steering | None],
-    *,
-    packed: bool = True,
-    positions: str = "last+generated",
-    compare: bool = True,
-    progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> list[list[list[TextScore]]]:
-    """Score every answer to every prompt under every steering.
-
-    Args:
-        model: a transformers causal language model, in eval mode.
-        prompts: with their answers.
-        steerings: each with its dose; None is the unsteered model.
-        packed: all answers to a prompt in one row, see `odesteer.extraction.scoring.packing`.
-        positions: which tokens are steered.
-        compare: also KL and displacement, which are 0 without it.
-        progress: called with the number of answers under one condition since the last call.
-
-    Returns:
-        Scores by steering, prompt and answer.
-    """
-    tokens = score_tokens(
-        model,
-        prompts,
-        steerings,
-        packed=packed,
-        positions=positions,
-        compare=compare,
-        progress=progress,
-    )
+    """Return the sums of `score_tokens`, whose keyword arguments it takes."""
+    tokens = score_tokens(model, prompts, steerings, **settings)
     return [[[scores.sums() for scores in row] for row in rows] for rows in tokens]
 
 
@@ -226,17 +202,65 @@ def score_tokens(
     positions: str = "last+generated",
     compare: bool = True,
     progress: Callable[[int], None] | None = None,
+    passes: Iterable["Baseline"] | None = None,
 ) -> list[list[list[TokenScores]]]:
-    """Score every token of every answer; arguments are those of `score_texts`."""
+    """Score every token of every answer to every prompt under every steering.
+
+    Args:
+        model: a transformers causal language model, in eval mode.
+        prompts: with their answers.
+        steerings: each with its dose; None is the unsteered model.
+        packed: all answers to a prompt in one row, see `odesteer.extraction.scoring.packing`.
+        positions: which tokens are steered.
+        compare: also KL and displacement, which are 0 without it.
+        progress: called with the number of answers under one condition since the last call.
+        passes: the unsteered passes over these prompts, if they are kept; see `baselines`.
+
+    Returns:
+        Scores by steering, prompt and answer.
+    """
     nothing = TokenScores(*[torch.empty(0)] * 4)
     results = [[[nothing] * len(prompt.answers) for prompt in prompts] for _ in steerings]
-    for baseline in baselines(model, prompts, steerings, packed=packed):
+    for baseline in passes or baselines(model, prompts, steerings, packed=packed):
         for rows, steering in zip(results, steerings, strict=True):
             scores = baseline.compare(steering, positions, compare)
             for slot, score in zip(baseline.batch.slots, scores, strict=True):
                 rows[slot.prompt][slot.answer] = score
             if progress is not None:
                 progress(len(scores))
+    return results
+
+
+class Damage(NamedTuple):
+    """Damage over all tokens of texts that the unsteered model wrote; 0, 0 and 1 without any.
+
+    The mean KL says how much changes on the whole; its 95th percentile says how bad the worst
+    tokens are, which is where fluency breaks. The perplexity ratio exp(mean(log p - log q)) says
+    how much less likely the model finds its own words.
+    """
+
+    kl: float  # mean, nats a token
+    kl_95: float  # 95th percentile over tokens
+    perplexity_ratio: float
+    tokens: int
+
+
+def measure_damage(
+    model: nn.Module,
+    texts: Sequence[GivenText],
+    steerings: Sequence[Steering],
+    progress: Callable[[int], None] | None = None,
+) -> list[Damage]:
+    """Measure the damage that each steering does to texts, see `continuations`."""
+    rows = [PromptWithAnswers(text.prompt, [text.answer]) for text in texts]
+    results = []
+    for scores in score_tokens(model, rows, steerings, packed=False, progress=progress):
+        p, q, kl = (
+            torch.cat([getattr(tokens, name) for [tokens] in scores]).double()
+            for name in ("unsteered", "logprob", "kl")
+        )
+        kl_95 = float(np.quantile(kl.numpy(), 0.95))
+        results.append(Damage(float(kl.mean()), kl_95, float((p - q).mean().exp()), len(kl)))
     return results
 
 

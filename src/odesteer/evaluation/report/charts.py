@@ -7,6 +7,9 @@ show the paired difference to the unsteered model with its interval, one line pe
 Effect (paired difference to the unsteered model) over damage (KL or perplexity) has one line per
 method and one point per dose. On the Pareto front, no other point has as much effect with less
 damage, or more effect with as much.
+
+Barriers have figure 2 of the paper (h along the trajectories of held-out negatives), and their
+calibration on held-out rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from odesteer.evaluation.report.figures.style import (
+from odesteer.evaluation.report.figure_style import (
     FAINT,
     INK,
     STYLE_HERE,
@@ -28,9 +31,35 @@ from odesteer.evaluation.report.figures.style import (
     zero_line,
     zero_line_down,
 )
-from odesteer.evaluation.report.rows import PROMPT, Row, amount, dose_words, steered, unsteered
+from odesteer.evaluation.report.measures import Measure, headline
+from odesteer.evaluation.report.rows import (
+    PROMPT,
+    Row,
+    amount,
+    dose_words,
+    method_rank,
+    name_of,
+    steered,
+    unsteered,
+)
+from odesteer.evaluation.report.run import Run
 from odesteer.evaluation.report.table import Column, Line, Table, headings, number
+from odesteer.evaluation.report.tables import held_out
 from odesteer.evaluation.statistics.paired_tests import PairedDifference
+from odesteer.steering.calibration import reliability
+
+
+def figures_of(
+    run: Run, rows: Sequence[Row], measures: Sequence[Measure], table: Table
+) -> tuple[Drawing, ...]:
+    """Those whose data the run has; `table` is its main table, with `measures` as columns."""
+    effect = list(measures).index(headline(measures))
+    costs = [i for i, measure in enumerate(measures) if measure.name in ("kl", "perplexity")]
+    drawn: list[Drawing | None] = [overview_drawing(table, effect)]
+    drawn += [tradeoff_drawing(rows, table, effect, cost) for cost in costs if cost != effect]
+    drawn += sweep_drawings(rows, table, effect)
+    return tuple(each for each in drawn if each is not None)
+
 
 MOST = 40  # rows that can still be read
 LONGEST = 38  # characters of a label
@@ -203,7 +232,8 @@ def _drawn(
         for i, ((method, _), points) in enumerate(curves.items()):
             # Intervals at one place are drawn beside each other.
             shift = 0.006 * width * (i - (len(curves) - 1) / 2)
-            _curve(axes, method, points, shift)
+            x = [point.x + shift for point in points]
+            _series(axes, method, x, [point.change.interval[:3] for point in points])
         axes.set(
             xlabel=_DOSES.get(str(fixed[0]), axis.label) if axis.name == "dose" else axis.label,
             ylabel=f"change of {column.label} {column.arrow}",
@@ -229,10 +259,12 @@ def _drawn(
     return Drawing(name, f"{axis.title}: {column.label}", caption, figure)
 
 
-def _curve(axes: Axes, method: str, points: Sequence[Point], shift: float) -> None:
+def _series(
+    axes: Axes, method: str, x: Sequence[float], changes: Sequence[tuple[float, float, float]]
+) -> None:
+    """Draw (mean, low, high) over x, in the colour, marker and line of the method."""
     colour, marker, line = look(method)
-    x = np.array([point.x for point in points]) + shift
-    mean, low, high = np.array([point.change.interval[:3] for point in points]).T
+    mean, low, high = np.array(changes).T
     spread = np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0))
     axes.errorbar(x, mean, yerr=spread, color=colour, fmt="none", capsize=1.5, linewidth=0.8,
                   alpha=0.6, zorder=2)  # fmt: skip
@@ -280,8 +312,10 @@ def tradeoff_drawing(rows: Sequence[Row], table: Table, effect: int, damage: int
         ends = []
         for line in lines:
             last = line[-1]
-            _line(axes, line, start)
-            ends.append((last.damage, last.effect, last.label, look(last.method).colour))
+            colour, _, style = look(last.method)
+            axes.plot([start, line[0].damage], [0.0, line[0].effect], color=colour, linestyle=style)
+            _series(axes, last.method, [s.damage for s in line], [s[1:4] for s in line])
+            ends.append((last.damage, last.effect, last.label, colour))
         front = pareto([(start, 0.0), *((s.damage, s.effect) for s in spots)], wanted)
         axes.plot(*zip(*front, strict=True), color=INK, linewidth=1.1, linestyle=":", zorder=4,
                   drawstyle="steps-post")  # fmt: skip
@@ -324,14 +358,13 @@ def _lines(rows: Sequence[Row], table: Table, effect: int, damage: int) -> list[
     groups: dict[tuple[object, ...], list[Spot]] = {}
     chosen: dict[str, list[Spot]] = {}
     for row in rows:
-        one, other = (by_id[row.condition.id].cells[i] for i in (effect, damage))
-        if row.method == PROMPT or one is None or other is None:
+        change, cost = (by_id[row.condition.id].cells[i] for i in (effect, damage))
+        if row.method == PROMPT or change is None or cost is None:
             continue
-        if one.difference is None or other.value is None:
+        if change.difference is None or cost.value is None:
             continue
-        mean, low, high, _ = one.difference.interval
-        c = row.condition
-        spot = Spot(other.value.mean, mean, low, high, row.method, row.label)
+        c, interval = row.condition, change.difference.interval
+        spot = Spot(cost.value.mean, *interval[:3], row.method, row.label)
         if np.isfinite([spot.damage, spot.effect]).all():
             if c.chosen:
                 chosen.setdefault(row.family, []).append(spot)
@@ -350,12 +383,79 @@ def _damage_of_unsteered(table: Table, damage: int) -> float:
     return 0.0 if cell is None or cell.value is None else cell.value.mean
 
 
-def _line(axes: Axes, spots: Sequence[Spot], start: float) -> None:
-    colour, marker, line = look(spots[0].method)
-    x = np.array([s.damage for s in spots])
-    mean, low, high = np.array([[s.effect, s.low, s.high] for s in spots]).T
-    spread = np.nan_to_num(np.stack([mean - low, high - mean]).clip(min=0))
-    axes.errorbar(x, mean, yerr=spread, color=colour, fmt="none", capsize=1.5, linewidth=0.8,
-                  alpha=0.6, zorder=2)  # fmt: skip
-    axes.plot([start, *x], [0.0, *mean], color=colour, linestyle=line, linewidth=1.3, zorder=3)
-    axes.plot(x, mean, color=colour, marker=marker, linestyle="none", markersize=4.5, zorder=3)
+def flow_drawing(run: Run) -> Drawing | None:
+    """Draw h along the path, a band per method; None where no trajectory is stored."""
+    paths: dict[str, tuple[np.ndarray, list[np.ndarray]]] = {}
+    for line in run.trajectories:
+        distance = np.asarray(line["distance"], dtype=float)
+        h = np.asarray(line["log_odds"], dtype=float)
+        if h.ndim != 2 or len(h) != len(distance):
+            raise ValueError(
+                f"The trajectory of '{line['condition']}' in '{run.path}' has {len(distance)} "
+                f"distances and log-odds of shape {h.shape}; it needs a row of them each."
+            )
+        kept = paths.setdefault(line["condition"], (distance, []))
+        if np.array_equal(kept[0], distance):
+            kept[1].append(h)
+    if not paths:
+        return None
+    order = sorted(paths, key=lambda name: method_rank(run.conditions[name].method))
+    with matplotlib.rc_context(STYLE_HERE):
+        figure, axes = canvas()
+        ends = []
+        for name in order:
+            distance, h = paths[name][0], np.concatenate(paths[name][1], axis=1)
+            condition = run.conditions[name]
+            colour = look(condition.method).colour
+            low, middle, high = np.quantile(h, [0.1, 0.5, 0.9], axis=1)
+            axes.plot(distance, middle, color=colour, linewidth=2)
+            axes.fill_between(distance, low, high, color=colour, alpha=0.15, linewidth=0)
+            ends.append((distance[-1], float(np.median(h[-1])), name_of(condition), colour))
+        axes.axhline(0.0, color="#999999", linewidth=0.8)
+        axes.set(xlabel="path length / ‖a‖", ylabel="log-odds h(a) of the wanted class")
+        label_ends(axes, ends, zero="h = 0")
+    rows = max(sum(h.shape[1] for h in arrays) for _, arrays in paths.values())
+    caption = (
+        f"The barrier along the trajectories of {rows} held-out negatives (Figure 2 of the paper): "
+        f"median and 10 to 90 % band of the calibrated log-odds, each by the method's own barrier. "
+        f"Above 0 is what is wanted."
+    )
+    return Drawing("flow", "Barrier along the way", caption, figure)
+
+
+def calibration_drawing(run: Run) -> Drawing | None:
+    """Draw predicted against observed probability; None where no barrier is stored."""
+    curves: dict[str, tuple[str, np.ndarray, np.ndarray]] = {}
+    for name, log_odds, labels, _ in held_out(run):
+        condition = run.conditions[name]
+        if len(np.unique(labels)) == 2:
+            curves.setdefault(condition.method, (name_of(condition), log_odds, labels))
+    if not curves:
+        return None
+    with matplotlib.rc_context(STYLE_HERE):
+        figure, axes = canvas()
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate("dashed: as predicted", (0.99, 0.03), xycoords="axes fraction", ha="right",
+                      fontsize=7.5, color=FAINT)  # fmt: skip
+        ends = []
+        for method in sorted(curves, key=method_rank):
+            label, log_odds, labels = curves[method]
+            bins = reliability(log_odds, labels, balanced=True)
+            x, y = np.array([(b.probability, b.frequency) for b in bins]).T
+            # The error of a share of n rows; a bin's weight is what it stands for.
+            n = np.array([b.n for b in bins])
+            error = 1.96 * np.sqrt(np.clip(y * (1 - y), 1e-12, None) / n)
+            colour, marker, line = look(method)
+            axes.errorbar(x, y, yerr=[np.minimum(error, y), np.minimum(error, 1 - y)], color=colour,
+                          fmt="none", capsize=1.5, linewidth=0.8, alpha=0.6)  # fmt: skip
+            axes.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=4.5,
+                      linewidth=1.4)  # fmt: skip
+            ends.append((float(x[-1]), float(y[-1]), label, colour))
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="P(wanted) by the barrier",
+                 ylabel="share that is wanted")  # fmt: skip
+        label_ends(axes, ends)
+    caption = (
+        "Calibration on held-out rows in ten bins of equal count, both classes weighed the same; "
+        "bars are 95 % intervals of each share. Above the diagonal a barrier is too timid."
+    )
+    return Drawing("calibration", "Calibration of the barriers", caption, figure)

@@ -1,10 +1,13 @@
 """A matched strength really moves the rows so far."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from odesteer.evaluation.selection.match_dose import (
+from odesteer.fitting.match_dose import (
+    match_damage,
     match_displacement,
     mean_displacement,
 )
@@ -83,3 +86,32 @@ def test_a_relative_displacement_is_over_each_rows_norm() -> None:
     assert found.strength * 5.0 * float((1 / rows.norm(dim=-1)).mean()) == pytest.approx(
         0.5, rel=2.1e-3
     )
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("value", [1e-3, 0.2, 30.0])
+def test_a_dose_is_found_whatever_power_damage_grows_with(power: float, value: float) -> None:
+    measured = []
+
+    def damage(dose: float) -> float:
+        measured.append(dose)
+        return 3.0 * dose**power + 0.1 * dose ** (power + 1)
+
+    dose, found = match_damage(damage, value, start=0.1, power=2.0, most=20)
+    assert found == damage(dose) == pytest.approx(value, rel=0.03)
+    assert len(measured) <= 14
+
+
+def test_damage_that_cannot_be_had_gives_the_closest() -> None:
+    # A map that is complete at 0.3, and a gate that never opens.
+    dose, found = match_damage(lambda dose: min(dose, 0.3), 1.0, start=0.1)
+    assert found == 0.3 and dose >= 0.3
+    assert match_damage(lambda dose: 0.0, 1.0, start=0.1, most=5)[1] == 0.0
+
+
+def test_damage_that_falls_again_is_matched_where_it_rises() -> None:
+    dose, found = match_damage(
+        lambda dose: float(math.sin(dose)), 0.5, start=1.4, power=1.0, most=20
+    )
+    assert found == pytest.approx(0.5, rel=0.03)
+    assert dose == pytest.approx(math.pi / 6, rel=0.05)
