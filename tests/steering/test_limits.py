@@ -5,17 +5,14 @@ import json
 import os
 import struct
 import time
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import save as dump_tensors
 from tests.helpers.steerings import FIELDS, D
-from torch import Tensor
 
 from odesteer import Steering, load, ode
 from odesteer.common import limits as strict
-from odesteer.steering.serialization.tree import CLASSES, SHAPES
 
 CONFIG, TENSORS = "steering_config.json", "steering.safetensors"
 
@@ -163,26 +160,19 @@ def test_numbers_that_nothing_can_be_computed_with_are_refused(value, folder, tm
 @pytest.mark.parametrize("shape", [(), (0,), (1, D), (D, 1)])
 def test_a_tensor_of_another_shape_is_refused(shape, folder):
     put(folder, dump_tensors({"field.direction": torch.ones(shape)}))
-    refused(folder, "direction of a ConstantField|width 0")
+    refused(folder, "is not a steering")
 
 
 def test_a_bias_that_would_broadcast_is_refused(tmp_path):
     field = ode.GradientField(ode.LinearBarrier(torch.ones(D), torch.ones(4)))
-    with pytest.raises(ValueError, match=r"the bias of a LinearBarrier is \[\] with d = 5"):
+    with pytest.raises(ValueError, match=r"a log-odds \[4\] that is of another shape"):
         Steering(field).save_pretrained(tmp_path)
 
 
 def test_parts_of_different_widths_are_refused(tmp_path):
     parts = [ode.LinearBarrier(torch.ones(d)) for d in (4, 5)]
-    with pytest.raises(ValueError, match="holds parts of the widths 4 and 5"):
+    with pytest.raises(ValueError, match="is not a steering"):
         Steering(ode.GradientField(ode.AndBarrier(parts))).save_pretrained(tmp_path)
-
-
-def test_every_tensor_that_a_class_takes_has_a_shape():
-    for name, cls in CLASSES.items():
-        hints = get_type_hints(cls.__init__)
-        taken = {key for key, hint in hints.items() if Tensor in (hint, *get_args(hint))}
-        assert set(SHAPES.get(name, {})) == taken, name
 
 
 # ---- places

@@ -2,16 +2,17 @@
 
 A field, barrier or whitening is its class name, its constructor's arguments and its tensors.
 `describe` turns one into a JSON tree and named tensors; `rebuild` reverses it, only for the
-classes in `CLASSES` and only with arguments of the types and shapes that they take, since the
-file may come from anybody.
+classes in `CLASSES` and only with arguments of the types that they take, since the file may come
+from anybody.
 
-A rebuilt steering must then move a few activations to finite values (`try_out`): parts whose
-sizes disagree or numbers that overflow do not pass. The same is required before a steering is
-written, so that whatever was written can be read.
+A rebuilt steering must then move a few activations to finite values (`try_out`), several at once
+and one alone: parts whose sizes disagree, or only agree by broadcasting, and numbers that overflow
+do not pass. The same is required before a steering is written, so that whatever was written can be
+read.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import UnionType
@@ -22,35 +23,11 @@ from torch import Tensor, nn
 
 from odesteer import ode
 from odesteer.common.registry import lookup
-from odesteer.ode import Whitening
 
 if TYPE_CHECKING:
     from odesteer.steering.layer_steering import LayerSteering
 
 
-# Tensor shapes of each class. Letters are sizes: in one part, the same letter is the same size,
-# and `d` is the width that all parts of a part share. "" is a number, "|" separates alternatives.
-SHAPES: dict[str, dict[str, str]] = {
-    "ConstantField": {"direction": "d"},
-    "Dense": {"weight": "o i", "bias": "o"},
-    "FormBarrier": {"centre": "d", "matrix": "d d|d", "slope": "d", "constant": ""},
-    "FourierBarrier": {"frequency": "n d", "offset": "n", "coef": "n", "bias": ""},
-    "GaussianBarrier": {"centre": "d", "matrix": "d d|d", "slope": "d", "constant": ""},
-    "LinearBarrier": {"weight": "d", "bias": ""},
-    "MixtureBarrier": {
-        "positive": "n d",
-        "negative": "m d",
-        "positive_weights": "n",
-        "negative_weights": "m",
-    },
-    "NetworkBarrier": {"centre": "d", "scale": "|d"},
-    "QuadraticBarrier": {"basis": "d k", "curvature": "k", "slope": "k", "constant": ""},
-    "RectifiedField": {"centre": "d", "scale": "", "mean": "d", "spread": "", "basis": "d k"},
-    "RotationField": {"theta": "d"},
-    "SketchBarrier": {"index": "p e", "sign": "p e", "weight": "n", "bias": ""},
-    "TransportField": {"low": "d", "high": "d"},
-    "Whitening": {"centre": "d", "directions": "d r", "stretch": "r"},
-}
 # Squares of larger numbers overflow in float32, where not every activation need show it.
 LARGEST = 1e18
 # Arguments that files name otherwise: what 0.1.0 wrote is read, and it reads what is written.
@@ -59,22 +36,9 @@ _SAVED_NAMES = {("RectifiedField", "prompt_conditioned"): "reads_prompt"}
 _INTEGERS = {("SketchBarrier", "index")}
 
 
-def check(name: str, arguments: Mapping[str, Any]) -> None:
-    """Check the tensors and parts of a class by name.
-
-    Raises:
-        ValueError: for a tensor of another shape or type, numbers that nothing can be computed
-            with, or parts of different widths.
-    """
-    sizes: dict[str, int] = {}
-    for part in _parts(arguments):
-        width = _width(part)
-        if width is not None and sizes.setdefault("d", width) != width:
-            raise ValueError(
-                f"a {name} holds parts of the widths {sizes['d']} and {width}; they must be one"
-            )
-    for argument, forms in SHAPES.get(name, {}).items():
-        value = arguments.get(argument)
+def _check_numbers(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for a tensor of numbers that nothing can be computed with."""
+    for argument, value in arguments.items():
         if not isinstance(value, Tensor):
             continue
         if value.dtype.is_floating_point == ((name, argument) in _INTEGERS):
@@ -83,40 +47,6 @@ def check(name: str, arguments: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"the {argument} of a {name} holds NaN, infinity or a number beyond {LARGEST:g}"
             )
-        if not any(_fits(value, form.split(), sizes) for form in forms.split("|")):
-            known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
-            allowed = " or ".join(f"[{form.replace(' ', ', ')}]" for form in forms.split("|"))
-            raise ValueError(
-                f"the {argument} of a {name} is {allowed}{' with ' if known else ''}{known}; got "
-                f"{list(value.shape)}"
-            )
-    if sizes.get("d") == 0:
-        raise ValueError(f"a {name} of width 0 steers nothing")
-
-
-def _fits(tensor: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:
-    """Whether a shape agrees with the sizes known so far; adds its own to them."""
-    merged = dict(sizes)
-    if tensor.dim() != len(letters) or any(
-        merged.setdefault(letter, size) != size
-        for letter, size in zip(letters, tensor.shape, strict=True)
-    ):
-        return False
-    sizes.update(merged)
-    return True
-
-
-def _parts(arguments: Mapping[str, Any]) -> Iterator[nn.Module]:
-    for value in arguments.values():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, nn.Module):
-                yield part
-
-
-def _width(part: nn.Module) -> int | None:
-    if isinstance(part, Whitening):
-        return part.centre.shape[0]
-    return getattr(part, "width", None)
 
 
 # Whole numbers count repetitions (of a flow's steps): more is a mistake, or meant to hang.
@@ -214,7 +144,7 @@ def rebuild(tree: Any, tensors: dict[str, Tensor]) -> nn.Module:
             # Not the repr of tensors and modules, which may be as long as they are.
             shown = value if isinstance(value, str | int | float) else type(value)
             raise ValueError(f"the {argument} of a {name} cannot be {shown!r:.80}")
-    check(name, arguments)
+    _check_numbers(name, arguments)
     return cls(*(arguments[argument] for argument in known))
 
 
@@ -298,20 +228,20 @@ def calibration_of(values: Any) -> dict[str, float]:
 
 def try_out(steering: "LayerSteering") -> None:
     """Raise ValueError unless activations 0, 1, random and large go to finite values."""
-    shape = (4, steering.hidden_size or 1)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(shape, generator=generator, dtype=torch.float32)
+    rows = torch.randn((4, steering.hidden_size or 1), generator=generator, dtype=torch.float32)
     rows[0], rows[1] = 0.0, 1.0
     # The largest coordinates of language models are some thousands.
     rows[3] *= 1000.0
-    trial = replace(steering, steps=min(steering.steps, _TRIAL_STEPS))
-    results = {"activation": trial(rows), "velocity": trial.velocity(rows)}
-    if steering.field.barrier is not None:
-        results["log-odds"] = trial.log_odds(rows)
-    for what, values in results.items():
-        expected = shape[:1] if what == "log-odds" else shape
-        if values.shape != expected or not bool(torch.isfinite(values).all()):
-            raise ValueError(
-                f"its {type(steering.field).__name__} gives activations {list(shape)} a {what} "
-                f"{list(values.shape)} that is of another shape or not finite"
-            )
+    # What has a size of its own fits the batch by chance at most, and then not a single row.
+    for a, steps in ((rows, min(steering.steps, _TRIAL_STEPS)), (rows[2], 1)):
+        trial = replace(steering, steps=steps)
+        results = {"activation": (trial(a), a.shape), "velocity": (trial.velocity(a), a.shape)}
+        if steering.field.barrier is not None:
+            results["log-odds"] = trial.log_odds(a), a.shape[:-1]
+        for what, (values, shape) in results.items():
+            if values.shape != shape or not bool(torch.isfinite(values).all()):
+                raise ValueError(
+                    f"its {type(steering.field).__name__} gives activations {list(a.shape)} a "
+                    f"{what} {list(values.shape)} that is of another shape or not finite"
+                )
