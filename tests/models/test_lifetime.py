@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.helpers.models import (
 )
 
 from odesteer import Steering
-from odesteer.models.hooks.registration import force_recompile
+from odesteer.models.hooks.registration import force_recompile, undo_all
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField
 
@@ -115,7 +116,9 @@ def test_marks_come_off_in_any_order_and_give_a_forward_of_its_own_back(order):
     for own in (None, lambda *_, **__: "own"):
         if own is not None:
             block.forward = own
-        undo = [force_recompile(block) for _ in range(3)]
+        undo: list = []
+        for _ in range(3):
+            force_recompile(undo, block)
         if own is not None:
             assert block.forward() == "own"
         for i in order:
@@ -224,6 +227,69 @@ def test_a_call_on_its_way_survives_that_the_last_steering_comes_off_under_it():
         sys.setswitchinterval(interval)
     assert not errors, errors[0]
     assert not hooked(net)
+
+
+class Stop(Exception):
+    """Thrown between two lines, as Ctrl-C is."""
+
+
+FILES = ("hooks/handle.py", "hooks/registration.py", "hooks/token_tracker.py")
+
+
+@contextmanager
+def stopped_at(count):
+    """Throw `Stop` before line `count` of what puts hooks on and takes them off."""
+    left = count
+
+    def trace(frame, event, _argument):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(FILES):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise Stop
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.filterwarnings("ignore:A steering was taken off its model")
+@pytest.mark.parametrize("make", [constant, heads])
+def test_nothing_is_left_wherever_an_exception_of_elsewhere_ends_attaching_or_removing(make):
+    net, steering, count, stopped = model(), make(), 0, True
+    while stopped:
+        count += 1
+        stopped = False
+        try:
+            with stopped_at(count), steering.attach(net):
+                pass
+        except Stop:
+            stopped = True
+        assert not hooked(net), count
+        assert "generate" not in vars(net), count
+        assert all("forward" not in vars(module) for module in net.modules()), count
+    assert count > 150
+
+
+def test_what_was_cut_off_is_undone_by_the_next_call():
+    done, undo = [], []
+
+    def fail_once():
+        done.append("second")
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    undo += [lambda: done.append("first"), fail_once]
+    with pytest.raises(KeyboardInterrupt):
+        undo_all(undo)
+    undo_all(undo)
+    assert done == ["second", "second", "first"] and not undo
 
 
 def test_a_field_of_another_width_is_refused_for_heads_too():

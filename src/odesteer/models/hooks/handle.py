@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
-from odesteer.models.hooks.registration import WeakHook, force_recompile
+from odesteer.models.hooks.registration import (
+    Undo,
+    WeakHook,
+    add_hook,
+    force_recompile,
+    undo_all,
+)
 from odesteer.models.hooks.stats import Callback, Counts, RunningStats, exposition, measure
 from odesteer.models.hooks.token_tracker import ForwardCall, TokenTracker
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.models.steers import Steers
 from odesteer.ode import Dose, PerRow
-
-Undo = list[Callable[[], None]]
 
 
 class LayerHandle:
@@ -59,15 +63,13 @@ class LayerHandle:
             # Weakly: what hangs on the model must not keep the handle.
             if steering.site == "heads":
                 module = attention_output(block)
-                hook = module.register_forward_pre_hook(WeakHook(self._on_input))
+                add_hook(self._undo, module, "forward_pre_hook", WeakHook(self._on_input))
             else:
-                hook = block.register_forward_hook(WeakHook(self._on_output))
-            self._undo.append(hook.remove)
-            self._undo.append(force_recompile(block))
-            inside = steering.site == "heads"
-            self._tracker.acquire(inside)
-            tracker = self._tracker
-            self._undo.append(lambda: tracker.release(inside))
+                add_hook(self._undo, block, "forward_hook", WeakHook(self._on_output))
+            force_recompile(self._undo, block)
+            tracker, user = self._tracker, object()
+            self._undo.append(lambda: tracker.release(user))
+            tracker.acquire(user, inside=steering.site == "heads")
         except BaseException:
             self.remove()
             raise
@@ -79,8 +81,10 @@ class LayerHandle:
 
     def remove(self) -> None:
         """Remove everything from the model."""
-        if self._finalizer.detach() is not None:
-            _undo_all(self._undo)
+        if self._finalizer.alive:
+            undo_all(self._undo)
+            # Last: the finalizer does what is left to do if this is cut off.
+            self._finalizer.detach()
 
     def set_strength(self, strength: Dose | float) -> None:
         """Change the dose while attached."""
@@ -287,13 +291,8 @@ class _Displaced(torch.autograd.Function):
         return gradient, None
 
 
-def _undo_all(undo: Undo) -> None:
-    while undo:
-        undo.pop()()
-
-
 def _abandon(undo: Undo) -> None:
-    _undo_all(undo)
+    undo_all(undo)
     warnings.warn(
         "A steering was taken off its model because nothing refers to its handle any more. Use "
         "`with steering.attach(model):`, or keep the handle: handle = steering.attach(model).",

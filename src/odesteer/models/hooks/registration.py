@@ -17,6 +17,39 @@ from typing import Any
 
 from torch import nn
 
+Undo = list[Callable[[], None]]
+# Held while hooks change. Re-entrant: meanwhile a forgotten handle may be collected, and taken off.
+LOCK = threading.RLock()
+
+
+def undo_all(undo: Undo) -> None:
+    """Undo what was done, the latest first.
+
+    Cut off by an exception, such as Ctrl-C, it can be called again: each undo stays in the list
+    until it has run, and is harmless a second time.
+    """
+    with LOCK:
+        while undo:
+            undo[-1]()
+            undo.pop()
+
+
+def add_hook(undo: Undo, module: nn.Module, kind: str, hook: "Hook", **options: bool) -> None:
+    """Register a forward hook (`kind` "forward_hook" or "forward_pre_hook"), and its undo first.
+
+    So it is removed also if the registration is cut off, when there is no handle of torch's yet.
+    """
+    hooks: dict[int, Any] = getattr(module, f"_{kind}s")
+    flags = [getattr(module, f"_{kind}s_with_kwargs"), module._forward_hooks_always_called]
+
+    def remove() -> None:
+        for key in [key for key, each in tuple(hooks.items()) if each is hook]:
+            for table in (*flags, hooks):
+                table.pop(key, None)
+
+    undo.append(remove)
+    getattr(module, f"register_{kind}")(hook, **options)
+
 
 class Hook:
     """Hook that keeps a model from being copied or pickled."""
@@ -47,40 +80,43 @@ class WeakHook(Hook):
         super().__init__(run)
 
 
-# By module: how many marks it carries, and the forward of its own that it had before them.
-_marks: "weakref.WeakKeyDictionary[nn.Module, tuple[int, Any]]" = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+# By module: the marks that it carries, and the forward of its own that it had before them.
+_marks: "weakref.WeakKeyDictionary[nn.Module, tuple[frozenset[object], Any]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def force_recompile(module: nn.Module) -> Callable[[], None]:
+def force_recompile(undo: Undo, module: nn.Module) -> None:
     """Recompile graphs that contain this module; the undo recompiles again.
 
     When the last mark is gone the module has its own forward back, and graphs compiled
     without any mark are used again.
     """
-    reference = weakref.ref(module)
+    reference, mark = weakref.ref(module), object()
 
-    def undo() -> None:
+    def remove() -> None:
         alive = reference()
         if alive is not None:
-            _change(alive, -1)
+            _change(alive, lambda marks: marks - {mark})
 
-    _change(module, 1)
-    return undo
+    undo.append(remove)
+    _change(module, lambda marks: marks | {mark})
 
 
-def _change(module: Any, by: int) -> None:
-    with _lock:
-        count, original = _marks.get(module, (0, vars(module).get("forward")))
-        if count + by:
-            _marks[module] = (count + by, original)
+def _change(module: Any, change: Callable[[frozenset[object]], frozenset[object]]) -> None:
+    # Cut off anywhere by an exception of another thread, it can be done again.
+    with LOCK:
+        before, original = _marks.get(module, (frozenset(), vars(module).get("forward")))
+        marks = change(before)
+        if marks:
+            _marks[module] = (marks, original)
             module.forward = _another(module, original)
-        else:
-            del _marks[module]
+        elif before:
             if original is None:
-                del module.forward
+                vars(module).pop("forward", None)
             else:
                 module.forward = original
+            del _marks[module]
 
 
 def _another(module: Any, original: Any) -> Callable[..., Any]:

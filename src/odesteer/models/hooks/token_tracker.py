@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr
 
-from odesteer.models.hooks.registration import Hook, force_recompile
+from odesteer.models.hooks.registration import LOCK, Hook, add_hook, force_recompile, undo_all
 from odesteer.models.layers import find_decoder, unwrap
 
 # Names of the state that carries earlier tokens: attention, Mamba, RWKV.
@@ -268,14 +268,13 @@ class TokenTracker:
     _all: ClassVar["weakref.WeakKeyDictionary[nn.Module, TokenTracker]"] = (
         weakref.WeakKeyDictionary()
     )
-    # Re-entrant: a forgotten handle may be collected, and release, while another is acquiring.
-    _lock: ClassVar = threading.RLock()
+    _lock: ClassVar = LOCK
 
     def __init__(self, model: nn.Module):
         # Weak: the registry must not keep the model alive.
         self._model = weakref.ref(model)
-        self._users = 0
-        self._inside = 0  # of them, those that gradient checkpointing runs again
+        # By user: whether it acts inside a block, where gradient checkpointing runs it again.
+        self._users: dict[object, bool] = {}
         self._local = _State()
         self._undo: list[Callable[[], None]] = []
         # Tokens in caches, for those that do not count them themselves.
@@ -330,38 +329,37 @@ class TokenTracker:
         mask[rows] = True
         return mask.repeat_interleave(batch // prompts)
 
-    def acquire(self, inside: bool) -> None:
+    def acquire(self, user: object, inside: bool) -> None:
         """Watch the model for one more steering; `inside` if it acts inside a block."""
         with self._lock:
-            if self._users == 0:
+            first = not self._users
+            self._users[user] = inside
+            if first:
                 self._install()
-            self._users += 1
-            self._inside += inside
 
-    def release(self, inside: bool) -> None:
+    def release(self, user: object) -> None:
+        """Watch it for one steering less; also for one that `acquire` was cut off for."""
         with self._lock:
-            self._users -= 1
-            self._inside -= inside
-            if self._users == 0:
+            self._users.pop(user, None)
+            if not self._users:
                 self._again.clear()
                 # A call that is on its way in another thread will not be seen to end.
                 self._local = _State()
-                while self._undo:
-                    self._undo.pop()()
+                undo_all(self._undo)
 
     def _install(self) -> None:
         model = self._model()
         assert model is not None  # a handle that holds its block is being made
         decoder = find_decoder(model)
-        self._undo.append(force_recompile(decoder))
+        force_recompile(self._undo, decoder)
         self._watch(decoder, self._enter, self._leave)
         for part in _inner_generators(model, decoder):
-            self._undo.append(self._watch_generate(part))
+            self._watch_generate(part)
         if model is not decoder:
             # A decoder inside another model may be handed a mask of another form.
             self._watch(model, self._enter_outer, self._leave_outer)
         if hasattr(model, "generate"):
-            self._undo.append(self._watch_generate(model))
+            self._watch_generate(model)
 
     def _watch(
         self,
@@ -386,8 +384,8 @@ class TokenTracker:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             leave(state, output)
 
-        self._undo.append(module.register_forward_pre_hook(Hook(before), with_kwargs=True).remove)
-        self._undo.append(module.register_forward_hook(Hook(after), always_call=True).remove)
+        add_hook(self._undo, module, "forward_pre_hook", Hook(before), with_kwargs=True)
+        add_hook(self._undo, module, "forward_hook", Hook(after), always_call=True)
 
     def _enter_outer(self, state: _State, arguments: dict[str, Any]) -> None:
         state.mask = arguments.get("attention_mask")
@@ -415,7 +413,7 @@ class TokenTracker:
         if state.call is not None and end > state.first:
             rerun = _Rerun(state.first, end, state.call)
             self._again.append(rerun)
-            if self._inside:
+            if any(list(self._users.values())):
                 self._guard(output, rerun)
         state.call = state.tokens = None
         cache = cache_among(lambda name: getattr(output, name, None))
@@ -444,7 +442,7 @@ class TokenTracker:
 
         stream.register_hook(check)
 
-    def _watch_generate(self, model: Any) -> Callable[[], None]:
+    def _watch_generate(self, model: Any) -> None:
         """Wrap `model.generate` to record its prompt; the undo restores the original."""
         original = model.generate
         had_own = "generate" in vars(model)
@@ -463,10 +461,10 @@ class TokenTracker:
             if alive is not None and had_own:
                 alive.generate = original
             elif alive is not None:
-                del alive.generate
+                vars(alive).pop("generate", None)
 
+        self._undo.append(undo)
         model.generate = generate
-        return undo
 
     @contextmanager
     def _generating(self, prompt: _Prompt) -> Iterator[None]:
