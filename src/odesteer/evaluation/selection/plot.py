@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from odesteer.common.files import write_whole
 from odesteer.common.palette import MARKERS, PALETTE, STYLE
-from odesteer.evaluation.selection.result import Trial, Tuned, layer_name
+from odesteer.evaluation.selection.result import Trial, Tuned, layer_name, name_of
 
 _GREY, _DARK = "#777777", "#222222"
+_NOTE: dict[str, Any] = {"color": _GREY, "fontsize": 9}
 
 
 def draw(tuned: Tuned, path: Path) -> Path:
@@ -30,13 +31,28 @@ def draw(tuned: Tuned, path: Path) -> Path:
         axes = figure.add_subplot()
         _budget(axes, tuned)
         _trials(axes, tuned)
-        _front(axes, tuned)
-        _chosen(axes, tuned)
+        front: dict[str, Any] = {
+            "color": _DARK,
+            "linewidth": 1.6,
+            "linestyle": ":",
+            "label": "Pareto front",
+        }
+        axes.plot(*_points(tuned.pareto), drawstyle="steps-post", zorder=4, **front)
+        ring: dict[str, Any] = {"color": _DARK, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        axes.plot(*_points([tuned.chosen]), "o", markersize=14, zorder=5, **ring)
+        axes.plot([], [], "o", markersize=9, label=f"chosen: {name_of(tuned.chosen)}", **ring)
+        target, budget = tuned.wanted.target, tuned.wanted.budget
+        goal = (
+            "the largest effect within the budget"
+            if target is None
+            else f"{target} {'reached' if tuned.met else 'not reached'}"
+        )
+        title = f"{tuned.steering.method}: {goal}\n({budget})"
         axes.set(
             xlabel="damage: KL from the unsteered model, 95th percentile over tokens (nats)",
             ylabel="effect, standard deviations of the unsteered read-out\n"
             f"({tuned.wanted.label}, 95 % interval)",
-            title=_title(tuned),
+            title=title.replace(">=", "≥").replace("<=", "≤"),
         )
         # Below the axes: intervals can reach into every corner.
         figure.legend(loc="outside lower center", ncols=3)
@@ -47,16 +63,6 @@ def draw(tuned: Tuned, path: Path) -> Path:
     return path
 
 
-def _title(tuned: Tuned) -> str:
-    target = tuned.wanted.target
-    if target is None:
-        done = "the largest effect within the budget"
-    else:
-        done = f"{target} {'reached' if tuned.met else 'not reached'}"
-    budget = tuned.wanted.budget.replace("<=", "≤")
-    return f"{tuned.steering.method}: {done.replace('>=', '≥').replace('<=', '≤')}\n({budget})"
-
-
 def _budget(axes: Axes, tuned: Tuned) -> None:
     limit = tuned.wanted.max_kl
     damage = [trial.kl_95 for trial in tuned.rows if np.isfinite(trial.kl_95)]
@@ -65,32 +71,23 @@ def _budget(axes: Axes, tuned: Tuned) -> None:
     if limit < right:
         axes.axvspan(limit, right, color="#EEEEEE", zorder=0)
         axes.axvline(limit, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
-        axes.annotate(
-            f"budget {limit:g}",
-            (limit, 1.0),
-            (4, -2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-            color=_GREY,
-            fontsize=9,
-        )
+        name = f" budget {limit:g}"
+        axes.text(limit, 0.99, name, transform=axes.get_xaxis_transform(), va="top", **_NOTE)
 
 
 def _trials(axes: Axes, tuned: Tuned) -> None:
     origin = tuned.rows[0]
     steered = [trial for trial in tuned.rows if trial.layer is not None]
     for number, layer in enumerate(dict.fromkeys(trial.layer for trial in steered)):
-        colour = PALETTE[number % len(PALETTE)]
-        marker = MARKERS[number % len(MARKERS)]
+        colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
         trials = [trial for trial in steered if trial.layer == layer]
         axes.plot(*_points([origin, *trials]), color=colour, linewidth=1.0, alpha=0.5, zorder=2)
         for trial in trials:
-            x, y = trial.kl_95, trial.effect.mean
+            mean, low, high, _ = trial.effect
             axes.errorbar(
-                x,
-                y,
-                yerr=[[max(y - trial.effect.low, 0.0)], [max(trial.effect.high - y, 0.0)]],
+                trial.kl_95,
+                mean,
+                yerr=[[max(mean - low, 0.0)], [max(high - mean, 0.0)]],
                 color=colour,
                 marker=marker,
                 markersize=6,
@@ -103,37 +100,7 @@ def _trials(axes: Axes, tuned: Tuned) -> None:
     if not all(trial.feasible for trial in steered):
         axes.plot([], [], "o", color=_GREY, markerfacecolor="white", label="beyond the budget")
     axes.plot(*_points([origin]), "o", color=_DARK, markersize=6, zorder=4)
-    axes.annotate(
-        "unsteered",
-        (origin.kl_95, origin.effect.mean),
-        (8, -4),
-        textcoords="offset points",
-        va="top",
-        color=_DARK,
-        fontsize=9,
-    )
-
-
-def _front(axes: Axes, tuned: Tuned) -> None:
-    axes.plot(
-        *_points(tuned.pareto),
-        color=_DARK,
-        linewidth=1.6,
-        linestyle=":",
-        drawstyle="steps-post",
-        label="Pareto front",
-        zorder=4,
-    )
-
-
-def _chosen(axes: Axes, tuned: Tuned) -> None:
-    chosen = tuned.chosen
-    what = (
-        "unsteered" if chosen.layer is None else f"layer {layer_name(chosen.layer)}, {chosen.dose}"
-    )
-    ring: dict[str, Any] = {"color": _DARK, "markerfacecolor": "none", "markeredgewidth": 1.6}
-    axes.plot(*_points([chosen]), "o", markersize=14, zorder=5, **ring)
-    axes.plot([], [], "o", markersize=9, label=f"chosen: {what}", **ring)
+    axes.text(origin.kl_95, origin.effect.mean, "  unsteered", va="top", **_NOTE)
 
 
 def _points(trials: list[Trial]) -> tuple[list[float], list[float]]:
