@@ -68,15 +68,29 @@ def _hyperparameters(method: type[Method]) -> str:
 
 def _use(method: type[Method]) -> str:
     pairs = "it needs pairs; " if method.needs_pairs else ""
-    return f"""```python
-import torch
+    if method.reads_sensitivities:
+        example = f"""import odesteer as ods
+from odesteer.models.loading import load_model
+
+model, tokenizer = load_model("smollm2")
+contrast = ods.Contrast.from_pairs(
+    ["What a lovely day!", "I love this song.", "The food was great."],
+    ["What an awful day!", "I hate this song.", "The food was bad."],
+)
+steering = ods.fit(model, tokenizer, contrast, "{method.name}", layer=14, strength=ods.KL("light"))
+positive, negative = ods.activations(model, tokenizer, contrast, 14)
+steered = steering(negative)"""
+    else:
+        example = f"""import torch
 import odesteer as ods
 
 generator = torch.Generator().manual_seed(0)
 positive = torch.randn(64, 16, generator=generator) + 0.5  # yours: odesteer.activations(...)
 negative = torch.randn(64, 16, generator=generator) - 0.5
 steering = ods.{method.__name__}().fit(positive, negative, layer=3)
-steered = steering(negative)
+steered = steering(negative)"""
+    return f"""```python
+{example}
 ```
 
 On a language model ({pairs}a line of `pairs.jsonl` is a prompt, a positive and a negative answer):

@@ -33,9 +33,6 @@ LATE = {
     "evaluation/selection/result.py",
     # transformers takes seconds, and whoever has a model has imported it.
     "extraction/extract.py",
-    "extraction/pooling.py",
-    # The package itself, for its version.
-    "extraction/shards/worker.py",
 }
 
 

@@ -7,11 +7,11 @@ import pytest
 PUBLIC = {
     "odesteer": """
         Angle CAA Calibration Contrast FourierODESteer GaussianODESteer HPR Handle HeadITI
-        ITI LinearAcT METHODS Method MiMiC MixtureODESteer NetworkODESteer NoSteering
-        ODESteer OneStepODESteer PaperODESteer PathLength PerRow REControl RandomDirection
-        RepE SOLVERS SafetyFilter Sampling Scores Shards Steering Target Time
-        TransformersBackend TruthFlow Tuned activations all_of any_of extract_shards fit
-        guarded load score tune use_layers
+        ITI KL LinearAcT METHODS Method MiMiC MixtureODESteer NaturalGradient
+        NetworkODESteer NoSteering ODESteer OneStepODESteer PaperODESteer PathLength PerRow
+        REControl RandomDirection RepE SOLVERS SafetyFilter Sampling Scores Sensitivity
+        Shards Steering Target Time TransformersBackend TruthFlow Tuned activations all_of
+        any_of extract_shards fit guarded load score sensitivities tune use_layers
     """,
     "odesteer.backends": """
         Backend Sampling TransformersBackend
@@ -21,7 +21,8 @@ PUBLIC = {
     """,
     "odesteer.methods": """
         CAA FourierODESteer GaussianODESteer HPR HeadITI ITI LinearAcT METHODS Method MiMiC
-        MixtureODESteer NetworkODESteer NoSteering ODESteer OneStepODESteer PaperODESteer
+        MixtureODESteer NaturalGradient NetworkODESteer NoSteering ODESteer OneStepODESteer
+        PaperODESteer
         REControl RandomDirection RepE SafetyFilter TruthFlow find_method
     """,
     "odesteer.ode": """

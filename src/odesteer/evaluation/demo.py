@@ -23,7 +23,7 @@ from odesteer.backends import TransformersBackend
 from odesteer.backends.base import Sampling
 from odesteer.common import catalogue
 from odesteer.common.files import write_whole
-from odesteer.common.jobs.directory import line
+from odesteer.common.job_directory import line
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Fold, Sentiment
 from odesteer.evaluation.benchmarks.sentiment import SYSTEM
