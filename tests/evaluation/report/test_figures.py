@@ -2,9 +2,12 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from tests.evaluation.report.synthetic import (
     angle,
     case,
@@ -18,6 +21,7 @@ from tests.evaluation.report.synthetic import (
 from odesteer.evaluation.report import build, read_run
 from odesteer.evaluation.report.figures.charts import pareto
 from odesteer.evaluation.report.figures.style import _apart, look
+from odesteer.evaluation.report.plots import flow_figure
 from odesteer.methods import METHODS
 
 
@@ -81,3 +85,24 @@ def test_labels_do_not_cover_each_other_and_move_no_farther_than_they_must() -> 
     crowded = _apart([0.9, 0.95, 0.97, 0.99], 0.1)
     assert all(b - a > 0.0999 for a, b in pairwise(crowded))
     assert max(crowded) <= 1.0 + 1e-9
+
+
+def test_a_figure_of_the_demo_is_the_old_one_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "flow.png"
+    path.write_bytes(b"old")
+    draw = Figure.savefig
+
+    def cut_off(self: Figure, file: Any, **options: Any) -> None:
+        draw(self, file, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", cut_off)
+    paths = {"odesteer": np.zeros((3, 2))}
+    with pytest.raises(KeyboardInterrupt):
+        flow_figure(np.arange(3.0), paths, path, 1)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("flow.png", b"old")]
+    monkeypatch.undo()
+    flow_figure(np.arange(3.0), paths, path, 1)
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 """Figures from plain numbers."""
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odesteer.common.files import write_whole
 from odesteer.common.palette import METHOD_COLOURS as COLOURS
 from odesteer.common.palette import STYLE
 from odesteer.ode import QuadraticBarrier
@@ -21,6 +23,7 @@ if not os.environ.get("MPLBACKEND") and "matplotlib.pyplot" not in sys.modules:
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 # Of the demo's figures and page.
@@ -31,6 +34,14 @@ LABELS = {
     "odesteer-one-step": "one Euler step",
     "odesteer": "ODESteer",
 }
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG and close it; the file is whole or absent."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    write_whole(path, image.getvalue())
 
 
 def flow_figure(
@@ -53,8 +64,7 @@ def flow_figure(
             "(median, 10 to 90 % band)",
         )
         axes.legend(loc="upper left")
-        figure.savefig(path)
-        plt.close(figure)
+        _write(figure, path)
 
 
 def draw_flow(
@@ -141,8 +151,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], unit: str, path: Path) ->
             "numbers are path length / ‖a‖)",
         )
         axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
-        figure.savefig(path)
-        plt.close(figure)
+        _write(figure, path)
 
 
 def portrait_figure(
@@ -234,5 +243,4 @@ def portrait_figure(
             title=f"Phase portrait at layer {layer}: {tracks.shape[1]} held-out negatives\n"
             f"(○ start, ● end; the plane holds {share:.0%} of the field)",
         )
-        figure.savefig(path)
-        plt.close(figure)
+        _write(figure, path)
