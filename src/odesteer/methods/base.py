@@ -232,7 +232,9 @@ class Method(ABC):
         samples = validate(
             self.name, self.needs_pairs, positive, negative, groups, rewards, prompts
         )
-        return samples if sensitivities is None else with_sensitivities(samples, sensitivities)
+        if sensitivities is None:
+            return samples
+        return with_sensitivities(self.name, samples, sensitivities)
 
 
 def _unusable(steering: Steering, samples: Samples) -> str | None:

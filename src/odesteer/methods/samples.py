@@ -145,8 +145,10 @@ def validate(
     )
 
 
-def with_sensitivities(samples: Samples, both: tuple[Sensitivity, Sensitivity]) -> Samples:
-    """Return the samples with the sensitivities of both classes, in float64.
+def with_sensitivities(
+    name: str, samples: Samples, both: tuple[Sensitivity, Sensitivity]
+) -> Samples:
+    """Return the samples with the sensitivities of both classes, in float64, for method `name`.
 
     Raises:
         ValueError: unless there is one for each row, of its width, and finite.
@@ -158,13 +160,13 @@ def with_sensitivities(samples: Samples, both: tuple[Sensitivity, Sensitivity]) 
     rows, width = len(samples.rows), samples.positive.shape[1]
     if margins.shape != (rows, width) or scores.shape[::2] != (rows, width):
         raise ValueError(
-            f"Sensitivities are one a row [{rows}, {width}]; got margins {list(margins.shape)} and "
+            f"{name} needs sensitivities, one a row [{rows}, {width}]; got margins {list(margins.shape)} and "
             f"scores {list(scores.shape)}."
         )
     if not bool(torch.isfinite(margins).all() and torch.isfinite(scores).all()):
         raise ValueError(
-            "Sensitivities hold NaN or infinity: the model overflows where it is differentiated. "
-            "Load it in float32 or bfloat16."
+            f"{name} needs finite sensitivities, and these hold NaN or infinity: the model "
+            f"overflows where it is differentiated. Load it in float32 or bfloat16."
         )
     return replace(samples, margins=margins, scores=scores, predicted=predicted)
 
