@@ -8,6 +8,9 @@
 Each answer gets the log-probability that it would have in a row of its own, and the prompt is
 computed once. An answer's last token is left out: nothing is predicted from it.
 
+On 12 questions of TruthfulQA (SmolLM2-135M, one core) packed rows took 5.5 s, answers that
+continue a cached prompt (`models.prefix_cache`) 8.9 s, and a row per answer 10.3 s.
+
 Models that do not take such masks (recurrent ones, some with position biases) get one row per
 answer. Rows are padded on the right: under a causal mask, real tokens cannot see what comes after
 them.
