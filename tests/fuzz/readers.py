@@ -24,7 +24,7 @@ from odesteer import Contrast, Steering, Target, load
 from odesteer.common.limits import parse_json
 from odesteer.evaluation.report.run import read_run
 from odesteer.extraction.cache.index import header
-from odesteer.extraction.shards import read_about
+from odesteer.extraction.shards import Shards, read_about
 from odesteer.integrations.control_vectors import Vectors, read_vectors, write_vectors
 from odesteer.ode import ConstantField, GradientField, LinearBarrier
 
@@ -66,7 +66,6 @@ def steering(data: bytes) -> object:
 
 def about(data: bytes) -> object:
     """Read what a directory of shards says of itself, and plan its shards."""
-    from odesteer.extraction.shards.dataset import Shards
 
     folder = FOLDER / "shards"
     folder.mkdir(exist_ok=True)

@@ -160,8 +160,8 @@ def with_sensitivities(
     rows, width = len(samples.rows), samples.positive.shape[1]
     if margins.shape != (rows, width) or scores.shape[::2] != (rows, width):
         raise ValueError(
-            f"{name} needs sensitivities, one a row [{rows}, {width}]; got margins {list(margins.shape)} and "
-            f"scores {list(scores.shape)}."
+            f"{name} needs sensitivities, one a row [{rows}, {width}]; got margins "
+            f"{list(margins.shape)} and scores {list(scores.shape)}."
         )
     if not bool(torch.isfinite(margins).all() and torch.isfinite(scores).all()):
         raise ValueError(
