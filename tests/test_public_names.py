@@ -10,8 +10,9 @@ PUBLIC = {
         ITI KL LinearAcT METHODS Method MiMiC MixtureODESteer NaturalGradient
         NetworkODESteer NoSteering ODESteer OneStepODESteer PaperODESteer PathLength PerRow
         REControl RandomDirection RepE SOLVERS SafetyFilter Sampling Scores Sensitivity
-        Shards Steering Target Time TransformersBackend TruthFlow Tuned activations all_of
-        any_of extract_shards fit guarded load score sensitivities tune use_layers
+        Shards Steering Target Time TrainedODESteer TransformersBackend TruthFlow Tuned
+        activations all_of any_of extract_shards fit guarded load score sensitivities tune
+        use_layers
     """,
     "odesteer.backends": """
         Backend Sampling TransformersBackend
@@ -22,8 +23,8 @@ PUBLIC = {
     "odesteer.methods": """
         CAA FourierODESteer GaussianODESteer HPR HeadITI ITI LinearAcT METHODS Method MiMiC
         MixtureODESteer NaturalGradient NetworkODESteer NoSteering ODESteer OneStepODESteer
-        PaperODESteer
-        REControl RandomDirection RepE SafetyFilter TruthFlow find_method
+        PaperODESteer REControl RandomDirection RepE SafetyFilter TrainedODESteer TruthFlow
+        find_method
     """,
     "odesteer.ode": """
         Adaptive AffineBarrier AndBarrier Angle Barrier ConstantField DOSES Dense Dose

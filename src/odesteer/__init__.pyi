@@ -29,6 +29,7 @@ from .methods import (
     REControl,
     RepE,
     SafetyFilter,
+    TrainedODESteer,
     TruthFlow,
 )
 from .models.hooks.handle import Handle
@@ -75,6 +76,7 @@ __all__ = [
     "Steering",
     "Target",
     "Time",
+    "TrainedODESteer",
     "TransformersBackend",
     "TruthFlow",
     "Tuned",

@@ -99,10 +99,10 @@ def test_the_scores_of_many_draws_are_the_fisher_information_that_kl_grows_with(
     assert total / count == pytest.approx(predicted, rel=0.1)
 
 
-def test_bare_texts_are_read_after_their_first_token() -> None:
+def test_bare_texts_are_predicted_after_their_second_token() -> None:
     net = model()
     both = ods.sensitivities(
-        net, tokenizer(bos=False), ods.Contrast.from_pairs(["the cat sat"], ["a dog"]), [1]
+        net, tokenizer(bos=False), ods.Contrast.from_pairs(["the cat sat on"], ["a dog"]), [1]
     )
     assert [each.tokens.tolist() for each in both[1]] == [[2.0], [1.0]]
 

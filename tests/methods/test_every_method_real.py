@@ -15,7 +15,9 @@ from odesteer.evaluation.demo import contrast_rows
 from odesteer.models.loading import SMOLLM2, load_model
 
 pytestmark = pytest.mark.slow
-TRAINED = ("hpr", "re-control", "truthflow")
+# Where it is shorter: a network's steps, and the epochs through the model.
+TRAINED = {name: ("min_steps", int, 80) for name in ("hpr", "re-control", "truthflow")}
+TRAINED["odesteer-trained"] = ("epochs", int, 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let networks train for few steps: as their sources say they take half a minute each."""
-    for name in TRAINED:
+    for name, field in TRAINED.items():
         method: Any = ods.METHODS[name]
-        fields = [("min_steps", int, 80)]
-        quick = make_dataclass(method.__name__, fields, bases=(method,), frozen=True)
+        quick = make_dataclass(method.__name__, [field], bases=(method,), frozen=True)
         monkeypatch.setitem(ods.METHODS, name, quick)
 
 

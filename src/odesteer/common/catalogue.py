@@ -19,6 +19,7 @@ METHODS = {
     "truthflow": "TruthFlow",
     "natural-gradient": "Natural gradient",
     "odesteer": "ODESteer",
+    "odesteer-trained": "ODESteer, trained",
     "odesteer-paper": "ODESteer, paper",
     "odesteer-one-step": "ODESteer, one step",
     "odesteer-fourier": "ODESteer, Fourier",

@@ -237,6 +237,29 @@ class Contrast:
             )
         return Contrast(tuple(positive), tuple(negative), self.template)
 
+    def shuffled(self, seed: int = 0) -> "Contrast":
+        """Return the contrast with permuted labels, as a control.
+
+        Half of the pairs of a paired contrast are turned round; otherwise the labels are dealt
+        anew, as many of each.
+        """
+        both = self.positive + self.negative
+        above, below = self.shuffled_rows(seed)
+        return Contrast(tuple(both[i] for i in above), tuple(both[i] for i in below), self.template)
+
+    def shuffled_rows(self, seed: int = 0) -> tuple[list[int], list[int]]:
+        """Return which rows, positives first, are positive and negative in `shuffled`."""
+        n, m = len(self.positive), len(self.negative)
+        generator = np.random.default_rng(seed)
+        if self.is_paired:
+            turned = generator.permutation(n) < n // 2
+            above = np.where(turned, np.arange(n) + n, np.arange(n))
+            below = np.where(turned, np.arange(n), np.arange(n) + n)
+        else:
+            order = generator.permutation(n + m)
+            above, below = order[:n], order[n:]
+        return above.tolist(), below.tolist()
+
     def split(self, share: float = 0.5, seed: int = 0) -> tuple["Contrast", "Contrast"]:
         """Split into two contrasts by group; the first has `share` of the groups.
 

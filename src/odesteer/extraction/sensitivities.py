@@ -92,7 +92,7 @@ def sensitivities(
     Args:
         model: a transformers causal language model, encoder-free.
         tokenizer: its tokenizer.
-        contrast: the texts; of a bare text all tokens but the first are the response.
+        contrast: the texts; the first two tokens of a bare text count as its prompt.
         layers: 0-based block indices, negative from the end.
         positions: which tokens will be steered, see `odesteer.models.hooks.positions`.
         mean: log-likelihoods in nats a token; False sums over the tokens of a response.
@@ -135,7 +135,7 @@ def sensitivities(
     size = batch_tokens or default_batch_tokens(input_device(model))
     vocabulary = int(text_config(model).vocab_size)
     run = _Backward(model, indices, positions, mean, draws, seed)
-    with evaluating(model), _frozen(model):
+    with evaluating(model), frozen(model):
         for batch in batches(
             [len(row) for row in rows],
             tokens=size,
@@ -162,7 +162,10 @@ def sensitivities(
 
 
 def response_starts(tokenized: TokenizedTexts) -> list[int]:
-    """Return where each text's response starts, at 1 or later: its first predicted token.
+    """Return where each text's response starts: its first predicted token.
+
+    The first two tokens of a bare text count as its prompt, so that its first, which is often an
+    attention sink, is not steered.
 
     Raises:
         ValueError: for a text of one token, after which nothing is predicted.
@@ -173,7 +176,7 @@ def response_starts(tokenized: TokenizedTexts) -> list[int]:
             "texts of two tokens or more."
         )
     pairs = zip(tokenized.starts, tokenized.rows, strict=True)
-    return [min(max(start, 1), len(row) - 1) for start, row in pairs]
+    return [min(start or 2, len(row) - 1) for start, row in pairs]
 
 
 def _unpacked(values: Tensor, draws: int) -> Sensitivity:
@@ -184,7 +187,7 @@ def _unpacked(values: Tensor, draws: int) -> Sensitivity:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Take no gradients of the weights while open, which would cost memory."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

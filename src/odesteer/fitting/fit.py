@@ -21,9 +21,11 @@ from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.sensitivities import Sensitivity, response_starts, sensitivities
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
 from odesteer.fitting.kl_budget import KL, find_kl_dose
+from odesteer.fitting.train import train
 from odesteer.methods import Method, ODESteer, find_method
 from odesteer.methods.base import held_out_quality
 from odesteer.methods.natural_gradient import NaturalGradient, held_out_margins
+from odesteer.methods.trained import TrainedODESteer
 from odesteer.models.compatibility import describe_model
 from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose
@@ -58,6 +60,26 @@ class ActivationSet(NamedTuple):
     tokens: str = "last"
     truncated: int = 0
     sensitivities: tuple[Sensitivity, Sensitivity] | None = None
+
+    def select(self, above: Sequence[int], below: Sequence[int]) -> "ActivationSet":
+        """Return the rows [positives, negatives] with these indices as positive and negative."""
+        rows = torch.cat([self.positive, self.negative])
+        both = None
+        if self.sensitivities is not None:
+            joined = [torch.cat(each) for each in zip(*self.sensitivities, strict=True)]
+            first, second = (
+                Sensitivity(*(each[list(chosen)] for each in joined)) for chosen in (above, below)
+            )
+            both = first, second
+        n = len(self.positive)
+        # A prompt belongs to its pair, whichever of the two is positive.
+        prompts = None if self.prompts is None else self.prompts[[i % n for i in above]]
+        return self._replace(
+            positive=rows[list(above)],
+            negative=rows[list(below)],
+            prompts=prompts,
+            sensitivities=both,
+        )
 
 
 def fit(
@@ -137,10 +159,23 @@ def fit(
         model,
         tokenizer,
         contrast,
+        method=chosen,
         budget=budget,
         max_tokens=max_tokens,
         positions=positions,
         seed=seed,
+    )
+    trained = partial(
+        _train_one,
+        model,
+        tokenizer,
+        contrast,
+        method=chosen,
+        strength=KL("medium") if strength is None else strength,
+        max_tokens=max_tokens,
+        positions=positions,
+        seed=seed,
+        progress=progress,
     )
     qualities: dict[int, Any] = {}
     if isinstance(layer, str):
@@ -152,13 +187,13 @@ def fit(
             readings = learnt_from(middle_layers(model), chosen, cache=cache)
             margins = rank_by_margin(readings, contrast, seed)
             best = sorted(margins, key=lambda index: -margins[index])[:CONFIRMED]
+            if chosen.trains_through_model:
+                return trained(readings[best[0]], best[0], margins)
             fits = {i: dosed([learn(chosen, readings[i], i)], [readings[i]]) for i in sorted(best)}
             if budget is not None:
                 measured = {i: fit.receipts["kl"]["margin"] for i, fit in fits.items()}
                 best.sort(key=lambda index: -measured[index])
-            chosen_fit = fits[best[0]]
-            layers = {str(index): {"margin": margin} for index, margin in margins.items()}
-            return chosen_fit.replace(receipts={**chosen_fit.receipts, "layers": layers})
+            return _with_margins(fits[best[0]], margins)
         else:
             ranked = learnt_from(middle_layers(model), RANKING_METHOD, cache=cache)
             data = {index: (r.positive, r.negative) for index, r in ranked.items()}
@@ -172,7 +207,11 @@ def fit(
     )
     if not indices:
         raise ValueError("layer is an empty list; name at least one block.")
+    if chosen.trains_through_model and len(indices) > 1:
+        raise ValueError(f"{chosen.name} is trained at one layer; got {indices}.")
     readings = learnt_from(indices, chosen, cache=cache)
+    if chosen.trains_through_model:
+        return trained(readings[indices[0]], indices[0])
     if isinstance(layer, int):
         steering = learn(chosen, readings[indices[0]], indices[0], qualities=qualities)
         return dosed([steering], [readings[indices[0]]])
@@ -197,6 +236,7 @@ def _with_budget(
     parts: Sequence[Steering],
     readings: Sequence[ActivationSet],
     *,
+    method: Method,
     budget: KL | None,
     max_tokens: int | None,
     positions: str,
@@ -210,17 +250,12 @@ def _with_budget(
     steering = Steering.of(parts)
     if budget is None:
         return steering
-    # The texts of both classes in the order of a method's rows.
-    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
-    starts, n = response_starts(tokenized), len(contrast.positive)
-    answered = [
-        (PromptWithAnswers(row[:start], [row[start:]]), i < n)
-        for i, (row, start) in enumerate(zip(tokenized.rows, starts, strict=True))
-    ]
+    answered = _answered(model, tokenizer, contrast, max_tokens)
     held_out = np.arange(len(answered))
     partly = []
     for part, reading in zip(steering.parts, readings, strict=True):
-        method = find_method(part.method)(**part.hyperparameters)
+        # Those that the data chose, but for methods inside the method.
+        chosen = {k: v for k, v in part.hyperparameters.items() if not isinstance(v, dict)}
         samples = method.check(
             reading.positive,
             reading.negative,
@@ -232,15 +267,36 @@ def _with_budget(
         field = part.field
         if folds:
             fitted, held_out = folds[0]
-            field = method.fit_samples(samples.subset(fitted)).to(torch.float32)
+            part_of = samples.subset(fitted)
+            fitting = replace(method, **chosen).select_hyperparameters(part_of)
+            field = fitting.fit_samples(part_of).to(torch.float32)
         partly.append(replace(part, field=field))
-    measured = find_kl_dose(
-        model,
-        Steering.of(partly),
-        [answered[i] for i in sorted(held_out)],
-        float(budget.budget),
-        positions,
-    )
+    texts_held_out = [answered[i] for i in sorted(held_out)]
+    return _dosed(model, steering, Steering.of(partly), texts_held_out, budget, positions)
+
+
+def _answered(
+    model: nn.Module, tokenizer: Any, contrast: Contrast, max_tokens: int | None
+) -> list[tuple[PromptWithAnswers, bool]]:
+    """Return the texts, positives first, each with whether it is wanted."""
+    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
+    pairs = zip(tokenized.rows, response_starts(tokenized), strict=True)
+    return [
+        (PromptWithAnswers(row[:start], [row[start:]]), i < len(contrast.positive))
+        for i, (row, start) in enumerate(pairs)
+    ]
+
+
+def _dosed(
+    model: nn.Module,
+    steering: Steering,
+    measured_on: Steering,
+    answered: Sequence[tuple[PromptWithAnswers, bool]],
+    budget: KL,
+    positions: str,
+) -> Steering:
+    """Give a steering the dose at which another, fitted without these texts, has the budget."""
+    measured = find_kl_dose(model, measured_on, answered, float(budget.budget), positions)
     receipt = {
         "asked": budget.budget,
         "measured": round(measured.kl, 4),
@@ -252,6 +308,81 @@ def _with_budget(
         replace(part, strength=measured.dose, receipts={**part.receipts, "kl": receipt})
         for part in steering.parts
     )
+
+
+def _with_margins(steering: Steering, margins: dict[int, float]) -> Steering:
+    """Record the held-out margins of the layers that were compared."""
+    layers = {str(index): {"margin": margin} for index, margin in margins.items()}
+    return steering.replace(receipts={**steering.receipts, "layers": layers})
+
+
+def _train_one(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast,
+    reading: ActivationSet,
+    layer: int,
+    margins: dict[int, float] | None = None,
+    *,
+    method: Method,
+    strength: Dose | KL | float,
+    max_tokens: int | None,
+    positions: str,
+    seed: int,
+    progress: Progress | None,
+) -> Steering:
+    """Train a steering at one layer; its dose is measured on the groups it was not trained on."""
+    assert isinstance(method, TrainedODESteer)
+    samples = method.check(
+        reading.positive,
+        reading.negative,
+        contrast.groups,
+        sensitivities=reading.sensitivities,
+    )
+    answered = _answered(model, tokenizer, contrast, max_tokens)
+    budget = strength if isinstance(strength, KL) else KL("medium")
+    field, held_out, record = train(
+        model,
+        method,
+        samples,
+        [text for text, _ in answered],
+        layer,
+        float(budget.budget),
+        positions,
+        seed,
+        progress,
+    )
+    values = field.barrier.value(samples.rows.float()).numpy() if field.barrier else None
+    steering = method.steering(
+        field,
+        samples,
+        None if values is None else (values, samples.labels),
+        layer,
+        None if isinstance(strength, KL) else strength,
+    )
+    epochs = [{key: round(value, 4) for key, value in each._asdict().items()} for each in record]
+    receipts = {
+        **steering.receipts,
+        "tokens": reading.tokens,
+        "truncated": reading.truncated,
+        "data": _data_of(contrast),
+        "epochs": epochs,
+    }
+    steering = steering.replace(model=describe_model(model, tokenizer), receipts=receipts)
+    if margins is not None:
+        steering = _with_margins(steering, margins)
+    if not isinstance(strength, KL):
+        return steering
+    texts_held_out = [answered[i] for i in sorted(held_out)]
+    return _dosed(model, steering, steering, texts_held_out, strength, positions)
+
+
+def _data_of(contrast: Contrast) -> dict[str, Any]:
+    return {
+        "sha256": contrast.sha256,
+        "positive": len(contrast.positive),
+        "negative": len(contrast.negative),
+    }
 
 
 def rank_by_margin(
@@ -360,11 +491,29 @@ def fit_readings(
     seed: int = 0,
     progress: Progress | None = None,
     qualities: dict[int, BinaryQuality] | None = None,
+    positions: str = "last+generated",
 ) -> list[Steering]:
-    """Fit one steering a layer, each by itself, from the activations of `read`.
+    """Fit one steering a layer, each by itself, from what `read` returned; see `fit`.
 
     `qualities`, those of `rank_layers`, go into the receipts.
     """
+    if method.trains_through_model:
+        return [
+            _train_one(
+                model,
+                tokenizer,
+                contrast,
+                reading,
+                index,
+                method=method,
+                strength=method.default_strength,
+                max_tokens=None,
+                positions=positions,
+                seed=seed,
+                progress=progress,
+            )
+            for index, reading in readings.items()
+        ]
     learn = partial(
         _fit_one,
         contrast=contrast,
@@ -404,11 +553,7 @@ def _fit_one(
     )
     receipts = dict(steering.receipts)
     receipts |= {"tokens": reading.tokens, "truncated": reading.truncated}
-    receipts["data"] = {
-        "sha256": contrast.sha256,
-        "positive": len(contrast.positive),
-        "negative": len(contrast.negative),
-    }
+    receipts["data"] = _data_of(contrast)
     if qualities:
         receipts["layers"] = {str(i): quality._asdict() for i, quality in qualities.items()}
     return steering.replace(model=model, receipts=receipts)

@@ -23,6 +23,7 @@ from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.odesteer.paper import FourierODESteer, OneStepODESteer, PaperODESteer
 from odesteer.methods.re_control import REControl
 from odesteer.methods.repe import RepE
+from odesteer.methods.trained import TrainedODESteer
 from odesteer.methods.truthflow import TruthFlow
 
 METHODS: dict[str, type[Method]] = {
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
         TruthFlow,
         NaturalGradient,
         ODESteer,
+        TrainedODESteer,
         PaperODESteer,
         OneStepODESteer,
         FourierODESteer,
@@ -92,6 +94,7 @@ __all__ = [
     "RandomDirection",
     "RepE",
     "SafetyFilter",
+    "TrainedODESteer",
     "TruthFlow",
     "find_method",
 ]

@@ -80,6 +80,8 @@ class Method(ABC):
     reads_prompts: ClassVar[bool] = False
     # Whether it learns from sensitivities, see `odesteer.extraction.sensitivities`.
     reads_sensitivities: ClassVar[bool] = False
+    # Whether its field is trained by what the steered model says, see `odesteer.fitting.train`.
+    trains_through_model: ClassVar[bool] = False
     # At several layers, whether a later one learns from activations moved by the earlier ones.
     incremental: ClassVar[bool] = False
 
@@ -161,10 +163,25 @@ class Method(ABC):
                 raise
             reason = str(error).partition("\n")[0].rstrip(".")
             raise _overflow(self.name, samples, reason) from error
+        return method.steering(field, samples, held_out, layer, strength)
+
+    def steering(
+        self,
+        field: VectorField,
+        samples: Samples,
+        held_out: tuple[np.ndarray, np.ndarray] | None,
+        layer: int | None,
+        strength: Dose | float | None,
+    ) -> Steering:
+        """Make the steering of a fitted field, calibrated to held-out values where there are any.
+
+        Raises:
+            ValueError: if it cannot be used in float32.
+        """
         # On the device of the activations, in the precision of use.
-        field = field.to(positive.device, torch.float32)
+        field = field.to(samples.positive.device, torch.float32)
         calibration = Calibration()
-        receipts: dict[str, Any] = {"rows": [len(positive), len(negative)]}
+        receipts: dict[str, Any] = {"rows": [len(samples.positive), len(samples.negative)]}
         if held_out is not None:
             if not np.isfinite(held_out[0]).all():
                 raise _overflow(self.name, samples, "its barrier on held-out rows is not finite")
@@ -183,7 +200,7 @@ class Method(ABC):
             steps=self.steps,
             layer=layer,
             method=self.name,
-            hyperparameters=asdict(method),
+            hyperparameters=asdict(self),
             calibration=calibration,
             receipts=receipts,
             site=self.site,

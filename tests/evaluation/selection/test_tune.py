@@ -37,7 +37,7 @@ from odesteer.models.batching import pad
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import find_layers
 
-SLOW = {"hpr", "re-control", "truthflow"}  # they train networks, once a fold
+TRAINED = {"hpr", "re-control", "truthflow"}  # once a fold
 
 
 def contrast(groups: int = 12, seed: int = 0, good: str = "good", bare: bool = False):
@@ -427,16 +427,14 @@ def test_what_is_read_steered_is_the_late_block_at_the_last_token(
     assert result.rows[1].value == pytest.approx(float(expected), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in ods.METHODS],
-)
+@pytest.mark.parametrize("method", ods.METHODS)
 def test_every_method_can_be_tuned(net: nn.Module, method: str, tmp_path) -> None:
     layers = None if method == "iti-heads" else [1]
+    chosen = ods.METHODS[method](**({"min_steps": 80} if method in TRAINED else {}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a barrier or a choice may be poor on so few rows
         result = ods.tune(
-            net, tiny.tokenizer(), contrast(), method, layers=layers, doses=[ods.Angle(0.2)]
+            net, tiny.tokenizer(), contrast(), chosen, layers=layers, doses=[ods.Angle(0.2)]
         )
     assert all(math.isfinite(x) for t in result.rows for x in (t.value, t.kl_95, t.effect.mean))
     moves = result.rows[1].kl_95 > 0

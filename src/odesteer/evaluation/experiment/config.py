@@ -26,6 +26,7 @@ from odesteer.backends.base import Sampling
 from odesteer.common.registry import lookup, resolve
 from odesteer.evaluation.benchmarks import find_benchmark
 from odesteer.evaluation.judges import JUDGES, find_judge
+from odesteer.extraction.tokenize import Tokens
 from odesteer.methods import GROUP, METHODS, Method
 from odesteer.models.hooks.positions import POSITIONS
 from odesteer.ode import DOSES, Dose
@@ -137,7 +138,7 @@ def _method(value: Any) -> Any:
     """Separate a method's hyperparameters from the keys of its row."""
     named = _named(value)
     kind = resolve({**METHODS, PROMPT: None}, named.name, "method", GROUP, Method)
-    special = ("id", "label", "layers", "doses", "within")
+    special = ("id", "label", "layers", "doses", "within", "tokens", "shuffled")
     known = [] if kind is None else [each.name for each in fields(kind)]
     for key in named.arguments:
         lookup(dict.fromkeys([*special, *known]), key, f"key of {named.name}")
@@ -260,6 +261,10 @@ class MethodChoice:
         layers, doses: instead of the experiment's; empty: as the experiment has them.
         within: matched conditions stop at a target with this budget, and the target's probability
             is what is matched; None: they go as far as matches.
+        tokens: which tokens of the texts are read, see `odesteer.extraction.tokenize`; None: those
+            of the method.
+        shuffled: the control that learns from permuted labels: what is left of an effect is not
+            of the labels.
         hyperparameters: of the method.
     """
 
@@ -271,6 +276,8 @@ class MethodChoice:
     layers: Layers = ()
     doses: Doses = ()
     within: Annotated[Dose | None, BeforeValidator(_within)] = None
+    tokens: Tokens | None = None
+    shuffled: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ the run directory and used as it was read back, so an interrupted run uses the s
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.benchmarks.base import Part
 from odesteer.evaluation.experiment.plan import Condition, FitSpec, Plan
 from odesteer.evaluation.experiment.run_directory import RunFolder
+from odesteer.extraction.tokenize import Tokens
 from odesteer.fitting import ActivationSet, fit, fit_readings, read
 from odesteer.methods import Method, find_method
 from odesteer.models.layers import layer_index
@@ -23,8 +24,14 @@ from odesteer.ode import Dose
 from odesteer.steering import Steering, load
 from odesteer.steering.serialization.directory import CONFIG
 
-# Site, tokens and whether prompts are read: methods with equal ones share their activations.
-Kind = tuple[str, str, bool]
+
+class Kind(NamedTuple):
+    """What is read of the texts; methods with equal ones share it."""
+
+    site: str
+    tokens: Tokens
+    prompts: bool
+    sensitivities: bool
 
 
 class FitCache:
@@ -55,6 +62,15 @@ class FitCache:
         for kind, (method, layers) in self._kinds().items():
             self._reading(fold, kind, method, layers)
 
+    def _kind(self, fitting: FitSpec) -> Kind:
+        method, tokens = self.method(fitting), self._choices[fitting.method].tokens
+        return Kind(
+            method.site,
+            cast(Tokens, tokens or method.tokens),
+            method.reads_prompts,
+            method.reads_sensitivities,
+        )
+
     def fit(self, fold: int, fitting: FitSpec) -> Steering:
         """Fit a steering, or load it where it is fitted already."""
         path = self.folder.steering(fold, fitting.folder)
@@ -84,32 +100,44 @@ class FitCache:
             contrast = self._benchmark.contrast(self.plan.folds[fold], part)
         except ValueError:  # an empty class
             return None
-        method = self.method(fitting)
-        layers = self._kinds()[_kind(method)][1]
-        data = read(
-            self._model,
-            self._tokenizer,
-            contrast,
-            layers,
-            method,
-            cache=self.folder.activations,
-        )[layer_index(self._model, fitting.layer)]
+        kind = self._kind(fitting)
+        data = self._read(contrast, kind, *self._kinds()[kind])[
+            layer_index(self._model, fitting.layer)
+        ]
         return contrast, data.positive, data.negative
 
     def _learn(self, fold: int, fitting: FitSpec) -> Steering:
         method = self.method(fitting)
         contrast = self._benchmark.contrast(self.plan.folds[fold], "fit")
         model, tokenizer = self._model, self._tokenizer
+        choice = self._choices[fitting.method]
         if not isinstance(fitting.layer, int):
-            layer = "auto" if fitting.layer is None else list(fitting.layer)
-            cache = self.folder.activations
-            return fit(model, tokenizer, contrast, method, layer=layer, cache=cache)
+            return fit(
+                model,
+                tokenizer,
+                contrast.shuffled() if choice.shuffled else contrast,
+                method,
+                layer="auto" if fitting.layer is None else list(fitting.layer),
+                tokens=choice.tokens,
+                positions=self.plan.experiment.positions,
+                cache=self.folder.activations,
+            )
         index = layer_index(model, fitting.layer)
-        kind = _kind(method)
+        kind = self._kind(fitting)
         reading = self._reading(fold, kind, *self._kinds()[kind])[index]
+        if choice.shuffled:
+            reading = reading.select(*contrast.shuffled_rows())
+            contrast = contrast.shuffled()
         if method.needs_pairs and not contrast.is_paired:
             contrast, reading = _paired(contrast, reading)
-        [steering] = fit_readings(model, tokenizer, contrast, method, {index: reading})
+        [steering] = fit_readings(
+            model,
+            tokenizer,
+            contrast,
+            method,
+            {index: reading},
+            positions=self.plan.experiment.positions,
+        )
         return steering
 
     def _reading(
@@ -118,15 +146,23 @@ class FitCache:
         if (fold, kind) not in self._readings:
             # One fold at a time stays in memory: folds follow one another.
             self._readings = {key: value for key, value in self._readings.items() if key[0] == fold}
-            self._readings[fold, kind] = read(
-                self._model,
-                self._tokenizer,
-                self._benchmark.contrast(self.plan.folds[fold], "fit"),
-                layers,
-                method,
-                cache=self.folder.activations,
-            )
+            contrast = self._benchmark.contrast(self.plan.folds[fold], "fit")
+            self._readings[fold, kind] = self._read(contrast, kind, method, layers)
         return self._readings[fold, kind]
+
+    def _read(
+        self, contrast: Contrast, kind: Kind, method: Method, layers: list[int]
+    ) -> dict[int, ActivationSet]:
+        return read(
+            self._model,
+            self._tokenizer,
+            contrast,
+            layers,
+            method,
+            tokens=kind.tokens,
+            positions=self.plan.experiment.positions,
+            cache=self.folder.activations,
+        )
 
     def _kinds(self) -> dict[Kind, tuple[Method, list[int]]]:
         """Return a method of each kind, and all layers that methods of the kind read."""
@@ -134,7 +170,7 @@ class FitCache:
         for fitting in self._fittings():
             if isinstance(fitting.layer, int):
                 method = self.method(fitting)
-                layers = kinds.setdefault(_kind(method), (method, []))[1]
+                layers = kinds.setdefault(self._kind(fitting), (method, []))[1]
                 index = layer_index(self._model, fitting.layer)
                 if index not in layers:
                     layers.append(index)
@@ -143,10 +179,6 @@ class FitCache:
     def _fittings(self) -> Iterator[FitSpec]:
         for condition in self.plan.conditions:
             yield from condition.fittings
-
-
-def _kind(method: Method) -> Kind:
-    return method.site, method.tokens, method.reads_prompts
 
 
 def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, ActivationSet]:
@@ -158,7 +190,5 @@ def _paired(contrast: Contrast, reading: ActivationSet) -> tuple[Contrast, Activ
     pairs = contrast.paired()
     above = [indices[0][id(example)] for example in pairs.positive]
     below = [indices[1][id(example)] for example in pairs.negative]
-    prompts = None if reading.prompts is None else reading.prompts[above]
-    return pairs, reading._replace(
-        positive=reading.positive[above], negative=reading.negative[below], prompts=prompts
-    )
+    n = len(contrast.positive)
+    return pairs, reading.select(above, [n + i for i in below])

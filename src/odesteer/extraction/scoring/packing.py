@@ -162,12 +162,13 @@ def batches(
         weight=_BATCH_LOGITS,
         longest_first=True,
     ):
-        yield _batch(prompts, [rows[i] for i in batch], packed)
+        yield make_batch(prompts, [rows[i] for i in batch], packed)
 
 
-def _batch(
+def make_batch(
     prompts: Sequence[PromptWithAnswers], rows: Sequence[Sequence[AnswerSlot]], packed: bool
 ) -> PackedBatch:
+    """Make one batch; each row holds some answers to one prompt, only one unless `packed`."""
     tokens: list[list[int]] = []
     positions: list[list[int]] = []
     segments: list[list[int]] = []  # 0 for the prompt, k for the k-th answer of the batch

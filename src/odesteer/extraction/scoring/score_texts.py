@@ -150,7 +150,7 @@ class Baseline:
         # With the steered block itself, whose unsteered output displacement is measured from.
         self._lower = LayerCache(self._blocks, {i for first in firsts for i in (first - 1, first)})
         with self._lower.recorded():
-            self.log_p = _log_probabilities(model, batch)
+            self.log_p = log_probabilities(model, batch)
 
     def run(
         self, steering: Steering, positions: str = "last+generated", block: int | None = None
@@ -163,7 +163,7 @@ class Baseline:
             undo.enter_context(steering.attach(self._model, positions=positions))
             if block is not None:
                 undo.enter_context(_watched(self._blocks[block], self.batch, hidden))
-            log_q = _log_probabilities(self._model, self.batch)
+            log_q = log_probabilities(self._model, self.batch)
         return SteeredPass(log_q, hidden[-1] if hidden else None)
 
     def compare(
@@ -324,7 +324,7 @@ def compare_prompts(
     for pair in zip(plain, prompted, strict=True):
         # One at a time: rows of both are then in the same order, whatever their lengths.
         [before], [after] = (list(batches([x], packed, vocabulary_size(model))) for x in pair)
-        log_p, log_q = (_log_probabilities(model, batch) for batch in (before, after))
+        log_p, log_q = (log_probabilities(model, batch) for batch in (before, after))
         scores.append([tokens.sums() for tokens in compared(before, log_p, log_q)])
     return scores
 
@@ -380,7 +380,7 @@ def vocabulary_size(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
+def log_probabilities(model: Any, batch: PackedBatch, gradients: bool = False) -> Tensor:
     """Return the log-softmax at the positions that are read: [n, vocabulary] in float32."""
     device = input_device(model)
     mask = batch.mask.to(device)
@@ -388,7 +388,7 @@ def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
         # Added to the attention scores, the form that every attention implementation takes.
         low = torch.finfo(model.dtype).min
         mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, low)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         chosen = logits_at(
             model,
             batch.read,
@@ -397,6 +397,8 @@ def _log_probabilities(model: Any, batch: PackedBatch) -> Tensor:
             position_ids=batch.positions.to(device),
         )
     chosen = chosen.float()
+    if gradients:
+        return chosen.log_softmax(dim=-1)
     for rows in chosen.split(ROWS):
         rows.copy_(rows.log_softmax(dim=-1))
     return chosen

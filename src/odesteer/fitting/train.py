@@ -1,0 +1,224 @@
+"""Training of a field through the model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odesteer.extraction.extract import Progress
+from odesteer.extraction.scoring.packing import AnswerSlot, PromptWithAnswers, make_batch
+from odesteer.extraction.scoring.score_texts import (
+    LayerCache,
+    kl,
+    log_probabilities,
+)
+from odesteer.extraction.sensitivities import frozen
+from odesteer.methods.samples import Samples
+from odesteer.methods.trained import FieldParameters, TrainedODESteer
+from odesteer.models.capture import evaluating
+from odesteer.models.hooks.attach import scoring
+from odesteer.models.layers import find_layers
+from odesteer.ode import Angle, VectorField
+from odesteer.steering import Steering
+
+WARM_UP = 10  # steps
+SPREAD = (0.6, 1.4)  # of the angle of a step, relative to that of the budget
+DUAL_RATE = 0.1
+# At most; a budget that no small angle has is found when the dose is.
+LARGEST_ANGLE = 0.5
+
+
+class Epoch(NamedTuple):
+    """State after an epoch: held-out margin and KL, nats a token, and the margin at the budget."""
+
+    margin: float
+    kl: float
+    at_budget: float
+
+
+class Pair(NamedTuple):
+    """A wanted and an unwanted text."""
+
+    wanted: PromptWithAnswers
+    unwanted: PromptWithAnswers
+
+
+class _Step:
+    """Rows of some pairs, with what the blocks below the steered one compute kept.
+
+    Row 2i is the wanted text of pair i, row 2i + 1 its unwanted one.
+    """
+
+    def __init__(self, model: Any, pairs: Sequence[Pair], layer: int):
+        self.model, self.layer, self.size = model, layer, len(pairs)
+        rows = [text for pair in pairs for text in pair]
+        self.batch = make_batch(rows, [[AnswerSlot(i, 0)] for i in range(len(rows))], packed=False)
+        self.cache = LayerCache(find_layers(model), {layer - 1})
+        with self.cache.recorded():
+            log_probabilities(model, self.batch)
+
+    def log_p(self) -> Tensor:
+        with self.cache.replayed(self.layer):
+            return log_probabilities(self.model, self.batch)
+
+    def log_q(self, field: VectorField, method: TrainedODESteer, angle: float, at: str) -> Tensor:
+        steering = Steering(field, Angle(angle), method.solver, method.steps, self.layer)
+        with (
+            self.cache.replayed(self.layer),
+            scoring(self.model, self.batch.prompts),
+            steering.attach(self.model, positions=at, differentiable=True),
+        ):
+            return log_probabilities(self.model, self.batch, torch.is_grad_enabled())
+
+    def sums(self, log_probabilities_: Tensor) -> Tensor:
+        """Return each row's log-likelihood, [pairs, 2]."""
+        chosen = log_probabilities_.gather(-1, self.batch.targets[:, None])[:, 0]
+        rows = torch.stack([part.sum() for part in chosen.split(self.batch.lengths)])
+        return rows.unflatten(0, (self.size, 2))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Predicted tokens of each row, [pairs, 2]."""
+        return torch.tensor(self.batch.lengths).unflatten(0, (self.size, 2))
+
+
+def train(
+    model: nn.Module,
+    method: TrainedODESteer,
+    samples: Samples,
+    texts: Sequence[PromptWithAnswers],
+    layer: int,
+    budget: float,
+    positions: str = "last+generated",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[VectorField, list[int], list[Epoch]]:
+    """Train a field; return it, the rows that it has not seen, and a record of the epochs.
+
+    Args:
+        model: a transformers causal language model.
+        method: its hyperparameters.
+        samples: activations and sensitivities of the texts.
+        texts: of the samples' rows, positives first.
+        layer: the steered block.
+        budget: KL in nats a token.
+        positions: which tokens are steered.
+        seed: of the folds, the pairs, their order and the angles.
+        progress: called with (steps done, steps in all).
+    """
+    generator = np.random.default_rng(seed)
+    folds = samples.folds(5, seed)
+    rows = np.arange(len(texts))
+    learn, held_out = folds[0] if folds else (rows, rows)
+    parameters = method.parameters(samples.subset(learn), seed)
+    angle = _angle(samples, parameters.field(), budget)
+    n = len(samples.positive)
+    with evaluating(model), frozen(model):
+        steps = _steps(model, _pairs(texts, learn, n, generator), layer, method.batch)
+        tests = _steps(model, _pairs(texts, held_out, n, generator), layer, method.batch)
+        total = method.epochs * len(steps)
+        optimiser = torch.optim.Adam(parameters.parameters(), lr=method.lr)
+        weight = method.kl_weight
+        record = [_evaluate(parameters, method, tests, angle, budget, positions)]
+        best = {key: value.clone() for key, value in parameters.state_dict().items()}
+        for epoch in range(method.epochs):
+            for number, i in enumerate(generator.permutation(len(steps))):
+                done = epoch * len(steps) + number
+                rate = min(1.0, (done + 1) / WARM_UP) * (1.0 - done / total)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * method.lr
+                sign = 1.0 if method.objective != "bipo" else generator.choice([1.0, -1.0])
+                size = sign * angle * generator.uniform(*SPREAD)
+                with torch.enable_grad():
+                    loss, divergence = _loss(
+                        steps[i], parameters.field(), method, size, sign, weight, positions
+                    )
+                    optimiser.zero_grad()
+                    loss.backward()
+                optimiser.step()
+                # KL grows with the square of the angle.
+                excess = divergence * (angle / size) ** 2 / budget - 1.0
+                weight *= math.exp(DUAL_RATE * min(max(excess, -1.0), 1.0))
+                if progress is not None:
+                    progress(done + 1, total)
+            record.append(_evaluate(parameters, method, tests, angle, budget, positions))
+            if record[-1].at_budget > max(each.at_budget for each in record[:-1]):
+                best = {key: value.clone() for key, value in parameters.state_dict().items()}
+    parameters.load_state_dict(best)
+    return parameters.requires_grad_(False).field(), held_out.tolist(), record
+
+
+def _loss(
+    step: _Step,
+    field: VectorField,
+    method: TrainedODESteer,
+    angle: float,
+    sign: float,
+    weight: float,
+    positions: str,
+) -> tuple[Tensor, float]:
+    log_p = step.log_p()
+    log_q = step.log_q(field, method, angle, positions)
+    divergence = kl(log_p, log_q).mean()
+    above, below = (step.sums(log_q) - step.sums(log_p)).unbind(dim=1)
+    if method.objective == "lm":
+        objective = -(step.sums(log_q) / step.lengths)[:, 0].mean()
+    else:
+        preferred = method.preference * sign * (above - below)
+        objective = -nn.functional.logsigmoid(preferred).mean() / method.preference
+    return objective + weight * divergence, float(divergence.detach())
+
+
+def _evaluate(
+    parameters: FieldParameters,
+    method: TrainedODESteer,
+    steps: Sequence[_Step],
+    angle: float,
+    budget: float,
+    positions: str,
+) -> Epoch:
+    margins, divergences, tokens = [], 0.0, 0
+    with torch.no_grad():
+        field = parameters.field()
+        for step in steps:
+            log_p, log_q = step.log_p(), step.log_q(field, method, angle, positions)
+            above, below = ((step.sums(log_q) - step.sums(log_p)) / step.lengths).unbind(dim=1)
+            margins += (above - below).tolist()
+            divergences += float(kl(log_p, log_q).sum())
+            tokens += len(log_p)
+    margin, divergence = float(np.mean(margins)), divergences / tokens
+    return Epoch(margin, divergence, margin * math.sqrt(budget / max(divergence, 1e-9)))
+
+
+def _angle(samples: Samples, field: VectorField, budget: float) -> float:
+    """Return the angle at which the start has the budget, to second order."""
+    assert samples.scores is not None and samples.predicted is not None
+    middle = samples.rows.mean(dim=0, keepdim=True).float()
+    with torch.no_grad():
+        direction = field(middle + 1e-3 * middle.norm()).flatten().double()
+    scores = samples.scores.flatten(0, 1) @ direction
+    tokens = float(samples.predicted.sum()) * samples.scores.shape[1]
+    curvature = float(scores.square().sum()) / tokens
+    return min(math.sqrt(2.0 * budget / max(curvature, 1e-12)), LARGEST_ANGLE)
+
+
+def _pairs(
+    texts: Sequence[PromptWithAnswers], rows: np.ndarray, n: int, generator: np.random.Generator
+) -> list[Pair]:
+    """Pair the wanted texts among the rows with unwanted ones: of the same row, or by lot."""
+    wanted, unwanted = [i for i in rows if i < n], [i for i in rows if i >= n]
+    if [i + n for i in wanted] != unwanted:
+        size = max(len(wanted), len(unwanted))
+        wanted, unwanted = (
+            np.resize(generator.permutation(side), size).tolist() for side in (wanted, unwanted)
+        )
+    return [Pair(texts[i], texts[j]) for i, j in zip(wanted, unwanted, strict=True)]
+
+
+def _steps(model: Any, pairs: Sequence[Pair], layer: int, size: int) -> list[_Step]:
+    """Cut the pairs, in order of length, into steps of at most `size` pairs."""
+    order = sorted(pairs, key=lambda pair: sum(len(t.prompt) + len(t.answers[0]) for t in pair))
+    return [_Step(model, order[i : i + size], layer) for i in range(0, len(order), size)]
