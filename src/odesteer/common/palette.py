@@ -31,7 +31,7 @@ METHOD_COLOURS = {
     "truthflow": "#8C6BB1",
     "natural-gradient": "#C2185B",
     "odesteer": BLUE,
-    "odesteer-trained": "#3F51B5",
+    "odesteer-trained": "#5C6BC0",
     "odesteer-paper": SKY,
     "odesteer-one-step": PINK,
     "odesteer-fourier": "#6F8FD6",

@@ -113,7 +113,7 @@ def train(
     folds = samples.folds(5, seed)
     rows = np.arange(len(texts))
     learn, held_out = folds[0] if folds else (rows, rows)
-    parameters = method.parameters(samples.subset(learn), seed)
+    parameters = method.parameters(samples.subset(learn), seed).float()
     angle = _angle(samples, parameters.field(), budget)
     n = len(samples.positive)
     with evaluating(model), frozen(model):

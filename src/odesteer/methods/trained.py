@@ -26,7 +26,6 @@ https://arxiv.org/abs/2501.17148, for the language-modelling loss (ReFT-r1).
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +64,7 @@ class TrainedODESteer(Method):
         lr: learning rate of Adam, after ten steps of warm-up, to 0 linearly.
         preference: b, how sharply a preference is asked for.
         kl_weight: lambda at the start, in units of the loss a nat.
+        start: the method whose direction training starts at.
     """
 
     name: ClassVar[str] = "odesteer-trained"
@@ -112,19 +112,13 @@ class TrainedODESteer(Method):
         return self.fit_samples(Samples(positive, negative))
 
     def fit_samples(self, samples: Samples, progress: object = None) -> VectorField:
-        return self.parameters(samples, 0).field()
+        return self.parameters(samples, 0).requires_grad_(False).field()
 
     def parameters(self, samples: Samples, seed: int) -> "FieldParameters":
         """Return the parameters where training starts: at the natural gradient."""
         start = self.start.select_hyperparameters(samples).fit_samples(samples)
         assert isinstance(start, ConstantField)
         return FieldParameters(self.barrier, self.rank, start.direction, samples.rows, seed)
-
-    def held_out_values(
-        self, samples: Samples, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return h of the rows by the field that it starts with, fitted without their groups."""
-        return super().held_out_values(samples, seed)
 
 
 class FieldParameters(nn.Module):
@@ -152,10 +146,10 @@ class FieldParameters(nn.Module):
         # So that a curvature of 1 bends the field as much as a slope of 1.
         self.unit = float(1.0 / zeta.square().mean().sqrt().clamp_min(1e-3))
         self.centre: Tensor
-        self.register_buffer("centre", rows.mean(dim=0).float())
-        self.columns = nn.Parameter(basis.float())
-        self.curvature = nn.Parameter(torch.zeros(rank, device=direction.device))
-        slope = torch.zeros(rank, device=direction.device)
+        self.register_buffer("centre", rows.mean(dim=0))
+        self.columns = nn.Parameter(basis)
+        self.curvature = nn.Parameter(torch.zeros_like(basis[0]))
+        slope = torch.zeros_like(basis[0])
         slope[0] = 1.0
         self.slope = nn.Parameter(slope)
 

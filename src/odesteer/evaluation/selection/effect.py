@@ -441,7 +441,8 @@ def learn(
     fitting, single = stages.of("fit"), [each for each in candidates if isinstance(each, int)]
     if method.site == "residual" and len(single) == len(candidates):
         # Single layers share one pass, which is done where it read what the method needs.
-        if method.tokens == "last" and not method.reads_prompts and set(single) <= set(data):
+        shared = not method.reads_prompts and not method.reads_sensitivities
+        if method.tokens == "last" and shared and set(single) <= set(data):
             readings = {index: data[index] for index in single}
         else:
             readings = read(model, tokenizer, part, single, method, fitting, cache=cache)
