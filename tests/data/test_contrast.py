@@ -170,6 +170,22 @@ def test_a_split_follows_its_seed_and_keeps_the_template():
     assert {part.template for part in contrast.split()} == {"plain"}
 
 
+def test_permuted_labels_turn_half_of_the_pairs_round_or_deal_the_labels_anew():
+    up, down = [f"p{i}" for i in range(10)], [f"n{i}" for i in range(10)]
+    paired = Contrast.from_pairs(up, down, template="plain")
+    shuffled = paired.shuffled()
+    assert shuffled.is_paired and shuffled.groups == paired.groups
+    assert shuffled.template == "plain" and shuffled == paired.shuffled() != paired.shuffled(1)
+    texts = [example.response for example in shuffled.positive]
+    assert sum(text.startswith("n") for text in texts) == 5
+    for a, b in zip(shuffled.positive, shuffled.negative, strict=True):
+        assert {a.response, b.response} == {f"p{a.group}", f"n{a.group}"}
+    uneven = Contrast.from_pairs(up, down[:4]).shuffled()
+    assert (len(uneven.positive), len(uneven.negative)) == (10, 4)
+    both = uneven.positive + uneven.negative
+    assert sorted(example.response for example in both) == sorted(up + down[:4])
+
+
 def test_a_single_group_cannot_be_split():
     with pytest.raises(ValueError, match="has 1"):
         Contrast.from_pairs("ab", "cd", groups=[1] * 4).split()

@@ -28,19 +28,39 @@ def experiment(**changes: Any) -> Experiment:
     return parse({**given, **changes}, "x.toml")
 
 
-@pytest.mark.parametrize("name", ["caa", "repe", "iti-heads", "truthflow"])
-def test_a_fit_is_that_of_the_library(name: str, benchmark_: TruthfulQA, tmp_path: Path) -> None:
+ROWS: list[Any] = [
+    "caa",
+    {"name": "truthflow", "min_steps": 20},
+    "repe",
+    "iti-heads",
+    "natural-gradient",
+    {"name": "caa", "id": "of the response", "tokens": "response"},
+    {"name": "caa", "id": "shuffled caa", "shuffled": True},
+]
+
+
+@pytest.mark.parametrize("name", [row if isinstance(row, str) else row.get("id") for row in ROWS])
+def test_a_fit_is_that_of_the_library(
+    name: str | None, benchmark_: TruthfulQA, tmp_path: Path
+) -> None:
     net, tokenizer = tiny.model(), tiny.tokenizer()
-    rows = ["caa", {"name": "truthflow", "min_steps": 20}, "repe", "iti-heads"]
-    planned = plan(experiment(methods=rows, layers=[0, 1, 2]), benchmark_)
+    planned = plan(experiment(methods=ROWS, layers=[0, 1, 2]), benchmark_)
     learning = FitCache(net, tokenizer, benchmark_, planned, RunFolder(tmp_path, 1))
-    condition = next(one for one in planned.conditions if one.method.name == name)
+    condition = next(each for each in planned.conditions if each.method.id == (name or "truthflow"))
     layer = condition.layers[0]
     fitting = condition.fitting(layer)
     found = learning.fit(1, fitting)
     contrast = benchmark_.contrast(planned.folds[1])
     own = "auto" if layer is None else layer
-    expected = ods.fit(net, tokenizer, contrast, learning.method(fitting), layer=own)
+    expected = ods.fit(
+        net,
+        tokenizer,
+        contrast.shuffled() if condition.method.shuffled else contrast,
+        learning.method(fitting),
+        own,
+        found.strength,
+        tokens=condition.method.tokens,
+    )
     a = torch.randn(5, tiny.WIDTH)
     for one, other in zip(parts(found), parts(expected), strict=True):
         assert (one.layer, one.site) == (other.layer, other.site)
