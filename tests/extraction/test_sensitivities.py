@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import odesteer as ods
 from odesteer.extraction.sensitivities import SINK
 from odesteer.models.layers import block_output, find_layers, replace_output
+from odesteer.testing.suite.architectures import ARCHITECTURES as ALL_ARCHITECTURES
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 PAIRS = (
@@ -16,6 +17,7 @@ PAIRS = (
 )
 CONTRAST = ods.Contrast.from_pairs(*PAIRS, template="plain")
 LAYERS = [0, 2]
+ROUTED = ("moe", "mixtral", "deepseek", "gpt_oss", "llama4", "jamba")
 
 
 def log_likelihoods(net: nn.Module, layer: int, u: Tensor, angle: float, positions: str) -> Tensor:
@@ -57,6 +59,24 @@ def test_the_margin_gradient_is_the_derivative_of_log_likelihoods(
         up, down = (log_likelihoods(net, layer, u, e, positions) for e in (3e-3, -3e-3))
         # Some architectures compute norms in float32, whatever the weights are.
         torch.testing.assert_close(margins @ u, (up - down) / 6e-3, atol=3e-4, rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+def test_both_methods_have_their_budget_on_every_architecture(name: str) -> None:
+    net = ALL_ARCHITECTURES[name].build(0)
+    both = ods.sensitivities(net, tokenizer(), CONTRAST, [1])[1]
+    alone = ods.sensitivities(net, tokenizer(), CONTRAST, [1], batch_tokens=1)[1]
+    for a, b in zip(both, alone, strict=True):
+        assert float(a.margins.abs().max()) > 0
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5 * float(y.abs().max()), rtol=1e-3)
+    methods = ods.NaturalGradient(shrinkage=0.5), ods.TrainedODESteer(rank=2, epochs=1, batch=2)
+    for method in methods:
+        receipts = ods.fit(net, tokenizer(), CONTRAST, method, 1, ods.KL(0.01)).receipts
+        # Where a router switches experts, KL jumps over so small a budget.
+        if not any(word in name for word in ROUTED):
+            assert receipts["kl"]["measured"] == pytest.approx(0.01, rel=0.05)
 
 
 @every_architecture
