@@ -23,10 +23,8 @@ import numpy as np
 import odesteer as ods
 from odesteer.common.files import write_whole
 from odesteer.evaluation.benchmarks.files import data_dir
-from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.scoring.score_texts import score_texts
-from odesteer.extraction.sensitivities import response_starts
-from odesteer.extraction.tokenize import texts
+from odesteer.extraction.sensitivities import split_texts
 from odesteer.models.loading import load_model
 
 FIT, TEST, KL = 60, 25, 0.2
@@ -85,10 +83,7 @@ def contrasts(name: str) -> tuple[ods.Contrast, ods.Contrast]:
 
 def gains(model: Any, tokenizer: Any, contrast: ods.Contrast, steering: ods.Steering) -> list:
     """Return what steering adds to the log-likelihood of each text, nats a token, and its KL."""
-    tokenized = texts(model, tokenizer, contrast, "response")
-    pairs = zip(tokenized.rows, response_starts(tokenized), strict=True)
-    prompts = [PromptWithAnswers(row[:start], [row[start:]]) for row, start in pairs]
-    [rows] = score_texts(model, prompts, [steering], packed=False)
+    [rows] = score_texts(model, split_texts(model, tokenizer, contrast), [steering], packed=False)
     return [[(s.logprob - s.unsteered) / s.tokens, s.kl / s.tokens] for [s] in rows]
 
 

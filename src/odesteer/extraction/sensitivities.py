@@ -35,9 +35,12 @@ from torch import Tensor, nn
 from odesteer.data import Contrast
 from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
 from odesteer.extraction.extract import Progress, default_batch_tokens
+from odesteer.extraction.scoring.packing import PromptWithAnswers
 from odesteer.extraction.tokenize import TokenizedTexts, texts
 from odesteer.models.batching import batches, pad
 from odesteer.models.capture import evaluating
+from odesteer.models.hooks.positions import check_positions, select_tokens
+from odesteer.models.hooks.token_tracker import ForwardCall
 from odesteer.models.layers import (
     block_output,
     find_layers,
@@ -114,6 +117,7 @@ def sensitivities(
             f"decoder-only language model. Use a method that learns from activations, such as "
             f"odesteer."
         )
+    check_positions(positions)
     tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
     rows, starts = tokenized.rows, response_starts(tokenized)
     indices = sorted({layer_index(model, layer) for layer in layers})
@@ -177,6 +181,15 @@ def response_starts(tokenized: TokenizedTexts) -> list[int]:
         )
     pairs = zip(tokenized.starts, tokenized.rows, strict=True)
     return [min(start or 2, len(row) - 1) for start, row in pairs]
+
+
+def split_texts(
+    model: nn.Module, tokenizer: Any, contrast: Contrast, max_tokens: int | None = None
+) -> list[PromptWithAnswers]:
+    """Split every text of a contrast, positives first, where its response starts; see `texts`."""
+    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
+    pairs = zip(tokenized.rows, response_starts(tokenized), strict=True)
+    return [PromptWithAnswers(row[:start], [row[start:]]) for row, start in pairs]
 
 
 def _unpacked(values: Tensor, draws: int) -> Sensitivity:
@@ -269,9 +282,11 @@ class _Backward:
         mask = mask.to(stream.device).bool()
         norms = stream.float().norm(dim=-1)
         median = norms.masked_fill(~mask, torch.nan).nanmedian(dim=1, keepdim=True).values
-        column = torch.arange(mask.shape[1], device=mask.device)[None]
-        start = torch.tensor(starts, device=mask.device)[:, None]
-        chosen = mask & (norms <= SINK * median) & _POSITIONS[self._positions](column, start)
+        start = torch.tensor(starts, device=mask.device)
+        call = ForwardCall(0, start, mask, start - 1)
+        selected = select_tokens(self._positions, call, stream)
+        assert selected is not None  # the padding is known
+        chosen = selected & (norms <= SINK * median)
         share = chosen / chosen.sum(dim=1, keepdim=True).clamp_min(1)
         return norms * chosen, share
 
@@ -302,12 +317,3 @@ class _Backward:
             for index in self._indices:
                 undo.callback(self._blocks[index].register_forward_hook(record(index)).remove)
             yield hidden
-
-
-# Whether tokens at columns [1, t] are steered, where responses start at [b, 1].
-_POSITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "last+generated": lambda column, start: column >= start - 1,
-    "generated": lambda column, start: column >= start,
-    "prompt": lambda column, start: column < start,
-    "all": lambda column, start: column >= 0,
-}

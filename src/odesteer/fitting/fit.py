@@ -18,7 +18,7 @@ from odesteer.data import Contrast
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
 from odesteer.extraction.scoring.packing import PromptWithAnswers
-from odesteer.extraction.sensitivities import Sensitivity, response_starts, sensitivities
+from odesteer.extraction.sensitivities import Sensitivity, sensitivities, split_texts
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
 from odesteer.fitting.kl_budget import KL, find_kl_dose
 from odesteer.fitting.train import train
@@ -171,7 +171,7 @@ def fit(
         tokenizer,
         contrast,
         method=chosen,
-        strength=KL("medium") if strength is None else strength,
+        strength=strength,
         max_tokens=max_tokens,
         positions=positions,
         seed=seed,
@@ -199,7 +199,7 @@ def fit(
             data = {index: (r.positive, r.negative) for index, r in ranked.items()}
             qualities = rank_layers(data, contrast.groups, seed)
             layer = best_layer(qualities)
-            if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_prompts:
+            if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_more:
                 steering = learn(chosen, ranked[layer], layer, qualities=qualities)
                 return dosed([steering], [ranked[layer]])
     indices = sorted(
@@ -250,7 +250,7 @@ def _with_budget(
     steering = Steering.of(parts)
     if budget is None:
         return steering
-    answered = _answered(model, tokenizer, contrast, max_tokens)
+    answered = split_texts(model, tokenizer, contrast, max_tokens)
     held_out = np.arange(len(answered))
     partly = []
     for part, reading in zip(steering.parts, readings, strict=True):
@@ -271,20 +271,9 @@ def _with_budget(
             fitting = replace(method, **chosen).select_hyperparameters(part_of)
             field = fitting.fit_samples(part_of).to(torch.float32)
         partly.append(replace(part, field=field))
-    texts_held_out = [answered[i] for i in sorted(held_out)]
+    n = len(contrast.positive)
+    texts_held_out = [(answered[i], bool(i < n)) for i in sorted(held_out)]
     return _dosed(model, steering, Steering.of(partly), texts_held_out, budget, positions)
-
-
-def _answered(
-    model: nn.Module, tokenizer: Any, contrast: Contrast, max_tokens: int | None
-) -> list[tuple[PromptWithAnswers, bool]]:
-    """Return the texts, positives first, each with whether it is wanted."""
-    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
-    pairs = zip(tokenized.rows, response_starts(tokenized), strict=True)
-    return [
-        (PromptWithAnswers(row[:start], [row[start:]]), i < len(contrast.positive))
-        for i, (row, start) in enumerate(pairs)
-    ]
 
 
 def _dosed(
@@ -325,7 +314,7 @@ def _train_one(
     margins: dict[int, float] | None = None,
     *,
     method: Method,
-    strength: Dose | KL | float,
+    strength: Dose | KL | float | None,
     max_tokens: int | None,
     positions: str,
     seed: int,
@@ -339,13 +328,13 @@ def _train_one(
         contrast.groups,
         sensitivities=reading.sensitivities,
     )
-    answered = _answered(model, tokenizer, contrast, max_tokens)
+    answered = split_texts(model, tokenizer, contrast, max_tokens)
     budget = strength if isinstance(strength, KL) else KL("medium")
     field, held_out, record = train(
         model,
         method,
         samples,
-        [text for text, _ in answered],
+        answered,
         layer,
         float(budget.budget),
         positions,
@@ -373,7 +362,8 @@ def _train_one(
         steering = _with_margins(steering, margins)
     if not isinstance(strength, KL):
         return steering
-    texts_held_out = [answered[i] for i in sorted(held_out)]
+    n = len(contrast.positive)
+    texts_held_out = [(answered[i], i < n) for i in sorted(held_out)]
     return _dosed(model, steering, steering, texts_held_out, strength, positions)
 
 

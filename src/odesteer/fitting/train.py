@@ -163,10 +163,11 @@ def _loss(
     log_p = step.log_p()
     log_q = step.log_q(field, method, angle, positions)
     divergence = kl(log_p, log_q).mean()
-    above, below = (step.sums(log_q) - step.sums(log_p)).unbind(dim=1)
+    steered = step.sums(log_q)
     if method.objective == "lm":
-        objective = -(step.sums(log_q) / step.lengths)[:, 0].mean()
+        objective = -(steered / step.lengths)[:, 0].mean()
     else:
+        above, below = (steered - step.sums(log_p)).unbind(dim=1)
         preferred = method.preference * sign * (above - below)
         objective = -nn.functional.logsigmoid(preferred).mean() / method.preference
     return objective + weight * divergence, float(divergence.detach())

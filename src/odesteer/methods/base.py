@@ -88,6 +88,11 @@ class Method(ABC):
     steps: int = 1
     solver: str = "euler"
 
+    @property
+    def reads_more(self) -> bool:
+        """Whether it learns from more than activations of both classes."""
+        return self.reads_prompts or self.reads_sensitivities
+
     @abstractmethod
     def fit_field(self, positive: Tensor, negative: Tensor) -> VectorField:
         """Fit the field to [n, d] positives and [m, d] negatives in float64."""

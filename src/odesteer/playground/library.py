@@ -98,8 +98,7 @@ class FittableContrast:
         chosen = find_method(method)()
         known = self.readings.get(layer)
         paired = self.contrast.is_paired or not chosen.needs_pairs
-        more = chosen.reads_prompts or chosen.reads_sensitivities
-        usable = chosen.site == "residual" and not more and paired
+        usable = chosen.site == "residual" and not chosen.reads_more and paired
         if known is not None and usable and known.tokens == chosen.tokens:
             readings = {layer: known}
             return fit_readings(shared.model, shared.tokenizer, self.contrast, chosen, readings)[0]
