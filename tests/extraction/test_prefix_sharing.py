@@ -39,14 +39,14 @@ def random_texts(beginnings=(9, 9, 12, 20), answers=(1, 2, 5, 9, 3), alone=2, se
     """Rows of token ids in random order, and where each answer starts."""
     generator = torch.Generator().manual_seed(seed)
 
-    def some(n):
+    def tokens(n):
         return torch.randint(7, VOCABULARY, (n,), generator=generator).tolist()
 
     rows = []
     for length in beginnings:
-        beginning = some(length)
-        rows += [(beginning + some(t), length) for t in answers]
-    rows += [(some(5), 2) for _ in range(alone)]
+        beginning = tokens(length)
+        rows += [(beginning + tokens(t), length) for t in answers]
+    rows += [(tokens(5), 2) for _ in range(alone)]
     order = torch.randperm(len(rows), generator=generator).tolist()
     return [rows[i][0] for i in order], [rows[i][1] for i in order]
 
@@ -54,16 +54,16 @@ def random_texts(beginnings=(9, 9, 12, 20), answers=(1, 2, 5, 9, 3), alone=2, se
 ROWS, STARTS = random_texts()
 
 
-def difference(some, others):
+def difference(rows, others):
     """The largest relative distance of two rows, over all layers."""
     return max(
         float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
-        for a, b in zip(some, others, strict=True)
+        for a, b in zip(rows, others, strict=True)
     )
 
 
-def assert_alike(some, others):
-    assert difference(some, others) < 1e-5
+def assert_alike(rows, others):
+    assert difference(rows, others) < 1e-5
 
 
 def read(net, share=True, layers=(1, 3), rows=ROWS, starts=STARTS, **settings):

@@ -65,7 +65,7 @@ class Application:
         }  # fmt: skip
         return run(SteeringMiddleware(self.route), scope, incoming)
 
-    def asked(self, path: str, body: Any, **scope: Any) -> tuple[SteeringRequest, ...]:
+    def requests(self, path: str, body: Any, **scope: Any) -> tuple[SteeringRequest, ...]:
         """What the engine is asked for."""
         self.seen.clear()
         status, text = self.post(path, body, **scope)
@@ -132,13 +132,13 @@ def app(config: dict[str, Any]) -> Application:
 @pytest.mark.parametrize("path", sorted(STEERED))
 def test_finding_2_every_known_route_steers_as_the_name_says(app: Any, path: str) -> None:
     """Whatever the route makes of the request: this one drops the model and all the rest."""
-    assert app.asked(path, {"model": "m:kind", "prompt": "x"}) == (SteeringRequest("kind"),)
+    assert app.requests(path, {"model": "m:kind", "prompt": "x"}) == (SteeringRequest("kind"),)
     assert json.loads(app.body) == {"model": "m:kind", "prompt": "x"}  # handed on whole
-    assert app.asked(path, {"vllm_xargs": ask("calm", angle=0.1)}) == (
+    assert app.requests(path, {"vllm_xargs": ask("calm", angle=0.1)}) == (
         SteeringRequest("calm", Angle(0.1)),
     )
     for model in ("m", "plain:name", "adapter", "another", None, ""):
-        assert app.asked(path, {"model": model}) == ()
+        assert app.requests(path, {"model": model}) == ()
     assert ROUTED.get() is None
 
 
@@ -150,7 +150,7 @@ def test_finding_2_a_route_that_is_not_known_refuses_a_steered_name(app: Any) ->
         "/v1/audio/transcriptions",
         "/v1/systemone",
     ):
-        assert app.asked(path, {"model": "m"}) == ()
+        assert app.requests(path, {"model": "m"}) == ()
         assert "not steered" in app.refused(path, {"model": "m:kind"})
         assert "not steered" in app.refused(path, {"vllm_xargs": ask("kind")})
 
@@ -163,25 +163,27 @@ def test_finding_2_what_is_pooled_is_refused_on_any_route(app: Any) -> None:
 
 def test_a_model_in_the_address_is_a_models_name(app: Any) -> None:
     address = {"query_string": b"x=1&model=m%3Akind"}
-    assert app.asked("/v1/completions", {"prompt": "x"}, **address) == (SteeringRequest("kind"),)
-    assert app.asked("/v1/completions", b"", method="GET", **address) == (SteeringRequest("kind"),)
+    assert app.requests("/v1/completions", {"prompt": "x"}, **address) == (SteeringRequest("kind"),)
+    assert app.requests("/v1/completions", b"", method="GET", **address) == (
+        SteeringRequest("kind"),
+    )
     assert "not steered" in app.refused("/v1/new", b"", method="GET", **address)
     app.refused("/v1/completions", {"model": "m:calm"}, **address)
 
 
 def test_sagemakers_header_is_a_models_name(app: Any) -> None:
     header = (b"x-amzn-sagemaker-adapter-identifier", b"m:kind")
-    assert app.asked("/invocations", {"prompt": "x"}, headers=[header]) == (
+    assert app.requests("/invocations", {"prompt": "x"}, headers=[header]) == (
         SteeringRequest("kind"),
     )
     app.refused("/invocations", {"model": "m:calm"}, headers=[header])
-    assert app.asked("/v1/completions", {"model": "m"}, headers=[header]) == ()
+    assert app.requests("/v1/completions", {"model": "m"}, headers=[header]) == ()
 
 
 def test_parameters_that_ask_for_something_else_are_refused(app: Any) -> None:
     app.params = Sampling(ask("calm"))
-    assert app.asked("/inference/v1/generate", {"model": "m"}) == (SteeringRequest("calm"),)
-    assert app.asked("/inference/v1/generate", {"model": "m:calm"}) == (SteeringRequest("calm"),)
+    assert app.requests("/inference/v1/generate", {"model": "m"}) == (SteeringRequest("calm"),)
+    assert app.requests("/inference/v1/generate", {"model": "m:calm"}) == (SteeringRequest("calm"),)
     app.refused("/inference/v1/generate", {"model": "m:kind"})
     assert app.params.extra_args == ask("calm")  # the caller's own stay as they are
 
@@ -235,12 +237,12 @@ def test_half_of_a_name_is_a_model_that_does_not_exist(app: Any, model: str) -> 
 
 def test_a_name_and_the_same_words_agree(app: Any) -> None:
     body = {"model": "m:kind", "vllm_xargs": {"odesteer": '"kind"', "top": 1}}
-    assert app.asked("/v1/completions", body) == (SteeringRequest("kind"),)
+    assert app.requests("/v1/completions", body) == (SteeringRequest("kind"),)
 
 
 def test_other_bodies_are_handed_on(app: Any) -> None:
     for body in (b"", b"[1]", b"no json", b"\xff", b'{"m": {"a": [{"b": 1}]}}', b'"m:kind"'[:3]):
-        assert app.asked("/v1/completions", body) == ()
+        assert app.requests("/v1/completions", body) == ()
         assert app.body == body
     incoming = [{"type": "http.disconnect"}]
     scope = {"type": "http", "method": "POST", "path": "/x", "app": app, "headers": []}
@@ -253,9 +255,9 @@ def test_what_is_counted_is_not_in_strings(app: Any, encoding: str) -> None:
     """A long text has more commas, brackets, digits and quotes than a body may have values."""
     text = '[{\\, "1\u0122' * 100_000 + "," * 100_001 + "\\"
     body = json.dumps({"model": "m:kind", "prompt": [text, text]}, ensure_ascii=False)
-    assert app.asked("/v1/completions", body.encode(encoding)) == (SteeringRequest("kind"),)
+    assert app.requests("/v1/completions", body.encode(encoding)) == (SteeringRequest("kind"),)
     tokens = json.dumps({"prompt": [list(range(1_000))] * 90, "logit_bias": {"1": 1e300}})
-    assert app.asked("/v1/completions", tokens.encode(encoding)) == ()
+    assert app.requests("/v1/completions", tokens.encode(encoding)) == ()
     assert "100,000 values" in app.refused(
         "/v1/completions", json.dumps({"a": [text, *[0] * 100_000]}).encode(encoding)
     )
@@ -263,13 +265,13 @@ def test_what_is_counted_is_not_in_strings(app: Any, encoding: str) -> None:
 
 def test_a_long_context_may_be_filled_with_tokens(app: Any) -> None:
     app.state.vllm_config.model_config = SimpleNamespace(max_model_len=150_000)
-    assert app.asked("/v1/completions", {"model": "m:kind", "prompt": [1] * 150_000})
+    assert app.requests("/v1/completions", {"model": "m:kind", "prompt": [1] * 150_000})
     assert "300,000 values" in app.refused("/v1/completions", {"prompt": [1] * 300_001})
 
 
 def test_a_server_without_steerings_reads_no_body() -> None:
     app = Application({})
-    assert app.asked("/v1/completions", {"model": "m:kind"}) == ()
+    assert app.requests("/v1/completions", {"model": "m:kind"}) == ()
     assert app.body == b'{"m'  # the first piece, as it came
 
 

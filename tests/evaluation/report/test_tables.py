@@ -363,7 +363,7 @@ def test_a_run_of_barriers_alone_is_a_report(tmp_path: Path) -> None:
 
 
 def test_the_summary_says_how_far_a_random_direction_comes(tmp_path: Path) -> None:
-    def told(names: dict[str, float]) -> str:
+    def sentence(names: dict[str, float]) -> str:
         conditions = [condition(name, dose=None if name == "none" else ANGLE) for name in names]
         cases = [
             case(name, i, {"mc2": value + 0.01 * i})
@@ -373,8 +373,8 @@ def test_the_summary_says_how_far_a_random_direction_comes(tmp_path: Path) -> No
         content = lines(conditions, cases, ("mc2",), ())
         return " ".join(report(tmp_path, content).sentences)
 
-    found = told({"none": 0.1, "random": 0.3, "caa": 0.6})
+    found = sentence({"none": 0.1, "random": 0.3, "caa": 0.6})
     assert "picked after the fact: CAA" in found and "A random direction alone" in found
     assert "+0.200" in found
-    assert "A random direction" not in told({"none": 0.5, "random": 0.3, "caa": 0.6})
-    assert "improve" not in told({"random": 0.3, "caa": 0.6})  # nothing to compare with
+    assert "A random direction" not in sentence({"none": 0.5, "random": 0.3, "caa": 0.6})
+    assert "improve" not in sentence({"random": 0.3, "caa": 0.6})  # nothing to compare with

@@ -14,15 +14,7 @@ from torch import nn
 
 import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
-from odesteer.evaluation.selection import (
-    Trial,
-    Tuned,
-)
-from odesteer.evaluation.selection import effect as asked
-from odesteer.evaluation.selection import effect as learning
-from odesteer.evaluation.selection import (
-    effect as readout,
-)
+from odesteer.evaluation.selection import Trial, Tuned, effect
 from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
 from odesteer.evaluation.statistics.bootstrap import Interval
 from odesteer.extraction.scoring import packing
@@ -191,7 +183,7 @@ def test_a_bare_text_is_halved_and_a_response_keeps_its_last_token() -> None:
 
 def test_the_probe_is_the_calibrated_classifier_of_two_gaussians() -> None:
     samples = Samples(*tiny.two_gaussians(400, 400), groups=np.arange(800))
-    probe = readout.fit_probe(3, samples)
+    probe = effect.fit_probe(3, samples)
     log_odds = probe.log_odds(torch.cat(tiny.two_gaussians(2000, 2000, seed=1)))
     assert (
         (log_odds > 0) == np.repeat([True, False], 2000)
@@ -210,7 +202,7 @@ def test_the_effect_counts_in_standard_deviations_of_the_unsteered_read_out() ->
         Numbers().outcomes(raw * np.nan)
 
 
-class Numbers(readout.EffectMeter):
+class Numbers(effect.EffectMeter):
     groups = ("a", "a", "b", "b")
 
     def raw(self, steerings, read):
@@ -365,7 +357,7 @@ def test_the_chosen_trial_is_within_the_budget_and_on_the_front(tuned: Tuned) ->
     origin = tuned.rows[0]
     assert (origin.layer, origin.kl, origin.kl_95, origin.perplexity_ratio) == (None, 0, 0, 1)
     assert origin.effect[:3] == (0, 0, 0)
-    assert len(tuned.rows) == 1 + 2 * len(asked.DOSES)
+    assert len(tuned.rows) == 1 + 2 * len(effect.DOSES)
 
 
 def test_a_target_is_reached_with_the_least_damage(net: nn.Module, tuned: Tuned) -> None:
@@ -380,7 +372,7 @@ def test_a_target_is_reached_with_the_least_damage(net: nn.Module, tuned: Tuned)
 
 def test_the_tuned_steering_never_saw_the_held_out_groups(net: nn.Module) -> None:
     tokenizer, whole = tiny.tokenizer(), contrast()
-    fit_part, held_out = whole.split(asked.FIT_SHARE, seed=0)
+    fit_part, held_out = whole.split(effect.FIT_SHARE, seed=0)
     assert not {*fit_part.groups[0]} & {*held_out.groups[0]}
     other = replace(
         whole,
@@ -405,13 +397,13 @@ def test_what_is_read_steered_is_the_late_block_at_the_last_token(
     net: nn.Module, tuned: Tuned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes = []
-    fit_probe = learning.fit_probe
+    fit_probe = effect.fit_probe
     monkeypatch.setattr(
-        learning, "fit_probe", lambda *args: probes.append(fit_probe(*args)) or probes[0]
+        effect, "fit_probe", lambda *args: probes.append(fit_probe(*args)) or probes[0]
     )
     settings = {"layers": [1], "doses": [ods.Angle(0.2)]}
     result = ods.tune(net, tiny.tokenizer(), contrast(), "caa", **settings)
-    _, held_out = contrast().split(asked.FIT_SHARE, seed=0)
+    _, held_out = contrast().split(effect.FIT_SHARE, seed=0)
     log_odds = []
     for example in held_out.negative:
         text = packing.as_text(tiny.tokenizer(), example, "auto")
@@ -461,13 +453,13 @@ def test_several_layers_and_negative_doses_are_candidates_too(net: nn.Module) ->
 def test_bare_texts_serve_as_their_own_prompts(net: nn.Module) -> None:
     settings = {"layers": [1], "doses": [ods.Angle(0.2)]}
     result = ods.tune(net, tiny.tokenizer(), contrast(bare=True), "caa", **settings)
-    assert result.facts["n"] == {"texts": 8, "prompts": 16, "tokens": 16 * asked.NEW_TOKENS}
+    assert result.facts["n"] == {"texts": 8, "prompts": 16, "tokens": 16 * effect.NEW_TOKENS}
     assert result.rows[1].kl_95 > 0
 
 
 def test_a_prompt_with_many_answers_is_continued_once(tuned: Tuned) -> None:
     assert tuned.facts["split"]["held_out"] == {"groups": 4, "positive": 8, "negative": 8}
-    assert tuned.facts["n"] == {"texts": 8, "prompts": 4, "tokens": 4 * asked.NEW_TOKENS}
+    assert tuned.facts["n"] == {"texts": 8, "prompts": 4, "tokens": 4 * effect.NEW_TOKENS}
 
 
 def test_the_receipt_comes_back_from_disk_and_tells_everything(tuned: Tuned, tmp_path) -> None:

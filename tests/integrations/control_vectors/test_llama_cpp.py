@@ -82,7 +82,7 @@ def steerings(
     return found
 
 
-def said(smollm2: tuple[Any, Any], ids: list[int], steering: Any = None) -> torch.Tensor:
+def logits(smollm2: tuple[Any, Any], ids: list[int], steering: Any = None) -> torch.Tensor:
     """[t, vocabulary] of transformers, every token steered."""
     model = smollm2[0]
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_from_the_file_it_says_what_transformers_says(
         plain = exact.logits(ids)
         exact.steer(data)
         steered = exact.logits(ids)
-        expected_plain, expected = said(smollm2, ids), said(smollm2, ids, ours)
+        expected_plain, expected = logits(smollm2, ids), logits(smollm2, ids, ours)
         torch.testing.assert_close(plain, expected_plain, atol=CLOSE, rtol=0.0)
         torch.testing.assert_close(steered, expected, atol=CLOSE, rtol=0.0)
         moved = expected - expected_plain
@@ -157,10 +157,10 @@ def test_a_layer_range_is_the_same_without_the_others(
     _, data = library.read(write_vectors(vectors, tmp_path / "v.gguf"))
     ids = smollm2[1](PROMPTS[0])["input_ids"]
     exact.steer(data, 14, 19)
-    expected = said(smollm2, ids, ods.Steering.of(steering.parts[1:]))
+    expected = logits(smollm2, ids, ods.Steering.of(steering.parts[1:]))
     torch.testing.assert_close(exact.logits(ids), expected, atol=CLOSE, rtol=0.0)
     exact.steer(data, 10, 18)
-    expected = said(smollm2, ids, ods.Steering.of(steering.parts[1:2]))
+    expected = logits(smollm2, ids, ods.Steering.of(steering.parts[1:2]))
     torch.testing.assert_close(exact.logits(ids), expected, atol=CLOSE, rtol=0.0)
 
 
@@ -176,10 +176,10 @@ def test_a_flattened_flow_is_as_far_from_the_flow_there_as_here(
     exact.steer(data)
     for prompt in PROMPTS:
         ids = smollm2[1](prompt)["input_ids"]
-        p = said(smollm2, ids, flow).log_softmax(-1)
-        here = kl(p, said(smollm2, ids, vectors.steering()).log_softmax(-1)).mean()
+        p = logits(smollm2, ids, flow).log_softmax(-1)
+        here = kl(p, logits(smollm2, ids, vectors.steering()).log_softmax(-1)).mean()
         there = kl(p, exact.logits(ids).log_softmax(-1)).mean()
-        unsteered = kl(p, said(smollm2, ids).log_softmax(-1)).mean()
+        unsteered = kl(p, logits(smollm2, ids).log_softmax(-1)).mean()
         print(f"KL(flow || vector) {here:.4f}, in llama.cpp {there:.4f}; unsteered {unsteered:.4f}")
         torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-3)
 
@@ -202,8 +202,8 @@ def test_quantised_weights_are_moved_the_same_way(
             plain = running.logits(ids).log_softmax(-1)
             running.steer(data)
             moved = running.logits(ids).log_softmax(-1) - plain
-            expected_plain = said(smollm2, ids).log_softmax(-1)
-            expected = said(smollm2, ids, vectors.steering()).log_softmax(-1) - expected_plain
+            expected_plain = logits(smollm2, ids).log_softmax(-1)
+            expected = logits(smollm2, ids, vectors.steering()).log_softmax(-1) - expected_plain
             # The first token's activation is a hundred times as long as others', and hardly moves.
             agree = cosine_similarity(centred(moved[1:]), centred(expected[1:]), dim=-1)
             rounding = kl(expected_plain, plain).mean()

@@ -98,7 +98,7 @@ def rows_of(run: Run) -> tuple[Row, ...]:
         )
         for conditions in pooled.values()
     ]
-    return tuple(sorted(rows, key=_place))
+    return tuple(sorted(rows, key=_table_order))
 
 
 def name_of(condition: Condition) -> str:
@@ -201,7 +201,7 @@ def _heading(condition: Condition) -> str:
     return "each method at doses of its own"
 
 
-def _place(row: Row) -> tuple[Any, ...]:
+def _table_order(row: Row) -> tuple[Any, ...]:
     c = row.condition
     layer = c.layer if isinstance(c.layer, list) else [c.layer if c.layer is not None else -1]
     rank, dose, steps = method_rank(c.method), amount(c.dose), c.steps or 0

@@ -63,7 +63,7 @@ def cell(measure: Measure, row: Row, base: Row | None) -> Cell | None:
     else:
         units = measure.units(row.keyed, beside)
         value = estimate.value(measure.statistic, units)
-        missing = int((~units.known).sum())
+        missing = int((~units.measured).sum())
         judges = set(measure.judges[0])
         if value.n == 0 and not any(judges & set(answer.reasons) for _, answer in row.keyed):
             return None  # not applicable, such as the displacement of a prompt
@@ -122,7 +122,7 @@ def at_equal_dose(rows: Sequence[Row], measures: Sequence[Measure], method: str)
     reference_rows = [row for row in rows if row.family == method]
     for row in reference_rows:
         for other in steered(rows):
-            if other.family == method or _place(row) != _place(other):
+            if other.family == method or _setting(row) != _setting(other):
                 continue
             cells = tuple(Cell(difference=versus(m, row, other, base)) for m in columns)
             label = f"{row.label} − {other.label}"
@@ -140,7 +140,7 @@ def at_equal_dose(rows: Sequence[Row], measures: Sequence[Measure], method: str)
     return table.corrected()
 
 
-def _place(row: Row) -> tuple[object, ...]:
+def _setting(row: Row) -> tuple[object, ...]:
     c = row.condition
     return c.layer, c.steps, c.chosen, c.dose, row.heading
 

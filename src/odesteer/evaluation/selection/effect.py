@@ -355,7 +355,7 @@ def prompts_of(
         encoded: list[tuple[list[int], Prompt | None]] = [
             (list(ids), prompt) for ids, prompt in unique.items()
         ]
-        return encoded if prompts is not None else some(encoded, PROMPTS, seed)
+        return encoded if prompts is not None else draw(encoded, PROMPTS, seed)
     if prompts is not None:
         raise ValueError("prompts is empty; give at least one, or leave it out.")
     if judge is not None:
@@ -364,10 +364,10 @@ def prompts_of(
             f"give prompts=[...]."
         )
     both = [text for text, _ in as_texts(tokenizer, examples, held_out.template)]
-    return [(text.prompt, None) for text in some(both, PROMPTS, seed)]
+    return [(text.prompt, None) for text in draw(both, PROMPTS, seed)]
 
 
-def some(items: Sequence[T], count: int, seed: int) -> list[T]:
+def draw(items: Sequence[T], count: int, seed: int) -> list[T]:
     """Draw at most `count` items without replacement; they keep their order."""
     if len(items) <= count:
         return list(items)
@@ -441,8 +441,7 @@ def learn(
     fitting, single = stages.of("fit"), [each for each in candidates if isinstance(each, int)]
     if method.site == "residual" and len(single) == len(candidates):
         # Single layers share one pass, which is done where it read what the method needs.
-        shared = not method.reads_prompts and not method.reads_sensitivities
-        if method.tokens == "last" and shared and set(single) <= set(data):
+        if method.tokens == "last" and not method.reads_more and set(single) <= set(data):
             readings = {index: data[index] for index in single}
         else:
             readings = read(model, tokenizer, part, single, method, fitting, cache=cache)
@@ -462,7 +461,7 @@ def by_probe(
 ) -> ProbeEffect:
     """Measure effects by a probe on held-out texts."""
     negatives, positives = (
-        some(as_texts(tokenizer, examples, held_out.template), TEXTS, seed)
+        draw(as_texts(tokenizer, examples, held_out.template), TEXTS, seed)
         for examples in (held_out.negative, held_out.positive)
     )
     return ProbeEffect(
@@ -486,6 +485,6 @@ def by_judge(
         TransformersBackend(model, tokenizer, template=held_out.template),
         judge,
         [prompt for _, prompt in prompts if prompt is not None],
-        some(held_out.positive, TEXTS, seed),
-        some(held_out.negative, TEXTS, seed),
+        draw(held_out.positive, TEXTS, seed),
+        draw(held_out.negative, TEXTS, seed),
     )

@@ -55,7 +55,7 @@ class Units:
     keys: Sequence[Hashable]
 
     @property
-    def known(self) -> np.ndarray:
+    def measured(self) -> np.ndarray:
         return ~np.isnan(self.values).any(axis=1)
 
     def at(self, keys: Sequence[Hashable]) -> "Units":
@@ -150,10 +150,10 @@ def grouped(parts: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 def value(statistic: Statistic, units: Units) -> Interval:
     """Return the metric with its 95 % bootstrap interval, over the scored units."""
-    known = units.known
-    if not known.any():
+    measured = units.measured
+    if not measured.any():
         return Interval(NAN, NAN, NAN, 0)
-    values, groups = units.values[known], np.asarray(units.groups)[known]
+    values, groups = units.values[measured], np.asarray(units.groups)[measured]
     sums = grouped(statistic.parts(values, values), list(groups))
     mean = float(statistic.number(sums.sum(axis=0), values))
     low, high = bounds(statistic.number(resampled(sums), values), len(sums))
@@ -181,8 +181,12 @@ def difference(statistic: Statistic, one: Units, other: Units) -> PairedDifferen
 
 def paired(one: Units, other: Units) -> tuple[Units, Units]:
     """Return the units that both have a score for, in the same order."""
-    scored = {key for key, known in zip(other.keys, other.known, strict=True) if known}
-    keys = [key for key, known in zip(one.keys, one.known, strict=True) if known and key in scored]
+    scored = {key for key, measured in zip(other.keys, other.measured, strict=True) if measured}
+    keys = [
+        key
+        for key, measured in zip(one.keys, one.measured, strict=True)
+        if measured and key in scored
+    ]
     return one.at(keys), other.at(keys)
 
 
