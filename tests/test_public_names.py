@@ -6,19 +6,19 @@ import pytest
 
 PUBLIC = {
     "odesteer": """
-        Angle CAA Calibration Contrast FourierODESteer GaussianODESteer HPR Handle HeadITI
+        Angle Assessment CAA Calibration Contrast FourierODESteer GaussianODESteer HPR Handle HeadITI
         ITI KL LinearAcT METHODS Method MiMiC MixtureODESteer NaturalGradient
         NetworkODESteer NoSteering ODESteer OneStepODESteer PaperODESteer PathLength PerRow
         REControl RandomDirection RepE SOLVERS SafetyFilter Sampling Scores Sensitivity
         Shards Steering Target Time TrainedODESteer TransformersBackend TruthFlow Tuned
-        activations all_of any_of extract_shards fit guarded load score sensitivities tune
+        activations all_of any_of assess behaviours extract_shards fit guarded load score sensitivities tune
         use_layers
     """,
     "odesteer.backends": """
         Backend Sampling TransformersBackend
     """,
     "odesteer.data": """
-        Columns Contrast Example
+        Columns Contrast Example behaviours
     """,
     "odesteer.methods": """
         CAA FourierODESteer GaussianODESteer HPR HeadITI ITI LinearAcT METHODS Method MiMiC

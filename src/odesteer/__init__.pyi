@@ -1,5 +1,6 @@
 from .backends import Sampling, TransformersBackend
-from .data import Contrast
+from .data import Contrast, behaviours
+from .evaluation.assessment import Assessment, assess
 from .evaluation.detector import Scores, score
 from .evaluation.selection import Tuned, tune
 from .extraction.extract import activations
@@ -47,6 +48,7 @@ __all__ = [
     "METHODS",
     "SOLVERS",
     "Angle",
+    "Assessment",
     "Calibration",
     "Contrast",
     "FourierODESteer",
@@ -83,6 +85,8 @@ __all__ = [
     "activations",
     "all_of",
     "any_of",
+    "assess",
+    "behaviours",
     "extract_shards",
     "fit",
     "guarded",

@@ -7,6 +7,7 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import (
+    behaviours,
     cache,
     chat,
     conformance,
@@ -85,7 +86,11 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": evaluate.evaluate,
         "conformance": conformance.conformance,
     },
-    LOOK: {"demo": demo.demo, "methods": methods.methods},
+    LOOK: {
+        "demo": demo.demo,
+        "behaviours": behaviours.behaviours,
+        "methods": methods.methods,
+    },
 }
 # Arguments after `--` belong to vLLM.
 _SETTINGS = {"serve": {"allow_extra_args": True, "ignore_unknown_options": False}}

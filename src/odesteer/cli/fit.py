@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 import odesteer as ods
-from odesteer.cli import library, options
+from odesteer.cli import library, options, verdict
 from odesteer.cli.console import out, parse_dose, parse_kl, progress, reading, say, teaching_errors
 from odesteer.cli.load_steering import (
     as_layers,
     check_solver,
-    read_contrast,
+    read_chosen,
     with_dose,
     with_solver,
 )
@@ -20,8 +20,10 @@ from odesteer.common import catalogue
 @teaching_errors
 def fit(
     model: options.Model,
-    contrast: options.Contrast,
+    contrast: options.ContrastOrBehaviour = None,
+    *,
     output: options.Directory,
+    behaviour: options.Behaviour = None,
     method: options.Method = "odesteer",
     layer: options.Layer = "auto",
     incremental: Annotated[
@@ -50,6 +52,8 @@ def fit(
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,
+    check: options.Check = True,
+    require_effect: options.RequireEffect = False,
     cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
@@ -65,7 +69,7 @@ def fit(
     check_solver(solver)
     library.find_method(method)
     chosen = None if tokens is None else library.check_tokens(tokens)
-    data = read_contrast(contrast, template, columns)
+    data = read_chosen(contrast, behaviour, template, columns)
     language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Reading texts and fitting") as callback:
         fitted = ods.fit(
@@ -83,6 +87,12 @@ def fit(
             cache=cache,
         )
     steering = with_solver(with_dose(fitted, dose, spread), solver, steps)
+    assessment = None
+    if check or require_effect:
+        with reading(cache):
+            steering, assessment = verdict.assessed(
+                language_model, tokenizer, steering, data, seed, cache
+            )
     path = steering.save_pretrained(output)
     parts = steering.parts
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}
@@ -91,7 +101,9 @@ def fit(
         out.print_json(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
             | ({"kl": parts[0].receipts["kl"]} if "kl" in parts[0].receipts else {})
+            | ({} if assessment is None else {"assessment": assessment.facts})
         )
+        verdict.require(assessment, require_effect)
         return
     out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}", soft_wrap=True)
     cost = parts[0].receipts.get("kl")
@@ -111,3 +123,6 @@ def fit(
             f"calibration error {held_out['ece']:.3f}, n = {held_out['n']}",
             soft_wrap=True,
         )
+    if assessment is not None:
+        verdict.show(assessment)
+    verdict.require(assessment, require_effect)

@@ -1,7 +1,9 @@
 from odesteer.backends.vllm.registry import configuration as configuration
 from odesteer.backends.vllm.request_validation import served_model_names as served_model_names
+from odesteer.data import behaviours as behaviours
 from odesteer.data import contrast as contrast
 from odesteer.data import read_files as read_files
+from odesteer.evaluation import assessment as assessment
 from odesteer.evaluation import demo as demo
 from odesteer.evaluation import report as report
 from odesteer.evaluation.benchmarks import sentiment as sentiment

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import odesteer as ods
 from odesteer.cli import library
 from odesteer.cli.console import progress, reading, say, warn
+from odesteer.common.catalogue import BEHAVIOURS
 
 if TYPE_CHECKING:
     from odesteer.ode import Dose
@@ -81,6 +82,28 @@ def read_contrast(path: Path | None, template: str = "auto", columns: str | None
     # A shell passes "\\n" as two characters.
     template = template.replace("\\n", "\n")
     return ods.Contrast.from_file(path, template, as_columns(columns))
+
+
+def read_chosen(
+    path: Path | None, behaviour: str | None, template: str = "auto", columns: str | None = None
+) -> Any:
+    """Read a contrast file, or a packaged behaviour, of which one is given.
+
+    Raises:
+        ValueError: for neither, both, or a behaviour's name in place of a file.
+    """
+    if (path is None) == (behaviour is None):
+        raise ValueError(
+            "Give a contrast file, or --behaviour NAME (`odesteer behaviours` lists them)"
+            + (", not both." if path else ".")
+        )
+    if behaviour is not None:
+        return library.behaviours.load(behaviour)
+    if str(path) in BEHAVIOURS and not Path(str(path)).exists():
+        raise ValueError(
+            f"There is no file '{path}'; the packaged behaviour is --behaviour {path}."
+        )
+    return read_contrast(path, template, columns)
 
 
 def as_columns(columns: str | None) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.common.catalogue import KL_BUDGETS, METHODS, POSITIONS, SOLVERS
+from odesteer.common.catalogue import BEHAVIOURS, KL_BUDGETS, METHODS, POSITIONS, SOLVERS
 
 _SMOLLM2 = "smollm2"
 
@@ -99,6 +99,31 @@ Contrast = Annotated[
         help="JSONL, CSV or Parquet: `positive` and `negative` (and `prompt`) a row, or `text` "
         "and `label`.",
     ),
+]
+# The commands that also take `--behaviour`.
+ContrastOrBehaviour = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONTRAST]",
+        help="JSONL, CSV or Parquet: `positive` and `negative` (and `prompt`) a row, or `text` "
+        "and `label`. Or --behaviour.",
+    ),
+]
+Behaviour = Annotated[
+    str | None,
+    typer.Option(
+        "--behaviour",
+        "-b",
+        help="Learn a packaged behaviour such as `formal`; `odesteer behaviours` lists them.",
+        autocompletion=among(BEHAVIOURS),
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option(help="Let the model write before and after, and say whether it worked."),
+]
+RequireEffect = Annotated[
+    bool, typer.Option("--require-effect", help="Exit code 1 unless the verdict is `works`.")
 ]
 Columns = Annotated[
     str | None,

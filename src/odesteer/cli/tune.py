@@ -7,9 +7,9 @@ from typing import Annotated, TypeVar
 import typer
 
 import odesteer as ods
-from odesteer.cli import library, options
+from odesteer.cli import library, options, verdict
 from odesteer.cli.console import out, progress, reading, say, teaching_errors
-from odesteer.cli.load_steering import read_contrast
+from odesteer.cli.load_steering import read_chosen
 
 FIGURE = "tune.png"
 N = TypeVar("N", int, float)
@@ -18,8 +18,10 @@ N = TypeVar("N", int, float)
 @teaching_errors
 def tune(
     model: options.Model,
-    contrast: options.Contrast,
+    contrast: options.ContrastOrBehaviour = None,
+    *,
     output: options.Directory,
+    behaviour: options.Behaviour = None,
     method: options.Method = "odesteer",
     layers: Annotated[
         str,
@@ -47,6 +49,8 @@ def tune(
     ] = 1.25,
     columns: options.Columns = None,
     template: options.Template = "auto",
+    check: options.Check = True,
+    require_effect: options.RequireEffect = False,
     cache: options.Cache = True,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
@@ -63,7 +67,7 @@ def tune(
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
     library.find_method(method)
     library.Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
-    data = read_contrast(contrast, template, columns)
+    data = read_chosen(contrast, behaviour, template, columns)
     language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.
@@ -83,10 +87,18 @@ def tune(
             progress=callback,
             cache=cache,
         )
-    path = tuned.steering.save_pretrained(output)
+    steering, assessment = tuned.steering, None
+    if check or require_effect:
+        with reading(cache):
+            steering, assessment = verdict.assessed(
+                language_model, tokenizer, steering, data, seed, cache
+            )
+    path = steering.save_pretrained(output)
     tuned.plot(path / FIGURE)
     if as_json:
-        out.print_json(data={"path": str(path), **tuned.facts})
+        facts = {} if assessment is None else {"assessment": assessment.facts}
+        out.print_json(data={"path": str(path), **tuned.facts, **facts})
+        verdict.require(assessment, require_effect)
         return
     out.print(tuned.table(), soft_wrap=True, markup=False)
     say(
@@ -97,6 +109,9 @@ def tune(
         f"Wrote {path}: {method} at layer {tuned.steering.layer}, {tuned.steering.dose} "
         f"(tuned in {tuned.facts['seconds']:.0f} seconds)"
     )
+    if assessment is not None:
+        verdict.show(assessment)
+    verdict.require(assessment, require_effect)
 
 
 def _list(text: str, kind: Callable[[str], N], option: str, such_as: str) -> list[N]:

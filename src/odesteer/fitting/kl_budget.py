@@ -14,13 +14,16 @@ import numpy as np
 
 from odesteer.common.catalogue import KL_BUDGETS
 from odesteer.extraction.scoring.packing import PromptWithAnswers
-from odesteer.extraction.scoring.score_texts import score_texts
+from odesteer.extraction.scoring.score_texts import baselines, score_texts
 from odesteer.fitting.match_dose import MAPS, match_damage
+from odesteer.models.layers import text_config
 from odesteer.ode import Angle, Dose, Time
 from odesteer.steering import Steering
 
 # Texts on which a dose is measured: their KL is a mean over hundreds of tokens.
 MEASURED = 48
+# Predicted tokens times vocabulary up to which the unsteered pass is kept: 512 MB in float32.
+KEPT = 2**27
 # Radians; beyond it no text is left whole.
 LARGEST = 3.0
 
@@ -95,13 +98,19 @@ def find_kl_dose(
     complete = isinstance(steering.parts[0].field, MAPS)
     kind, most = (Time, 1.0) if complete else (Angle, LARGEST)
     measured: dict[float, MeasuredDose] = {}
+    prompts = [text for text, _ in texts]
+    predicted = sum(len(answer) for prompt in prompts for answer in prompt.answers)
+    unsteered = None
+    if predicted * int(text_config(model).vocab_size) <= KEPT:
+        # Parts say which blocks lie below; no dose changes that.
+        unsteered = list(baselines(model, prompts, [steering], packed=False))
 
     def damage(size: float) -> float:
         size = min(size, most)
         if size not in measured:
             steered = steering.with_strength(kind(size))
             [rows] = score_texts(
-                model, [text for text, _ in texts], [steered], packed=False, positions=positions
+                model, prompts, [steered], packed=False, positions=positions, passes=unsteered
             )
             scores = [answer for row in rows for answer in row]
             kl = sum(each.kl for each in scores) / sum(each.tokens for each in scores)

@@ -1,5 +1,6 @@
 """Models: loading, decoder blocks, chat templates, hooks and caches."""
 
-from odesteer.models.loading import load_model
+import lazy_loader
 
-__all__ = ["load_model"]
+# Chat templates and data are read by commands that need no torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

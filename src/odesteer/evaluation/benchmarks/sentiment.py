@@ -6,23 +6,23 @@ parameters. Learnt from are bare sentences; folds are by topic, so that no subje
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any, ClassVar, Literal
 
 from odesteer.data import Contrast
+from odesteer.data.behaviours import read
 from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, cross_validation
 from odesteer.evaluation.case import Case
 
-FILE = "data/melancholy.jsonl"
+FILE = "data/behaviours/melancholy.jsonl"
 SYSTEM = "You are a person writing to a friend."
 
 
 def rows() -> list[dict[str, str]]:
     """Return the pairs: topic, prompt, positive (melancholy), negative (bright)."""
-    return [json.loads(line) for line in _text().splitlines()]
+    return read("melancholy")
 
 
 @dataclass(frozen=True)

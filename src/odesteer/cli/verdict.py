@@ -1,0 +1,54 @@
+"""Verdict of `odesteer fit` and `odesteer tune`: answers before and after, and what they say."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+
+from odesteer.cli import library
+from odesteer.cli.console import out, progress, warn
+
+if TYPE_CHECKING:
+    from odesteer.evaluation.assessment import Assessment
+    from odesteer.steering import Steering
+
+# What to try next, by verdict.
+NEXT = {
+    "weak": "Try a stronger dose (--kl strong), another --layer, or more pairs.",
+    "nothing happens": "Try a stronger dose (--kl strong), another --layer, or pairs that show the "
+    "behaviour more plainly.",
+    "breaks the text": "Try a weaker dose (--kl light) or another --layer.",
+}
+
+
+def assessed(
+    model: Any, tokenizer: Any, steering: "Steering", contrast: Any, seed: int, cache: bool
+) -> "tuple[Steering, Assessment]":
+    """Assess a steering, and return it with the assessment in its receipts."""
+    with progress("Writing before and after") as callback:
+        assessment = library.assessment.assess(
+            model, tokenizer, steering, contrast, seed=seed, cache=cache, progress=callback
+        )
+    return assessment.recorded(steering), assessment
+
+
+def show(assessment: "Assessment") -> None:
+    """Print the verdict, the answer that moved most nearly as the mean did, and the warnings."""
+    for warning in assessment.warnings:
+        warn(warning)
+    prompt, unsteered, steered = assessment.answers[0]
+    out.print(f"\n[bold]{escape(prompt)}[/]")
+    for label, text in (("unsteered", unsteered), ("steered", steered)):
+        out.print(f"[dim]{label}[/]")
+        out.print(Padding(escape(" ".join(text.split())), (0, 0, 0, 2)))
+    out.print()
+    out.print(str(assessment), soft_wrap=True)
+    if assessment.verdict in NEXT:
+        out.print(NEXT[assessment.verdict], soft_wrap=True)
+
+
+def require(assessment: "Assessment | None", wanted: bool) -> None:
+    """Exit with 1 unless it works, where that is wanted."""
+    if wanted and (assessment is None or assessment.verdict != library.assessment.WORKS):
+        raise typer.Exit(1)

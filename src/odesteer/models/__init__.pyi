@@ -1,0 +1,3 @@
+from .loading import load_model
+
+__all__ = ["load_model"]

@@ -1,0 +1,66 @@
+"""Assessment: the verdict follows what is written, and what it costs."""
+
+import json
+
+import pytest
+from tests.helpers import models as tiny
+
+import odesteer as ods
+from odesteer.evaluation.assessment import BREAKS, NOTHING, PROMPTS, WEAK, WORKS, verdict
+from odesteer.evaluation.statistics.bootstrap import Interval
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "ratio", "repeated", "word"),
+    [
+        (0.5, 0.3, 1.2, 0.0, WORKS),
+        (0.5, -0.1, 1.2, 0.0, WEAK),
+        (0.05, 0.01, 1.2, 0.0, WEAK),
+        (0.05, -0.1, 1.2, 0.0, NOTHING),
+        (-0.5, -0.7, 1.2, 0.0, NOTHING),
+        (0.5, 0.3, 2.5, 0.0, BREAKS),
+        (0.5, 0.3, 1.2, 0.3, BREAKS),
+    ],
+)
+def test_a_verdict_follows_effect_and_damage(mean, low, ratio, repeated, word):
+    assert verdict(Interval(mean, low, 1.0, 12), ratio, repeated) == word
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    contrast = ods.Contrast.from_pairs(
+        [("the cat", f"is good {w}") for w in ("tree", "moon", "mat") * 4],
+        [("the cat", f"is bad {w}") for w in ("tree", "moon", "mat") * 4],
+        groups=[*range(12), *range(12)],
+    )
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    return model, tokenizer, contrast, ods.fit(model, tokenizer, contrast, "caa", 1)
+
+
+def test_a_steering_that_does_nothing_is_said_to(fitted):
+    model, tokenizer, contrast, steering = fitted
+    result = ods.assess(model, tokenizer, steering.with_strength(0.0), contrast, new_tokens=4)
+    assert result.verdict == NOTHING
+    assert result.effect.mean == 0.0
+    assert result.perplexity_ratio == pytest.approx(1.0)
+    assert all(unsteered == steered for _, unsteered, steered in result.answers)
+
+
+def test_the_contrasts_own_prompts_are_answered_or_neutral_ones(fitted):
+    model, tokenizer, contrast, steering = fitted
+    own = ods.assess(model, tokenizer, steering, contrast, new_tokens=2)
+    assert [prompt for prompt, _, _ in own.answers] == ["the cat"]
+    bare = ods.Contrast.from_pairs(["good mat", "good tree"] * 6, ["bad mat", "bad tree"] * 6)
+    neutral = ods.assess(model, tokenizer, steering, bare, new_tokens=2)
+    assert [prompt for prompt, _, _ in neutral.answers] == list(PROMPTS)
+    with pytest.raises(ValueError, match="no prompt to answer"):
+        ods.assess(model, tokenizer, steering, contrast, [])
+
+
+def test_it_is_kept_in_the_receipts_as_json(fitted):
+    model, tokenizer, contrast, steering = fitted
+    result = ods.assess(model, tokenizer, steering, contrast, new_tokens=2)
+    kept = result.recorded(steering).receipts["assessment"]
+    assert json.loads(json.dumps(kept)) == result.facts
+    assert kept["verdict"] == result.verdict
+    assert "times the perplexity" in str(result)
