@@ -6,13 +6,13 @@ import pytest
 
 PUBLIC = {
     "odesteer": """
-        Angle Assessment CAA Calibration Contrast FourierODESteer GaussianODESteer HPR Handle HeadITI
-        ITI KL LinearAcT METHODS Method MiMiC MixtureODESteer NaturalGradient
+        Angle Assessment CAA Calibration Contrast FourierODESteer GaussianODESteer HPR Handle
+        HeadITI ITI KL LinearAcT METHODS Method MiMiC MixtureODESteer NaturalGradient
         NetworkODESteer NoSteering ODESteer OneStepODESteer PaperODESteer PathLength PerRow
         REControl RandomDirection RepE SOLVERS SafetyFilter Sampling Scores Sensitivity
         Shards Steering Target Time TrainedODESteer TransformersBackend TruthFlow Tuned
-        activations all_of any_of assess behaviours extract_shards fit guarded load score sensitivities tune
-        use_layers
+        activations all_of any_of assess behaviours extract_shards fit guarded load score
+        sensitivities tune use_layers
     """,
     "odesteer.backends": """
         Backend Sampling TransformersBackend

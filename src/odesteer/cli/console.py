@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -94,6 +95,14 @@ def warn(line: object) -> None:
 def tell(markup: str) -> None:
     """Print a line on stderr: wrapped between words on a terminal, whole in a file."""
     err.print(markup, soft_wrap=not err.is_terminal)
+
+
+def show_answers(prompt: str, answers: Mapping[str, str]) -> None:
+    """Print a prompt and answers to it, each as prose under its label."""
+    out.print(f"\n[bold]{escape(prompt)}[/]")
+    for label, text in answers.items():
+        out.print(f"[dim]{escape(label)}[/]")
+        out.print(Padding(escape(" ".join(text.split())), (0, 0, 0, 2)))
 
 
 def bar(share: float, width: int = 8) -> str:

@@ -78,7 +78,7 @@ def fit(
             data,
             method=method,
             layer=blocks,
-            strength=budget,
+            strength=budget if dose is None else dose,
             seed=seed,
             incremental=incremental,
             progress=callback,

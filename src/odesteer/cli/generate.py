@@ -3,11 +3,17 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import odesteer as ods
 from odesteer.cli import options
-from odesteer.cli.console import out, parse_dose, progress, teaching_errors
+from odesteer.cli.console import (
+    out,
+    parse_dose,
+    parse_kl,
+    progress,
+    show_answers,
+    teaching_errors,
+)
 from odesteer.cli.load_steering import load_or_fit
 
 
@@ -23,6 +29,7 @@ def generate(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    kl: options.KL = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
@@ -41,6 +48,7 @@ def generate(
     Example: odesteer generate smollm2 "How was the trip?" --method mimic --layer 14
     """
     dose = parse_dose(strength, angle, target)
+    budget = parse_kl(kl, dose)
     language_model, tokenizer, loaded = load_or_fit(
         model,
         steering,
@@ -55,6 +63,7 @@ def generate(
         columns,
         solver,
         steps,
+        budget=budget,
     )
     backend = ods.TransformersBackend(language_model, tokenizer, positions=positions)
     sampling = ods.Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -76,9 +85,6 @@ def generate(
         for text in steered:
             typer.echo(text)
         return
-    table = Table(show_lines=True)
-    for heading in ("prompt", "unsteered", f"{loaded.method}, {loaded.dose}"):
-        table.add_column(heading, overflow="fold")
-    for row in zip(prompts, plain, steered, strict=True):
-        table.add_row(*[str(cell) for cell in row])
-    out.print(table)
+    label = f"{loaded.method}, {loaded.dose}"
+    for prompt, unsteered, text in zip(prompts, plain, steered, strict=True):
+        show_answers(prompt, {"unsteered": str(unsteered), label: text})

@@ -28,6 +28,7 @@ def load_or_fit(
     solver: str | None = None,
     steps: int | None = None,
     refits: bool = False,
+    budget: "ods.KL | None" = None,
 ) -> "tuple[Any, Any, Steering]":
     """Return model, tokenizer and steering, after checking all that is cheap to check.
 
@@ -40,6 +41,11 @@ def load_or_fit(
         )
     if path is not None and contrast is not None and not refits:
         raise ValueError("--contrast is for --method; a saved steering is fitted already.")
+    if path is not None and budget is not None:
+        raise ValueError(
+            "--kl is measured when a steering is fitted, and this one is: give --angle, or fit it "
+            "with `odesteer fit --kl`."
+        )
     library.check_positions(positions)
     check_solver(solver)
     steering: Steering
@@ -61,6 +67,7 @@ def load_or_fit(
                 data,
                 method=name,
                 layer=blocks,
+                strength=budget if dose is None else dose,
                 seed=seed,
                 progress=callback,
                 cache=cache,

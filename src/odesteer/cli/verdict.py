@@ -3,11 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
-from rich.padding import Padding
 
 from odesteer.cli import library
-from odesteer.cli.console import out, progress, warn
+from odesteer.cli.console import out, progress, show_answers, warn
 
 if TYPE_CHECKING:
     from odesteer.evaluation.assessment import Assessment
@@ -34,14 +32,11 @@ def assessed(
 
 
 def show(assessment: "Assessment") -> None:
-    """Print the verdict, the answer that moved most nearly as the mean did, and the warnings."""
+    """Print warnings, the first answer before and after, and the verdict."""
     for warning in assessment.warnings:
         warn(warning)
     prompt, unsteered, steered = assessment.answers[0]
-    out.print(f"\n[bold]{escape(prompt)}[/]")
-    for label, text in (("unsteered", unsteered), ("steered", steered)):
-        out.print(f"[dim]{label}[/]")
-        out.print(Padding(escape(" ".join(text.split())), (0, 0, 0, 2)))
+    show_answers(prompt, {"unsteered": unsteered, "steered": steered})
     out.print()
     out.print(str(assessment), soft_wrap=True)
     if assessment.verdict in NEXT:

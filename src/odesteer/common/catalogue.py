@@ -32,7 +32,7 @@ SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Words for KL budgets, in nats a token.
-KL_BUDGETS = {"light": 0.1, "medium": 0.2, "strong": 0.4}
+KL_BUDGETS = {"light": 0.15, "medium": 0.3, "strong": 0.6}
 # Packaged behaviours: name -> (file, its side that is wanted, what is written). One file has both.
 BEHAVIOURS = {
     "formal": ("formal", "positive", "formal, professional prose"),

@@ -59,6 +59,14 @@ def confounds(contrast: Contrast) -> list[str]:
     return notes
 
 
+def ends_apart(contrast: Contrast) -> bool:
+    """Return whether the last character of a text tells most texts of one class from the other."""
+    ends = [[_text(example)[-1:] for example in s] for s in (contrast.positive, contrast.negative)]
+    marks = {end for side in ends for end in side if end and not end.isalnum()}
+    shares = [[side.count(mark) / len(side) for side in ends] for mark in marks]
+    return any(abs(first - second) > SHARE for first, second in shares)
+
+
 _SIZES: dict[str, Callable[[str], int]] = {
     "words": lambda text: len(text.split()),
     "characters": len,

@@ -41,6 +41,7 @@ from odesteer.extraction.extract import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.models.compatibility import describe_model
+from odesteer.models.layers import find_layers
 from odesteer.ode import Angle
 from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
@@ -100,7 +101,7 @@ def run(model: Any, tokenizer: Any, folder: Path, stage: Stage) -> DemoResult:
         data = activations(model, tokenizer, fit_set, middle_layers(model), progress=progress)
     with stage("Ranking the layers on held-out topics") as progress:
         qualities = rank_layers(data, fit_set.groups, progress=progress)
-    layer = best_layer(qualities)
+    layer = best_layer(qualities, len(find_layers(model)))
     described = describe_model(model, tokenizer)
     steerings: dict[str, Steering] = {}
     with stage("Fitting CAA, ITI and ODESteer") as progress:

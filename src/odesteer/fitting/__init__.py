@@ -9,6 +9,7 @@ from odesteer.fitting.fit import (
     middle_layers,
     rank_layers,
     read,
+    spread_layers,
 )
 from odesteer.fitting.kl_budget import KL
 
@@ -22,4 +23,5 @@ __all__ = [
     "middle_layers",
     "rank_layers",
     "read",
+    "spread_layers",
 ]

@@ -5,6 +5,7 @@ model (`Method.reads_sensitivities`) by the held-out margin at equal KL, and the
 compared by what they do to held-out texts.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
+from odesteer.data.confounds import ends_apart
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
 from odesteer.extraction.scoring.packing import PromptWithAnswers
@@ -34,6 +36,8 @@ from odesteer.steering.calibration import BinaryQuality
 
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
+# Nats of held-out log-loss within which layers are equals.
+TIE = 0.02
 # Layers, of the best by prediction, that are compared by what they do to held-out texts.
 CONFIRMED = 3
 TOO_FEW = (
@@ -110,15 +114,16 @@ def fit(
             with the smallest held-out log-loss (for methods that steer attention heads, all
             blocks; for methods that learn through the model, the largest held-out margin).
             Several indices give a steering of several layers.
-        strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own
-            dose, for methods that learn through the model `KL("medium")`.
+        strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own,
+            which for ODESteer and the methods that learn through the model is `KL("medium")`.
         seed: of the folds.
         incremental: of several layers, let the later ones learn from negatives that the
             earlier ones have moved; None: as the method's source does.
         progress: called with (texts read, texts in all) and, by methods that train, with
             (steps done, steps in all).
         tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: those
-            of the method.
+            of the method, but all of the response where its last one tells the classes apart by
+            itself (a full stop at the end of one class, say).
         max_tokens: longer texts lose their beginning; None: the model's context.
         positions: which tokens will be steered, for methods that learn through the model and for a
             KL budget, see `odesteer.models.hooks.positions`.
@@ -133,8 +138,17 @@ def fit(
         chosen = chosen.for_model(head_width(model))
     if chosen.needs_pairs and not contrast.is_paired:
         contrast = contrast.paired()
-    if strength is None and chosen.reads_sensitivities:
-        strength = KL("medium")
+    if strength is None and chosen.default_kl is not None:
+        # Without a model's words there is no KL: of a text of one token none is predicted.
+        measurable = min(len(row) for side in contrast.tokens(tokenizer) for row in side) > 1
+        strength = KL(chosen.default_kl) if measurable or chosen.reads_sensitivities else None
+    if tokens is None and chosen.tokens == "last" and ends_apart(contrast):
+        tokens = "response"
+        warnings.warn(
+            "The ends of the texts tell the classes apart, so all tokens of the responses are read "
+            'instead of the last one, which would learn the ends alone; tokens="last" reads it.',
+            stacklevel=2,
+        )
     budget = strength if isinstance(strength, KL) else None
     learn = partial(
         _fit_one,
@@ -196,9 +210,10 @@ def fit(
             return _with_margins(fits[best[0]], margins)
         else:
             ranked = learnt_from(middle_layers(model), RANKING_METHOD, cache=cache)
+            depth = len(find_layers(model))
             data = {index: (r.positive, r.negative) for index, r in ranked.items()}
             qualities = rank_layers(data, contrast.groups, seed)
-            layer = best_layer(qualities)
+            layer = best_layer(qualities, depth)
             if ranked[layer].tokens == (tokens or chosen.tokens) and not chosen.reads_more:
                 steering = learn(chosen, ranked[layer], layer, qualities=qualities)
                 return dosed([steering], [ranked[layer]])
@@ -582,6 +597,28 @@ def rank_layers(
     return qualities
 
 
-def best_layer(qualities: dict[int, BinaryQuality]) -> int:
-    """Return the layer with the smallest held-out log-loss."""
-    return min(qualities, key=lambda index: qualities[index].log_loss)
+def best_layer(qualities: dict[int, BinaryQuality], depth: int) -> int:
+    """Return the layer with the smallest held-out log-loss; of equals the one nearest the middle.
+
+    Layers within `TIE` of the smallest are equals: on few texts they often all separate the
+    classes. The first ones break the text, and the last ones leave no blocks to act on.
+
+    Args:
+        qualities: by layer, of `rank_layers`.
+        depth: blocks of the model.
+    """
+    return min(_equals(qualities), key=lambda index: abs(index - (depth - 1) / 2))
+
+
+def spread_layers(qualities: dict[int, BinaryQuality], count: int) -> list[int]:
+    """Return `count` of the best layers, spread over those that are equals; see `best_layer`."""
+    equals = _equals(qualities)
+    if len(equals) < count:
+        return sorted(sorted(qualities, key=lambda index: qualities[index].log_loss)[:count])
+    places = np.linspace(0, len(equals) - 1, count).round().astype(int)
+    return [equals[place] for place in places]
+
+
+def _equals(qualities: dict[int, BinaryQuality]) -> list[int]:
+    least = min(quality.log_loss for quality in qualities.values())
+    return sorted(index for index, each in qualities.items() if each.log_loss <= least + TIE)

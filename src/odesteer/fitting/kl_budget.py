@@ -33,14 +33,14 @@ class KL:
     """Strength as a KL divergence, in nats a token; `fit` turns it into a dose.
 
     Args:
-        budget: > 0, or "light" (0.1), "medium" (0.2), "strong" (0.4).
+        budget: > 0, or "light" (0.15), "medium" (0.3), "strong" (0.6).
 
     Raises:
         ValueError: for another word, or a number that is not positive.
 
     Example:
         >>> KL("medium").budget
-        0.2
+        0.3
     """
 
     budget: float | str

@@ -71,6 +71,8 @@ class Method(ABC):
     name: ClassVar[str]
     facts: ClassVar[MethodInfo] = MethodInfo("not said", "-", "not said", "not said", "not said")
     default_strength: ClassVar[Dose | float] = 1.0
+    # The KL budget from which `odesteer.fit` finds the dose instead, which needs the model.
+    default_kl: ClassVar[str | None] = None
     # Whether row i of both classes must answer the same prompt.
     needs_pairs: ClassVar[bool] = False
     # Activations to learn from: the tokens pooled and the site, see `odesteer.extraction`, and

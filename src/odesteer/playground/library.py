@@ -21,6 +21,7 @@ from odesteer.fitting import (
     read,
 )
 from odesteer.methods import find_method
+from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
 from odesteer.steering.expression import NAME
 
@@ -146,7 +147,8 @@ def prepare_contrast(
             shared.model, shared.tokenizer, contrast, layers, RANKING_METHOD, progress, cache=cache
         )
     data = {index: (each.positive, each.negative) for index, each in readings.items()}
-    best = best_layer(rank_layers(data, contrast.groups))
+    depth = len(find_layers(shared.model))
+    best = best_layer(rank_layers(data, contrast.groups), depth)
     return FittableContrast(contrast, readings, best, imports, code)
 
 

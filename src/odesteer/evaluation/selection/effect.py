@@ -34,6 +34,7 @@ from odesteer.fitting import (
     middle_layers,
     rank_layers,
     read,
+    spread_layers,
 )
 from odesteer.methods import CAA, Method
 from odesteer.methods.samples import Samples
@@ -436,7 +437,7 @@ def learn(
     if to_rank:
         rows = {index: (data[index].positive, data[index].negative) for index in to_rank}
         quality = rank_layers(rows, part.groups, seed, stages.of("rank"))
-        candidates = sorted(sorted(quality, key=lambda i: quality[i].log_loss)[:CANDIDATES])
+        candidates = [*spread_layers(quality, CANDIDATES)]
     fitted: Sequence[Steering]
     fitting, single = stages.of("fit"), [each for each in candidates if isinstance(each, int)]
     if method.site == "residual" and len(single) == len(candidates):
@@ -447,7 +448,14 @@ def learn(
             readings = read(model, tokenizer, part, single, method, fitting, cache=cache)
         fitted = fit_readings(model, tokenizer, part, method, readings, seed, fitting, quality)
     else:
-        settings: dict[str, Any] = {"seed": seed, "progress": fitting, "cache": cache}
+        # Doses are compared later.
+        dose = method.default_strength
+        settings: dict[str, Any] = {
+            "strength": dose,
+            "seed": seed,
+            "progress": fitting,
+            "cache": cache,
+        }
         fitted = [fit(model, tokenizer, part, method, layer, **settings) for layer in candidates]
     if block is None:
         return [*fitted], None
