@@ -4,8 +4,8 @@
     python experiments/few_pairs.py formal sea --rows odesteer caa random
 
 Every method is fitted by `odesteer.fit` on 20 pairs of a packaged behaviour, with the dose that has
-a KL of 0.3 nats a token on held-out pairs. `odesteer.assess` then measures what is written in answer
-to 12 neutral prompts, with a probe fitted on the other 44 pairs, which the steering never saw.
+a KL of 0.3 nats a token on held-out pairs. `odesteer.assess` then measures what is written to
+12 neutral prompts, with a probe fitted on the other 44 pairs, which the steering never saw.
 """
 
 import argparse
