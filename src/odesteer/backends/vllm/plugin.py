@@ -74,6 +74,15 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name=_WATCH, daemon=True).start()
 
 
+def _wrap_engine_init(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        end_with_parent()  # a forked engine's plugins are loaded already
+        original(self, *args, **kwargs)
+
+    return init
+
+
 def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     """Owner, name and wrapper of each function; AttributeError for one that is missing."""
     from vllm.exceptions import VLLMValidationError as error
@@ -97,6 +106,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
         *((app, "init_entrypoints_middleware", validation.wrap_init_middleware) for app in _apps()),
         *((request, "to_sampling_params", by_name) for request in (chat, text, responses)),
         *((request, "to_beam_search_params", refuse_beams) for request in (chat, text)),
+        (EngineCore, "__init__", _wrap_engine_init),
         (EngineCore, "_initialize_kv_caches", _wrap_initialize_kv_caches),
         (runner_v1, "load_model", runner_hooks.wrap_load_model),
         (runner_v1, "_dummy_run", runner_hooks.wrap_dummy_run),
