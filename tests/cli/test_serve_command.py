@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def folder(tmp_path: Path) -> Path:
 def command(*arguments: str) -> tuple[dict[str, str], list[str]]:
     result = CliRunner().invoke(app, ["serve", *arguments, "--dry-run"])
     assert result.exit_code == 0, result.output
-    plugins, *words = shlex.split(result.stdout)
-    return dict([plugins.split("=", 1)]), words
+    words = shlex.split(result.stdout)
+    start = words.index(sys.executable)
+    return dict(word.split("=", 1) for word in words[:start]), words[start:]
 
 
 def option(words: list[str], name: str) -> str:
@@ -83,6 +85,19 @@ def test_plugins_that_vllm_would_have_loaded_stay(monkeypatch: pytest.MonkeyPatc
     assert allowed_plugins() == "odesteer"
     monkeypatch.delenv("VLLM_PLUGINS")
     assert "odesteer" in allowed_plugins().split(",")
+
+
+def test_on_a_cpu_memory_is_kept_flat_unless_the_operator_says_how(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, mapped = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "MALLOC_MMAP_THRESHOLD_"
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.delenv(cache, raising=False)
+    monkeypatch.setenv(mapped, "65536")
+    environment, _ = command("some/model", "-s", f"kind={folder}")
+    assert (environment[cache], environment[mapped]) == ("160", "65536")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert list(command("some/model", "-s", f"kind={folder}")[0]) == ["VLLM_PLUGINS"]
 
 
 def test_finding_7_it_says_what_a_key_guards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,12 @@ class Hub(ThreadingHTTPServer):
         self.blobs = {}
         self.commits = {}
         self.requests = []
-        self.hostile = {}  # by file: (handler, data, headers) -> None answers instead
+        # By file: (handler, data, headers) -> None answers instead; by route ("create", "upload",
+        # ...): (handler) -> None does.
+        self.hostile = {}
+
+    def handle_error(self, request, client_address):
+        """Say nothing: a client that has heard enough hangs up."""
 
     @property
     def address(self):
@@ -121,6 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, path)
             if match is None or method != self.command:
                 continue
+            if answer.__name__ in hub.hostile:
+                with suppress(OSError):  # the client has heard enough
+                    hub.hostile[answer.__name__](self)
+                return None
             known = match.groupdict().get("repository")
             hidden = hub.private.get(known) and authorization != f"Bearer {TOKEN}"
             if known is not None and (known not in hub.repositories or hidden):

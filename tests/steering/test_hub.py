@@ -1,6 +1,10 @@
 """A steering goes to the Hub and comes back, over HTTP to a hub of our own on this machine."""
 
+import hashlib
 import json
+import logging
+import re
+import time
 
 import pytest
 import torch
@@ -294,6 +298,115 @@ def test_a_token_does_not_follow_to_another_host(hub, steering, monkeypatch):
                 load("me/truthful")
         assert elsewhere.requests
         assert {authorization for _, _, authorization in elsewhere.requests} == {None}
+
+
+# ---- the same server, pushed to
+
+
+def answering(*arguments, **headers):
+    return lambda handler: handler.answer(*arguments, **headers)
+
+
+def sent_on(handler):
+    """To another host: http://localhost is none for a client of http://127.0.0.1."""
+    address = handler.server.address.replace("127.0.0.1", "localhost")
+    handler.answer(307, location=address + handler.path)
+
+
+def echoing(handler):
+    """The token, where an address belongs that errors quote."""
+    handler.answer(307, location=f"{fake.TOKEN}://x")
+
+
+def dripping():
+    while True:
+        time.sleep(0.05)
+        yield b" "
+
+
+PUSHED = {
+    "error": (answering(500, b""), "status 500"),
+    "later": (answering(503, b"", retry_after="86400"), "status 503"),
+    "page": (answering(200, b"<html>"), "UnusableAnswer: Expecting value|disconnected"),
+    "list": (answering(200, [1]), "TypeError|AttributeError|disconnected"),
+    "null": (answering(200, b"null"), "TypeError|AttributeError|disconnected"),
+    "other host": (sent_on, "another host|LocalProtocolError"),
+    "loop": (lambda handler: handler.answer(307, location=handler.path), "TooManyRedirects"),
+    "token": (echoing, "status 404"),
+    "endless": (lambda handler: handler.stream(endless()), r"goes on after 1,\d{3},\d{3} bytes"),
+    "dripping": (lambda handler: handler.stream(dripping()), "goes on after"),
+    "silent": (lambda handler: time.sleep(10.0), "has not answered|timed out"),
+}
+ROUTES = ("create", "preupload", "batch", "upload", "take")
+# Every answer at one route, and those that never end at each.
+PLACES = {(kind, ROUTES[i % len(ROUTES)]) for i, kind in enumerate(PUSHED)}
+PLACES |= {(kind, route) for kind in ("endless", "silent") for route in ROUTES}
+
+
+@pytest.mark.parametrize(("kind", "route"), sorted(PLACES))
+def test_a_push_to_a_hostile_server_ends_in_one_line(
+    hub, steering, tmp_path, monkeypatch, kind, route
+):
+    sleep = time.sleep
+    monkeypatch.setattr("time.sleep", lambda seconds: sleep(seconds / 10))  # between attempts
+    monkeypatch.setattr("odesteer.steering.hub.SILENCE", 0.3)
+    monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
+    folder = steering.save_pretrained(tmp_path / "here")
+    hub.hostile[route], words = PUSHED[kind]
+    refused = command("push", folder, "me/truthful")
+    *_, error = refused.stderr.strip().splitlines()
+    assert refused.exit_code == 2 and len(error) < 300
+    assert re.search(f"error: .*({words})", error), refused.output
+    assert fake.TOKEN not in refused.output
+    hub.hostile.clear()
+    assert command("push", folder, "me/truthful").exit_code == 0
+    assert torch.equal(load("me/truthful")(ROWS), steering(ROWS))
+
+
+def test_a_token_is_pushed_to_no_other_host(hub, steering):
+    with fake.running() as elsewhere:
+        address = elsewhere.address.replace("127.0.0.1", "localhost")
+
+        def away(handler):
+            handler.answer(307, location=address + handler.path)
+
+        def verified_elsewhere(handler):
+            """The client is to report an upload at another host, which it does with the token."""
+            oid = hashlib.sha256(tensors).hexdigest()
+            actions = {
+                "upload": {"href": f"{hub.address}/lfs/{oid}"},
+                "verify": {"href": f"{address}/verify"},
+            }
+            objects = [{"oid": oid, "size": len(tensors), "actions": actions}]
+            handler.answer(200, {"transfer": "basic", "objects": objects})
+
+        steering.push_to_hub("me/truthful", token=fake.TOKEN)
+        tensors = hub.files("me/truthful")[TENSORS]
+        for route, answer in {
+            **dict.fromkeys(("create", "preupload", "batch", "take"), away),
+            "batch": verified_elsewhere,
+        }.items():
+            hub.hostile = {route: answer}
+            with pytest.raises(ConnectionError, match="another host"):
+                steering.push_to_hub("me/truthful", token=fake.TOKEN)
+        assert not elsewhere.requests
+
+
+def test_an_address_that_is_none_is_not_shown(hub, steering):
+    hub.hostile["take"] = answering(200, {"commitUrl": "\x1b[2J" * 100, "commitOid": "x"})
+    with pytest.raises(ConnectionError, match="cannot be used") as refused:
+        steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 300
+
+
+def test_a_push_leaves_the_client_as_it_was(hub, steering):
+    from huggingface_hub.utils import get_session
+
+    before = {event: list(hooks) for event, hooks in get_session().event_hooks.items()}
+    level = logging.getLogger("huggingface_hub").level
+    steering.push_to_hub("me/truthful", token=fake.TOKEN)
+    assert get_session().event_hooks == before
+    assert logging.getLogger("huggingface_hub").level == level
 
 
 def command(*arguments):

@@ -177,7 +177,7 @@ def push(
     if as_json:
         out.print_json(data={"repository": repository, "commit": commit})
         return
-    out.print(f"Wrote {commit}", soft_wrap=True)
+    out.print(f"Wrote {commit}", soft_wrap=True, markup=False)  # the Hub chose it
     at = "" if revision is None else f" --revision {revision}"
     out.print(f"Anybody who may read it: [bold]odesteer pull {repository}{at} --out DIR[/]")
 

@@ -87,16 +87,18 @@ def serve(
         "--served-model-name", *served, "--additional-config", json.dumps(config),
         *context.args,
     ]  # fmt: skip
-    plugins = allowed_plugins()
+    environment = {**memory_settings(), "VLLM_PLUGINS": allowed_plugins()}
     if dry:
-        typer.echo(f"VLLM_PLUGINS={plugins} {shlex.join(command)}")
+        typer.echo(
+            shlex.join([*(f"{key}={value}" for key, value in environment.items()), *command])
+        )
         return
     missing_engine()
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
     say(guarded(context.args))
     sys.stdout.flush()
     # Replaces this process: signals reach the server, and its exit code is ours.
-    os.execve(sys.executable, command, {**os.environ, "VLLM_PLUGINS": plugins})
+    os.execve(sys.executable, command, {**os.environ, **environment})
 
 
 def guarded(arguments: list[str]) -> str:
@@ -117,6 +119,23 @@ def missing_engine() -> None:
             "Serving needs vLLM, which this Python does not have: pip install 'odesteer[vllm]' on "
             "a machine with a GPU; docs/serving.md says how on a CPU."
         )
+
+
+def memory_settings() -> dict[str, str]:
+    """Return settings of the environment that keep the memory of a server on a CPU flat.
+
+    oneDNN keeps the last 1,024 matrix products that it compiled: one for every number of tokens in
+    a batch and every shape of a weight, of 0.5 MB each for SmolLM2-135M. vLLM itself keeps 32 of
+    every weight, so 160 serve the five shapes of a decoder. glibc puts them between larger buffers,
+    and cannot give back what is free there, unless large buffers are mapped apart from its heap:
+    a fixed threshold does that (measured in docs/guarantees.md). What is set already stays.
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        return {}
+    settings = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "160", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    return {key: os.environ.get(key, value) for key, value in settings.items()}
 
 
 def allowed_plugins() -> str:

@@ -7,8 +7,12 @@ Downloads are bounded. The three files are requested by name; no list of files i
 response is checked as it arrives. One that is longer than such a file can be, slower than `RATE`,
 compressed, of unknown length, or that has a path where a hash belongs ends the download, and
 nothing of it is kept. The client of `huggingface_hub` before 1.0 cannot be watched.
+
+So are pushes: an answer may take `SILENCE` and have `MAX_ANSWER_BYTES`, and the token is sent to no
+other host.
 """
 
+import logging
 import os
 import re
 import tempfile
@@ -18,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from odesteer.common.files import replace_files
 from odesteer.common.limits import MAX_JSON_BYTES, MAX_TENSOR_BYTES, brief
@@ -25,6 +30,8 @@ from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS, CARD)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(r"https?://[!-~]{1,1000}")
+_TOKEN = re.compile(r"hf_?\w{16,}", re.IGNORECASE)  # which a server may put in its answer
 
 
 def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -90,7 +97,7 @@ class Pushable:
             FileNotFoundError: if one of the three files is missing in `folder`.
             ValueError: if it cannot be saved.
             PermissionError: if the token may not write there.
-            ConnectionError: if the Hub cannot be reached.
+            ConnectionError: if the Hub cannot be reached, or its answer is not that of a Hub.
         """
         from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -107,11 +114,16 @@ class Pushable:
             files = [CommitOperationAdd(file, folder / file) for file in FILES]
             message = commit_message or f"{self.method} at layer {self.layer}"
             stack.enter_context(_teaching_errors(repo_id, revision))
+            stack.enter_context(_bounded_push())
             api = HfApi(token=token, library_name="odesteer")
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(name, branch=revision, exist_ok=True)
             commit = api.create_commit(name, files, commit_message=message, revision=revision)
+            if not _ADDRESS.fullmatch(commit.commit_url):
+                raise UnusableAnswer(
+                    f"an address of the commit that is none: {commit.commit_url!r:.80}"
+                )
             return commit.commit_url
 
 
@@ -174,7 +186,7 @@ def _teaching_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         # A server that is no Hub makes its client fail in any way: with errors of HTTP, KeyError.
         raise ConnectionError(
             f"The Hub's answer for {where} cannot be used ({type(error).__name__}: "
-            f"{brief(error, 120)}): check HF_ENDPOINT, or try again later."
+            f"{_TOKEN.sub('hf_...', brief(error, 120))}): check HF_ENDPOINT, or try again later."
         ) from None
 
 
@@ -338,4 +350,105 @@ class _Watch:
         return ValueError(
             f"The Hub's {self._name} is longer than the {limit:,} bytes that one may have: it is "
             f"no steering that odesteer has written."
+        )
+
+
+# ---- bounded push
+
+SILENCE = 60.0  # seconds for an answer to begin, and again to end
+MAX_ANSWER_BYTES = 2**20
+
+
+class UnusableAnswer(Exception):
+    """Answer to a push that is no JSON, or not what a Hub answers."""
+
+
+@contextmanager
+def _bounded_push() -> Iterator[None]:
+    """Bound the answers that a push gets; raise what its client hides, and log no retries."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    hooks = getattr(get_session(), "event_hooks", None)
+    watch = _PushWatch(constants.ENDPOINT)
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(max(level, logging.ERROR))
+    if hooks is not None:  # requests, of huggingface_hub before 1.0
+        hooks["request"].append(watch.check_request)
+        hooks["response"].append(watch.check_response)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # it was "Error while uploading ...", whatever happened
+        named = errors.HFValidationError, errors.HfHubHTTPError
+        if isinstance(error, ValueError) and not isinstance(error, named):
+            raise UnusableAnswer(str(error)) from None
+        raise error from None
+    finally:
+        log.setLevel(level)
+        if hooks is not None:
+            hooks["request"].remove(watch.check_request)
+            hooks["response"].remove(watch.check_response)
+
+
+class _PushWatch:
+    """Hooks that bound the answers to a push and keep its token at the Hub.
+
+    They act on the thread that pushes and on all others from their first POST or PUT on: the client
+    uploads large files in threads of its own.
+    """
+
+    def __init__(self, endpoint: str):
+        self._threads = {threading.get_ident()}
+        self._host = urlsplit(endpoint).hostname
+        self._sent: dict[int, float] = {}  # by thread: when its unanswered request was sent
+
+    def check_request(self, request: Any) -> None:
+        if request.method in ("POST", "PUT"):
+            self._threads.add(threading.get_ident())
+        if threading.get_ident() not in self._threads:
+            return
+        now = time.monotonic()
+        sent = self._sent.pop(threading.get_ident(), now)
+        if now - sent > SILENCE:  # the client would try five more times
+            raise ConnectionError(
+                f"The Hub has not answered for {now - sent:.0f} seconds: check HF_ENDPOINT, or try "
+                f"again later."
+            )
+        if "authorization" in request.headers and request.url.host != self._host:
+            raise self._elsewhere(request.url.host)
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), SILENCE)
+        self._sent[threading.get_ident()] = now
+
+    def check_response(self, response: Any) -> None:
+        if threading.get_ident() not in self._threads:
+            return
+        self._sent.pop(threading.get_ident(), None)
+        for header in _DROPPED:
+            response.headers.pop(header, None)
+        if response.has_redirect_location and "authorization" in response.request.headers:
+            target = urljoin(str(response.request.url), response.headers["location"])
+            if urlsplit(target).hostname != self._host:
+                raise self._elsewhere(urlsplit(target).hostname)
+        pieces = response.iter_raw
+        response.iter_raw = lambda *args, **kwargs: self._counted(pieces(*args, **kwargs))
+
+    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        begun, size = time.monotonic(), 0
+        for piece in pieces:
+            size += len(piece)
+            seconds = time.monotonic() - begun
+            if size > MAX_ANSWER_BYTES or seconds > SILENCE:
+                raise ConnectionError(
+                    f"The Hub's answer to a push goes on after {size:,} bytes and {seconds:.0f} "
+                    f"seconds: check HF_ENDPOINT, or try again later."
+                )
+            yield piece
+
+    def _elsewhere(self, host: object) -> ConnectionError:
+        return ConnectionError(
+            f"The Hub sends a push on to another host ({_TOKEN.sub('hf_...', str(host))!r:.80}), "
+            f"which gets no token: check HF_ENDPOINT."
         )
