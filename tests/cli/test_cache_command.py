@@ -35,7 +35,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COLUMNS = ["--columns", "prompt=question,positive=chosen,negative=rejected"]
-FIT = ["--method", "caa", "--layer", "1"]
+FIT = ["--method", "caa", "--layer", "1", "--no-check"]
 
 
 def run(home: Path, *arguments: str | Path, **environment: str) -> Any:
@@ -76,6 +76,7 @@ def test_commands_keep_what_they_compute_and_it_is_listed(
     assert done.exit_code == 0, done.stderr
     assert listed(home)["models"][0]["layers"] == {"residual-last": [0, 1]}
     out = ["--out", tmp_path / "tuned", "--method", "caa", "--layers", "1", "--angles", "0.1"]
+    out += ["--no-check"]
     done = run(home, "tune", model, pairs, *COLUMNS, *out)
     assert done.exit_code == 0, done.stderr
     (one,) = listed(home)["models"]
