@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from datasets import Dataset
 from tests.helpers.models import tokenizer
 
+import odesteer as ods
 from odesteer import Contrast
 from odesteer.data import Example
 
@@ -213,3 +215,37 @@ def test_graded_labels_are_read_with_the_texts_and_only_count_when_all_are_there
     assert Contrast.from_rows(labelled).rewards is None
     with pytest.raises(ValueError, match=r"Row 1: has the reward 'high'; a graded label"):
         Contrast.from_rows([{"text": "a", "label": 1, "reward": "high"}])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Contrast.from_pairs(["good", "fine"], ["bad", "poor"]),
+        {"positive": ["good", "fine"], "negative": ["bad", "poor"]},
+        [{"positive": "good", "negative": "bad"}, {"positive": "fine", "negative": "poor"}],
+        Dataset.from_dict({"positive": ["good", "fine"], "negative": ["bad", "poor"]}),
+    ],
+    ids=["contrast", "dictionary", "rows", "data set"],
+)
+def test_what_is_meant_by_a_contrast_is_one(data):
+    contrast = Contrast.of(data)
+    assert [each.response for each in contrast.positive] == ["good", "fine"]
+    assert [each.response for each in contrast.negative] == ["bad", "poor"]
+
+
+def test_a_path_is_a_contrast_too(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"positive": "good", "negative": "bad"}')
+    assert Contrast.of(str(path)) == Contrast.of(path) == Contrast.from_file(path)
+
+
+@pytest.mark.parametrize("data", [["good", "fine"], 3, None, {"good": 1}])
+def test_what_is_no_contrast_is_told_what_to_call(data):
+    with pytest.raises(ValueError, match=r"Contrast.from_pairs\(positives, negatives\)"):
+        Contrast.of(data)
+
+
+def test_two_lists_in_place_of_a_contrast_are_told_what_to_call():
+    data = {"positive": ["good"], "negative": ["bad"]}
+    with pytest.raises(ValueError, match="Two lists of texts are one contrast"):
+        ods.fit(None, None, data, ["bad"])

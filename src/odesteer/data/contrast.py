@@ -67,6 +67,37 @@ class Contrast:
                 )
 
     @classmethod
+    def of(cls, data: Any) -> "Contrast":
+        """Return a contrast as it is, or make one of what is mostly meant by a contrast.
+
+        Args:
+            data: a contrast; the path of a file, see `from_file`; a dictionary with the lists
+                `positive` and `negative`; or rows, such as a list of dictionaries or a data set,
+                see `from_rows`.
+
+        Raises:
+            ValueError: for anything else, saying what to call; and as `from_file` and the others.
+
+        Example:
+            >>> len(Contrast.of([{"positive": "A good day.", "negative": "A bad day."}]).positive)
+            1
+        """
+        if isinstance(data, cls):
+            return data
+        if isinstance(data, str | os.PathLike):
+            return cls.from_file(data)
+        if isinstance(data, Mapping) and {"positive", "negative"} <= set(data):
+            return cls.from_pairs(list(data["positive"]), list(data["negative"]))
+        if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
+            return cls.from_rows(data)
+        if hasattr(data, "column_names"):  # a data set of `datasets`
+            return cls.from_rows(data)
+        raise ValueError(
+            f"A contrast is made of a path, of rows with the keys 'positive' and 'negative', or of "
+            f"two lists by Contrast.from_pairs(positives, negatives); got {type(data).__name__}."
+        )
+
+    @classmethod
     def from_pairs(
         cls,
         positive: Sequence[Any],

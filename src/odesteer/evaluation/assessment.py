@@ -121,7 +121,7 @@ def assess(
     model: nn.Module,
     tokenizer: Any,
     steering: Steering,
-    contrast: Contrast,
+    contrast: Contrast | Any,
     prompts: Sequence[str | Messages] | None = None,
     *,
     new_tokens: int = NEW_TOKENS,
@@ -149,6 +149,7 @@ def assess(
         steering = ods.fit(model, tokenizer, contrast)
         print(ods.assess(model, tokenizer, steering, contrast))
     """
+    contrast = Contrast.of(contrast)
     chosen = list(_prompts(contrast) if prompts is None else prompts)
     if not chosen:
         raise ValueError("There is no prompt to answer; give at least one, or None for the usual.")
@@ -181,8 +182,8 @@ def assess(
     report(3, 4)
     effect = interval((after - before) / distance, seed)
     start = float((before.mean() - unwanted) / distance)
-    nll = np.array([_mean(each) for each in backend.logprobs(chosen * 2, answers)])
-    changes = nll[:n] - nll[n:]
+    likelihood = np.array([_mean(each) for each in backend.logprobs(chosen * 2, answers)])
+    changes = likelihood[:n] - likelihood[n:]
     changes = changes[np.isfinite(changes)]
     ratio = float(np.exp(changes.mean())) if len(changes) else 1.0
     repetition = [_repetition(part) for part in (answers[:n], answers[n:])]

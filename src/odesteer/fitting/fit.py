@@ -89,7 +89,7 @@ class ActivationSet(NamedTuple):
 def fit(
     model: nn.Module,
     tokenizer: Any,
-    contrast: Contrast,
+    contrast: Contrast | Any,
     method: str | Method = "odesteer",
     layer: int | str | Sequence[int] = "auto",
     strength: Dose | KL | float | None = None,
@@ -107,8 +107,8 @@ def fit(
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        contrast: what to steer towards and away from; for a method that needs pairs, each
-            group's i-th positive beside its i-th negative.
+        contrast: what to steer towards and away from, or what `Contrast.of` makes one of; for a
+            method that needs pairs, each group's i-th positive beside its i-th negative.
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layer: a 0-based block index, negative from the end, or "auto": the middle block
             with the smallest held-out log-loss (for methods that steer attention heads, all
@@ -133,6 +133,12 @@ def fit(
         ValueError: for an unknown method, a layer the model does not have, or a contrast
             the method cannot learn from.
     """
+    contrast = Contrast.of(contrast)
+    if not isinstance(method, str | Method):
+        raise ValueError(
+            f"The method is a name or a Method; got {type(method).__name__}. Two lists of texts "
+            f"are one contrast: ods.Contrast.from_pairs(positives, negatives)."
+        )
     chosen = find_method(method)() if isinstance(method, str) else method
     if chosen.site == "heads":
         chosen = chosen.for_model(head_width(model))

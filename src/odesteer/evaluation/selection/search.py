@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def tune(
     model: nn.Module,
     tokenizer: Any,
-    contrast: Contrast,
+    contrast: Contrast | Any,
     method: str | Method = "odesteer",
     *,
     layers: Sequence[int | Sequence[int]] | None = None,
@@ -108,6 +108,7 @@ def tune(
         ValueError: for an unknown method, layer, target or budget that makes no sense, or a
             contrast with too few groups to hold any out.
     """
+    contrast = Contrast.of(contrast)
     fitted_method = find_method(method)() if isinstance(method, str) else method
     name = None if judge is None else judge.name
     wanted = Goal(max_kl, max_perplexity_ratio, target, target_effect, name)
