@@ -1,6 +1,6 @@
 """`odesteer fit`: texts to a steering on disk."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,10 @@ from odesteer.cli.load_steering import (
     with_solver,
 )
 from odesteer.common import catalogue
+
+if TYPE_CHECKING:
+    from odesteer.evaluation.assessment import Assessment
+    from odesteer.steering import Steering
 
 
 @teaching_errors
@@ -71,28 +75,39 @@ def fit(
     chosen = None if tokens is None else library.check_tokens(tokens)
     data = read_chosen(contrast, behaviour, template, columns)
     language_model, tokenizer = library.load_model(model, say)
-    with reading(cache), progress("Reading texts and fitting") as callback:
-        fitted = ods.fit(
-            language_model,
-            tokenizer,
-            data,
-            method=method,
-            layer=blocks,
-            strength=budget if dose is None else dose,
-            seed=seed,
-            incremental=incremental,
-            progress=callback,
-            tokens=chosen,
-            max_tokens=max_tokens,
-            cache=cache,
-        )
-    steering = with_solver(with_dose(fitted, dose, spread), solver, steps)
-    assessment = None
-    if check or require_effect:
-        with reading(cache):
-            steering, assessment = verdict.assessed(
-                language_model, tokenizer, steering, data, seed, cache
+
+    def fitted(strength: Any) -> "Steering":
+        with reading(cache), progress("Reading texts and fitting") as callback:
+            steering = ods.fit(
+                language_model,
+                tokenizer,
+                data,
+                method=method,
+                layer=blocks,
+                strength=strength,
+                seed=seed,
+                incremental=incremental,
+                progress=callback,
+                tokens=chosen,
+                max_tokens=max_tokens,
+                cache=cache,
             )
+        return with_solver(with_dose(steering, dose, spread), solver, steps)
+
+    def assessed(steering: "Steering") -> "tuple[Steering, Assessment]":
+        with reading(cache):
+            return verdict.assessed(language_model, tokenizer, steering, data, seed, cache)
+
+    steering, assessment = fitted(budget if dose is None else dose), None
+    if check or require_effect:
+        steering, assessment = assessed(steering)
+        # Where the user named no dose, one that does too little is tried stronger.
+        free = budget is None and dose is None and "kl" in steering.parts[0].receipts
+        if free and assessment.verdict in verdict.TOO_LITTLE:
+            say(f"Verdict: {assessment.verdict}. Trying a stronger dose.")
+            stronger = assessed(fitted(ods.KL("strong")))
+            if verdict.is_better(stronger[1], assessment):
+                steering, assessment = stronger
     path = steering.save_pretrained(output)
     parts = steering.parts
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}

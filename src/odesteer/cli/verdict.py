@@ -20,6 +20,15 @@ NEXT = {
 }
 
 
+# Verdicts on which a stronger dose may improve.
+TOO_LITTLE = ("weak", "nothing happens")
+
+
+def is_better(one: "Assessment", other: "Assessment") -> bool:
+    """Return whether the first does more, and leaves the text whole."""
+    return one.verdict != library.assessment.BREAKS and one.effect.low > other.effect.low
+
+
 def assessed(
     model: Any, tokenizer: Any, steering: "Steering", contrast: Any, seed: int, cache: bool
 ) -> "tuple[Steering, Assessment]":
