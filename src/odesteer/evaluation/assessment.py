@@ -49,7 +49,7 @@ PROMPTS = (
     "How do I learn a new language?",
 )
 NEW_TOKENS = 32
-# An effect beyond the 95th percentile of what random directions of the same KL do.
+# Random directions of the same KL moved by 0.07 at most (three of experiments/few_pairs.py).
 VISIBLE = 0.15
 # Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams.
 MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
