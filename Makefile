@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process a core, one thread each: the models of most tests are too small for two.
-WORKERS ?= logical
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # On Linux, PyPI's torch is a CUDA build of gigabytes. For a CPU build of the same release:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu

@@ -25,7 +25,7 @@ def test_of_equal_layers_the_one_nearest_the_middle_is_taken():
 
 
 def test_candidates_are_spread_over_equal_layers():
-    ties = qualities({index: 0.001 * index for index in range(6, 20)})
+    ties = qualities({index: 0.0001 * index for index in range(6, 20)})
     assert spread_layers(ties, 3) == [6, 12, 19]
     assert spread_layers(qualities({6: 0.5, 8: 0.3, 9: 0.4, 12: 0.9}), 3) == [6, 8, 9]
 

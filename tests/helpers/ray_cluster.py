@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -17,23 +18,25 @@ TRIALS = 3
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of two nodes with a CPU each, every one with processes of its own."""
     from ray.cluster_utils import Cluster
 
-    # Ray gives a node 30 seconds to start, which is short where all cores are busy.
-    for trial in range(TRIALS):
-        made = Cluster()
-        try:
-            made.add_node(num_cpus=1, include_dashboard=False)
-            made.add_node(num_cpus=1)
-            break
-        except Exception as error:
-            made.shutdown()
-            if trial + 1 == TRIALS or "timed out during startup" not in str(error):
-                raise
-    yield made.address
-    made.shutdown()
+    # One at a time: `workers` finds those of every cluster on this machine.
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray-cluster.lock"):
+        # Ray gives a node 30 seconds to start, which is short where all cores are busy.
+        for trial in range(TRIALS):
+            made = Cluster()
+            try:
+                made.add_node(num_cpus=1, include_dashboard=False)
+                made.add_node(num_cpus=1)
+                break
+            except Exception as error:
+                made.shutdown()
+                if trial + 1 == TRIALS or "timed out during startup" not in str(error):
+                    raise
+        yield made.address
+        made.shutdown()
 
 
 @pytest.fixture

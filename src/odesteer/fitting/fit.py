@@ -37,7 +37,7 @@ from odesteer.steering.calibration import BinaryQuality
 # The barrier that ranks layers: one setting, so that layers differ and nothing else does.
 RANKING_METHOD = ODESteer(gamma=1.0, C=1.0, p=0.0)
 # Nats of held-out log-loss within which layers are equals.
-TIE = 0.02
+TIE = 0.005
 # Layers, of the best by prediction, that are compared by what they do to held-out texts.
 CONFIRMED = 3
 TOO_FEW = (
