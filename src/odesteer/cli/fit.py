@@ -76,7 +76,7 @@ def fit(
     data = read_chosen(contrast, behaviour, template, columns)
     language_model, tokenizer = library.load_model(model, say)
 
-    def fitted(strength: Any) -> "Steering":
+    def fitted(strength: Any, reads: Any = chosen) -> "Steering":
         with reading(cache), progress("Reading texts and fitting") as callback:
             steering = ods.fit(
                 language_model,
@@ -88,7 +88,7 @@ def fit(
                 seed=seed,
                 incremental=incremental,
                 progress=callback,
-                tokens=chosen,
+                tokens=reads,
                 max_tokens=max_tokens,
                 cache=cache,
             )
@@ -104,8 +104,10 @@ def fit(
         # Where the user named no dose, one that does too little is tried stronger.
         free = budget is None and dose is None and "kl" in steering.parts[0].receipts
         if free and assessment.verdict in verdict.TOO_LITTLE:
-            say(f"Verdict: {assessment.verdict}. Trying a stronger dose.")
-            stronger = assessed(fitted(ods.KL("strong")))
+            say(
+                f"Verdict: {assessment.verdict}. Trying a stronger dose, with all of the responses."
+            )
+            stronger = assessed(fitted(ods.KL("strong"), chosen or "response"))
             if verdict.is_better(stronger[1], assessment):
                 steering, assessment = stronger
     path = steering.save_pretrained(output)
