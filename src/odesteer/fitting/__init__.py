@@ -1,17 +1,14 @@
 """Fits of a steering to a model, and doses by KL divergence."""
 
-from odesteer.fitting.fit import (
+from odesteer.fitting.fit import ActivationSet, fit, fit_readings, read
+from odesteer.fitting.kl_budget import KL
+from odesteer.fitting.layer_choice import (
     RANKING_METHOD,
-    ActivationSet,
     best_layer,
-    fit,
-    fit_readings,
     middle_layers,
     rank_layers,
-    read,
     spread_layers,
 )
-from odesteer.fitting.kl_budget import KL
 
 __all__ = [
     "KL",
