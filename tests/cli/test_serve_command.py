@@ -2,16 +2,18 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from odesteer import Angle, Steering
 from odesteer.cli.app import app
-from odesteer.cli.serve import allowed_plugins, guarded
+from odesteer.cli.serve import WATCHED, allowed_plugins, guarded
 from odesteer.ode import GradientField, LinearBarrier
 
 
@@ -107,3 +109,34 @@ def test_finding_7_it_says_what_a_key_guards(monkeypatch: pytest.MonkeyPatch) ->
         assert "/metrics" in guarded(arguments) and "every route but" in guarded(arguments)
     monkeypatch.setenv("VLLM_API_KEY", "x")
     assert "every route but" in guarded([])
+
+
+def test_what_a_killed_server_leaves_behind_ends() -> None:
+    """An engine would wait for its server for ever, with its memory. Others are not ours to end."""
+    program = f"""
+import os, subprocess, sys, time
+from odesteer.cli.serve import watch
+watch("mine")
+for token in ("mine", "another"):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(100)"]
+    child = subprocess.Popen(sleeper, env={{**os.environ, "{WATCHED}": token}})
+    os.write(1, f"{{child.pid}}\\n".encode())
+time.sleep(100)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        engine, other = (psutil.Process(int(server.stdout.readline())) for _ in range(2))
+        server.kill()
+        checks = (psutil.wait_procs([engine], timeout=0.5) for _ in range(60))
+        ended = any(gone or is_zombie(engine) for gone, _ in checks)
+        kept = other.is_running() and not is_zombie(other)
+        other.kill()
+    assert ended and kept
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    """Whether it has ended, and nobody has asked how: a container's first process may not."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

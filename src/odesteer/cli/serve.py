@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import shlex
+import subprocess
 import sys
+import uuid
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,8 @@ from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
 
 HOST, PORT = "127.0.0.1", 8000
+# In the environment of every process of a server; end_with_server.py reads it.
+WATCHED = "ODESTEER_SERVER"
 _SERVER = "vllm.entrypoints.openai.api_server"
 
 
@@ -97,8 +101,20 @@ def serve(
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
     say(guarded(context.args))
     sys.stdout.flush()
+    token = uuid.uuid4().hex
+    watch(token)
     # Replaces this process: signals reach the server, and its exit code is ours.
-    os.execve(sys.executable, command, {**os.environ, **environment})
+    # SPT_NOENV: vLLM's process titles would overwrite what the watcher looks for.
+    marked = {**os.environ, **environment, WATCHED: token, "SPT_NOENV": "1"}
+    os.execve(sys.executable, command, marked)
+
+
+def watch(token: str) -> None:
+    """Start the watcher that ends the processes of this server if it is killed."""
+    script = str(Path(__file__).with_name("end_with_server.py"))
+    command = [sys.executable, "-I", script, str(os.getpid()), token]
+    null = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
 
 
 def guarded(arguments: list[str]) -> str:

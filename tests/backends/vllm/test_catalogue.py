@@ -1,12 +1,9 @@
 """Every process of a server has the steerings it was started with, and no others."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -225,30 +222,3 @@ def test_a_target_of_its_own_is_kept(tmp_path: Path) -> None:
     config = configuration({"aimed": aimed})
     check_params(SimpleNamespace(extra_args=ask("aimed", target=0.7)), config)
     check_params(SimpleNamespace(extra_args=ask("aimed")), config)
-
-
-def test_an_engine_ends_with_a_server_that_is_killed() -> None:
-    """An engine of vLLM would wait for requests for ever. Other processes are not ours to end."""
-    program = """
-import multiprocessing, os, time
-from odesteer.backends.vllm.plugin import end_with_parent
-def wait():
-    end_with_parent()
-    name = multiprocessing.current_process().name
-    os.write(1, f"{name} {os.getpid()}\\n".encode())
-    time.sleep(60)
-for name in ("EngineCore", "EngineCore_DP0", "Other"):
-    multiprocessing.get_context("fork").Process(target=wait, name=name).start()
-time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        started = dict(server.stdout.readline().split() for _ in range(3))
-        children = {name.decode(): psutil.Process(int(pid)) for name, pid in started.items()}
-        server.kill()
-        other = children.pop("Other")
-        _, alive = psutil.wait_procs(children.values(), timeout=30)
-        ours, others = not alive, other.is_running()
-        for child in (*alive, other):
-            child.kill()
-    assert ours and others

@@ -9,11 +9,11 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from functools import partial, wraps
-from multiprocessing import connection
 from typing import Any
 
 from odesteer.backends.vllm import request_validation as validation
@@ -26,7 +26,6 @@ TESTED = "0.32"
 
 _log = logging.getLogger("vllm.odesteer")
 _DONE = "_odesteer_wrapped"
-_WATCH = "odesteer-parent"
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -35,7 +34,6 @@ def register() -> None:
     """Wrap vLLM's functions: the entry point `vllm.general_plugins`; idempotent."""
     from vllm.config import VllmConfig
 
-    end_with_parent()
     try:
         wrappers = _wrappers()
     except (ImportError, AttributeError) as error:
@@ -52,35 +50,27 @@ def register() -> None:
         _wrap(owner, name, wrapper)
 
 
-def end_with_parent() -> None:
-    """End an engine's process when the one that started it is gone; idempotent.
-
-    vLLM's workers end with their engine, but an engine whose server was killed (SIGKILL, or for
-    lack of memory) would wait for requests for ever, with its memory.
-    """
-    parent = multiprocessing.parent_process()
-    engine = multiprocessing.current_process().name.startswith("EngineCore")
-    if parent is None or not engine or _WATCH in {thread.name for thread in threading.enumerate()}:
-        return
-
-    starter = os.getppid()
-
-    def wait() -> None:
-        # The sentinel alone is not enough: siblings that were forked later hold it open.
-        while os.getppid() == starter and not connection.wait([parent.sentinel], timeout=1.0):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, name=_WATCH, daemon=True).start()
-
-
-def _wrap_engine_init(original: Callable[..., None]) -> Callable[..., None]:
+def _wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        end_with_parent()  # a forked engine's plugins are loaded already
-        original(self, *args, **kwargs)
+        # vLLM raises KeyboardInterrupt on SIGTERM, which does not end the wait for its engine:
+        # the server would end only once its model is loaded.
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _end) if main else None
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     return init
+
+
+def _end(*_: Any) -> None:
+    """End this process, which serves nobody yet, and the engines that it is starting."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(128 + signal.SIGTERM)
 
 
 def _wrappers() -> list[tuple[Any, str, Wrapper]]:
@@ -89,6 +79,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core_client import AsyncMPClient
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.worker_base import WorkerBase
 
@@ -106,7 +97,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
         *((app, "init_entrypoints_middleware", validation.wrap_init_middleware) for app in _apps()),
         *((request, "to_sampling_params", by_name) for request in (chat, text, responses)),
         *((request, "to_beam_search_params", refuse_beams) for request in (chat, text)),
-        (EngineCore, "__init__", _wrap_engine_init),
+        (AsyncMPClient, "__init__", _wrap_client_init),
         (EngineCore, "_initialize_kv_caches", _wrap_initialize_kv_caches),
         (runner_v1, "load_model", runner_hooks.wrap_load_model),
         (runner_v1, "_dummy_run", runner_hooks.wrap_dummy_run),
