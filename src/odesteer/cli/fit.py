@@ -94,9 +94,11 @@ def fit(
             )
         return with_solver(with_dose(steering, dose, spread), solver, steps)
 
+    assessor = library.assessment.Assessor(language_model, tokenizer, data, seed=seed, cache=cache)
+
     def assessed(steering: "Steering") -> "tuple[Steering, Assessment]":
         with reading(cache):
-            return verdict.assessed(language_model, tokenizer, steering, data, seed, cache)
+            return verdict.assessed(assessor, steering)
 
     steering, assessment = fitted(budget if dose is None else dose), None
     if check or require_effect:

@@ -1,6 +1,6 @@
 """Verdict of `odesteer fit` and `odesteer tune`: answers before and after, and what they say."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -8,7 +8,7 @@ from odesteer.cli import library
 from odesteer.cli.console import out, progress, show_answers, warn
 
 if TYPE_CHECKING:
-    from odesteer.evaluation.assessment import Assessment
+    from odesteer.evaluation.assessment import Assessment, Assessor
     from odesteer.steering import Steering
 
 # What to try next, by verdict.
@@ -29,14 +29,10 @@ def is_better(one: "Assessment", other: "Assessment") -> bool:
     return one.verdict != library.assessment.BREAKS and one.effect.low > other.effect.low
 
 
-def assessed(
-    model: Any, tokenizer: Any, steering: "Steering", contrast: Any, seed: int, cache: bool
-) -> "tuple[Steering, Assessment]":
+def assessed(assessor: "Assessor", steering: "Steering") -> "tuple[Steering, Assessment]":
     """Assess a steering, and return it with the assessment in its receipts."""
     with progress("Writing before and after") as callback:
-        assessment = library.assessment.assess(
-            model, tokenizer, steering, contrast, seed=seed, cache=cache, progress=callback
-        )
+        assessment = assessor.assess(steering, callback)
     return assessment.recorded(steering), assessment
 
 

@@ -13,7 +13,8 @@ the steering, so it cannot be moved but by what was written.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -23,7 +24,7 @@ from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast
 from odesteer.data.confounds import confounds
 from odesteer.evaluation.metrics import distinct
-from odesteer.evaluation.selection.effect import fit_probe
+from odesteer.evaluation.selection.effect import Probe, fit_probe
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, activations
@@ -149,56 +150,138 @@ def assess(
         steering = ods.fit(model, tokenizer, contrast)
         print(ods.assess(model, tokenizer, steering, contrast))
     """
-    contrast = Contrast.of(contrast)
-    chosen = list(_prompts(contrast) if prompts is None else prompts)
-    if not chosen:
-        raise ValueError("There is no prompt to answer; give at least one, or None for the usual.")
-    report = progress or (lambda done, of: None)
-    report(0, 4)
-    n = len(chosen)
-    backend = TransformersBackend(model, tokenizer, template=contrast.template, batch_size=2 * n)
-    answers = backend.generate(
-        chosen * 2, [None] * n + [steering] * n, Sampling(max_new_tokens=new_tokens)
+    assessor = Assessor(
+        model, tokenizer, contrast, prompts, new_tokens=new_tokens, seed=seed, cache=cache
     )
-    report(1, 4)
-    block = probe_block(model)
-    samples = validate(
-        "assess",
-        False,
-        *activations(model, tokenizer, contrast, block, tokens="response", cache=cache),
-        contrast.groups,
-    )
-    report(2, 4)
-    auc, unwanted, distance = _held_out(block, samples, seed)
-    probe = fit_probe(block, samples, seed)
-    written = [text or " " for text in answers]
-    # Bare texts are read without a prompt, and so is what is compared with them.
-    bare = contrast.positive[0].prompt is None
-    texts = written if bare else list(zip(chosen * 2, written, strict=True))
-    both = Contrast.from_pairs(texts[:n], texts[n:], template=contrast.template)
-    before, after = map(
-        probe.log_odds, activations(model, tokenizer, both, block, tokens="response")
-    )
-    report(3, 4)
-    effect = interval((after - before) / distance, seed)
-    start = float((before.mean() - unwanted) / distance)
-    likelihood = np.array([_mean(each) for each in backend.logprobs(chosen * 2, answers)])
-    changes = likelihood[:n] - likelihood[n:]
-    changes = changes[np.isfinite(changes)]
-    ratio = float(np.exp(changes.mean())) if len(changes) else 1.0
-    repetition = [_repetition(part) for part in (answers[:n], answers[n:])]
-    word = verdict(effect, ratio, repetition[1] - repetition[0])
-    report(4, 4)
-    return Assessment(
-        word,
-        effect,
-        ratio,
-        repetition[1],
-        tuple(zip(map(_question, chosen), answers[:n], answers[n:], strict=True)),
-        start,
-        auc,
-        tuple(_warnings(contrast, word, start, auc)),
-    )
+    return assessor.assess(steering, progress)
+
+
+class _Answers(NamedTuple):
+    """Answers to every prompt, [n] each: texts, the probe's log-odds, log p a token."""
+
+    texts: list[str]
+    log_odds: np.ndarray
+    likelihood: np.ndarray
+
+
+class Assessor:
+    """Prompts and a contrast, on which several steerings are assessed.
+
+    The unsteered answers are written, and the probe is fitted, with the first steering.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        contrast: see `assess`, as the other arguments.
+
+    Raises:
+        ValueError: if `prompts` is empty.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        contrast: Contrast | Any,
+        prompts: Sequence[str | Messages] | None = None,
+        *,
+        new_tokens: int = NEW_TOKENS,
+        seed: int = 0,
+        cache: CacheChoice = False,
+    ) -> None:
+        self.contrast = Contrast.of(contrast)
+        self.prompts = list(_prompts(self.contrast) if prompts is None else prompts)
+        if not self.prompts:
+            raise ValueError(
+                "There is no prompt to answer; give at least one, or None for the usual."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.new_tokens, self.seed, self.cache = new_tokens, seed, cache
+        self._unsteered: _Answers | None = None
+
+    def assess(self, steering: Steering, progress: Progress | None = None) -> Assessment:
+        """Let the model write under a steering, and compare with what it writes without.
+
+        Args:
+            steering: with its dose.
+            progress: called with (steps done, steps in all).
+        """
+        report = progress or (lambda done, of: None)
+        report(0, 3)
+        n, known = len(self.prompts), self._unsteered
+        # Both at once, for the price of little more than one.
+        pending = [steering] if known is None else []
+        asked: list[Steering | None] = [*[None] * (n * len(pending)), *[steering] * n]
+        backend = TransformersBackend(
+            self.model, self.tokenizer, template=self.contrast.template, batch_size=len(asked)
+        )
+        prompts = self.prompts * (len(asked) // n)
+        texts = backend.generate(prompts, asked, Sampling(max_new_tokens=self.new_tokens))
+        report(1, 3)
+        log_odds = self._log_odds(prompts, texts)
+        report(2, 3)
+        likelihood = np.array([_mean(each) for each in backend.logprobs(prompts, texts)])
+        if known is None:
+            known = self._unsteered = _Answers(texts[:n], log_odds[:n], likelihood[:n])
+        steered = _Answers(texts[-n:], log_odds[-n:], likelihood[-n:])
+        report(3, 3)
+        return self._compared(known, steered)
+
+    def _compared(self, unsteered: _Answers, steered: _Answers) -> Assessment:
+        auc, low, distance = self._classes
+        # Exactly 0 for equal texts, which another batch may read as other numbers.
+        changed = np.array(unsteered.texts) != np.array(steered.texts)
+        moved = np.where(changed, steered.log_odds - unsteered.log_odds, 0.0)
+        effect = interval(moved / distance, self.seed)
+        start = float((unsteered.log_odds.mean() - low) / distance)
+        changes = unsteered.likelihood - steered.likelihood
+        changes = changes[np.isfinite(changes)]
+        ratio = float(np.exp(changes.mean())) if len(changes) else 1.0
+        repetition = _repetition(steered.texts)
+        word = verdict(effect, ratio, repetition - _repetition(unsteered.texts))
+        return Assessment(
+            word,
+            effect,
+            ratio,
+            repetition,
+            tuple(zip(map(_question, self.prompts), unsteered.texts, steered.texts, strict=True)),
+            start,
+            auc,
+            tuple(_warnings(self.contrast, word, start, auc)),
+        )
+
+    def _log_odds(self, prompts: Sequence[str | Messages], answers: Sequence[str]) -> np.ndarray:
+        """Return the probe's log-odds of answers that the unsteered model reads, [n]."""
+        written = [text or " " for text in answers]
+        # Bare texts are read without a prompt, and so is what is compared with them.
+        bare = self.contrast.positive[0].prompt is None
+        texts = written if bare else list(zip(prompts, written, strict=True))
+        # `activations` reads both classes of a contrast; the second is not used.
+        contrast = Contrast.from_pairs(texts, texts[:1], template=self.contrast.template)
+        block = self._probe.block
+        rows, _ = activations(self.model, self.tokenizer, contrast, block, tokens="response")
+        return self._probe.log_odds(rows)
+
+    @cached_property
+    def _samples(self) -> Samples:
+        """Rows of the contrast at the block that the probe reads."""
+        rows = activations(
+            self.model,
+            self.tokenizer,
+            self.contrast,
+            probe_block(self.model),
+            tokens="response",
+            cache=self.cache,
+        )
+        return validate("assess", False, *rows, self.contrast.groups)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return fit_probe(probe_block(self.model), self._samples, self.seed)
+
+    @cached_property
+    def _classes(self) -> tuple[float, float, float]:
+        return _held_out(self._probe.block, self._samples, self.seed)
 
 
 def _warnings(contrast: Contrast, word: str, start: float, auc: float) -> list[str]:

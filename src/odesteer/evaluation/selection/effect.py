@@ -143,6 +143,9 @@ def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
     mean, spread = rows.mean(axis=0), rows.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     z = (rows - mean) / spread
+    # The weight lies in the span of the rows: with fewer of them than dimensions, fit it there.
+    left, scale, basis = np.linalg.svd(z, full_matrices=False)
+    z = left * scale
     folds = samples.folds(5, seed)
 
     def regression(C: float, index: np.ndarray) -> LogisticRegression:
@@ -156,7 +159,7 @@ def fit_probe(block: int, samples: Samples, seed: int = 0) -> Probe:
 
     best = min(_CS, key=loss) if folds else _CS[0]
     model = regression(best, np.arange(len(labels)))
-    weight = model.coef_[0] / spread
+    weight = model.coef_[0] @ basis / spread
     bias = float(model.intercept_[0] - weight @ mean)
     return Probe(block, torch.as_tensor(weight).double(), bias)
 
