@@ -142,3 +142,10 @@ def test_the_page_on_extending_lists_every_promise_in_the_words_of_the_code() ->
     for name, promise in METHOD_CHECKS.items():
         row = f"| `{name}` | {promise.__doc__} |"
         assert row in page, f"the row should be:\n{row}"
+
+
+def test_the_python_page_lists_every_public_name_once() -> None:
+    import odesteer as ods
+
+    page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^ +- (\w+)$", page, re.MULTILINE)) == sorted(ods.__all__)
