@@ -142,3 +142,11 @@ def test_the_page_on_extending_lists_every_promise_in_the_words_of_the_code() ->
     for name, promise in METHOD_CHECKS.items():
         row = f"| `{name}` | {promise.__doc__} |"
         assert row in page, f"the row should be:\n{row}"
+
+
+def test_the_python_page_lists_every_public_name_once() -> None:
+    import odesteer as ods
+
+    page = (REPOSITORY / "docs/api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- (\w+)$|^::: odesteer\..*?(\w+)$", page, re.MULTILINE)
+    assert sorted(one or other for one, other in listed) == sorted(ods.__all__)

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock, create_autospec
 
 import pytest
 from tests.helpers import models as tiny
-from tests.test_docs import BLOCK, PAGES, REPOSITORY
+from tests.test_docs import PAGES
 
 import odesteer as ods
 from odesteer.backends.vllm import Engine, VLLMBackend
@@ -104,14 +104,8 @@ STAND_INS = {
 }
 
 
-def test_the_front_page_of_the_site_shows_what_the_readme_tests() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    [first, *_] = BLOCK.finditer(readme)
-    assert _fragments()["index.md-1"] == first[1]
-
-
 def test_no_fragment_is_left_out() -> None:
-    assert set(_fragments()) == {*STAND_INS, "index.md-1"}
+    assert set(_fragments()) == {*STAND_INS}
 
 
 @pytest.mark.parametrize("name", STAND_INS)
