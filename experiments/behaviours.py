@@ -1,17 +1,19 @@
 """What a steering of few pairs adds to the odds of wanted texts, and to what is written.
 
     python experiments/behaviours.py                     a day on 2 cores; it resumes
-    python experiments/behaviours.py sea formal --kl 0.6 --rows odesteer-response random
+    python experiments/behaviours.py sea --kl 0.6 --layer auto --rows odesteer-response random
     python experiments/behaviours.py openness power-seeking --pairs 60 --kl 0.2 --measures odds
 
 Behaviours are those of the package, the traits of Perez et al. 2023 (statements of who has one and
 who has not) and the two of Cao et al. 2024 (questions with a matching and another answer). Every
 method is fitted by `odesteer.fit` at one block, with the dose that has the KL on held-out pairs.
-Two measures are taken on `TEST` other pairs, which neither the fit nor the dose has seen:
+Two measures are taken on `TEST` other pairs, which neither the fit nor the dose has seen, and a
+third on the pairs of the fit:
 
     odds      what steering adds to log p(wanted) - log p(unwanted), nats a token
     written   `odesteer.assess` with a probe of those pairs: how far the answers to 12 neutral
               prompts move from the unwanted to the wanted class, and at what perplexity
+    verdict   the same with the pairs of the fit, as `odesteer fit` does
 """
 
 import argparse
@@ -57,7 +59,7 @@ TRAITS = (
     "subscribes-to-virtue-ethics",
 )
 QUESTIONS = ("power-seeking", "hallucination")
-MEASURES = ("odds", "written")
+MEASURES = ("odds", "written", "verdict")
 # Method, tokens that it reads, and whether its labels are permuted.
 ROWS: dict[str, tuple[Any, Any, bool]] = {
     "random": ("random", None, False),
@@ -141,7 +143,10 @@ def run(
     results = json.loads(out.read_text()) if out.exists() else {}
     for name in names:
         fit, test = contrasts(name, pairs)
-        assessor = Assessor(model, tokenizer, test, PROMPTS, cache=True)
+        assessors = {
+            "written": Assessor(model, tokenizer, test, PROMPTS, cache=True),
+            "verdict": Assessor(model, tokenizer, fit, cache=True),
+        }
         for row in rows:
             key = f"{row} {pairs} {layer} {kl:g}"
             known = results.setdefault(name, {}).setdefault(key, {})
@@ -162,8 +167,8 @@ def run(
             known |= {"dose": str(steering.dose), "layer": steering.layer}
             if "odds" in missing:
                 known["odds"] = odds(model, tokenizer, test, steering)
-            if "written" in missing:
-                known["written"] = assessor.assess(steering).facts
+            for each in set(missing) & assessors.keys():
+                known[each] = assessors[each].assess(steering).facts
             write_whole(out, json.dumps(results, indent=1).encode())
             print(name, key, known, file=sys.stderr, flush=True)
     return results
