@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import confounds
 from odesteer.evaluation.metrics import distinct
 from odesteer.evaluation.selection.effect import fit_probe
@@ -28,7 +29,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, activations
 from odesteer.methods.samples import Samples, validate
-from odesteer.models.chat_template import Messages
+from odesteer.models.chat_template import Messages, question
 from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
 
@@ -117,6 +118,7 @@ class Assessment:
         )
 
 
+@forgiving()
 def assess(
     model: nn.Module,
     tokenizer: Any,
@@ -194,7 +196,7 @@ def assess(
         effect,
         ratio,
         repetition[1],
-        tuple(zip(map(_question, chosen), answers[:n], answers[n:], strict=True)),
+        tuple(zip(map(question, chosen), answers[:n], answers[n:], strict=True)),
         start,
         auc,
         tuple(_warnings(contrast, word, start, auc)),
@@ -270,10 +272,6 @@ def _prompts(contrast: Contrast) -> Sequence[str | Messages]:
     prompts = list(own.values())
     count = min(len(prompts), len(PROMPTS))
     return [prompts[i * len(prompts) // count] for i in range(count)] or PROMPTS
-
-
-def _question(prompt: str | Messages) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def probe_block(model: nn.Module) -> int:

@@ -98,6 +98,32 @@ def _load(
     return (model.cuda() if gpu else model).eval(), tokenizer
 
 
+def check_loaded(model: Any, tokenizer: Any) -> None:
+    """Refuse what is no model or no tokenizer; says what to do.
+
+    Raises:
+        ValueError: if they are swapped, names, or something else.
+    """
+    is_model = isinstance(model, torch.nn.Module)
+    if is_model and callable(tokenizer) and not isinstance(tokenizer, torch.nn.Module):
+        return
+    if isinstance(model, str):
+        raise ValueError(
+            f"The model is a loaded one and not its name: "
+            f"model, tokenizer = odesteer.models.load_model({model!r})."
+        )
+    if isinstance(tokenizer, torch.nn.Module) and not is_model:
+        raise ValueError(
+            f"The model comes first and the tokenizer second; got a {type(model).__name__} and "
+            f"then a {type(tokenizer).__name__}."
+        )
+    what, value = ("tokenizer", tokenizer) if is_model else ("model", model)
+    raise ValueError(
+        f"The {what} is one of transformers, such as odesteer.models.load_model(name) returns "
+        f"with its {'model' if is_model else 'tokenizer'}; got {type(value).__name__}."
+    )
+
+
 def local_copy(say: Say | None = None) -> Path | str:
     """Return the path or Hub id of "smollm2", converting the offline copy once.
 
