@@ -133,9 +133,9 @@ def local_copy(say: Say | None = None) -> Path | str:
     Raises:
         ValueError: if the offline copy is there and cannot be read.
     """
-    target = cache_dir() / _CONVERSION
-    if (target / "config.json").is_file():
-        return target
+    ready = converted_copy()
+    if ready is not None:
+        return ready
     folder = wheel_folder()
     if folder is None:
         if say is not None:
@@ -149,8 +149,15 @@ def local_copy(say: Say | None = None) -> Path | str:
         )
     if say is not None:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
+    target = cache_dir() / _CONVERSION
     _convert(folder, target)
     return target
+
+
+def converted_copy() -> Path | None:
+    """Return the directory of "smollm2" that an earlier call has written, if there is one."""
+    target = cache_dir() / _CONVERSION
+    return target if (target / "config.json").is_file() else None
 
 
 def wheel_folder() -> Path | None:
