@@ -22,6 +22,7 @@ def forgiving(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         aliases: other names of keyword arguments, such as layers="layer".
 
     Example:
+        >>> import torch
         >>> @forgiving(layers="layer")
         ... def count(model, tokenizer, contrast, layer=0):
         ...     return len(contrast.positive), layer

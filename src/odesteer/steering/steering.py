@@ -10,7 +10,6 @@ h are the calibrated barriers, in nats of log-odds, so that one aim does not dro
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -314,6 +313,10 @@ class Steering(Pushable):
         Raises:
             ValueError: for a `Target` times a negative number, since it stops at a probability
                 that lies forwards; `~s` has a target of its own.
+
+        Example:
+            >>> (2 * Steering.from_vector([1.0, 0.0], layer=14)).strength
+            Time(amount=2.0)
         """
         if not isinstance(factor, int | float):
             return NotImplemented
@@ -427,9 +430,18 @@ class Steering(Pushable):
             ValueError: for another model than it was fitted on, an empty prompt or an unknown
                 argument.
         """
+        check_loaded(model, tokenizer)
+        for name in sampling:
+            lookup(Sampling.__dataclass_fields__, name, "argument of generation")
         prompts, several = _prompts(prompt)
-        texts = self._write(
-            model, tokenizer, prompts, True, strength, positions, template, progress, sampling
+        texts = generate(
+            model,
+            tokenizer,
+            prompts,
+            Sampling(**sampling),
+            steered=lambda _: self.attach(model, positions, strength=strength),
+            template=template,
+            progress=progress,
         )
         return texts if several else texts[0]
 
@@ -451,44 +463,23 @@ class Steering(Pushable):
 
         Args and errors as of `generate`.
         """
-        prompts, _ = _prompts(prompt)
+        prompts: Any = _prompts(prompt)[0]
         unsteered, steered = (
-            tuple(
-                self._write(
-                    model, tokenizer, prompts, on, strength, positions, template, progress, sampling
-                )
+            self.generate(
+                model,
+                tokenizer,
+                prompts,
+                dose,
+                positions=positions,
+                template=template,
+                progress=progress,
+                **sampling,
             )
-            for on in (False, True)
+            for dose in (0.0, strength)
         )
         dose = self.dose if strength is None else as_dose(strength)
-        return Comparison(tuple(prompts), unsteered, steered, f"{self.method}, {dose}")
-
-    def _write(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        prompts: Sequence[str | Messages],
-        on: bool,
-        strength: Dose | float | None,
-        positions: Positions,
-        template: str,
-        progress: Progress | None,
-        sampling: dict[str, Any],
-    ) -> list[str]:
-        """Generate, steered if `on`."""
-        check_loaded(model, tokenizer)
-        for name in sampling:
-            lookup(Sampling.__dataclass_fields__, name, "argument of generation")
-        return generate(
-            model,
-            tokenizer,
-            prompts,
-            Sampling(**sampling),
-            steered=lambda _: (
-                self.attach(model, positions, strength=strength) if on else nullcontext()
-            ),
-            template=template,
-            progress=progress,
+        return Comparison(
+            tuple(prompts), tuple(unsteered), tuple(steered), f"{self.method}, {dose}"
         )
 
     def compatibility(self, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
