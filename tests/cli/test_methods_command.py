@@ -1,5 +1,6 @@
 """`odesteer methods` says of every method what its class says."""
 
+import inspect
 import json
 from dataclasses import fields
 
@@ -56,6 +57,12 @@ def test_one_method_is_shown_whole(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert f"{method().solver}, {method().steps} step" in together
     own = {field.name for field in fields(method)} - {"steps", "solver"}
     assert all(name in together for name in own)
+
+
+def test_the_default_is_marked_and_is_that_of_fit() -> None:
+    (default,) = (row["name"] for row in json.loads(output("--json")) if row["default"])
+    assert default == inspect.signature(ods.fit).parameters["method"].default
+    assert f"\n{default} (default) " in output()
 
 
 def test_json_holds_the_defaults_of_the_class() -> None:

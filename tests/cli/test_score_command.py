@@ -51,7 +51,11 @@ def test_it_ranks_texts_that_have_no_labels(model: Path, steering: Path, tmp_pat
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["rank", "row", "log-odds", "P(positive)", "label", "text"]
     assert "is good" in lines[1] and "▕███████░▏" in lines[1]
-    assert "12 texts" in lines[4] and "AUC" not in done.stdout
+    assert lines[4].split() == ["…"] and "is bad" in lines[7]
+    assert lines[8].startswith("12 texts: 6 with P(positive) above 0.5; log-odds -")
+    assert len(lines) == 10 and "--out FILE" in lines[9]
+    whole = score(model, file, steering, "--show", "6").stdout.splitlines()
+    assert len(whole) == 14 and "…" not in whole[7]
 
 
 def test_long_texts_leave_the_numbers_their_room(

@@ -80,6 +80,12 @@ def test_wrong_input_is_refused_in_one_line(arguments: list[str], word: str, fol
     assert result.exit_code == 2 and word in " ".join(result.output.split())
 
 
+def test_without_vllm_it_says_so_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    result = CliRunner().invoke(app, ["serve", "m", "-s", "a=nowhere"])
+    assert result.exit_code == 2 and "Serving needs vLLM" in result.output
+
+
 def test_plugins_that_vllm_would_have_loaded_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "one,another")
     assert allowed_plugins() == "one,another,odesteer"

@@ -6,7 +6,6 @@ import pytest
 from datasets import Dataset
 from tests.helpers.models import tokenizer
 
-import odesteer as ods
 from odesteer import Contrast
 from odesteer.data import Example
 
@@ -57,16 +56,17 @@ def test_both_classes_need_examples(positive, negative, empty):
 
 
 def test_equal_counts_pair_up_and_others_stand_alone():
-    assert Contrast.from_pairs("abc", "xyz").groups == (["0", "1", "2"], ["0", "1", "2"])
-    one, two = Contrast.from_pairs("abc", "xy").groups
+    assert Contrast.from_pairs(list("abc"), list("xyz")).groups == (list("012"), list("012"))
+    with pytest.warns(UserWarning, match="3 positive and 2 negative texts do not pair up"):
+        one, two = Contrast.from_pairs(list("abc"), list("xy")).groups
     assert len({*one, *two}) == 5
 
 
 def test_given_groups_are_kept_positives_first():
-    contrast = Contrast.from_pairs("ab", "xyz", groups=["p", "q", "q", "r", "p"])
+    contrast = Contrast.from_pairs(list("ab"), list("xyz"), groups=["p", "q", "q", "r", "p"])
     assert contrast.groups == (["p", "q"], ["q", "r", "p"])
     with pytest.raises(ValueError, match=r"2 \+ 3; got 4"):
-        Contrast.from_pairs("ab", "xyz", groups=["p"] * 4)
+        Contrast.from_pairs(list("ab"), list("xyz"), groups=["p"] * 4)
 
 
 def test_pair_rows_and_labelled_rows_say_the_same():
@@ -190,7 +190,7 @@ def test_permuted_labels_turn_half_of_the_pairs_round_or_deal_the_labels_anew():
 
 def test_a_single_group_cannot_be_split():
     with pytest.raises(ValueError, match="has 1"):
-        Contrast.from_pairs("ab", "cd", groups=[1] * 4).split()
+        Contrast.from_pairs(list("ab"), list("cd"), groups=[1] * 4).split()
 
 
 def test_tokens_follow_the_template_of_the_contrast():
@@ -243,9 +243,3 @@ def test_a_path_is_a_contrast_too(tmp_path):
 def test_what_is_no_contrast_is_told_what_to_call(data):
     with pytest.raises(ValueError, match=r"Contrast.from_pairs\(positives, negatives\)"):
         Contrast.of(data)
-
-
-def test_two_lists_in_place_of_a_contrast_are_told_what_to_call():
-    data = {"positive": ["good"], "negative": ["bad"]}
-    with pytest.raises(ValueError, match="Two lists of texts are one contrast"):
-        ods.fit(None, None, data, ["bad"])

@@ -77,7 +77,7 @@ def test_the_error_names_both_values_and_the_level_that_would_accept_them():
         steering.attach(llama(num_hidden_layers=3))
     with pytest.raises(ValueError, match=r"revision a{12} and not b{12}; .*check='architecture'"):
         steering.attach(llama(revision=OTHER_COMMIT), check="exact")
-    with pytest.raises(ValueError, match="width 32; LlamaForCausalLM has width 16"):
+    with pytest.raises(ValueError, match=r"4 blocks of width 32\); this is .* width 16\)"):
         steering.attach(llama(hidden_size=16, head_dim=8), check="width")
     with pytest.raises(ValueError, match="Did you mean 'exact'"):
         steering.attach(llama(), check="exakt")

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,30 +9,8 @@ from torch import Tensor
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages
+from odesteer.models.generation import Sampling
 from odesteer.steering import Steering
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling of tokens; the default is greedy.
-
-    Args:
-        max_new_tokens: per generation.
-        temperature: 0 is greedy; above it, tokens are drawn among the `top_k` most likely of the
-            model's own generation config, or 50 where it says nothing, as in transformers.
-        top_p: nucleus.
-        repetition_penalty: 1 is none.
-        no_repeat_ngram_size: no run of this many tokens occurs twice; 0 allows it.
-        seed: of the random draws.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    seed: int = 0
-
 
 Steerings = Steering | Sequence[Steering | None] | None
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.backends.base import Backend, Sampling, Steerings
+from odesteer.backends.base import Backend, Steerings
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress, activations
-from odesteer.models.batching import batches, pad
-from odesteer.models.chat_template import Messages, encode, encode_parts
+from odesteer.models.batching import batches
+from odesteer.models.chat_template import Messages, encode_parts
+from odesteer.models.generation import Sampling, generate, left_padded
 from odesteer.models.hooks.attach import scoring
-from odesteer.models.layers import input_device
 from odesteer.steering import Steering
 
 
@@ -54,22 +54,16 @@ class TransformersBackend(Backend):
         sampling: Sampling = Sampling(),
         progress: Progress | None = None,
     ) -> list[str]:
-        rows = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
-        texts: list[str] = [""] * len(rows)
-        done = 0
-        torch.manual_seed(sampling.seed)
-        for batch in batches([len(row) for row in rows], rows=self.batch_size):
-            ids, mask = self._padded([rows[i] for i in batch])
-            with self._steered(steering, batch), torch.no_grad():
-                output = self.model.generate(
-                    input_ids=ids, attention_mask=mask, **self._generation_arguments(sampling)
-                )
-            for i, tokens in zip(batch, output[:, ids.shape[1] :], strict=True):
-                texts[i] = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(rows))
-        return texts
+        return generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            sampling,
+            steered=lambda batch: self._steered(steering, batch),
+            template=self.template,
+            batch_size=self.batch_size,
+            progress=progress,
+        )
 
     def logprobs(
         self,
@@ -92,7 +86,7 @@ class TransformersBackend(Backend):
         results: list[Tensor] = [torch.empty(0)] * len(rows)
         done = 0
         for batch in batches([len(row) for row in rows], rows=self.batch_size):
-            ids, mask = self._padded([rows[i] for i in batch])
+            ids, mask = left_padded(self.model, self.tokenizer, [rows[i] for i in batch])
             longest = max(len(ends[i]) for i in batch)
             prompt_ends = torch.tensor([ids.shape[1] - len(ends[i]) for i in batch])
             with (
@@ -134,20 +128,3 @@ class TransformersBackend(Backend):
                         handle = shared.attach(self.model, positions=self.positions, rows=rows)
                         stack.enter_context(handle)
             yield
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Pad token ids and mask on the left, so that every row ends where it generates."""
-        fill = self.tokenizer.pad_token_id or 0
-        return pad(rows, fill, left=True, device=input_device(self.model))
-
-    def _generation_arguments(self, sampling: Sampling) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "max_new_tokens": sampling.max_new_tokens,
-            "do_sample": sampling.temperature > 0,
-            "repetition_penalty": sampling.repetition_penalty,
-            "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
-            "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0,
-        }
-        if sampling.temperature > 0:
-            arguments |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        return arguments

@@ -12,6 +12,7 @@ from odesteer.cli import (
     chat,
     conformance,
     demo,
+    doctor,
     evaluate,
     exchange,
     extract,
@@ -90,6 +91,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "demo": demo.demo,
         "behaviours": behaviours.behaviours,
         "methods": methods.methods,
+        "doctor": doctor.doctor,
     },
 }
 # Arguments after `--` belong to vLLM.

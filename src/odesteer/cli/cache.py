@@ -48,12 +48,12 @@ def ls(as_json: options.AsJson = False) -> None:
                 model.name + (f" @ {model.revision[:8]}" if model.revision else ""),
                 "; ".join(f"{site}: {_spans(layers)}" for site, layers in model.layers.items()),
                 str(model.rows),
-                _size(model.size),
+                size_text(model.size),
                 datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d %H:%M"),
                 model.key[:8],
             )
         out.print(table)
-    out.print(f"{_size(total)} of {_size(limit)} in {folder}", soft_wrap=True, markup=False)
+    out.print(f"{size_text(total)} of {size_text(limit)} in {folder}", soft_wrap=True, markup=False)
 
 
 @app.command("rm")
@@ -88,7 +88,7 @@ def rm(
             f" There is nothing of '{model}'; kept: {', '.join(dict.fromkeys(known)) or 'nothing'}."
         )
     out.print(
-        f"Removed {count} file{'' if count == 1 else 's'} ({_size(size)}) from {folder}.{hint}",
+        f"Removed {count} file{'' if count == 1 else 's'} ({size_text(size)}) from {folder}.{hint}",
         soft_wrap=True,
         markup=False,
     )
@@ -110,7 +110,7 @@ def _spans(numbers: list[int]) -> str:
     return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in spans)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Format a number of bytes."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

@@ -1,10 +1,9 @@
 """`odesteer generate`: text from a steered model."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-import odesteer as ods
 from odesteer.cli import options
 from odesteer.cli.console import (
     out,
@@ -65,26 +64,35 @@ def generate(
         steps,
         budget=budget,
     )
-    backend = ods.TransformersBackend(language_model, tokenizer, positions=positions)
-    sampling = ods.Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if not compare:
+        with progress("Generating") as callback:
+            texts = loaded.generate(
+                language_model,
+                tokenizer,
+                prompts,
+                positions=positions,
+                progress=callback,
+                **sampling,
+            )
+        if as_json:
+            pairs = zip(prompts, texts, strict=True)
+            out.print_json(data=[{"prompt": p, "generation": text} for p, text in pairs])
+        else:
+            for text in texts:
+                typer.echo(text)
+        return
     with progress("Generating") as callback:
-        steered = backend.generate(prompts, loaded, sampling, callback)
-        plain = (
-            backend.generate(prompts, None, sampling, callback)
-            if compare
-            else [None] * len(prompts)
+        both = loaded.compare(
+            language_model, tokenizer, prompts, positions=positions, progress=callback, **sampling
         )
     if as_json:
-        rows = [
-            {"prompt": p, "generation": s, **({"unsteered": u} if compare else {})}
-            for p, s, u in zip(prompts, steered, plain, strict=True)
-        ]
-        out.print_json(data=rows)
+        rows = zip(prompts, both.steered, both.unsteered, strict=True)
+        out.print_json(data=[{"prompt": p, "generation": s, "unsteered": u} for p, s, u in rows])
         return
-    if not compare:
-        for text in steered:
-            typer.echo(text)
-        return
-    label = f"{loaded.method}, {loaded.dose}"
-    for prompt, unsteered, text in zip(prompts, plain, steered, strict=True):
-        show_answers(prompt, {"unsteered": str(unsteered), label: text})
+    for prompt, answers in both.rows():
+        show_answers(prompt, answers)

@@ -48,7 +48,7 @@ def _facts(steering: "LayerSteering") -> dict[str, Any]:
         "barrier": type(steering.field.barrier).__name__ if steering.field.barrier else "none",
         "calibration": f"P = sigmoid({steering.calibration.scale:.4g} h "
         f"{steering.calibration.offset:+.4g})",
-        **{f"model {key}": value for key, value in steering.model.items()},
+        **{f"model {key}": value for key, value in steering.model.items() if value is not None},
         **{key: value for key, value in steering.hyperparameters.items() if value is not None},
         **{f"KL {key}": value for key, value in _table(steering, "kl").items()},
         **{f"held-out {key}": value for key, value in _table(steering, "held_out").items()},

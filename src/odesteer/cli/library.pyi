@@ -27,8 +27,10 @@ from odesteer.methods import find_method as find_method
 from odesteer.models.hooks.attach import check_fits as check_fits
 from odesteer.models.hooks.positions import check_positions as check_positions
 from odesteer.models.loading import SMOLLM2 as SMOLLM2
+from odesteer.models.loading import converted_copy as converted_copy
 from odesteer.models.loading import load_model as load_model
 from odesteer.models.loading import local_copy as local_copy
+from odesteer.models.loading import wheel_folder as wheel_folder
 from odesteer.ode import as_dose as as_dose
 from odesteer.playground.app import serve as serve
 from odesteer.playground.controller import Controller as Controller

@@ -18,6 +18,14 @@ from odesteer.common.registry import plugins
 if TYPE_CHECKING:
     from odesteer.methods import Method
 
+WHICH = f"""Which one? If in doubt {catalogue.DEFAULT_METHOD}, the default, and caa beside it.
+  {catalogue.DEFAULT_METHOD}: also detects (`score`), stops at a target, composes by & | ~
+  caa: one vector, hard to beat; what other libraries read (`export`)
+  odesteer-trained, natural-gradient: learn through the model; slower
+  iti-heads: moves attention heads
+  mimic, linear-act: move whole distributions; try a strength well below 1
+  none, random: what any of them is to be compared with"""
+
 
 @teaching_errors
 def methods(
@@ -56,7 +64,9 @@ def methods(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(row["name"], _lines(row))
+        default = " (default)" if row["default"] else ""
+        table.add_row(row["name"] + default, _lines(row))
+    out.print(escape(WHICH), end="\n\n")
     out.print("Steering solves da/dt = v(a), a(0) = a, up to the strength.\n")
     out.print(table)
     out.print("Everything about one, with its hyperparameters: [bold]odesteer methods NAME[/]")
@@ -74,6 +84,7 @@ def facts_of(method: "type[Method]") -> dict[str, Any]:
     """Return everything about a method as JSON values."""
     return {
         "name": method.name,
+        "default": method.name == catalogue.DEFAULT_METHOD,
         **method.facts._asdict(),
         "steps": _default(method, "steps"),
         "solver": _default(method, "solver"),

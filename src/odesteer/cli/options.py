@@ -27,16 +27,22 @@ def among(words: Iterable[str]) -> Callable[[str], list[str]]:
 
 def models(incomplete: str) -> list[str]:
     """Complete smollm2, the models in the Hub's cache, and directories."""
-    known = [_SMOLLM2, *_from_the_hub()]
+    known = [_SMOLLM2, *hub_models()]
     return [*among(known)(incomplete), *_directories(incomplete)]
 
 
-def _from_the_hub() -> list[str]:
+def hub_folder() -> Path:
+    """Return the folder of the Hub's cache."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+
+
+def hub_models() -> list[str]:
+    """Return the names of the models in the Hub's cache."""
     prefix = "models--"
     return sorted(
-        each.name.removeprefix(prefix).replace("--", "/", 1) for each in folder.glob(f"{prefix}*")
+        each.name.removeprefix(prefix).replace("--", "/", 1)
+        for each in hub_folder().glob(f"{prefix}*")
     )
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,7 +55,9 @@ def score(
         Path | None,
         typer.Option("--out", "-o", help="A .csv or .jsonl file for every text, ranked."),
     ] = None,
-    show: Annotated[int, typer.Option(min=0, help="Print so many of the first texts.")] = 10,
+    show: Annotated[
+        int, typer.Option(min=0, help="Print so many of the first and of the last texts.")
+    ] = 5,
     columns: options.Columns = None,
     template: options.Template = "auto",
     tokens: Annotated[
@@ -133,9 +136,11 @@ def score(
         typer.echo(json.dumps(about, ensure_ascii=False, indent=2))
         return
     if show:
-        out.print(_table(ranked[:show]))
-    if len(ranked) > show:
-        out.print(f"{len(ranked)} texts; {'--out FILE writes all of them.' if not output else ''}")
+        out.print(_table(ranked, show))
+    if len(ranked) > 1:
+        _print_summary(ranked)
+    if len(ranked) > 2 * show and output is None:
+        out.print("--out FILE writes all of them.")
     if quality is not None:
         _print_quality(quality)
     if level is not None:
@@ -183,13 +188,19 @@ def _cell(prompt: Any) -> str | None:
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: list[dict[str, Any]], ends: int) -> Table:
+    """Show so many of both ends, and all where there are no more."""
     table = Table(box=None, pad_edge=False)
     for heading in ("rank", "row", "log-odds", "P(positive)", "label"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("text", no_wrap=True)
     room = max(out.width - 46, 20)  # beside the other columns
-    for row in rows:
+    left_out = range(ends, len(rows) - ends)
+    for i, row in enumerate(rows):
+        if i in left_out:
+            if i == ends:
+                table.add_row("", "", "…", "", "", "")
+            continue
         prompt = row["prompt"]
         text = row["text"] if not isinstance(prompt, str) else f"{prompt} → {row['text']}"
         table.add_row(
@@ -201,6 +212,15 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             escape(shorten(text, room)),
         )
     return table
+
+
+def _print_summary(rows: list[dict[str, Any]]) -> None:
+    values = sorted(row["log_odds"] for row in rows)
+    above = sum(value > 0 for value in values)
+    out.print(
+        f"{len(rows)} texts: {above} with P(positive) above 0.5; log-odds "
+        f"{values[0]:+.2f} to {values[-1]:+.2f}, median {median(values):+.2f}."
+    )
 
 
 def shorten(text: str, room: int) -> str:

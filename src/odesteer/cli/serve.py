@@ -80,6 +80,8 @@ def serve(
     -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
     """
     steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
+    if not dry:
+        missing_engine()  # before torch, which takes seconds, reads the steerings
     config = library.configuration(steerings, composed, check)
     source = str(library.local_copy(say)) if model == library.SMOLLM2 else model
     served = library.served_model_names(
@@ -97,7 +99,6 @@ def serve(
             shlex.join([*(f"{key}={value}" for key, value in environment.items()), *command])
         )
         return
-    missing_engine()
     say(f"Serving {', '.join(served)} on http://{host}:{port}/v1")
     say(guarded(context.args))
     sys.stdout.flush()

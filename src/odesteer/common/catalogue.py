@@ -28,6 +28,8 @@ METHODS = {
     "odesteer-network": "ODESteer, network",
     "safety-filter": "Safety filter",
 }
+# Of `fit` and `tune`; a test compares it with theirs.
+DEFAULT_METHOD = "odesteer"
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")

@@ -7,9 +7,11 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,13 @@ import numpy as np
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
 from odesteer.data.read_files import rows as file_rows
-from odesteer.models.chat_template import Messages, encode_parts
+from odesteer.models.chat_template import Messages, encode_parts, question
 
 REWARDS = ("reward", "positive_reward", "negative_reward")
 NUMBERS = ("label", *REWARDS)
 KEYS = ("prompt", "positive", "negative", "text", "response", "group", "topic", *NUMBERS)
 Columns = Mapping[str, str]
+SHOWN = 3  # examples of a class in a notebook
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,28 @@ class Contrast:
                 raise ValueError(
                     f"A contrast needs examples of both classes; the {name} class is empty."
                 )
+            if not all(isinstance(each, Example) for each in members):
+                raise ValueError(
+                    "A Contrast holds examples: of two lists of texts make one by "
+                    "Contrast.from_pairs(positives, negatives)."
+                )
+
+    def __repr__(self) -> str:
+        groups = len({*self.groups[0], *self.groups[1]})
+        return (
+            f"Contrast({len(self.positive)} positive, {len(self.negative)} negative, "
+            f"{groups} group{'' if groups == 1 else 's'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the first examples of both classes as a table, for notebooks."""
+        pairs = zip(self.positive[:SHOWN], self.negative[:SHOWN], strict=False)
+        rows = "".join(
+            f"<tr><td>{_cell(wanted)}</td><td>{_cell(unwanted)}</td></tr>"
+            for wanted, unwanted in pairs
+        )
+        heading = "<tr><th>positive</th><th>negative</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{heading}{rows}</table>"
 
     @classmethod
     def of(cls, data: Any) -> "Contrast":
@@ -72,8 +97,8 @@ class Contrast:
 
         Args:
             data: a contrast; the path of a file, see `from_file`; a dictionary with the lists
-                `positive` and `negative`; or rows, such as a list of dictionaries or a data set,
-                see `from_rows`.
+                `positive` and `negative`, or a tuple of the two; a list of (positive, negative)
+                pairs; or rows, such as a list of dictionaries or a data set, see `from_rows`.
 
         Raises:
             ValueError: for anything else, saying what to call; and as `from_file` and the others.
@@ -91,7 +116,11 @@ class Contrast:
         if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
             return cls.from_rows(data)
         if hasattr(data, "column_names"):  # a data set of `datasets`
-            return cls.from_rows(data)
+            return cls.from_dataset(data)
+        if isinstance(data, tuple) and len(data) == 2 and all(isinstance(d, list) for d in data):
+            return cls.from_pairs(*data)
+        if isinstance(data, Sequence) and data and all(map(_is_pair, data)):
+            return cls.from_pairs(data)
         raise ValueError(
             f"A contrast is made of a path, of rows with the keys 'positive' and 'negative', or of "
             f"two lists by Contrast.from_pairs(positives, negatives); got {type(data).__name__}."
@@ -101,24 +130,48 @@ class Contrast:
     def from_pairs(
         cls,
         positive: Sequence[Any],
-        negative: Sequence[Any],
+        negative: Sequence[Any] | None = None,
         groups: Sequence[Any] | None = None,
         template: str = "auto",
     ) -> "Contrast":
         """Make a contrast from texts, chat messages or (prompt, response) rows.
 
-        Row i of both classes belongs together. The classes may differ in length; then every row
-        is a group of its own unless `groups` (one a row, positives first) says otherwise.
+        Row i of both classes belongs together. Where the classes differ in length, a warning says
+        so, and every row is a group of its own unless `groups` says otherwise.
 
             >>> Contrast.from_pairs(["A good day."], ["A bad day."]).is_paired
             True
+            >>> Contrast.from_pairs([("A good day.", "A bad day.")])
+            Contrast(1 positive, 1 negative, 1 group)
+
+        Args:
+            positive: n rows to steer towards; or, without `negative`, (positive, negative) pairs.
+            negative: m rows to steer away from.
+            groups: n + m labels, positives first; rows of one group belong together.
+            template: how prompt and response become one text.
 
         Raises:
             ValueError: for a row of another form, or groups of another length.
         """
+        if negative is None:
+            if not positive or not all(map(_is_pair, positive)):
+                raise ValueError(
+                    "Contrast.from_pairs takes two lists, of positive and of negative texts, or "
+                    "one list of (positive, negative) pairs."
+                )
+            positive, negative = [list(side) for side in zip(*positive, strict=True)]
+        for side in (positive, negative):
+            if isinstance(side, str):
+                raise ValueError(f"A class is a list of texts; got the text {side!r:.80}.")
         n, m = len(positive), len(negative)
         if groups is None:
             groups = [*range(n), *range(m)] if n == m else list(range(n + m))
+            if n != m and n and m:
+                warnings.warn(
+                    f"{n} positive and {m} negative texts do not pair up line by line, so each "
+                    f"counts by itself; drop some to pair them, or give groups.",
+                    stacklevel=2,
+                )
         if len(groups) != n + m:
             raise ValueError(
                 f"A contrast needs one group a row, positives first: {n} + {m}; got {len(groups)}."
@@ -137,7 +190,7 @@ class Contrast:
         template: str = "auto",
         columns: Columns | None = None,
     ) -> "Contrast":
-        """Make a contrast from dictionaries, such as the rows of a dataset.
+        """Make a contrast from dictionaries, such as a dataset; also called `from_dataset`.
 
         Each row is either
 
@@ -151,6 +204,10 @@ class Contrast:
         A positive or negative may also be chat messages that end with the assistant's: the
         whole conversation, or the assistant's turn alone where there is a prompt.
 
+            >>> rows = [{"text": "A good day.", "label": 1}, {"text": "A bad day.", "label": 0}]
+            >>> Contrast.from_rows(rows)
+            Contrast(1 positive, 1 negative, 2 groups)
+
         Args:
             rows: the dictionaries.
             template: how prompt and response become one text.
@@ -162,6 +219,9 @@ class Contrast:
         """
         located = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
         return cls._of(located, template, columns)
+
+    # A data set of `datasets` is its rows.
+    from_dataset = from_rows
 
     @classmethod
     def from_file(
@@ -410,6 +470,17 @@ def _renamed(row: Any, columns: Columns, location: str) -> Mapping[str, Any]:
         )
     # A row may lack some of them: an empty cell of a CSV file is none.
     return {**row, **{key: row[name] for key, name in columns.items() if name in row}}
+
+
+def _is_pair(row: Any) -> bool:
+    """Whether it is a positive and a negative, each a text, messages or (prompt, response)."""
+    return isinstance(row, list | tuple) and len(row) == 2 and not _are_messages(row)
+
+
+def _cell(each: Example) -> str:
+    """Render prompt and response for a notebook."""
+    asked = f"<i>{escape(brief(question(each.prompt), 200))}</i><br>" if each.prompt else ""
+    return asked + escape(brief(each.response, 200))
 
 
 def _are_messages(value: Any) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import confounds
 from odesteer.evaluation.metrics import distinct
 from odesteer.evaluation.selection.effect import Probe, fit_probe
@@ -29,7 +30,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, activations
 from odesteer.methods.samples import Samples, validate
-from odesteer.models.chat_template import Messages
+from odesteer.models.chat_template import Messages, question
 from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
 
@@ -118,6 +119,7 @@ class Assessment:
         )
 
 
+@forgiving()
 def assess(
     model: nn.Module,
     tokenizer: Any,
@@ -244,7 +246,7 @@ class Assessor:
             effect,
             ratio,
             repetition,
-            tuple(zip(map(_question, self.prompts), unsteered.texts, steered.texts, strict=True)),
+            tuple(zip(map(question, self.prompts), unsteered.texts, steered.texts, strict=True)),
             start,
             auc,
             tuple(_warnings(self.contrast, word, start, auc)),
@@ -353,10 +355,6 @@ def _prompts(contrast: Contrast) -> Sequence[str | Messages]:
     prompts = list(own.values())
     count = min(len(prompts), len(PROMPTS))
     return [prompts[i * len(prompts) // count] for i in range(count)] or PROMPTS
-
-
-def _question(prompt: str | Messages) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def probe_block(model: nn.Module) -> int:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from odesteer import __version__
 from odesteer.backends import TransformersBackend
-from odesteer.backends.base import Sampling
 from odesteer.common import catalogue
 from odesteer.common.files import write_whole
 from odesteer.common.job_directory import line
@@ -41,6 +40,7 @@ from odesteer.extraction.extract import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers
 from odesteer.methods import CAA, ITI, Method, ODESteer
 from odesteer.models.compatibility import describe_model
+from odesteer.models.generation import Sampling
 from odesteer.models.layers import find_layers
 from odesteer.ode import Angle
 from odesteer.steering import Steering

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from odesteer.data import Contrast, Example
+from odesteer.data.arguments import forgiving
 from odesteer.data.contrast import example
 from odesteer.evaluation.statistics.detection import Detection, Threshold, detection, threshold
 from odesteer.extraction.cache.store import CacheChoice
@@ -77,6 +78,7 @@ class Scores:
         return self.log_odds[known], labels, [self.examples[i].group for i in known]
 
 
+@forgiving()
 def score(
     model: nn.Module,
     tokenizer: Any,
@@ -114,6 +116,8 @@ def score(
         ValueError: if there is no text, no barrier, a steering of several layers without `layer`,
             or a model that does not fit.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"score reads a list of texts; got the text {texts!r:.80}.")
     part = _at(steering, layer)
     block = check_fits(part, model, check)
     _ = part.barrier  # raises where there is none, before anything slow

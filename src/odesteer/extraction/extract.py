@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving, is_texts
+from odesteer.data.contrast import example
 from odesteer.extraction.batching import TextBatch, shared_prefix_batches, whole_text_batches
 from odesteer.extraction.cache.store import ActivationCache, CacheChoice
-from odesteer.extraction.tokenize import TokenizedTexts, Tokens, check_tokens, texts
+from odesteer.extraction.tokenize import (
+    TokenizedTexts,
+    Tokens,
+    check_tokens,
+    texts,
+    token_rows,
+)
 from odesteer.models.capture import Site, captured
-from odesteer.models.layers import input_device, layer_index
+from odesteer.models.layers import find_layers, input_device, layer_index
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -39,7 +47,7 @@ def activations(
     model: nn.Module,
     tokenizer: Any,
     contrast: Contrast,
-    layer: Sequence[int],
+    layer: Sequence[int] | None = ...,
     *,
     tokens: Tokens = ...,
     site: Site = ...,
@@ -48,11 +56,40 @@ def activations(
     progress: Progress | None = ...,
     cache: CacheChoice = ...,
 ) -> dict[int, tuple[Tensor, Tensor]]: ...
+@overload
 def activations(
     model: nn.Module,
     tokenizer: Any,
-    contrast: Contrast,
-    layer: int | Sequence[int],
+    contrast: Sequence[Any],
+    layer: int,
+    *,
+    tokens: Tokens = ...,
+    site: Site = ...,
+    max_tokens: int | None = ...,
+    batch_tokens: int | None = ...,
+    progress: Progress | None = ...,
+    cache: CacheChoice = ...,
+) -> Tensor: ...
+@overload
+def activations(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Sequence[Any],
+    layer: Sequence[int] | None = ...,
+    *,
+    tokens: Tokens = ...,
+    site: Site = ...,
+    max_tokens: int | None = ...,
+    batch_tokens: int | None = ...,
+    progress: Progress | None = ...,
+    cache: CacheChoice = ...,
+) -> dict[int, Tensor]: ...
+@forgiving(layers="layer")
+def activations(
+    model: nn.Module,
+    tokenizer: Any,
+    contrast: Contrast | Sequence[Any],
+    layer: int | Sequence[int] | None = None,
     *,
     tokens: Tokens = "last",
     site: Site = "residual",
@@ -60,17 +97,20 @@ def activations(
     batch_tokens: int | None = None,
     progress: Progress | None = None,
     cache: CacheChoice = False,
-) -> tuple[Tensor, Tensor] | dict[int, tuple[Tensor, Tensor]]:
-    """Return the activations of a contrast: ([n, d], [m, d]) float32 on the CPU.
+) -> Any:
+    """Return the activations of a contrast, or of a list of texts, in float32 on the CPU.
 
-        positive, negative = ods.activations(model, tokenizer, contrast, layer=14)
+        positive, negative = ods.activations(model, tokenizer, contrast, layer=14)  # [n, d], [m, d]
         by_layer = ods.activations(model, tokenizer, contrast, [10, 14], cache=True)
+        rows = ods.activations(model, tokenizer, ["A good day.", "A bad day."], layer=14)  # [2, d]
 
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        contrast: the texts.
-        layer: 0-based block index, negative from the end; a list gives a dict by index.
+        contrast: what `Contrast.of` makes a contrast of gives ([n, d], [m, d]); a list of texts,
+            (prompt, response) pairs or chats gives one [n, d].
+        layer: 0-based block index, negative from the end; a list gives a dict by index, and None
+            one of every block.
         tokens: "last" token of each text (the paper), the "mean" over its tokens, the mean over
             the tokens of its "response" alone, or the last token of its "prompt".
         site: the block's output ("residual"), or its attention heads' outputs side by side
@@ -87,17 +127,27 @@ def activations(
     Raises:
         ValueError: for a layer the model does not have.
     """
+    if layer is None:
+        layer = range(len(find_layers(model)))
     layers = [layer] if isinstance(layer, int) else list(layer)
-    tokenized = texts(model, tokenizer, contrast, tokens, max_tokens)
-    split = read_texts(
-        model,
-        tokenized,
-        layers,
-        site=site,
-        batch_tokens=batch_tokens,
-        progress=progress,
-        cache=cache,
-    )
+    if is_texts(contrast):
+        examples = [example(row, str(i)) for i, row in enumerate(contrast)]
+        rows, starts, cut = token_rows(model, tokenizer, examples, "auto", tokens, max_tokens)
+        tokenized = TokenizedTexts(rows, [], starts, tokens, cut)
+    else:
+        tokenized = texts(model, tokenizer, Contrast.of(contrast), tokens, max_tokens)
+    split: dict[int, Any] = {
+        index: both if tokenized.negative else both[0]
+        for index, both in read_texts(
+            model,
+            tokenized,
+            layers,
+            site=site,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            cache=cache,
+        ).items()
+    }
     return split[layer_index(model, layer)] if isinstance(layer, int) else split
 
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving
 from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
 from odesteer.extraction.extract import Progress, default_batch_tokens
 from odesteer.extraction.scoring.packing import PromptWithAnswers
@@ -75,10 +76,11 @@ class Sensitivity(NamedTuple):
     tokens: Tensor
 
 
+@forgiving(layer="layers")
 def sensitivities(
     model: nn.Module,
     tokenizer: Any,
-    contrast: Contrast,
+    contrast: Contrast | Any,
     layers: Sequence[int],
     *,
     positions: str = "last+generated",
@@ -118,7 +120,7 @@ def sensitivities(
             f"odesteer."
         )
     check_positions(positions)
-    tokenized = texts(model, tokenizer, contrast, "response", max_tokens)
+    tokenized = texts(model, tokenizer, Contrast.of(contrast), "response", max_tokens)
     rows, starts = tokenized.rows, response_starts(tokenized)
     indices = sorted({layer_index(model, layer) for layer in layers})
     kind = f"sensitivity-{positions}-{'mean' if mean else 'sum'}-{draws}-{seed}"

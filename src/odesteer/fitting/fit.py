@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import ends_apart
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
@@ -36,7 +37,7 @@ from odesteer.methods.natural_gradient import NaturalGradient, held_out_margins
 from odesteer.methods.trained import TrainedODESteer
 from odesteer.models.compatibility import describe_model
 from odesteer.models.layers import find_layers, head_width, layer_index
-from odesteer.ode import Dose
+from odesteer.ode import Dose, as_dose
 from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
 
@@ -84,6 +85,7 @@ class ActivationSet(NamedTuple):
         )
 
 
+@forgiving(layers="layer")
 def fit(
     model: nn.Module,
     tokenizer: Any,
@@ -102,16 +104,20 @@ def fit(
 ) -> Steering:
     """Learn a steering for a model from a contrast.
 
+        steering = ods.fit(model, tokenizer, positives, negatives)  # two lists of texts
+        steering = ods.fit(model, tokenizer, "pairs.jsonl", method="caa", layer=14)
+
     Args:
         model: a transformers causal language model.
         tokenizer: its tokenizer.
-        contrast: what to steer towards and away from, or what `Contrast.of` makes one of; for a
-            method that needs pairs, each group's i-th positive beside its i-th negative.
+        contrast: what to steer towards and away from, or what `Contrast.of` makes one of; two
+            lists in a row are one. For a method that needs pairs, each group's i-th positive
+            beside its i-th negative.
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layer: a 0-based block index, negative from the end, or "auto": the middle block
             with the smallest held-out log-loss (for methods that steer attention heads, all
             blocks; for methods that learn through the model, the largest held-out margin).
-            Several indices give a steering of several layers.
+            Several indices give a steering of several layers; `layers` is the same.
         strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own,
             which for ODESteer and the methods that learn through the model is `KL("medium")`.
         seed: of the folds.
@@ -133,9 +139,14 @@ def fit(
     """
     contrast = Contrast.of(contrast)
     if not isinstance(method, str | Method):
-        raise ValueError(
-            f"The method is a name or a Method; got {type(method).__name__}. Two lists of texts "
-            f"are one contrast: ods.Contrast.from_pairs(positives, negatives)."
+        raise ValueError(f"The method is a name or a Method; got {type(method).__name__}.")
+    if strength is not None and not isinstance(strength, KL):
+        as_dose(strength)  # refuses what is none before anything is computed
+    if len(contrast.positive) == len(contrast.negative) == 1:
+        warnings.warn(
+            "One pair of texts says little of what it shows: nothing can be held out to check what "
+            "is learnt. Give ten pairs or more.",
+            stacklevel=3,
         )
     chosen = find_method(method)() if isinstance(method, str) else method
     if chosen.site == "heads":
@@ -151,7 +162,7 @@ def fit(
         warnings.warn(
             "The ends of the texts tell the classes apart, so all tokens of the responses are read "
             'instead of the last one, which would learn the ends alone; tokens="last" reads it.',
-            stacklevel=2,
+            stacklevel=3,
         )
     budget = strength if isinstance(strength, KL) else None
     learn = partial(

@@ -68,6 +68,11 @@ def encode_parts(
     return (before if chat else _with_lead(tokenizer, before)), after
 
 
+def question(prompt: str | Messages) -> str:
+    """Return the text of a prompt, or of the last message of a chat."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
 def _rendered(tokenizer: Any, prompt: str | Messages, response: str | None) -> tuple[str, str]:
     """Render prompt and response with the chat template."""
     from jinja2 import TemplateError

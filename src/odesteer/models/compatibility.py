@@ -11,6 +11,7 @@ and its layer at every level.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,11 +126,12 @@ def doubt(steering: Steers, model: nn.Module) -> str | None:
     )
 
 
-def check(mismatches: list[Difference], level: str) -> None:
-    """Refuse differences that a level does not accept.
+def check(steering: Steers, model: nn.Module, level: str) -> None:
+    """Refuse a model that differs from the one fitted on by more than a level accepts.
 
     Args:
-        mismatches: of `differences`.
+        steering: only what its `model` records is compared.
+        model: the model to steer.
         level: one of `LEVELS`.
 
     Raises:
@@ -140,7 +142,7 @@ def check(mismatches: list[Difference], level: str) -> None:
     strictness = LEVELS.index(level)
     refused = [
         each
-        for each in mismatches
+        for each in differences(steering, model)
         if each.accepted_by is None or LEVELS.index(each.accepted_by) > strictness
     ]
     if not refused:
@@ -152,8 +154,19 @@ def check(mismatches: list[Difference], level: str) -> None:
         else f"fit one on this model, or attach with check='{needed}', which accepts that"
     )
     raise ValueError(
-        f"This steering was fitted on another model: {', '.join(map(str, refused))}; {cure}."
+        f"This steering was fitted on {_in_words(steering.model)}; this is "
+        f"{_in_words(describe_model(model))}: {', '.join(map(str, refused))}; {cure}."
     )
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    """Return the name of a described model, its depth and its width, as far as known."""
+    name = _shown(_last(str(facts.get("name") or "another model")))
+    kind = facts.get("text_type") or facts.get("type")
+    depth, width = facts.get("layers"), facts.get("hidden_size")
+    size = "" if depth is None or width is None else f"{depth} blocks of width {width}"
+    known = ", ".join(_shown(each) for each in (kind, size) if each)
+    return f"{name} ({known})" if known else name
 
 
 def _rank(level: str | None) -> int:

@@ -160,9 +160,11 @@ def find_layers(model: nn.Module) -> Blocks:
             stacks and does not say which it means.
     """
     inner = unwrap(model)
+    name = type(inner).__name__
+    if not isinstance(inner, nn.Module):
+        raise ValueError(f"A model of transformers is steered; got {name}.")
     if inner in _chosen:
         return _chosen[inner]
-    name = type(inner).__name__
     if _is_encoder_decoder(inner):
         raise ValueError(
             f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "

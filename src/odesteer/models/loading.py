@@ -98,6 +98,32 @@ def _load(
     return (model.cuda() if gpu else model).eval(), tokenizer
 
 
+def check_loaded(model: Any, tokenizer: Any) -> None:
+    """Refuse what is no model or no tokenizer; says what to do.
+
+    Raises:
+        ValueError: if they are swapped, names, or something else.
+    """
+    is_model = isinstance(model, torch.nn.Module)
+    if is_model and callable(tokenizer) and not isinstance(tokenizer, torch.nn.Module):
+        return
+    if isinstance(model, str):
+        raise ValueError(
+            f"The model is a loaded one and not its name: "
+            f"model, tokenizer = odesteer.models.load_model({model!r})."
+        )
+    if isinstance(tokenizer, torch.nn.Module) and not is_model:
+        raise ValueError(
+            f"The model comes first and the tokenizer second; got a {type(model).__name__} and "
+            f"then a {type(tokenizer).__name__}."
+        )
+    what, value = ("tokenizer", tokenizer) if is_model else ("model", model)
+    raise ValueError(
+        f"The {what} is one of transformers, such as odesteer.models.load_model(name) returns "
+        f"with its {'model' if is_model else 'tokenizer'}; got {type(value).__name__}."
+    )
+
+
 def local_copy(say: Say | None = None) -> Path | str:
     """Return the path or Hub id of "smollm2", converting the offline copy once.
 
@@ -107,9 +133,9 @@ def local_copy(say: Say | None = None) -> Path | str:
     Raises:
         ValueError: if the offline copy is there and cannot be read.
     """
-    target = cache_dir() / _CONVERSION
-    if (target / "config.json").is_file():
-        return target
+    ready = converted_copy()
+    if ready is not None:
+        return ready
     folder = wheel_folder()
     if folder is None:
         if say is not None:
@@ -123,8 +149,15 @@ def local_copy(say: Say | None = None) -> Path | str:
         )
     if say is not None:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
+    target = cache_dir() / _CONVERSION
     _convert(folder, target)
     return target
+
+
+def converted_copy() -> Path | None:
+    """Return the directory of "smollm2" that an earlier call has written, if there is one."""
+    target = cache_dir() / _CONVERSION
+    return target if (target / "config.json").is_file() else None
 
 
 def wheel_folder() -> Path | None:

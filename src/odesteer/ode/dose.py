@@ -10,6 +10,7 @@ unit-speed field time and path length are the same.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -55,10 +56,13 @@ class Dose(ABC):
 
 
 def _finite(name: str, value: float) -> float:
-    value = float(value)
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number; got {value}.")
-    return value
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {value!r:.80}.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,19 @@ class PathLength(_Amount):
 
 @dataclass(frozen=True)
 class Angle(_Amount):
-    """Path length over ||a||; in radians for a flow on the sphere about 0."""
+    """Path length over ||a||; in radians for a flow on the sphere about 0.
+
+    Usual ones are 0.05 to 0.5; beyond pi, the way to the opposite, a warning says so.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if abs(self.amount) > math.pi:
+            warnings.warn(
+                f"Angle({self.amount:g}) is a path of {abs(self.amount):g} times the activation's "
+                f"norm, further than to its opposite (3.14); usual ones are 0.05 to 0.5.",
+                stacklevel=3,
+            )
 
     def __str__(self) -> str:
         return f"angle {self.amount:g}"
@@ -192,8 +208,18 @@ class Target(Dose):
 
 
 def as_dose(strength: "Dose | float") -> Dose:
-    """Convert a number to `Time`; return a dose unchanged."""
-    return strength if isinstance(strength, Dose) else Time(strength)
+    """Convert a number to `Time`; return a dose unchanged.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(strength, Dose):
+        return strength
+    if isinstance(strength, str) or not hasattr(strength, "__float__"):
+        raise ValueError(
+            f"A strength is a number or a dose, such as 0.5 or Angle(0.2); got {strength!r:.80}."
+        )
+    return Time(strength)
 
 
 DOSES: dict[str, type[Dose]] = {

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.backends.base import Sampling
 from odesteer.models.batching import end_tokens
+from odesteer.models.generation import Sampling
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import (
     attention_output,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from odesteer.backends.base import Sampling
 from odesteer.common.registry import lookup
 from odesteer.models.chat_template import Messages, encode
+from odesteer.models.generation import Sampling
 from odesteer.models.hooks.positions import check_positions
 from odesteer.models.layers import config_value
 from odesteer.ode import Angle, Dose, Target, Time

@@ -77,7 +77,7 @@ class Calibration(NamedTuple):
     offset: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerSteering:
     """Map a -> a(T) at one decoder block, T being the `strength`.
 
@@ -113,6 +113,11 @@ class LayerSteering:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.field, VectorField):
+            raise ValueError(
+                f"A steering follows a VectorField; got {type(self.field).__name__}. Of a vector "
+                f"make one by Steering.from_vector(vector, layer)."
+            )
         find_solver(self.solver)
         lookup(dict.fromkeys(SITES), self.site, "site")
         dose = self.dose  # refuses a strength that is no number
@@ -125,6 +130,11 @@ class LayerSteering:
             )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
+
+    def __repr__(self) -> str:
+        return (
+            f"LayerSteering(method='{self.method}', layer={self.layer}, strength={self.strength})"
+        )
 
     @property
     def dose(self) -> Dose:

@@ -8,6 +8,7 @@ configuration records, and omits what is not recorded.
 import json
 import re
 from collections.abc import Iterable, Sequence
+from html import escape, unescape
 from typing import Any
 
 from odesteer.common.files import bar, table, text
@@ -34,6 +35,30 @@ def card(config: dict[str, Any], dose: str) -> str:
         _limits(),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def html(config: dict[str, Any], dose: str) -> str:
+    """Render the facts of a configuration as a table for notebooks, everything escaped."""
+    parts = config.get("parts") or [config]
+    quality = _dict(parts[0], "receipts", "held_out") if len(parts) == 1 else {}
+    verdict = _dict(parts[0], "receipts", "assessment").get("verdict")
+    facts = [
+        *_facts(config, parts, _dict(config, "model"), dose),
+        *((f"held-out {key}", value) for key, value in quality.items()),
+        ("verdict", verdict),
+    ]
+    rows = "".join(
+        f"<tr><th>{escape(key.replace('`', ''))}</th><td>{escape(_bare(value))}</td></tr>"
+        for key, value in facts
+        if value is not None
+    )
+    title = f"Steering by {config['method']} at layer {_layers(parts)}"
+    return f"<p><b>{escape(title)}</b></p><table>{rows}</table>"
+
+
+def _bare(value: Any) -> str:
+    """Return a cell of the card without what is there for Markdown."""
+    return unescape(text(value)).replace("\\|", "|").replace("`", "")
 
 
 def _front_matter(config: dict[str, Any], model: dict[str, Any]) -> str:

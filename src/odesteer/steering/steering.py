@@ -9,21 +9,28 @@ h are the calibrated barriers, in nats of log-odds, so that one aim does not dro
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
+import torch
 from torch import Tensor, nn
 
 from odesteer.common.limits import brief
+from odesteer.common.registry import lookup
+from odesteer.models.chat_template import Messages
 from odesteer.models.compatibility import Difference, differences
+from odesteer.models.generation import Progress, Sampling, generate
 from odesteer.models.hooks.attach import attach
 from odesteer.models.hooks.handle import Handle
 from odesteer.models.hooks.positions import Positions
+from odesteer.models.loading import check_loaded
 from odesteer.ode import (
     AndBarrier,
     Barrier,
+    ConstantField,
     Dose,
     GradientField,
     OrBarrier,
@@ -31,8 +38,10 @@ from odesteer.ode import (
     VectorField,
     as_dose,
 )
+from odesteer.steering.comparison import Comparison
 from odesteer.steering.hub import Pushable, locate
 from odesteer.steering.layer_steering import Calibration, LayerSteering
+from odesteer.steering.model_card import html
 from odesteer.steering.serialization.directory import read, write
 
 
@@ -111,12 +120,46 @@ class Steering(Pushable):
         steering._parts = ordered
         return steering
 
+    @classmethod
+    def from_vector(
+        cls, vector: Tensor | Sequence[float], layer: int, strength: Dose | float = 1.0
+    ) -> "Steering":
+        """Make the steering that adds a vector: a(T) = a + T vector.
+
+        Args:
+            vector: [d], of finite numbers.
+            layer: 0-based index of the decoder block to whose output it is added.
+            strength: T, or another dose.
+
+        Raises:
+            ValueError: for another shape, or numbers that are not finite.
+
+        Example:
+            >>> Steering.from_vector([1.0, 0.0], layer=14, strength=2.0)(torch.zeros(2))
+            tensor([2., 0.])
+        """
+        direction = torch.as_tensor(vector).detach().float()
+        if direction.dim() != 1 or not len(direction) or not bool(direction.isfinite().all()):
+            raise ValueError(
+                f"A vector has the shape [d] and finite numbers; got the shape "
+                f"{list(direction.shape)}. Directions of several layers: Steering.of([...])."
+            )
+        return cls(ConstantField(direction), strength, layer=layer, method="vector")
+
     def replace(self, **attributes: Any) -> "Steering":
         """Return a copy with other attributes at every layer: `steering.replace(steps=4)`."""
         return Steering.of(replace(part, **attributes) for part in self.parts)
 
     def __repr__(self) -> str:
         return f"Steering(method='{self.method}', layer={self.layer}, strength={self.strength})"
+
+    def _repr_html_(self) -> str:
+        """Return the facts of the model card as a table, for notebooks."""
+        try:
+            config, _, dose = self._described()
+        except ValueError:  # a field that is code cannot be described
+            return escape(repr(self))
+        return html(config, dose)
 
     # ---- what all layers share
 
@@ -230,9 +273,17 @@ class Steering(Pushable):
         """Width of the only layer, or None where its field takes any width."""
         return self.only.hidden_size
 
-    def __call__(self, a: Tensor, dose: Dose | None = None) -> Tensor:
-        """Return a(T) of the only layer, see `LayerSteering.__call__`."""
-        return self.only(a, dose=dose)
+    def __call__(
+        self, a: Tensor, strength: Dose | float | None = None, *, dose: Dose | None = None
+    ) -> Tensor:
+        """Return a(T) of the only layer: [..., d] -> [..., d], see `LayerSteering.__call__`.
+
+        Args:
+            a: activations [..., d].
+            strength: another than the steering's own; `dose` is the same.
+        """
+        other = dose if strength is None else as_dose(strength)
+        return self.only(a, dose=other)
 
     def trajectory(self, a: Tensor) -> Tensor:
         """Return the path at the only layer, see `LayerSteering.trajectory`."""
@@ -252,6 +303,31 @@ class Steering(Pushable):
         """Return the steering away: field -v, barrier -h, at every layer."""
         return Steering.of(~part for part in self.parts)
 
+    def __mul__(self, factor: float) -> "Steering":
+        """Return the steering with `factor` times its dose, at every layer: `2 * s`, `-s`.
+
+        Time, path length and angle are multiplied; of a `Target` the budget is, and its
+        probability stays. A negative factor goes backwards along the field, which for a constant
+        one is `~s`; other fields bend elsewhere there, and `~s` also turns the barrier round.
+
+        Raises:
+            ValueError: for a `Target` times a negative number, since it stops at a probability
+                that lies forwards; `~s` has a target of its own.
+
+        Example:
+            >>> (2 * Steering.from_vector([1.0, 0.0], layer=14)).strength
+            Time(amount=2.0)
+        """
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        return Steering.of(part.with_strength(part.dose.scaled(factor)) for part in self.parts)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Steering":
+        """Return the steering with minus its dose, at every layer; see `__mul__`."""
+        return -1.0 * self
+
     def __and__(self, other: "Steering") -> "Steering":
         """Join both aims in one ODE; see `all_of`."""
         return all_of(self, other)
@@ -270,16 +346,140 @@ class Steering(Pushable):
         measure: bool = False,
         check: str = "architecture",
         differentiable: bool = False,
+        *,
+        strength: Dose | float | None = None,
     ) -> Handle:
-        """Steer `model` until the handle is removed; see `odesteer.models.hooks.attach.attach`."""
+        """Steer `model` until the handle is removed; see `odesteer.models.hooks.attach.attach`.
+
+            with steering.attach(model, strength=0.2):
+                model.generate(**inputs)
+
+        Args:
+            model, positions, rows, measure, check, differentiable: see there.
+            strength: another dose than the steering's own, at every layer.
+        """
+        if isinstance(positions, int | float | Dose):
+            raise ValueError(
+                f"attach takes the dose by its name: attach(model, strength={positions})."
+            )
+        steering = self if strength is None else self.with_strength(strength)
         return attach(
-            self.parts,
+            steering.parts,
             model,
             positions=positions,
             rows=rows,
             measure=measure,
             check=check,
             differentiable=differentiable,
+        )
+
+    @overload
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompt: str | Messages,
+        strength: Dose | float | None = ...,
+        *,
+        positions: Positions = ...,
+        template: str = ...,
+        progress: Progress | None = ...,
+        **sampling: Any,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompt: list[str] | list[Messages],
+        strength: Dose | float | None = ...,
+        *,
+        positions: Positions = ...,
+        template: str = ...,
+        progress: Progress | None = ...,
+        **sampling: Any,
+    ) -> list[str]: ...
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompt: str | Messages | list[str] | list[Messages],
+        strength: Dose | float | None = None,
+        *,
+        positions: Positions = "last+generated",
+        template: str = "auto",
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> str | list[str]:
+        """Write with a model under the steering.
+
+            steering.generate(model, tokenizer, "How was the trip?", max_new_tokens=40)
+
+        Args:
+            model: a transformers causal language model.
+            tokenizer: its tokenizer.
+            prompt: a text, chat messages, or a list of either, which gives a list.
+            strength: another dose than the steering's own.
+            positions: which tokens are steered, see `odesteer.models.hooks.positions`.
+            template: how prompts become text, see `odesteer.models.chat_template`.
+            progress: called with (prompts done, prompts in all).
+            sampling: attributes of `odesteer.Sampling`: `max_new_tokens`, `temperature` (0 is
+                greedy), `seed` and others.
+
+        Raises:
+            ValueError: for another model than it was fitted on, an empty prompt or an unknown
+                argument.
+        """
+        check_loaded(model, tokenizer)
+        for name in sampling:
+            lookup(Sampling.__dataclass_fields__, name, "argument of generation")
+        prompts, several = _prompts(prompt)
+        texts = generate(
+            model,
+            tokenizer,
+            prompts,
+            Sampling(**sampling),
+            steered=lambda _: self.attach(model, positions, strength=strength),
+            template=template,
+            progress=progress,
+        )
+        return texts if several else texts[0]
+
+    def compare(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompt: str | Messages | list[str] | list[Messages],
+        strength: Dose | float | None = None,
+        *,
+        positions: Positions = "last+generated",
+        template: str = "auto",
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Comparison:
+        """Write without and with the steering, by the same random draws.
+
+            print(steering.compare(model, tokenizer, "How was the trip?"))
+
+        Args and errors as of `generate`.
+        """
+        prompts: Any = _prompts(prompt)[0]
+        unsteered, steered = (
+            self.generate(
+                model,
+                tokenizer,
+                prompts,
+                dose,
+                positions=positions,
+                template=template,
+                progress=progress,
+                **sampling,
+            )
+            for dose in (0.0, strength)
+        )
+        dose = self.dose if strength is None else as_dose(strength)
+        return Comparison(
+            tuple(prompts), tuple(unsteered), tuple(steered), f"{self.method}, {dose}"
         )
 
     def compatibility(self, model: nn.Module, tokenizer: Any = None) -> list[Difference]:
@@ -298,6 +498,12 @@ class Steering(Pushable):
             ValueError: if a part of it is code (a `ModuleBarrier`), or it would be refused when
                 it is read: values that are not finite, more than 1,000 steps.
         """
+        config, tensors, dose = self._described()
+        _rebuild(config, tensors, path)
+        return write(Path(path), config, tensors, dose)
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+        """Return the configuration and the tensors that are saved, and the dose in words."""
         if len(self.parts) == 1:
             config, tensors = self.parts[0].describe()
             dose = str(self.dose)
@@ -317,8 +523,7 @@ class Steering(Pushable):
                 "parts": configs,
             }
             dose = f"{first.dose} at the first layer"
-        _rebuild(config, tensors, path)
-        return write(Path(path), config, tensors, dose)
+        return config, tensors, dose
 
     @classmethod
     def from_pretrained(
@@ -342,6 +547,15 @@ class Steering(Pushable):
 
 
 load = Steering.from_pretrained
+
+
+def _prompts(
+    prompt: str | Messages | list[str] | list[Messages],
+) -> tuple[list[str | Messages], bool]:
+    """Return the prompts as a list, and whether a list of them was given."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+        return [cast(str | Messages, prompt)], False
+    return [*cast(list[str | Messages], prompt)], True
 
 
 def _rebuild(

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.backends.base import Backend, Sampling, Steerings
+from odesteer.backends.base import Backend, Steerings
 from odesteer.backends.vllm.engine import Engine
 from odesteer.backends.vllm.registry import start_of
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages, encode, encode_parts
+from odesteer.models.generation import Sampling
 from odesteer.steering import Steering
 
 

@@ -110,7 +110,7 @@ def refuse(registry: SteeringRegistry, config: Any) -> None:
 
 def _check_fits(name: str, part: LayerSteering, model: nn.Module, check: str) -> None:
     try:
-        compatibility.check(compatibility.differences(part, model), check)
+        compatibility.check(part, model, check)
     except ValueError as error:
         raise ValueError(f"The steering '{name}' does not fit: {error}") from None
 

@@ -22,12 +22,12 @@ from pydantic import (
     ValidationInfo,
 )
 
-from odesteer.backends.base import Sampling
 from odesteer.common.registry import lookup, resolve
 from odesteer.evaluation.benchmarks import find_benchmark
 from odesteer.evaluation.judges import JUDGES, find_judge
 from odesteer.extraction.tokenize import Tokens
 from odesteer.methods import GROUP, METHODS, Method
+from odesteer.models.generation import Sampling
 from odesteer.models.hooks.positions import POSITIONS
 from odesteer.ode import DOSES, Dose
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json

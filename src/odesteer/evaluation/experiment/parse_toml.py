@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from odesteer.backends.base import Sampling
 from odesteer.common.registry import lookup
 from odesteer.evaluation.experiment.config import (
     CHOOSE,
@@ -28,6 +27,7 @@ from odesteer.evaluation.experiment.config import (
     Matched,
     ModelChoice,
 )
+from odesteer.models.generation import Sampling
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -299,7 +299,7 @@ def amounts_of(doses: Sequence[Dose | float] | None) -> list[Dose]:
 
 
 def candidates_of(
-    model: nn.Module, method: Method, layers: Sequence[int | Sequence[int]] | None
+    model: nn.Module, method: Method, layers: int | Sequence[int | Sequence[int]] | None
 ) -> list[Layer]:
     """Return the layers to fit at; none where they are still to be ranked."""
     if layers is None:
@@ -308,7 +308,7 @@ def candidates_of(
         layer_index(model, layer)
         if isinstance(layer, int)
         else tuple(sorted({layer_index(model, each) for each in layer}))
-        for layer in layers
+        for layer in ([layers] if isinstance(layers, int) else layers)
     ]
     if not candidates or () in candidates:
         raise ValueError("layers holds no layer; name at least one block, or leave it out.")

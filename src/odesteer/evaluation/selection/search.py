@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from odesteer.data import Contrast
+from odesteer.data.arguments import forgiving
 from odesteer.evaluation.selection.effect import (
     NEW_TOKENS,
     EffectMeter,
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
     from odesteer.evaluation.judges import Judge
 
 
+@forgiving(layer="layers")
 def tune(
     model: nn.Module,
     tokenizer: Any,
     contrast: Contrast | Any,
     method: str | Method = "odesteer",
     *,
-    layers: Sequence[int | Sequence[int]] | None = None,
+    layers: int | Sequence[int | Sequence[int]] | None = None,
     doses: Sequence[Dose | float] | None = None,
     target: float | None = None,
     target_effect: float | None = None,
@@ -83,7 +85,7 @@ def tune(
         method: a name in `odesteer.METHODS`, or a method with your hyperparameters.
         layers: candidates: block indices, or several for a steering of several; None: the three
             middle blocks with the smallest held-out log-loss (for methods that steer attention
-            heads, all blocks as one candidate).
+            heads, all blocks as one candidate). `layer` is the same.
         doses: a number is an integration time; None: angles from 0.05 to 0.3. The unsteered
             model is always a candidate as well.
         target: the mean read-out to reach: P(positive) in (0, 1), or with a judge its score.
@@ -139,7 +141,7 @@ def tune(
     trials = judged(trials, wanted)
     choice = choose(trials, wanted)
     if not choice.met:
-        warnings.warn(choice.reason, stacklevel=2)
+        warnings.warn(choice.reason, stacklevel=3)
     receipt = {
         "method": fitted_method.name,
         "seed": seed,

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from odesteer.common.limits import MAX_LAYERS
-from odesteer.ode import ConstantField
 from odesteer.steering import Steering
 
 
@@ -124,13 +123,8 @@ class Vectors:
         """
         hint = {} if self.model_type is None else {"hint": self.model_type}
         parts = tuple(
-            Steering(
-                ConstantField(direction),
-                strength=strength,
-                layer=layer,
-                method="vector",
-                model={**hint, "hidden_size": self.width},
-                receipts=dict(self.notes),
+            Steering.from_vector(direction, layer, strength).replace(
+                model={**hint, "hidden_size": self.width}, receipts=dict(self.notes)
             )
             for layer, direction in self.directions.items()
         )

@@ -87,16 +87,20 @@ def check_fits(steering: Steers, model: nn.Module, check: str = "architecture") 
             "This steering does not know its layer: fit it with layer=..., or use "
             "steering.replace(layer=...)."
         )
-    width, expected = hidden_size(model), steering.hidden_size
+    described = "name" in steering.model
+    if described:  # then the error names both models
+        compatibility.check(steering, model, check)
     index = layer_index(model, steering.layer)
+    width, expected = hidden_size(model), steering.hidden_size
     if steering.site == "heads":
         width = input_width(attention_output(find_layers(model)[index]))
     if width is not None and expected is not None and width != expected:
         raise ValueError(
             f"This steering is for activations of width {expected}; {type(model).__name__} has "
-            f"width {width}. It was fitted on {steering.model.get('name', 'another model')}."
+            f"width {width}."
         )
-    compatibility.check(compatibility.differences(steering, model), check)
+    if not described:
+        compatibility.check(steering, model, check)
     block = type(find_layers(model)[index]).__name__
     if "cross" in block.lower():
         warnings.warn(
