@@ -297,6 +297,7 @@ def test_an_opposite_is_asked_for_in_the_same_words(path):
     [
         ({"description": " . "}, "A description says how"),
         ({"description": "is rude", "opposite": "is rude"}, "Both instructions"),
+        ({"path": "pairs.csv"}, r"a \.jsonl file; got 'pairs\.csv'"),
         ({"n": 0}, "n >= 1"),
         ({"seed": -1}, "seed >= 0"),
         ({"length_ratio": 0.5}, "length_ratio >= 1"),
@@ -306,9 +307,9 @@ def test_an_opposite_is_asked_for_in_the_same_words(path):
     ],
 )
 def test_wrong_arguments_are_said_before_anything_is_asked(arguments, words, path):
-    arguments = {"description": CAPTAIN, "writer": "http://127.0.0.1:9/v1", **arguments}
+    nowhere = {"description": CAPTAIN, "writer": "http://127.0.0.1:9/v1", "path": path}
     with pytest.raises(ValueError, match=words):
-        write_pairs(path=path, **arguments)
+        write_pairs(**{**nowhere, **arguments})
 
 
 def test_sides_that_words_do_not_tell_apart_are_noted():

@@ -129,6 +129,8 @@ def write_pairs(
         raise ValueError("A trait has its opposite instructions; opposite= is for a description.")
     trait = description if isinstance(description, Trait) else Trait.of(description, opposite)
     file = Path(path)
+    if file.suffix != ".jsonl":
+        raise ValueError(f"Pairs are written to a .jsonl file; got '{file}'.")
     _check_replaceable(file, trait, form)
     author = as_writer(writer, model, template, key_variable, **options)
     file.parent.mkdir(parents=True, exist_ok=True)
