@@ -12,7 +12,7 @@ PUBLIC = {
         REControl RandomDirection RepE SOLVERS SafetyFilter Sampling Scores Sensitivity
         Shards Steering Target Time TrainedODESteer TransformersBackend TruthFlow Tuned
         activations all_of any_of assess behaviours extract_shards fit guarded load score
-        sensitivities tune use_layers
+        sensitivities tune use_layers write_pairs
     """,
     "odesteer.backends": """
         Backend Sampling TransformersBackend
@@ -34,6 +34,9 @@ PUBLIC = {
         QuadraticBarrier RectifiedField RotationField RungeKutta SOLVERS SafetyField
         SketchBarrier Solver Tableau Target Time TransportField VectorField Whitening
         ZeroField as_dose columns_of solve trajectory
+    """,
+    "odesteer.pairs": """
+        Trait WrittenPairs write_pairs
     """,
     "odesteer.testing": """
         ARCHITECTURES Adapter Architecture CHECKS Case Check FittedMethod METHOD_CHECKS

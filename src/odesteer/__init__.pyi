@@ -36,6 +36,7 @@ from .methods import (
 from .models.hooks.handle import Handle
 from .models.layers import use_layers
 from .ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
+from .pairs import write_pairs
 from .steering import Calibration, Steering, all_of, any_of, guarded, load
 
 __version__: str
@@ -95,4 +96,5 @@ __all__ = [
     "sensitivities",
     "tune",
     "use_layers",
+    "write_pairs",
 ]

@@ -13,6 +13,7 @@ from odesteer.cli import library
 from odesteer.cli.app import app
 from odesteer.cli.options import among, models
 from odesteer.common import catalogue
+from odesteer.data.formats import FORMATS
 from odesteer.extraction.tokenize import TOKENS
 from odesteer.models.hooks.positions import POSITIONS
 from odesteer.models.loading import load_model
@@ -74,6 +75,7 @@ def test_the_words_are_those_of_the_library() -> None:
     assert tuple(catalogue.METHODS) == tuple(ods.METHODS)
     assert catalogue.SOLVERS == tuple(ods.SOLVERS)
     assert catalogue.TOKENS == TOKENS
+    assert catalogue.FORMATS == tuple(FORMATS)
     assert catalogue.POSITIONS == tuple(POSITIONS)
 
 

@@ -73,7 +73,9 @@ def test_a_missing_contrast_file_is_named(tmp_path: Path) -> None:
 def test_a_contrast_with_one_class_says_which_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps({"text": "Fine.", "label": 1}))
-    fails_with(run("fit", "smollm2", path, "--out", tmp_path / "out"), "negative class is empty")
+    fails_with(
+        run("fit", "smollm2", path, "--out", tmp_path / "out"), "1 positive texts and no neg"
+    )
     assert not (tmp_path / "out").exists()
 
 

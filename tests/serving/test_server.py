@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,8 +23,10 @@ from tests.serving import routes
 from tests.serving.mixed import ENDS, SHARED, SHORT, requests
 from tests.serving.served import COMPOSED, language_model, steered, tokens
 
+import odesteer as ods
 from odesteer.backends.vllm import ask
 from odesteer.backends.vllm.request_validation import STEERED
+from odesteer.pairs import write_pairs
 
 NEW = 8
 TOKEN = "correct-horse"
@@ -455,3 +458,19 @@ def test_the_example_of_the_docs_runs(server: Server, capsys: pytest.CaptureFixt
     exec(compile(example, "<docs>", "exec"), {})
     models, *answers = capsys.readouterr().out.strip().split("\n", 4)
     assert "smollm2:flow" in models and len({one.partition(":")[2] for one in answers}) >= 3
+
+
+def test_it_writes_pairs(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", TOKEN)
+    address = f"http://127.0.0.1:{server.port}/v1"
+    file = tmp_path / "pairs.jsonl"
+    options = {"n": 4, "max_new_tokens": 24, "length_ratio": 10.0}
+    written = write_pairs("speaks like a sea captain", address, file, **options)
+    assert written.model == "smollm2" and 1 <= len(written.contrast.positive) <= 4
+    assert written.contrast == ods.Contrast.from_file(file)
+    before = server.processed()
+    assert write_pairs("speaks like a sea captain", address, file, **options) == written
+    assert server.processed() == before  # nothing is asked twice
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(ValueError, match="status 401"):
+        write_pairs("speaks like a sea captain", address, tmp_path / "other.jsonl")

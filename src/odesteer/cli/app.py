@@ -20,6 +20,7 @@ from odesteer.cli import (
     generate,
     inspect,
     methods,
+    pairs,
     playground,
     report,
     run,
@@ -68,7 +69,12 @@ LEARN, USE, MEASURE, LOOK = (
     "Look around",
 )
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
-    LEARN: {"fit": fit.fit, "tune": tune.tune, "extract": extract.extract},
+    LEARN: {
+        "fit": fit.fit,
+        "tune": tune.tune,
+        "pairs": pairs.pairs,
+        "extract": extract.extract,
+    },
     USE: {
         "generate": generate.generate,
         "chat": chat.chat,

@@ -33,6 +33,7 @@ def extract(
     ] = "last",
     max_tokens: options.MaxTokens = None,
     columns: options.Columns = None,
+    format: options.Format = None,
     template: options.Template = "auto",
     rows_per_shard: Annotated[
         int | None,
@@ -55,7 +56,7 @@ def extract(
     if isinstance(blocks, str):
         raise ValueError("--layer of extract is a block index, or several with commas, not auto.")
     chosen = library.check_tokens(tokens)
-    data = read_contrast(contrast, template, columns)
+    data = read_contrast(contrast, template, columns, format)
     with goes_on(output), progress("Reading texts") as callback:
         shards = ods.extract_shards(
             model,

@@ -45,6 +45,7 @@ def fit(
     solver: options.Solver = None,
     steps: options.Steps = None,
     columns: options.Columns = None,
+    format: options.Format = None,
     template: options.Template = "auto",
     tokens: Annotated[
         str | None,
@@ -73,7 +74,7 @@ def fit(
     check_solver(solver)
     library.find_method(method)
     chosen = None if tokens is None else library.check_tokens(tokens)
-    data = read_chosen(contrast, behaviour, template, columns)
+    data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
 
     def fitted(strength: Any, reads: Any = chosen) -> "Steering":

@@ -82,17 +82,26 @@ def load_or_fit(
     return language_model, tokenizer, with_solver(with_dose(steering, dose, spread), solver, steps)
 
 
-def read_contrast(path: Path | None, template: str = "auto", columns: str | None = None) -> Any:
+def read_contrast(
+    path: Path | None,
+    template: str = "auto",
+    columns: str | None = None,
+    format: str | None = None,
+) -> Any:
     """Read a contrast file, or the packaged moods (towards melancholy)."""
     if path is None:
         return library.demo.contrast()[0]
     # A shell passes "\\n" as two characters.
     template = template.replace("\\n", "\n")
-    return ods.Contrast.from_file(path, template, as_columns(columns))
+    return ods.Contrast.from_file(path, template, as_columns(columns), format)
 
 
 def read_chosen(
-    path: Path | None, behaviour: str | None, template: str = "auto", columns: str | None = None
+    path: Path | None,
+    behaviour: str | None,
+    template: str = "auto",
+    columns: str | None = None,
+    format: str | None = None,
 ) -> Any:
     """Read a contrast file, or a packaged behaviour, of which one is given.
 
@@ -110,7 +119,7 @@ def read_chosen(
         raise ValueError(
             f"There is no file '{path}'; the packaged behaviour is --behaviour {path}."
         )
-    return read_contrast(path, template, columns)
+    return read_contrast(path, template, columns, format)
 
 
 def as_columns(columns: str | None) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from odesteer.common.catalogue import BEHAVIOURS, KL_BUDGETS, METHODS, POSITIONS, SOLVERS
+from odesteer.common.catalogue import BEHAVIOURS, FORMATS, KL_BUDGETS, METHODS, POSITIONS, SOLVERS
 
 _SMOLLM2 = "smollm2"
 
@@ -135,6 +135,14 @@ Columns = Annotated[
     str | None,
     typer.Option(
         help="What the file calls them: `positive=chosen,negative=rejected,prompt=question`."
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]} (axbench:3 for concept 3); by default "
+        "what the columns say.",
+        autocompletion=among(FORMATS),
     ),
 ]
 Template = Annotated[

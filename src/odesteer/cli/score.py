@@ -59,6 +59,7 @@ def score(
         int, typer.Option(min=0, help="Print so many of the first and of the last texts.")
     ] = 5,
     columns: options.Columns = None,
+    format: options.Format = None,
     template: options.Template = "auto",
     tokens: Annotated[
         str | None,
@@ -91,7 +92,7 @@ def score(
     named = as_columns(columns) or {}
     numbers = [named.get(key, key) for key in library.contrast.NUMBERS]
     rows = library.read_files.rows(file, None, numbers)
-    examples = list(library.contrast.labelled(rows, named, required=False))
+    examples = list(library.contrast.labelled(rows, named, required=False, format=format))
     if false_positives is not None and not {label for _, label in examples} >= {0, 1}:
         raise ValueError(
             "--false-positives needs texts of both classes: a `label` of 0 or 1 in each row."

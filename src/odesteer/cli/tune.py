@@ -48,6 +48,7 @@ def tune(
         float, typer.Option(help="Budget: perplexity of unsteered text, steered over unsteered.")
     ] = 1.25,
     columns: options.Columns = None,
+    format: options.Format = None,
     template: options.Template = "auto",
     check: options.Check = True,
     require_effect: options.RequireEffect = False,
@@ -67,7 +68,7 @@ def tune(
     amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
     library.find_method(method)
     library.Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
-    data = read_chosen(contrast, behaviour, template, columns)
+    data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
     with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.

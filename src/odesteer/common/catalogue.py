@@ -1,4 +1,4 @@
-"""Names of methods, solvers, positions, token readings and KL budgets, without torch.
+"""Names of methods, solvers, positions, token readings, formats and KL budgets, without torch.
 
 Help and completion read them here; the tables themselves (`METHODS`, `SOLVERS`, ...) import torch.
 A test compares the two.
@@ -33,6 +33,18 @@ DEFAULT_METHOD = "odesteer"
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
+# Of contrast files, in the order of `odesteer.data.formats.FORMATS`.
+FORMATS = (
+    "pairs",
+    "labelled",
+    "preference",
+    "unpaired-preference",
+    "bipo",
+    "model-written-evals",
+    "model-written-statements",
+    "axbench",
+    "steering-vectors",
+)
 # Words for KL budgets, in nats a token.
 KL_BUDGETS = {"light": 0.15, "medium": 0.3, "strong": 0.6}
 # Packaged behaviours: name -> (file, its side that is wanted, what is written). One file has both.

@@ -8,6 +8,8 @@ import numpy as np
 from odesteer.data.contrast import Contrast, Example
 
 FEW = 10  # pairs; with fewer, directions are mostly noise
+UNBALANCED = 4  # times as many texts of one class as of the other
+REPEATED = 0.05  # share of texts that are repetitions
 SHARE = 0.6  # a feature is reported where its shares in both classes differ by more
 SEPARATES = 0.9  # so is a length whose AUC is beyond this
 MARKS = ".!?,;:\"'-"
@@ -17,8 +19,9 @@ def confounds(contrast: Contrast) -> list[str]:
     """Describe what would tell the classes apart without any understanding.
 
     Returns:
-        One sentence each, none if nothing was found: too few examples, texts that are in both
-        classes, lengths, punctuation, capitals, first and last words.
+        One sentence each, none if nothing was found: too few examples, many more of one class,
+        repeated texts, texts that are in both classes, lengths, punctuation, capitals, first and
+        last words.
 
     Example:
         >>> pairs = Contrast.from_pairs(["So nice."] * 12, ["so bad"] * 12)
@@ -35,6 +38,18 @@ def confounds(contrast: Contrast) -> list[str]:
             f"There are {n} positive and {m} negative texts: with fewer than {FEW} of each, what "
             f"is learnt is mostly noise."
         )
+    if max(n, m) >= UNBALANCED * min(n, m):
+        notes.append(
+            f"There are {n} positive and {m} negative texts: what is measured is mostly about the "
+            f"larger class."
+        )
+    for name, members in (("positive", contrast.positive), ("negative", contrast.negative)):
+        again = len(members) - len({(str(e.prompt), e.response) for e in members})
+        if again > REPEATED * len(members):
+            notes.append(
+                f"{again} of {len(members)} {name} texts repeat an earlier one: held-out texts may "
+                f"have been learnt from."
+            )
     shared = set(sides[0]) & set(sides[1])
     if shared:
         notes.append(f"{len(shared)} text(s) are in both classes, such as {min(shared)[:60]!r}.")

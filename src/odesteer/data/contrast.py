@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
+from odesteer.data.formats import FORMATS, as_rows
 from odesteer.data.read_files import rows as file_rows
 from odesteer.models.chat_template import Messages, encode_parts, question
 
@@ -98,7 +99,8 @@ class Contrast:
         Args:
             data: a contrast; the path of a file, see `from_file`; a dictionary with the lists
                 `positive` and `negative`, or a tuple of the two; a list of (positive, negative)
-                pairs; or rows, such as a list of dictionaries or a data set, see `from_rows`.
+                pairs, or of the dataclasses of repeng and steering-vectors; or rows, such as a list
+                of dictionaries or a data set, see `from_rows`.
 
         Raises:
             ValueError: for anything else, saying what to call; and as `from_file` and the others.
@@ -115,6 +117,8 @@ class Contrast:
             return cls.from_pairs(list(data["positive"]), list(data["negative"]))
         if isinstance(data, Sequence) and data and isinstance(data[0], Mapping):
             return cls.from_rows(data)
+        if isinstance(data, Sequence) and data and is_dataclass(data[0]):
+            return cls.from_rows(vars(row) for row in data)
         if hasattr(data, "column_names"):  # a data set of `datasets`
             return cls.from_dataset(data)
         if isinstance(data, tuple) and len(data) == 2 and all(isinstance(d, list) for d in data):
@@ -189,6 +193,7 @@ class Contrast:
         rows: Iterable[Mapping[str, Any]],
         template: str = "auto",
         columns: Columns | None = None,
+        format: str | None = None,
     ) -> "Contrast":
         """Make a contrast from dictionaries, such as a dataset; also called `from_dataset`.
 
@@ -208,17 +213,21 @@ class Contrast:
             >>> Contrast.from_rows(rows)
             Contrast(1 positive, 1 negative, 2 groups)
 
+        Rows of preference data sets, BiPO, model-written evals, AxBench and others are recognised
+        by their columns, see `odesteer.data.formats`.
+
         Args:
             rows: the dictionaries.
             template: how prompt and response become one text.
             columns: what the rows call these keys, where they call them otherwise, such as
                 {"prompt": "question", "positive": "chosen", "negative": "rejected"}.
+            format: one of `odesteer.data.formats.FORMATS`; None: by the columns of the first row.
 
         Raises:
             ValueError: naming the row that is of neither form.
         """
         located = ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
-        return cls._of(located, template, columns)
+        return cls._of(located, template, columns, format)
 
     # A data set of `datasets` is its rows.
     from_dataset = from_rows
@@ -229,16 +238,19 @@ class Contrast:
         path: str | os.PathLike[str],
         template: str = "auto",
         columns: Columns | None = None,
+        format: str | None = None,
     ) -> "Contrast":
         """Read a JSONL, JSON, CSV, TSV or Parquet file by its name; see `from_rows`.
 
         Raises:
             FileNotFoundError: if the file is not there.
             ImportError: for Parquet without pyarrow.
-            ValueError: naming the line that cannot be read, or is of another form.
+            ValueError: naming the line that cannot be read, or is of another form, or the file
+                that has no rows, or texts of one class alone.
         """
         numbers = [(columns or {}).get(key, key) for key in NUMBERS]
-        return cls._of(file_rows(path, None, numbers), template, columns)
+        rows = file_rows(path, None, numbers)
+        return cls._of(rows, template, columns, format, f"'{os.fspath(path)}'")
 
     @classmethod
     def from_jsonl(
@@ -253,7 +265,8 @@ class Contrast:
             FileNotFoundError: if the file is not there.
             ValueError: naming the line that is not a JSON object of that form.
         """
-        return cls._of(file_rows(path, ".jsonl"), template, columns)
+        rows = file_rows(path, ".jsonl")
+        return cls._of(rows, template, columns, None, f"'{os.fspath(path)}'")
 
     @classmethod
     def _of(
@@ -261,10 +274,21 @@ class Contrast:
         rows: Iterable[tuple[str, Mapping[str, Any]]],
         template: str,
         columns: Columns | None,
+        format: str | None = None,
+        name: str | None = None,
     ) -> "Contrast":
         members: dict[int | None, list[Example]] = {1: [], 0: []}
-        for each, label in labelled(rows, columns):
+        for each, label in labelled(rows, columns, format=format):
             members[label].append(each)
+        counts = {"positive": len(members[1]), "negative": len(members[0])}
+        if name is not None and not any(counts.values()):
+            raise ValueError(f"{name} has no rows; a contrast needs examples of both classes.")
+        for key, other in (("positive", "negative"), ("negative", "positive")):
+            if name is not None and not counts[key]:
+                raise ValueError(
+                    f"{name} has {counts[other]} {other} texts and no {key} one; a contrast needs "
+                    f"examples of both classes."
+                )
         return cls(tuple(members[1]), tuple(members[0]), template)
 
     @cached_property
@@ -374,7 +398,10 @@ class Contrast:
 
 
 def labelled(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns | None, required: bool = True
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    columns: Columns | None,
+    required: bool = True,
+    format: str | None = None,
 ) -> Iterator[tuple[Example, int | None]]:
     """Yield each example with its label, 1 or 0; a pair gives its positive first.
 
@@ -382,13 +409,16 @@ def labelled(
         rows: each with the place it is from, for errors that name it.
         columns: what the rows call our keys, where they call them otherwise.
         required: whether a row without a label is refused; otherwise its label is None.
+        format: of the rows, see `odesteer.data.formats`; None: by their columns.
 
     Raises:
         ValueError: for a key that is none of ours, or naming the row of another form.
     """
+    if columns and format:
+        raise ValueError("A format says what the columns are called; give it or columns.")
     for key in columns or ():
         lookup(dict.fromkeys(KEYS), key, "key of a contrast")
-    for location, original in rows:
+    for location, original in iter(rows) if columns else as_rows(iter(rows), format):
         row = _renamed(original, columns or {}, location)
         prompt = row.get("prompt")
         group = row.get("group", row.get("topic", prompt))
@@ -409,7 +439,8 @@ def labelled(
                 raise ValueError(
                     f"has the keys {keys or 'none'}; a contrast needs "
                     f"'positive' and 'negative' (and 'prompt'), or 'text' and 'label' 0 or 1; "
-                    f'name other columns with columns={{"positive": ...}}.'
+                    f'name other columns with columns={{"positive": ...}}. Known by their columns '
+                    f"are the formats {', '.join(FORMATS)}."
                 )
         except ValueError as error:
             raise ValueError(f"{location}: {error}") from None

@@ -1,7 +1,7 @@
 """Contrast files: JSONL, CSV, Parquet, text.
 
-    .jsonl, .ndjson   one JSON object a line
-    .json             one list of JSON objects
+    .jsonl, .ndjson   one JSON object a line, or a list of two texts: positive, negative
+    .json             one list of these
     .csv, .tsv        a header and a row of text cells each; an empty cell is no value
     .parquet          a row each (needs pyarrow)
 
@@ -106,6 +106,11 @@ def _json_list(file: Path) -> Rows:
     with open_text(file) as text:
         content = text.read(MAX_BULK_BYTES + 1)
     values = _parsed(content, f"'{file}'", MAX_BULK_BYTES, MAX_BULK_VALUES)
+    if isinstance(values, dict) and {"instruction", "questions"} <= set(values):
+        raise ValueError(
+            f"'{file}' is a trait file of persona vectors: instructions and questions without "
+            f"answers. `odesteer pairs --from {file} --with MODEL` lets a model write them."
+        )
     if not isinstance(values, list):
         raise ValueError(f"'{file}' is not a list of JSON objects; a JSONL file has one a line.")
     for number, value in enumerate(values, start=1):
@@ -204,6 +209,8 @@ def _parsed(
 
 
 def _as_object(value: Any, location: str) -> Row:
+    if isinstance(value, list) and [type(text) for text in value] == [str, str]:
+        return {"positive": value[0], "negative": value[1]}
     if not isinstance(value, dict):
         raise ValueError(f"{location} is not a JSON object: {value!r:.80}.")
     return value

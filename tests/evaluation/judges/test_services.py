@@ -3,78 +3,15 @@
 A server on this machine plays its part.
 """
 
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
+from tests.helpers.scripted_server import Time, says, serving
 
+from odesteer.common.chat_completions import ResponseCache, Service
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges import ChatGrade, Score
-from odesteer.evaluation.judges.chat_grade import ResponseCache, Service
 
 KEY = "a-secret-that-nobody-should-see"
 CASE = Case("Say something.")
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with what `respond(body)` returns: (status, body) or (status, body, headers)."""
-
-    def __init__(self, respond):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.respond = respond
-        self.requests = []
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append((self.path, headers, body))
-        status, answer, *more = self.server.respond(body)
-        payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in (more[0] if more else {}).items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-
-@contextmanager
-def serving(respond):
-    server = Server(respond)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-class Time:
-    """A clock that only sleep moves."""
-
-    def __init__(self):
-        self.now = 0.0
-        self.pauses = []
-
-    def clock(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.pauses.append(seconds)
-        self.now += seconds
 
 
 def post(server, **more):
@@ -109,10 +46,11 @@ def test_half_a_surrogate_pair_is_posted_as_it_is():
 
 def test_two_writers_share_a_memory(tmp_path):
     one, other = ResponseCache(tmp_path / "m"), ResponseCache(tmp_path / "m")
-    one.add("a", Score(0.25))
-    other.add("b", Score(None, "why"))
+    one.add("a", value=0.25, reason=None)
+    other.add("b", value=None, reason="why")
     again = ResponseCache(tmp_path / "m")
-    assert again.get("a") == Score(0.25) and again.get("b") == Score(None, "why")
+    assert again.get("a") == {"value": 0.25, "reason": None}
+    assert again.get("b") == {"value": None, "reason": "why"}
     assert again.get("c") is None
 
 
@@ -138,10 +76,6 @@ def test_nobody_there_is_an_error_after_all_tries():
 
 
 # ---- a chat model as judge
-
-
-def says(reply):
-    return lambda body: (200, {"choices": [{"message": {"content": reply}}]})
 
 
 def grade(server, tmp_path, case=CASE, text="Something.", **more):

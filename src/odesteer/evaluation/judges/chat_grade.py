@@ -15,128 +15,25 @@ Source: Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 
 https://arxiv.org/abs/2306.05685
 """
 
-import hashlib
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import httpx
-
+from odesteer.common.chat_completions import (
+    ResponseCache,
+    Service,
+    chat_service,
+    key_of,
+    refuses,
+    reply_of,
+)
 from odesteer.common.files import cache_dir
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
-
-BUSY = (408, 425, 429, 500, 502, 503, 504)
-LONGEST_PAUSE = 60.0  # seconds
-
-
-@dataclass
-class Service:
-    """HTTP address that takes and gives JSON.
-
-    Args:
-        url: where requests are posted.
-        headers: with the key; they are shown in no message.
-        per_second: maximum request rate; None for no limit.
-        tries: attempts per request while the server is busy; the pauses between them double.
-        timeout: of one attempt, in seconds.
-        clock, sleep: of the pace and the pauses, in seconds.
-    """
-
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    per_second: float | None = None
-    tries: int = 6
-    timeout: float = 60.0
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    _client: httpx.Client = field(default_factory=httpx.Client, init=False, repr=False)
-    _last: float = field(default=float("-inf"), init=False, repr=False)
-
-    def post(self, body: Any) -> httpx.Response:
-        """Return the response, also a refusal or, after all attempts, a busy server's.
-
-        Raises:
-            ConnectionError: if the server cannot be reached, or redirects.
-        """
-        for attempt in range(1, self.tries + 1):
-            self._keep_pace()
-            pause = 2.0 ** (attempt - 1)
-            try:
-                # Not `json=`: it encodes as UTF-8, which fails for a half of a surrogate pair.
-                response = self._client.post(
-                    self.url,
-                    content=json.dumps(body),
-                    headers={"content-type": "application/json", **self.headers},
-                    timeout=self.timeout,
-                )
-            except httpx.TransportError as error:
-                if attempt == self.tries:
-                    raise ConnectionError(
-                        f"No answer from {self.url} after {self.tries} tries: {error}. What was "
-                        f"judged is kept; run again."
-                    ) from None
-            else:
-                if response.has_redirect_location:
-                    raise ConnectionError(f"{self.url} redirects; give its new address")
-                if response.status_code not in BUSY or attempt == self.tries:
-                    return response
-                with suppress(ValueError):  # a date instead of seconds
-                    pause = max(pause, float(response.headers.get("retry-after", 0)))
-            self.sleep(min(pause, LONGEST_PAUSE))
-        raise ValueError(f"A request needs at least one try; got tries={self.tries}.")
-
-    def _keep_pace(self) -> None:
-        if self.per_second:
-            wait = self._last + 1.0 / self.per_second - self.clock()
-            if wait > 0:
-                self.sleep(wait)
-        self._last = self.clock()
-
-
-class ResponseCache:
-    """Scores on disk by a hash of the request, one JSON line each.
-
-    Several processes may add to one file, which need not exist.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._scores: dict[str, Score] = {}
-        with suppress(FileNotFoundError):
-            for line in path.read_bytes().splitlines():
-                # A process that was killed leaves half a line.
-                with suppress(ValueError, KeyError, TypeError):
-                    row = json.loads(line)
-                    self._scores[row["key"]] = Score(row["value"], row["reason"])
-
-    def get(self, key: str) -> Score | None:
-        return self._scores.get(key)
-
-    def add(self, key: str, score: Score) -> None:
-        self._scores[key] = score
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        row = {"key": key, "value": score.value, "reason": score.reason}
-        # A line break before it as well, should the line before be a half one; in one write,
-        # which the system does not mix with that of another process.
-        line = f"\n{json.dumps(row)}\n".encode()
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(file, line)
-        finally:
-            os.close(file)
-
-
-def key_of(*parts: Any) -> str:
-    """Return a hash of a request."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
 
 HELPFUL = "how helpful, relevant, accurate and detailed the answer is"
 PROMPT = """Grade an answer to a prompt: {criterion}.
@@ -193,19 +90,16 @@ class ChatGrade(Judge):
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False, compare=False)
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
-        base_url = self.url or os.environ.get("OPENAI_BASE_URL")
-        key = os.environ.get(self.key_variable, "").strip()
-        if not base_url and not key:
+        url = self.url or os.environ.get("OPENAI_BASE_URL")
+        if not url and not os.environ.get(self.key_variable, "").strip():
             raise ValueError(
                 f"The judge '{self.name}' needs a key in {self.key_variable}, or url= of a server "
                 f"of your own."
             )
-        address = f"{(base_url or 'https://api.openai.com/v1').rstrip('/')}/chat/completions"
-        service = Service(
-            address,
-            {"authorization": f"Bearer {key}"} if key else {},
+        service = chat_service(
+            url or "https://api.openai.com/v1",
+            self.key_variable,
             per_second=self.per_second,
-            timeout=180.0,
             clock=self.clock,
             sleep=self.sleep,
         )
@@ -224,22 +118,17 @@ class ChatGrade(Judge):
             "messages": [{"role": "user", "content": self._request(case, text)}],
         }
         key = key_of(service.url, body, self.scale)
-        cached = memory.get(key)
-        if cached is not None:
-            return cached
+        kept = memory.get(key)
+        if kept is not None:
+            return Score(kept["value"], kept["reason"])
         response = service.post(body)
-        status = response.status_code
-        if 400 <= status < 500 and status not in (413, 422, 429):
+        if refuses(response):
             # Not this answer's fault: a wrong key, model or address, the same for all.
-            raise ValueError(f"{service.url} refuses requests: status {status}.")
-        if status != 200:
-            return Score(None, f"{self.model}: status {status}")
-        try:
-            reply = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            reply = None
-        score = self._read(reply or "")
-        memory.add(key, score)
+            raise ValueError(f"{service.url} refuses requests: {service.complaint(response)}.")
+        if response.status_code != 200:
+            return Score(None, f"{self.model}: status {response.status_code}")
+        score = self._read(reply_of(response) or "")
+        memory.add(key, value=score.value, reason=score.reason)
         return score
 
     def _request(self, case: Case, text: str) -> str:

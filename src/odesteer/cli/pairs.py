@@ -1,0 +1,146 @@
+"""`odesteer pairs`: a description to a file of pairs, written by a language model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+import odesteer as ods
+from odesteer.cli import library, options
+from odesteer.cli.console import (
+    out,
+    progress,
+    say,
+    show_answers,
+    stoppable,
+    teaching_errors,
+    warn,
+)
+
+SHOWN = 3  # pairs
+
+
+@teaching_errors
+def pairs(
+    description: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DESCRIPTION]",
+            help='How the positive answers are written, such as "speaks like a sea captain".',
+        ),
+    ] = None,
+    *,
+    writer: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="MODEL|URL",
+            help="Who writes: a chat model as for `odesteer fit`, or the address of an "
+            "OpenAI-compatible server such as http://localhost:8000/v1.",
+            autocompletion=options.models,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="JSONL file to write, for `odesteer fit`.")
+    ] = Path("pairs.jsonl"),
+    n: Annotated[int, typer.Option("--n", min=1, help="Pairs.")] = 60,
+    opposite: Annotated[
+        str | None,
+        typer.Option(help="How the negative answers are written; by default plainly."),
+    ] = None,
+    trait: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Instead of a description: a trait file of persona vectors, JSON with "
+            "`instruction` (`pos`, `neg`) and `questions`.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(help="What both instructions end with; empty where length is the behaviour."),
+    ] = "Use one or two sentences.",
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 96,
+    length_ratio: Annotated[
+        float,
+        typer.Option(min=1.0, help="Words of the longer answer for each of the shorter, at most."),
+    ] = 3.0,
+    model: Annotated[
+        str | None, typer.Option(help="Of a server: which of its models; by default the first.")
+    ] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="Of a server: the environment variable with its key.")
+    ] = "OPENAI_API_KEY",
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Of a server: seconds for one answer.")
+    ] = 180.0,
+    template: options.Template = "auto",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let a language model write pairs of answers that differ in a behaviour.
+
+    A model answers everyday questions as described and plainly. What was answered is kept beside
+    the file, in FILE.answers: a run that was stopped goes on, and one for more pairs asks only for
+    those.
+
+    Example: odesteer pairs "speaks like a sea captain" --with smollm2 --out sea.jsonl
+
+    Example: odesteer pairs "is rude" --opposite "is polite" --with http://localhost:8000/v1 --n 200
+    """
+    if (description is None) == (trait is None):
+        raise ValueError(
+            'Give a description such as "speaks like a sea captain", or --from TRAIT.json'
+            + (", not both." if trait else ".")
+        )
+    behaviour = library.Trait.from_file(trait) if trait is not None else str(description)
+    then = f"What was answered is in {output}.answers; the same command goes on from there."
+    with stoppable(then), progress("Writing pairs") as callback:
+        written = ods.write_pairs(
+            behaviour,
+            writer,
+            output,
+            n,
+            opposite=opposite,
+            form=form,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            length_ratio=length_ratio,
+            seed=seed,
+            model=model,
+            template=template.replace("\\n", "\n"),
+            key_variable=key_variable,
+            progress=callback,
+            say=say,
+            timeout=timeout,
+        )
+    contrast, count = written.contrast, len(written.contrast.positive)
+    alike = library.alike(contrast)
+    notes = [*library.confounds.confounds(contrast), *([alike] if alike else [])]
+    reasons = ", ".join(f"{number} {reason}" for reason, number in written.rejected.items())
+    if count < n:
+        warn(f"{count} pairs of {n}: of {written.questions} questions, left out {reasons}.")
+    for note in notes:
+        warn(note)
+    if as_json:
+        out.print_json(
+            data={
+                "path": str(written.path),
+                "model": written.model,
+                "pairs": count,
+                "questions": written.questions,
+                "rejected": dict(written.rejected),
+                "notes": notes,
+            }
+        )
+        return
+    for wanted, unwanted in list(zip(contrast.positive, contrast.negative, strict=True))[:SHOWN]:
+        show_answers(str(wanted.prompt), {"+": wanted.response, "-": unwanted.response})
+    out.print(
+        f"\nWrote {escape(str(written.path))}: {count} pairs by {escape(written.model)}, of "
+        f"{written.questions} questions" + (f" (left out: {reasons})" if reasons else ""),
+        soft_wrap=True,
+    )
+    out.print(f"Read them, then: odesteer fit smollm2 {escape(str(written.path))} --out steering")
