@@ -53,24 +53,29 @@ def register() -> None:
 def _wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        # vLLM raises KeyboardInterrupt on SIGTERM, which does not end the wait for its engine:
-        # the server would end only once its model is loaded.
+        # vLLM raises KeyboardInterrupt, which does not end the wait for its engine: the server
+        # would end only once its model is loaded.
         main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, _end) if main else None
+        signals = (signal.SIGTERM, signal.SIGINT) if main else ()
+        before = {each: signal.getsignal(each) for each in signals}
+        # A background job of a shell ignores SIGINT.
+        replaced = [each for each, handler in before.items() if callable(handler)]
+        for each in replaced:
+            signal.signal(each, _end)
         try:
             original(self, *args, **kwargs)
         finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for each in replaced:
+                signal.signal(each, before[each])
 
     return init
 
 
-def _end(*_: Any) -> None:
+def _end(number: int, _frame: Any) -> None:
     """End this process, which serves nobody yet, and the engines that it is starting."""
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(128 + signal.SIGTERM)
+    os._exit(128 + number)
 
 
 def _wrappers() -> list[tuple[Any, str, Wrapper]]:
