@@ -159,6 +159,7 @@ def test_two_steerings_are_composed_and_a_wrong_name_is_told_of_in_one_line(open
 
 def test_pasted_examples_are_fitted_and_used(opened):
     page = opened()
+    page.locator("#pg-amount input[type=number]").fill("-0.3")
     page.get_by_role("tab", name="Fit your own").click()
     page.locator("#pg-plus textarea").fill(GOOD)
     page.locator("#pg-minus textarea").fill(BAD)
@@ -166,7 +167,7 @@ def test_pasted_examples_are_fitted_and_used(opened):
     page.get_by_text("held-out AUC").wait_for()
     page.get_by_text("mine is ready").wait_for()
     page.locator("#pg-use").click()
-    title(page, "mine, angle")
+    title(page, "mine, angle 0.2")
 
 
 def test_markup_that_is_typed_is_shown_as_text(opened):

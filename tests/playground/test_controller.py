@@ -155,6 +155,7 @@ def test_a_file_is_fitted_and_a_bad_one_is_told_of(controller, tmp_path):
         ("../up", GOOD, "letters, digits"),
         ("good", GOOD, "choose another name"),
         ("mine", "one", "at least two positive examples"),
+        ("mine", "\n".join(GOOD.splitlines()[:2]), "got 2 positive and"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused_in_words(controller, name, positive, words):

@@ -18,8 +18,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from odesteer.playground.controller import Controller
-from odesteer.playground.session import Session
-from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab
+from odesteer.playground.session import ANGLE, Session
+from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab, ranges
 
 STEER = "steer"  # the id of the first tab
 
@@ -57,7 +57,8 @@ def fit_tab(controller: Controller, session: gr.State, tabs: gr.Tabs, steer: Ste
     def use_steering(session: Session, name: str, layer: int, method: str) -> Outputs:
         names = list(session.library(controller.library))
         value = gr.update(choices=names, value=name.strip())
-        return gr.update(selected=STEER), value, layer, method
+        # The dose of another steering may be negative, or too much for this one.
+        return gr.update(selected=STEER), value, layer, method, ANGLE, *ranges(ANGLE)
 
     fit.click(
         fit_steering,
@@ -69,7 +70,10 @@ def fit_tab(controller: Controller, session: gr.State, tabs: gr.Tabs, steer: Ste
     use.click(
         use_steering,
         [session, name, best, method],
-        [tabs, steer.expression, steer.layer, steer.method],
+        [
+            *(tabs, steer.expression, steer.layer, steer.method),
+            *(steer.dose, steer.amount, steer.probability),
+        ],
         queue=False,
     ).then(steer.on_send, **steer.sending)
 

@@ -259,6 +259,11 @@ def _contrast(positive: str, negative: str, file: str | None) -> tuple[Contrast,
             raise ValueError(
                 f"Give at least two {name} examples, one a line; got {len(side)}. Or upload a file."
             )
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(
+            f"Line i of both sides belongs together: got {len(sides[0])} positive and "
+            f"{len(sides[1])} negative examples. Leave out what has no partner, or upload a file."
+        )
     return Contrast.from_pairs(positive=sides[0], negative=sides[1]), None
 
 

@@ -141,7 +141,7 @@ class SteerTab:
             again_inputs,
             **together,
         )
-        self.dose.input(_ranges, [self.dose], [self.amount, self.probability], queue=False).then(
+        self.dose.input(ranges, [self.dose], [self.amount, self.probability], queue=False).then(
             self._again, again_inputs, **together
         )
         self.chat.input(_forget, [session], None, queue=False)
@@ -199,7 +199,7 @@ def _outputs(view: View) -> Outputs:
     return tuple(gr.skip() if value is None else value for value in view)
 
 
-def _ranges(dose: str) -> Outputs:
+def ranges(dose: str) -> Outputs:
     """Update the sliders: angles are about 0.2, integration times about 5."""
     if dose == "strength":
         amount = gr.update(
