@@ -99,12 +99,14 @@ def test_behaviours_are_listed_with_an_example():
     assert len(json.loads(run("behaviours", "sea", "--json").stdout)["pairs"]) == 64
 
 
-def test_where_no_dose_was_asked_for_a_stronger_one_is_tried(model, pairs, tmp_path):
+def test_where_no_dose_was_asked_for_the_text_chooses_it(model, pairs, tmp_path):
     done = run("fit", model, pairs, "--layer", "1", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     kept = ods.load(tmp_path / "out").receipts
-    tried = "Trying a stronger dose" in done.stderr
-    assert tried == (kept["kl"]["asked"] == 0.6 or kept["assessment"]["verdict"] != "works")
+    first = kept.get("kl", {}).get("asked") == 0.6
+    written = kept["assessment"]
+    assert first or written["perplexity_ratio"] <= 1.5 or written["verdict"] != "works"
+    assert kept["tokens"] == "response"
     asked = ["--kl", "medium", "--json", "--out", tmp_path / "asked"]
     report = json.loads(run("fit", model, pairs, "--layer", "1", *asked).stdout)
     assert report["kl"]["asked"] == 0.3

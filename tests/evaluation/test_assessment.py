@@ -6,7 +6,16 @@ import pytest
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.evaluation.assessment import BREAKS, NOTHING, PROMPTS, WEAK, WORKS, verdict
+from odesteer.evaluation.assessment import (
+    BREAKS,
+    NOTHING,
+    PROMPTS,
+    WEAK,
+    WORKS,
+    Assessment,
+    Assessor,
+    verdict,
+)
 from odesteer.evaluation.statistics.bootstrap import Interval
 
 
@@ -64,3 +73,34 @@ def test_it_is_kept_in_the_receipts_as_json(fitted):
     assert json.loads(json.dumps(kept)) == result.facts
     assert kept["verdict"] == result.verdict
     assert "times the perplexity" in str(result)
+
+
+def outcome(verdict, ratio, low):
+    effect = Interval(low + 0.1, low, 1.0, 12)
+    return Assessment(verdict, effect, ratio, 0.0, (), 0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        (outcome(WORKS, 1.3, 0.2), None, 1.0),  # fluent and effective: nothing else is tried
+        (outcome(WORKS, 1.4**4, 0.3), outcome(WORKS, 1.4, 0.1), 0.5),
+        (outcome(NOTHING, 1.4**0.25, -0.1), outcome(WORKS, 1.4, 0.1), 1.5),
+        (outcome(WORKS, 1.6, 0.2), outcome(WORKS, 1.55, 0.1), 1.0),  # neither is fluent
+        (outcome(BREAKS, 3.0, 0.5), outcome(NOTHING, 1.4, -0.1), "less"),
+        (outcome(WEAK, 1.3, 0.1), outcome(BREAKS, 2.5, 0.4), 1.0),
+    ],
+)
+def test_a_dose_that_costs_too_much_or_does_too_little_is_scaled(
+    fitted, monkeypatch, first, second, kept
+):
+    model, tokenizer, contrast, steering = fitted
+    steering = steering.with_strength(ods.Angle(0.2)).replace(receipts={"kl": {}, "held_out": {}})
+    assessor = Assessor(model, tokenizer, contrast)
+    answers = iter([first, second])
+    monkeypatch.setattr(assessor, "assess", lambda *_: next(answers))
+    chosen, assessment = assessor.with_fluent_dose(steering)
+    factor = chosen.dose.amount / 0.2
+    assert 0.5 <= factor < 1.0 if kept == "less" else factor == pytest.approx(kept)
+    assert assessment is (first if factor == 1.0 else second)
+    assert set(chosen.receipts) == ({"kl", "held_out"} if factor == 1.0 else {"held_out"})

@@ -1,6 +1,6 @@
 """`odesteer fit`: texts to a steering on disk."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,10 +15,6 @@ from odesteer.cli.load_steering import (
     with_solver,
 )
 from odesteer.common import catalogue
-
-if TYPE_CHECKING:
-    from odesteer.evaluation.assessment import Assessment
-    from odesteer.steering import Steering
 
 
 @teaching_errors
@@ -72,47 +68,37 @@ def fit(
     budget = parse_kl(kl, dose)
     blocks = as_layers(layer)
     check_solver(solver)
-    library.find_method(method)
+    learner = library.find_method(method)()
     chosen = None if tokens is None else library.check_tokens(tokens)
     data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
 
-    def fitted(strength: Any, reads: Any = chosen) -> "Steering":
-        with reading(cache), progress("Reading texts and fitting") as callback:
-            steering = ods.fit(
-                language_model,
-                tokenizer,
-                data,
-                method=method,
-                layer=blocks,
-                strength=strength,
-                seed=seed,
-                incremental=incremental,
-                progress=callback,
-                tokens=reads,
-                max_tokens=max_tokens,
-                cache=cache,
-            )
-        return with_solver(with_dose(steering, dose, spread), solver, steps)
-
-    assessor = library.assessment.Assessor(language_model, tokenizer, data, seed=seed, cache=cache)
-
-    def assessed(steering: "Steering") -> "tuple[Steering, Assessment]":
+    # Where no dose is named, what is written chooses it: from the strong one, all tokens read.
+    checked = check or require_effect
+    free = checked and budget is None and dose is None
+    free = free and library.takes_kl(learner, data, tokenizer)
+    with reading(cache), progress("Reading texts and fitting") as callback:
+        steering = ods.fit(
+            language_model,
+            tokenizer,
+            data,
+            method=method,
+            layer=blocks,
+            strength=ods.KL("strong") if free else budget if dose is None else dose,
+            seed=seed,
+            incremental=incremental,
+            progress=callback,
+            tokens=chosen or ("response" if free else None),
+            max_tokens=max_tokens,
+            cache=cache,
+        )
+    steering, assessment = with_solver(with_dose(steering, dose, spread), solver, steps), None
+    if checked:
+        assessor = library.assessment.Assessor(
+            language_model, tokenizer, data, seed=seed, cache=cache
+        )
         with reading(cache):
-            return verdict.assessed(assessor, steering)
-
-    steering, assessment = fitted(budget if dose is None else dose), None
-    if check or require_effect:
-        steering, assessment = assessed(steering)
-        # Where the user named no dose, one that does too little is tried stronger.
-        free = budget is None and dose is None and "kl" in steering.parts[0].receipts
-        if free and assessment.verdict in verdict.TOO_LITTLE:
-            say(
-                f"Verdict: {assessment.verdict}. Trying a stronger dose, with all of the responses."
-            )
-            stronger = assessed(fitted(ods.KL("strong"), chosen or "response"))
-            if verdict.is_better(stronger[1], assessment):
-                steering, assessment = stronger
+            steering, assessment = verdict.assessed(assessor, steering, free)
     path = steering.save_pretrained(output)
     parts = steering.parts
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}

@@ -20,6 +20,7 @@ from odesteer.evaluation.selection.result import Goal as Goal
 from odesteer.extraction.shards import ROWS as ROWS
 from odesteer.extraction.tokenize import check_tokens as check_tokens
 from odesteer.fitting import middle_layers as middle_layers
+from odesteer.fitting.fit import takes_kl as takes_kl
 from odesteer.integrations import control_vectors as control_vectors
 from odesteer.integrations import lm_eval as lm_eval
 from odesteer.integrations import lm_eval_paired as lm_eval_paired

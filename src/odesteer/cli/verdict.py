@@ -13,26 +13,28 @@ if TYPE_CHECKING:
 
 # What to try next, by verdict.
 NEXT = {
-    "weak": "Try --tokens response, a stronger dose (--kl strong), another --layer, or more pairs.",
-    "nothing happens": "Try --tokens response, a stronger dose (--kl strong), another --layer, "
+    "weak": "Try a stronger dose (--kl strong), --tokens response, another --layer, or more pairs.",
+    "nothing happens": "Try a stronger dose (--kl strong), --tokens response, another --layer, "
     "or pairs that show the behaviour more plainly.",
     "breaks the text": "Try a weaker dose (--kl light) or another --layer.",
 }
 
 
-# Verdicts on which a stronger dose may improve.
-TOO_LITTLE = ("weak", "nothing happens")
+def assessed(
+    assessor: "Assessor", steering: "Steering", free: bool = False
+) -> "tuple[Steering, Assessment]":
+    """Assess a steering, and return it with the assessment in its receipts.
 
-
-def is_better(one: "Assessment", other: "Assessment") -> bool:
-    """Return whether the first does more, and leaves the text whole."""
-    return one.verdict != library.assessment.BREAKS and one.effect.low > other.effect.low
-
-
-def assessed(assessor: "Assessor", steering: "Steering") -> "tuple[Steering, Assessment]":
-    """Assess a steering, and return it with the assessment in its receipts."""
+    Args:
+        assessor: of the contrast.
+        steering: with its dose.
+        free: whether the dose may be changed, see `Assessor.with_fluent_dose`.
+    """
     with progress("Writing before and after") as callback:
-        assessment = assessor.assess(steering, callback)
+        if free:
+            steering, assessment = assessor.with_fluent_dose(steering, callback)
+        else:
+            assessment = assessor.assess(steering, callback)
     return assessment.recorded(steering), assessment
 
 

@@ -11,6 +11,7 @@ held-out groups, so that 1 is the distance of the classes. The probe reads finis
 the steering, so it cannot be moved but by what was written.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,6 +56,8 @@ NEW_TOKENS = 32
 VISIBLE = 0.15
 # Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams.
 MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
+# The perplexity ratio that `Assessor.with_fluent_dose` aims at, and what it lets pass.
+FLUENT, MOST_FLUENT = 1.4, 1.5
 # Where unsteered answers lie from which on there is little to add.
 ALREADY = 0.8
 # Of the probe on held-out texts; below it, the classes hardly differ.
@@ -228,6 +231,43 @@ class Assessor:
         steered = _Answers(texts[-n:], log_odds[-n:], likelihood[-n:])
         report(3, 3)
         return self._compared(known, steered)
+
+    def with_fluent_dose(
+        self, steering: Steering, progress: Progress | None = None
+    ) -> tuple[Steering, Assessment]:
+        """Assess a steering, and another dose of it where this one does too much or too little.
+
+        For small doses KL, and with it the logarithm of the perplexity ratio r, grows with the
+        square of the dose. So the dose is multiplied by sqrt(log `FLUENT` / log r), once, unless
+        the steering works with a ratio of at most `MOST_FLUENT`.
+
+        Args:
+            steering: with its dose.
+            progress: called with (steps done, steps in all), each time.
+
+        Returns:
+            The better of the two and its assessment: text that is whole counts before fluent text,
+            and that before the lower end of the effect.
+        """
+        first = self.assess(steering, progress)
+        if first.verdict == WORKS and first.perplexity_ratio <= MOST_FLUENT:
+            return steering, first
+        change = math.sqrt(math.log(FLUENT) / max(math.log(max(first.perplexity_ratio, 1.0)), 0.05))
+        scaled = min(max(change, 0.5), 1.5) * steering
+        # The KL that was measured is not this dose's.
+        scaled = Steering.of(
+            replace(part, receipts={k: v for k, v in part.receipts.items() if k != "kl"})
+            for part in scaled.parts
+        )
+        tried = [(steering, first), (scaled, self.assess(scaled, progress))]
+        return max(
+            tried,
+            key=lambda each: (
+                each[1].verdict != BREAKS,
+                each[1].perplexity_ratio <= MOST_FLUENT,
+                each[1].effect.low,
+            ),
+        )
 
     def _compared(self, unsteered: _Answers, steered: _Answers) -> Assessment:
         auc, low, distance = self._classes

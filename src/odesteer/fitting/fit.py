@@ -153,10 +153,8 @@ def fit(
         chosen = chosen.for_model(head_width(model))
     if chosen.needs_pairs and not contrast.is_paired:
         contrast = contrast.paired()
-    if strength is None and chosen.default_kl is not None:
-        # Without a model's words there is no KL: of a text of one token none is predicted.
-        measurable = min(len(row) for side in contrast.tokens(tokenizer) for row in side) > 1
-        strength = KL(chosen.default_kl) if measurable or chosen.reads_sensitivities else None
+    if strength is None and takes_kl(chosen, contrast, tokenizer):
+        strength = KL(str(chosen.default_kl))
     if tokens is None and chosen.tokens == "last" and ends_apart(contrast):
         tokens = "response"
         warnings.warn(
@@ -257,6 +255,16 @@ def fit(
             reading = reading._replace(negative=moved.negative)
         parts.append(learn(layer_method, reading, index))
     return dosed(parts, [readings[index] for index in methods])
+
+
+def takes_kl(method: Method, contrast: Contrast, tokenizer: Any) -> bool:
+    """Whether the default strength of a method is a KL that these texts can measure.
+
+    Of a text of one token none is predicted, so it has no KL.
+    """
+    if method.default_kl is None or method.reads_sensitivities:
+        return method.default_kl is not None
+    return min(len(row) for side in contrast.tokens(tokenizer) for row in side) > 1
 
 
 def _with_budget(
