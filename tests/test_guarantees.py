@@ -408,6 +408,29 @@ def test_safety_filter_promises_nothing_where_h_cannot_reach_the_margin() -> Non
     assert float((moved - a).norm(dim=-1).max()) <= 2.0 * 0.5 * (1 + 1e-6)
 
 
+def test_safety_filter_of_several_barriers_keeps_them_all() -> None:
+    parts, alpha, time = [_linear(15), _linear(16), _network()], 1.5, 0.7
+    a = _rows(AndBarrier(parts, soft=False))
+    nominal = ConstantField(-2.0 * sum(part.gradient(a).mean(dim=0) for part in parts))
+    how = {"solver": Adaptive(tolerance=1e-7), "steps": 1}
+    field = SafetyField(parts, alpha, nominal=nominal)
+    free, kept = solve(nominal, a, time, **how), solve(field, a, time, **how)
+    for part in parts:
+        floor = part.value(a) * math.exp(-alpha * time)
+        assert bool((part.value(free) < floor - 0.1).any())
+        assert bool((part.value(kept) >= floor - 1e-4).all())
+
+
+def test_safety_filter_of_contradictory_barriers_misses_them_alike_and_says_so() -> None:
+    barrier, a = _linear(), _normal(20, D)
+    field = SafetyField([barrier, barrier.affine(-1.0, -1.0)], 1.0)  # h >= 0 and h <= -1
+    torch.testing.assert_close(field.slack(a), torch.full((20, 2), 0.5).double())
+    moved = solve(field, a, 8.0, solver=SOLVERS["rk4"], steps=100)
+    torch.testing.assert_close(
+        barrier.value(moved), torch.full((20,), -0.5).double(), atol=1e-2, rtol=0
+    )
+
+
 # ---- discrete steps
 
 

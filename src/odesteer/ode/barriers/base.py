@@ -76,13 +76,21 @@ class Barrier(nn.Module, ABC):
     def gradient(self, a: Tensor) -> Tensor:
         """Evaluate grad h: [..., d] -> [..., d]."""
 
+    def metric(self, x: Tensor) -> Tensor:
+        """Return G x for x [..., d], G symmetric positive definite (the identity by default)."""
+        return x
+
     def ascent(self, a: Tensor) -> Tensor:
-        """Evaluate G grad h, G being the barrier's metric (the identity by default).
+        """Evaluate G grad h.
 
         grad h . G grad h > 0 for every symmetric positive definite G, so the ascent raises h as
         the gradient does.
         """
-        return self.gradient(a)
+        return self.metric(self.gradient(a))
+
+    def conjuncts(self) -> list["Barrier"]:
+        """Return barriers whose minimum is h: the parts of a hard "and", or this one alone."""
+        return [self]
 
     def sphere(self, a: Tensor) -> Sphere | None:
         """Return the sphere that the flow of `ascent` stays on, or None."""
@@ -187,8 +195,17 @@ class AffineBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.scale * self.barrier.gradient(a)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.barrier.metric(x)
+
     def ascent(self, a: Tensor) -> Tensor:
         return self.scale * self.barrier.ascent(a)
+
+    def conjuncts(self) -> list[Barrier]:
+        parts = self.barrier.conjuncts()
+        if len(parts) == 1 or self.scale < 0:
+            return [self]
+        return [AffineBarrier(part, self.scale, self.offset) for part in parts]
 
     def sphere(self, a: Tensor) -> Sphere | None:
         return self.barrier.sphere(a)
@@ -258,6 +275,11 @@ class AndBarrier(_Junction):
 
     sign = -1.0
 
+    def conjuncts(self) -> list[Barrier]:
+        if self.soft:
+            return [self]
+        return [each for part in self._barriers for each in part.conjuncts()]
+
 
 class OrBarrier(_Junction):
     """Union: log sum_i e^h_i (soft) or max_i h_i.
@@ -289,8 +311,8 @@ class MetricBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.barrier.gradient(a)
 
-    def ascent(self, a: Tensor) -> Tensor:
-        return self.whitening.power(self.barrier.gradient(a), 2)
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
 
     @property
     def width(self) -> int | None:

@@ -201,6 +201,9 @@ class MixtureBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self._gradient_in_y(a), -1)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
+
     def ascent(self, a: Tensor) -> Tensor:
         """Return S grad_y h = S^2 grad_a h: steepest in y."""
         return self.whitening.power(self._gradient_in_y(a), 1)

@@ -201,6 +201,9 @@ class NetworkBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.network.value_and_gradient(self._scaled(a))[1] / self.scale
 
+    def metric(self, x: Tensor) -> Tensor:
+        return x * self.scale.square()
+
     def ascent(self, a: Tensor) -> Tensor:
         return self.network.value_and_gradient(self._scaled(a))[1] * self.scale
 

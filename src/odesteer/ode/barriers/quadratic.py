@@ -187,6 +187,9 @@ class QuadraticBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self.gradient_in_y(a)[0], -1)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
+
     def ascent(self, a: Tensor) -> Tensor:
         """Return S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
         return self.whitening.power(self.gradient_in_y(a)[0], 1)
