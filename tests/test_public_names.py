@@ -31,9 +31,9 @@ PUBLIC = {
         DoseBatch FormBarrier FourierBarrier GaussianBarrier GivenField GradientField
         GreatCircle Hourglass LinearBarrier MetricBarrier MixtureBarrier ModuleBarrier
         Network NetworkBarrier OrBarrier PathLength PerRow PlainGradientField
-        QuadraticBarrier RectifiedField RotationField RungeKutta SOLVERS SafetyField
-        SketchBarrier Solver Tableau Target Time TransportField VectorField Whitening
-        ZeroField as_dose columns_of solve trajectory
+        QuadraticBarrier RectifiedField Result RotationField RungeKutta SOLVERS SafetyField
+        SketchBarrier Solution Solver Tableau Target Time TransportField VectorField
+        Whitening ZeroField as_dose columns_of solve trajectory
     """,
     "odesteer.testing": """
         ARCHITECTURES Adapter Architecture CHECKS Case Check FittedMethod METHOD_CHECKS

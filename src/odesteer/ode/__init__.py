@@ -26,6 +26,7 @@ from odesteer.ode.fields.base import (
 from odesteer.ode.fields.cbf import SafetyField
 from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
+from odesteer.ode.solution import Result, Solution
 from odesteer.ode.solve import solve, trajectory
 from odesteer.ode.solvers import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver, Tableau
 from odesteer.ode.whitening import Whitening
@@ -61,10 +62,12 @@ __all__ = [
     "PlainGradientField",
     "QuadraticBarrier",
     "RectifiedField",
+    "Result",
     "RotationField",
     "RungeKutta",
     "SafetyField",
     "SketchBarrier",
+    "Solution",
     "Solver",
     "Tableau",
     "Target",

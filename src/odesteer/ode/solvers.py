@@ -121,7 +121,13 @@ class Solver(ABC):
 
     @abstractmethod
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         """Return x(time).
 
@@ -132,6 +138,7 @@ class Solver(ABC):
             steps: number of fixed steps, >= 1; ignored by adaptive solvers.
             level: stop each row where the barrier reaches this value (one for all rows, or one for
                 each [...]), inside the step; a row that starts there stays.
+            taken: integers [...], to which the steps that each row took are added.
         """
 
     def path(self, flow: Flow, x: Tensor, time: Tensor, steps: int) -> Tensor:
@@ -207,12 +214,20 @@ class FixedStep(Solver):
     """Base of the solvers with steps of equal length."""
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
         dt = (time / steps).unsqueeze(-1)
         if level is None:
+            if taken is not None:
+                taken += steps * (time != 0)
             for _ in range(steps):
                 x = self.step(flow, x, dt)
             return x
@@ -220,6 +235,8 @@ class FixedStep(Solver):
         done, level = value >= level, _above(level, value)
         crossed = torch.zeros_like(done)
         for _ in range(steps):
+            if taken is not None:
+                taken += ~done & (time != 0)
             after = self.step(flow, x, dt)
             # A row that crosses the level stays at the start of that step.
             crossed = crossed | (~done & (flow.value(after) >= level))
@@ -289,7 +306,13 @@ class Adaptive(Solver):
         return _stages(self.tableau, flow, x, dt)[0]
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
@@ -309,6 +332,8 @@ class Adaptive(Solver):
             active = (left.abs() > smallest) & ~stays & ~crossed
             if not bool(active.any()):
                 break
+            if taken is not None:
+                taken += active.squeeze(-1)
             dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
             after, slopes = _stages(self.tableau, flow, x, dt)
             size = flow.length(dt * _combine(self._error_weights, slopes))

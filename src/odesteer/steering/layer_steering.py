@@ -25,7 +25,17 @@ from torch import Tensor
 from odesteer import ode
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup, resolve
-from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, PerRow, Solver, VectorField, as_dose
+from odesteer.ode import (
+    SOLVERS,
+    Barrier,
+    Dose,
+    GivenField,
+    PerRow,
+    Solution,
+    Solver,
+    VectorField,
+    as_dose,
+)
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 from odesteer.steering.serialization.tree import (
@@ -168,6 +178,26 @@ class LayerSteering:
                 solver=find_solver(self.solver),
                 steps=self.steps,
                 level=self._level(dose, a),
+            )
+
+    def solution(self, a: Tensor, dose: Dose | None = None) -> Solution:
+        """Return a(T) with how each row ended and the steps it took; see `odesteer.ode.Solution`.
+
+        Args:
+            a: activations [..., d].
+            dose: another than the steering's own.
+        """
+        dose = self.dose if dose is None else dose
+        with _exact(a):
+            field_, dose = self._directed(a, dose)
+            return ode.solve(
+                field_,
+                a,
+                dose.time(field_, a),
+                solver=find_solver(self.solver),
+                steps=self.steps,
+                level=self._level(dose, a),
+                report=True,
             )
 
     def trajectory(self, a: Tensor) -> Tensor:

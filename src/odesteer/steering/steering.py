@@ -29,6 +29,7 @@ from odesteer.ode import (
     GradientField,
     OrBarrier,
     SafetyField,
+    Solution,
     VectorField,
     as_dose,
 )
@@ -234,6 +235,10 @@ class Steering(Pushable):
     def __call__(self, a: Tensor, dose: Dose | None = None) -> Tensor:
         """Return a(T) of the only layer, see `LayerSteering.__call__`."""
         return self.only(a, dose=dose)
+
+    def solution(self, a: Tensor) -> Solution:
+        """Return a(T) and how each row ended, see `LayerSteering.solution`."""
+        return self.only.solution(a)
 
     def trajectory(self, a: Tensor) -> Tensor:
         """Return the path at the only layer, see `LayerSteering.trajectory`."""

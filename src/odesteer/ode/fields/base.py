@@ -98,6 +98,10 @@ class VectorField(nn.Module, ABC):
             )
         return self.barrier.value(a)
 
+    def infeasible(self, a: Tensor) -> Tensor:
+        """Return where v(a) misses constraints that the field is to satisfy: bool [...]."""
+        return torch.zeros_like(a[..., 0], dtype=torch.bool)
+
     def rotate(self, a: Tensor, time: Tensor) -> Tensor:
         """Move a along its great circle for `time`.
 

@@ -156,6 +156,9 @@ class SafetyField(VectorField):
         scale = least.abs() + terms.norm(dim=-1)
         return missing.masked_fill(missing <= _ROUNDING[compute_dtype(a.dtype)] * scale, 0.0)
 
+    def infeasible(self, a: Tensor) -> Tensor:
+        return (self.slack(a) > 0).any(dim=-1)
+
     def reversed(self) -> "SafetyField":
         """Return the filter of -h, or with a nominal field the same filter on its reverse."""
         barrier, nominal = self.barrier, self.nominal
