@@ -27,8 +27,8 @@ PUBLIC = {
         find_method
     """,
     "odesteer.ode": """
-        Adaptive AffineBarrier AndBarrier Angle Barrier ConstantField DOSES Dense Dose
-        DoseBatch FormBarrier FourierBarrier GaussianBarrier GivenField GradientField
+        Adaptive AffineBarrier AndBarrier Angle Barrier Certified ConstantField DOSES Dense
+        Dose DoseBatch FormBarrier FourierBarrier GaussianBarrier GivenField GradientField
         GreatCircle Hourglass LinearBarrier MetricBarrier MixtureBarrier ModuleBarrier
         Network NetworkBarrier OrBarrier PathLength PerRow PlainGradientField
         QuadraticBarrier RectifiedField Result RotationField RungeKutta SOLVERS SafetyField

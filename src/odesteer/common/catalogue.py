@@ -28,7 +28,7 @@ METHODS = {
     "odesteer-network": "ODESteer, network",
     "safety-filter": "Safety filter",
 }
-SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
+SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "certified", "dopri5")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Words for KL budgets, in nats a token.

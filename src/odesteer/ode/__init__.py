@@ -28,7 +28,15 @@ from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
 from odesteer.ode.solution import Result, Solution
 from odesteer.ode.solve import solve, trajectory
-from odesteer.ode.solvers import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver, Tableau
+from odesteer.ode.solvers import (
+    SOLVERS,
+    Adaptive,
+    Certified,
+    GreatCircle,
+    RungeKutta,
+    Solver,
+    Tableau,
+)
 from odesteer.ode.whitening import Whitening
 
 __all__ = [
@@ -39,6 +47,7 @@ __all__ = [
     "AndBarrier",
     "Angle",
     "Barrier",
+    "Certified",
     "ConstantField",
     "Dense",
     "Dose",

@@ -85,6 +85,14 @@ class CountedFlow:
         self.evaluations += 1
         return self.flow.rotate(x, time)
 
+    @property
+    def spherical(self) -> bool:
+        return self.flow.spherical
+
+    def longest(self, x: Tensor) -> Tensor | None:
+        self.evaluations += 1
+        return self.flow.longest(x)
+
     def length(self, x: Tensor) -> Tensor:
         return self.flow.length(x)
 

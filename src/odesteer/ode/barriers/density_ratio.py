@@ -208,6 +208,12 @@ class MixtureBarrier(Barrier):
         """Return S grad_y h = S^2 grad_a h: steepest in y."""
         return self.whitening.power(self._gradient_in_y(a), 1)
 
+    def lipschitz(self) -> Tensor:
+        """Return max_ij ||x+_i - x-_j|| / (bandwidth^2 min(1, stretch))."""
+        apart = torch.cdist(self.positive, self.negative).amax() / self.bandwidth**2
+        stretch = self.whitening.stretch
+        return apart / torch.cat([stretch, stretch.new_ones(1)]).amin()
+
     @property
     def width(self) -> int:
         return self.whitening.centre.shape[0]
