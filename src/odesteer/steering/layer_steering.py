@@ -256,6 +256,24 @@ class LayerSteering:
             raise ValueError(f"prior must be between 0 and 1 (exclusive); got {prior}.")
         return torch.sigmoid(self.log_odds(a) + math.log(prior / (1.0 - prior)))
 
+    def radius(self, a: Tensor, p: float = 0.5) -> Tensor:
+        """Return how far an activation is from P = p, at the least: [..., d] -> [...].
+
+        No perturbation of `a` that is shorter flips P past p; see `odesteer.ode.Barrier.radius`.
+
+        Raises:
+            ValueError: if no bound of the barrier is known, or p is not between 0 and 1.
+        """
+        if not 0.0 < p < 1.0:
+            raise ValueError(f"p must be between 0 and 1 (exclusive); got {p}.")
+        _ = self.barrier
+        scale, offset = self.calibration
+        with _exact(a):
+            barrier = self._field_for(a).barrier
+            assert barrier is not None
+            level = (math.log(p / (1.0 - p)) - offset) / scale
+            return barrier.radius(a.to(compute_dtype(a.dtype)), level)
+
     # ---- others made from it
 
     def with_strength(self, strength: Dose | float) -> "LayerSteering":

@@ -252,6 +252,10 @@ class Steering(Pushable):
         """Return P(positive | a) at the only layer, see `LayerSteering.probability`."""
         return self.only.probability(a, prior)
 
+    def radius(self, a: Tensor, p: float = 0.5) -> Tensor:
+        """Return how far from P = p at the only layer, see `LayerSteering.radius`."""
+        return self.only.radius(a, p)
+
     # ---- composed
 
     def __invert__(self) -> "Steering":
