@@ -184,7 +184,7 @@ def test_a_steering_certifies_its_probability(dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    tried = max(1, int(sys.argv[1]) // (1000 * len(MAKERS)))
+    tried = -(-int(sys.argv[1]) // (1000 * len(MAKERS)))
     for name in MAKERS:
         results = list(searches(name, tried, 1000))
         within, beyond = (torch.cat(parts) for parts in zip(*results, strict=True))
