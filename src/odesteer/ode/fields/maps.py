@@ -179,10 +179,12 @@ class FormBarrier(Barrier):
         """Return the spectral norm of M, the Hessian; computed once."""
         if self._smoothness is not None and not is_learnt(self):
             return self._smoothness
-        values = self.matrix
-        if values.dim() == 2:
-            values = torch.linalg.eigvalsh((values + values.mT) / 2)
-        self._smoothness = values.abs().amax().detach()
+        # No inference tensor, which a later backward pass could not use.
+        with torch.inference_mode(False), torch.no_grad():
+            values = self.matrix
+            if values.dim() == 2:
+                values = torch.linalg.eigvalsh((values + values.mT) / 2)
+            self._smoothness = values.abs().amax()
         return self._smoothness
 
     def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
