@@ -13,6 +13,7 @@ from odesteer.ode import (
     Adaptive,
     AndBarrier,
     Barrier,
+    Certified,
     ConstantField,
     FourierBarrier,
     GaussianBarrier,
@@ -408,6 +409,29 @@ def test_safety_filter_promises_nothing_where_h_cannot_reach_the_margin() -> Non
     assert float((moved - a).norm(dim=-1).max()) <= 2.0 * 0.5 * (1 + 1e-6)
 
 
+def test_safety_filter_of_several_barriers_keeps_them_all() -> None:
+    parts, alpha, time = [_linear(15), _linear(16), _network()], 1.5, 0.7
+    a = _rows(AndBarrier(parts, soft=False))
+    nominal = ConstantField(-2.0 * sum(part.gradient(a).mean(dim=0) for part in parts))
+    how = {"solver": Adaptive(tolerance=1e-7), "steps": 1}
+    field = SafetyField(parts, alpha, nominal=nominal)
+    free, kept = solve(nominal, a, time, **how), solve(field, a, time, **how)
+    for part in parts:
+        floor = part.value(a) * math.exp(-alpha * time)
+        assert bool((part.value(free) < floor - 0.1).any())
+        assert bool((part.value(kept) >= floor - 1e-4).all())
+
+
+def test_safety_filter_of_contradictory_barriers_misses_them_alike_and_says_so() -> None:
+    barrier, a = _linear(), _normal(20, D)
+    field = SafetyField([barrier, barrier.affine(-1.0, -1.0)], 1.0)  # h >= 0 and h <= -1
+    torch.testing.assert_close(field.slack(a), torch.full((20, 2), 0.5).double())
+    moved = solve(field, a, 8.0, solver=SOLVERS["rk4"], steps=100)
+    torch.testing.assert_close(
+        barrier.value(moved), torch.full((20,), -0.5).double(), atol=1e-2, rtol=0
+    )
+
+
 # ---- discrete steps
 
 
@@ -432,6 +456,79 @@ def test_a_longer_step_may_lower_h() -> None:
     for length, rises in ((1.9, True), (2.1, False)):
         moved = solve(GradientField(barrier), a, length, solver=EULER, steps=1)
         assert (float(barrier.value(moved)) > float(barrier.value(a))) is rises
+
+
+@every_barrier
+def test_certified_steps_never_lower_h_whatever_their_length(name: str) -> None:
+    barrier = BARRIERS[name]()
+    a = _rows(barrier)
+    for length in (0.1, 30.0):
+        path = trajectory(
+            GradientField(barrier), a, 6 * length, solver=SOLVERS["certified"], steps=6
+        )
+        values = barrier.value(path)
+        assert float(values.diff(dim=0).min()) >= -1e-11 * float(1 + values.abs().max())
+        assert bool((values[-1] > values[0]).all())
+
+
+def test_certified_steps_may_travel_less_than_the_time() -> None:
+    barrier, a = _sphere(), _rows(_sphere())
+    radius = a.norm(dim=-1)
+    how = {"solver": SOLVERS["certified"], "steps": 5}
+    path = trajectory(GradientField(barrier), a, 20 * radius, **how)
+    cosine = (path[1:] * path[:-1]).sum(dim=-1) / radius.square()
+    angles = torch.arccos(cosine.clamp(-1.0, 1.0)).sum(dim=0)
+    assert float(angles.max()) < 20.0 and float(angles.min()) > 0.0
+
+
+def test_with_gamma_no_step_leaves_the_region_and_below_it_is_only_checked() -> None:
+    barrier, solver = _gaussian(), Certified(gamma=0.5)
+    rows = 1.5 * _normal(300, D, seed=21)
+    inside = rows[barrier.value(rows) >= 0][:15]
+    away = ConstantField(-barrier.gradient(inside).mean(dim=0), barrier)
+    plain, kept = (
+        barrier.value(trajectory(away, inside, 3.0, solver=each, steps=15))
+        for each in (EULER, solver)
+    )
+    assert bool((plain < 0).any()) and not bool(solver.holds(plain).all())
+    assert float(kept.min()) >= 0.0 and bool((kept[-1] < kept[0]).any())
+    assert bool(solver.holds(kept + 1e-12).all())
+    # Below 0 the field of a slow filter gains less than the condition asks for.
+    slow, below = SafetyField(_linear(), 0.4), -_linear().weight[None]
+    path = _linear().value(trajectory(slow, below, 1.0, solver=solver, steps=1))
+    assert float(path[1]) == pytest.approx(0.6 * float(path[0])) and not bool(solver.holds(path))
+
+
+# ---- certificates
+
+
+@every_barrier
+def test_no_perturbation_within_the_radius_crosses_the_level(name: str) -> None:
+    barrier = BARRIERS[name]()
+    a, direction = (
+        _rows(barrier),
+        torch.nn.functional.normalize(_normal(300, 20, D, seed=30), dim=-1),
+    )
+    level = float(barrier.value(a).median()) + 0.1
+    if name in ("sketch", "soft and", "soft or"):  # of a sketch, a form and a sphere without bounds
+        with pytest.raises(ValueError, match="No Lipschitz bound"):
+            barrier.radius(a, level)
+        return
+    radius = 0.999 * barrier.radius(a, level).unsqueeze(-1)
+    above = barrier.value(a) >= level
+    towards = torch.where(above, -1.0, 1.0).unsqueeze(-1) * GradientField(barrier)(a)
+    for b in (a + radius * direction, a + radius * towards):
+        assert torch.equal(barrier.value(b) >= level, above.expand(b.shape[:-1]))
+
+
+def test_beyond_the_radius_a_linear_h_crosses_and_others_need_not() -> None:
+    crossed = []
+    for barrier in (_linear(), _network()):
+        a = _normal(20, D)
+        level = float(barrier.value(a).max()) + 0.1
+        step = 1.01 * barrier.radius(a, level).unsqueeze(-1)
+        crossed.append(barrier.value(a + step * GradientField(barrier)(a)) >= level)
+    assert bool(crossed[0].all()) and not bool(crossed[1].any())
 
 
 # ---- doses

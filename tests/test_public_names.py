@@ -27,13 +27,13 @@ PUBLIC = {
         find_method
     """,
     "odesteer.ode": """
-        Adaptive AffineBarrier AndBarrier Angle Barrier ConstantField DOSES Dense Dose
-        DoseBatch FormBarrier FourierBarrier GaussianBarrier GivenField GradientField
+        Adaptive AffineBarrier AndBarrier Angle Barrier Certified ConstantField DOSES Dense
+        Dose DoseBatch FormBarrier FourierBarrier GaussianBarrier GivenField GradientField
         GreatCircle Hourglass LinearBarrier MetricBarrier MixtureBarrier ModuleBarrier
         Network NetworkBarrier OrBarrier PathLength PerRow PlainGradientField
-        QuadraticBarrier RectifiedField RotationField RungeKutta SOLVERS SafetyField
-        SketchBarrier Solver Tableau Target Time TransportField VectorField Whitening
-        ZeroField as_dose columns_of solve trajectory
+        QuadraticBarrier RectifiedField Result RotationField RungeKutta SOLVERS SafetyField
+        SketchBarrier Solution Solver Tableau Target Time TransportField VectorField
+        Whitening ZeroField as_dose columns_of solve trajectory
     """,
     "odesteer.pairs": """
         Trait WrittenPairs write_pairs

@@ -57,6 +57,9 @@ FIELDS = {
     "safety of a nominal field": lambda: ode.SafetyField(
         BARRIERS["linear"](), 1.5, nominal=ode.ConstantField(_random(D)), limit=3.0
     ),
+    "safety of several": lambda: ode.SafetyField(
+        [BARRIERS["linear"](), BARRIERS["form"]().affine(0.7, -0.3)], 1.5, 0.2, limit=3.0
+    ),
     "transport": lambda: ode.TransportField(BARRIERS["form"]()),
     "transport with a gate and a support": lambda: ode.TransportField(
         BARRIERS["diagonal form"](), BARRIERS["linear"](), _random(D) - 2, _random(D) + 2

@@ -10,10 +10,12 @@ from torch import Tensor
 from odesteer.ode import (
     SOLVERS,
     Adaptive,
+    AndBarrier,
     Barrier,
     ConstantField,
     GradientField,
     LinearBarrier,
+    OrBarrier,
     SafetyField,
     VectorField,
     Whitening,
@@ -176,3 +178,133 @@ def test_it_comes_back_from_json_with_nothing_where_nothing_was(
 def test_rates_that_make_no_filter_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="alpha > 0"):
         SafetyField(LinearBarrier(torch.ones(3)), **wrong)
+
+
+# ---- several barriers
+
+
+@pytest.fixture
+def several(make_linear, make_quadratic, make_network, normal: Make) -> list[Barrier]:
+    """Three barriers with three metrics, scaled like `kept`."""
+    parts = [make_linear(), make_quadratic(whitened=True), make_network()]
+    h = [part.value(2 * normal(500, 7, seed=100)) for part in parts]
+    return [
+        p.affine(1 / float(x.std()), -float(x.median() / x.std()))
+        for p, x in zip(parts, h, strict=True)
+    ]
+
+
+def test_several_constraints_hold_everywhere_and_the_change_is_the_smallest(
+    several: list[Barrier], normal: Make
+) -> None:
+    a, nominal = 2 * normal(60, 7, seed=1), _nominal(normal)
+    field = SafetyField(several, ALPHA, MARGIN, nominal)
+    u = field(a) - nominal(a)
+    rises = torch.stack([_rise(part, a, u) for part in several], dim=-1)
+    missing = torch.stack(
+        [-ALPHA * (p.value(a) - MARGIN) - _rise(p, a, nominal(a)) for p in several], dim=-1
+    )
+    assert bool((rises >= missing - 1e-9).all())
+    assert torch.equal(field.slack(a), torch.zeros(60, 3).double())
+    idle = (missing <= 0).all(dim=-1)
+    assert 2 < int(idle.sum()) < 58 and torch.equal(field(a)[idle], nominal(a)[idle])
+    # Of all that satisfies them: moved towards any other correction, it grows in the mean metric.
+    eye = torch.eye(7).double()
+    metric = sum(part.metric(eye) for part in several) / 3
+    other = normal(500, 60, 7, seed=2)
+    normals = torch.stack([part.gradient(a) for part in several], dim=-2)
+    satisfied = torch.linalg.lstsq(normals, missing.unsqueeze(-1)).solution.squeeze(-1)
+    other = satisfied + 3 * other
+    allowed = ((normals * other.unsqueeze(-2)).sum(dim=-1) >= missing).all(dim=-1)
+    assert int(allowed.any(dim=0).sum()) > 55
+
+    def size(x: Tensor) -> Tensor:
+        return (
+            x
+            * torch.linalg.solve(metric, x.mT if x.dim() == 2 else x.reshape(-1, 7).mT).mT.reshape(
+                x.shape
+            )
+        ).sum(dim=-1)
+
+    assert bool((size(u) <= size(other) + 1e-9)[allowed].all())
+
+
+def test_one_barrier_in_a_list_and_the_same_barrier_twice_are_one_barrier(
+    kept: Barrier, normal: Make
+) -> None:
+    a, nominal = 2 * normal(60, 7, seed=1), _nominal(normal)
+    one, listed, twice = (
+        SafetyField(b, ALPHA, MARGIN, nominal, limit=2.0) for b in (kept, [kept], [kept, kept])
+    )
+    assert torch.equal(one(a), listed(a))
+    torch.testing.assert_close(one(a), twice(a), rtol=1e-9, atol=1e-9)
+
+
+def test_contradictory_barriers_are_missed_alike_and_the_slack_says_so(make_linear, normal: Make):
+    barrier, a = make_linear(), normal(30, 7)
+    against = barrier.affine(-1.0, -1.0)  # h >= 0 and h <= -1
+    field = SafetyField([barrier, against], 1.0)
+    slack = field.slack(a)
+    torch.testing.assert_close(slack, torch.full_like(slack, 0.5))
+    consistent = SafetyField([barrier, barrier.affine(-1.0, 1.0)], 1.0)
+    assert torch.equal(consistent.slack(a), torch.zeros_like(slack))
+
+
+def test_the_limit_bounds_the_change_for_several_barriers(several: list[Barrier], normal: Make):
+    a = 2 * normal(60, 7, seed=1)
+    free, limited = SafetyField(several, 1.0, 0.5), SafetyField(several, 1.0, 0.5, limit=2.0)
+    assert 2 < int((free(a).norm(dim=-1) > 2.0).sum())
+    assert float(limited(a).norm(dim=-1).max()) <= 2.0 * (1 + 1e-9)
+    assert bool(
+        (
+            (limited.slack(a) > 0).any(dim=-1) == (limited(a) - free(a)).abs().gt(1e-9).any(dim=-1)
+        ).all()
+    )
+
+
+def test_the_parts_of_a_hard_and_are_constraints_also_when_it_is_scaled(
+    several: list[Barrier], normal: Make
+) -> None:
+    a = 2 * normal(60, 7, seed=1)
+    hard = AndBarrier([several[0], AndBarrier(several[1:], soft=False)], soft=False)
+    expected = SafetyField(several, ALPHA, MARGIN)(a)
+    assert torch.equal(SafetyField(hard, ALPHA, MARGIN)(a), expected)
+    scaled = SafetyField(hard.affine(2.0, 0.6), ALPHA, 2 * MARGIN + 0.6)(a)
+    torch.testing.assert_close(scaled, expected)
+    for single in (AndBarrier(several), OrBarrier(several, soft=False), hard.affine(-1.0)):
+        assert single.conjuncts() == [single]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_barriers_in_any_precision_and_shape(
+    several: list[Barrier], normal: Make, dtype: torch.dtype
+) -> None:
+    a = 2 * normal(2, 3, 7, seed=1)
+    expected = SafetyField(several, ALPHA, MARGIN)(a)
+    field = SafetyField(several, ALPHA, MARGIN).to(dtype)
+    v = field(a.to(dtype))
+    assert v.dtype == dtype
+    torch.testing.assert_close(v.double(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(v[1, 2], field(a[1, 2].to(dtype)), rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_saved_and_restored_with_all_its_barriers(make_linear, make_gaussian, normal: Make):
+    field = SafetyField([make_linear(), make_gaussian()], ALPHA, MARGIN, limit=3.0)
+    again = rebuild(*describe(field))
+    assert isinstance(again, SafetyField) and torch.equal(again(normal(9, 7)), field(normal(9, 7)))
+
+
+@pytest.mark.parametrize("number", [0, 9])
+def test_no_barrier_and_too_many_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=r"at least one|at most 8"):
+        SafetyField([LinearBarrier(torch.ones(3))] * number, 1.0)
+
+
+@pytest.mark.parametrize("name", ["linear", "quadratic", "gaussian", "network", "mixture"])
+def test_the_ascent_is_the_metric_of_the_gradient(
+    name: str, request: pytest.FixtureRequest, normal: Make
+) -> None:
+    make = request.getfixturevalue(f"make_{name}")
+    barrier, a = make(whitened=True) if name == "quadratic" else make(), normal(9, 7)
+    for each in (barrier, barrier.affine(-2.0, 1.0)):
+        torch.testing.assert_close(each.ascent(a), each.metric(each.gradient(a)))

@@ -11,7 +11,7 @@ from odesteer.steering import Calibration, Steering
 
 ROWS = torch.randn(4, D, generator=torch.Generator().manual_seed(3)).double() + 0.3
 STEP = 1e-6
-SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38")
+SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "certified")
 DOSES = {
     "time": Time(0.3),
     "path length": PathLength(0.3),

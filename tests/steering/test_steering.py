@@ -261,6 +261,26 @@ def test_a_guarded_steering_never_leaves_the_other_ones_region():
     assert bool((kept.log_odds(back(start)) > kept.log_odds(start)).float().mean() > 0.9)
 
 
+def test_a_steering_guarded_by_several_leaves_none_of_their_regions(tmp_path):
+    kept, other = _two(1), CAA().fit(*two_gaussians(80, 80, seed=9), layer=3)
+    away = ~kept.with_strength(6.0)
+    a = two_gaussians(60, 60, seed=4)[0]
+    start = a[(kept.log_odds(a) > 0.5) & (other.log_odds(a) > 0.8)]
+    assert len(start) > 20
+    held = ods.guarded(away, [kept, other], alpha=2.0, margin=[0.0, 0.3]).replace(solver="dopri5")
+    alone = ods.guarded(away, other, alpha=2.0).replace(solver="dopri5")
+    assert float(kept.log_odds(alone(start)).min()) < -0.5
+    moved = held(start)
+    assert float(kept.log_odds(moved).min()) > -1e-3
+    assert float(other.log_odds(moved).min()) > 0.3 - 1e-3
+    least = torch.minimum(kept.log_odds(moved), other.log_odds(moved) - 0.3)
+    torch.testing.assert_close(held.log_odds(moved), least, rtol=1e-4, atol=1e-4)
+    held.save_pretrained(tmp_path)
+    assert torch.equal(ods.load(tmp_path)(start), moved)
+    with pytest.raises(ValueError, match="2 steerings and 1 margins"):
+        ods.guarded(away, [kept, other], margin=[0.0])
+
+
 def test_a_guard_that_has_nothing_to_object_to_changes_nothing():
     kept = _two(1)
     a = torch.cat(two_gaussians(20, 20, seed=4))

@@ -30,7 +30,7 @@ METHODS = {
 }
 # Of `fit` and `tune`; a test compares it with theirs.
 DEFAULT_METHOD = "odesteer"
-SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "dopri5")
+SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "certified", "dopri5")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Of contrast files, in the order of `odesteer.data.formats.FORMATS`.

@@ -26,8 +26,17 @@ from odesteer.ode.fields.base import (
 from odesteer.ode.fields.cbf import SafetyField
 from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
+from odesteer.ode.solution import Result, Solution
 from odesteer.ode.solve import solve, trajectory
-from odesteer.ode.solvers import SOLVERS, Adaptive, GreatCircle, RungeKutta, Solver, Tableau
+from odesteer.ode.solvers import (
+    SOLVERS,
+    Adaptive,
+    Certified,
+    GreatCircle,
+    RungeKutta,
+    Solver,
+    Tableau,
+)
 from odesteer.ode.whitening import Whitening
 
 __all__ = [
@@ -38,6 +47,7 @@ __all__ = [
     "AndBarrier",
     "Angle",
     "Barrier",
+    "Certified",
     "ConstantField",
     "Dense",
     "Dose",
@@ -61,10 +71,12 @@ __all__ = [
     "PlainGradientField",
     "QuadraticBarrier",
     "RectifiedField",
+    "Result",
     "RotationField",
     "RungeKutta",
     "SafetyField",
     "SketchBarrier",
+    "Solution",
     "Solver",
     "Tableau",
     "Target",

@@ -5,6 +5,8 @@ from a norm of 1e19), or that holds NaN or infinity, is returned unchanged: fini
 finite.
 """
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,11 @@ from odesteer.ode.fields.base import VectorField, compute_dtype
 from odesteer.ode.reduced.integrate import Integration, cast_like, is_finite_and_not_zero
 from odesteer.ode.reduced.solve import reduced_basis_of
 from odesteer.ode.reduced.solve import solve as solve_reduced
+from odesteer.ode.solution import CountedFlow, Solution, results
 from odesteer.ode.solvers import GreatCircle, Solver
 
 
+@overload
 def solve(
     field: VectorField,
     a: Tensor,
@@ -23,7 +27,29 @@ def solve(
     solver: Solver,
     steps: int,
     level: Tensor | float | None = None,
-) -> Tensor:
+    report: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def solve(
+    field: VectorField,
+    a: Tensor,
+    time: Tensor | float,
+    *,
+    solver: Solver,
+    steps: int,
+    level: Tensor | float | None = None,
+    report: Literal[True],
+) -> Solution: ...
+def solve(
+    field: VectorField,
+    a: Tensor,
+    time: Tensor | float,
+    *,
+    solver: Solver,
+    steps: int,
+    level: Tensor | float | None = None,
+    report: bool = False,
+) -> Tensor | Solution:
     """Return a(time) for a [..., d], in a's own type.
 
     Rows with time 0, rows whose barrier is at `level` already and rows that overflow come back
@@ -38,10 +64,12 @@ def solve(
         solver: the solver.
         steps: for fixed-step solvers.
         level: stop each row where the barrier reaches this value; one for all rows, or for each.
+        report: return a `Solution`, which says how each row ended and what it cost. It is solved
+            without compiled kernels and closed forms, and equal to the other to rounding.
     """
     dtype = compute_dtype(a.dtype)
     # Every solver is exact along a line, but the great-circle solver needs a sphere.
-    plain = level is None and not isinstance(solver, GreatCircle)
+    plain = level is None and not isinstance(solver, GreatCircle) and not report
     if plain and isinstance(time, float) and time != 0.0:
         end = field.closed_form(a.to(dtype), time)
         if end is not None:
@@ -52,6 +80,8 @@ def solve(
     time = time.to(a.device, dtype).expand(a.shape[:-1])
     if isinstance(level, Tensor):
         level = level.to(a.device, dtype).expand(a.shape[:-1])
+    if report:
+        return _reported(field, a, Integration(time, solver, steps, level))
     basis = reduced_basis_of(field, a)
     if basis is not None:
         return solve_reduced(basis, a, Integration(time, solver, steps, level))
@@ -63,6 +93,46 @@ def solve(
     if level is not None:
         moves = moves & ~(reduction.flow.value(reduction.start) >= level)
     return cast_like(a, torch.where(moves.unsqueeze(-1), moved, start))
+
+
+def _reported(field: VectorField, a: Tensor, integration: Integration) -> Solution:
+    time, solver, steps, level = integration
+    start = a.to(time.dtype)
+    reduction = field.reduce(start)
+    flow = CountedFlow(reduction.flow)
+    taken = torch.zeros_like(time, dtype=torch.int64)
+    state = solver.integrate(flow, reduction.start, time, steps, level, taken)
+    moved = reduction.lift(state)
+    total = moved.sum(dim=-1)
+    moves = is_finite_and_not_zero(time, total)
+    stats = {"steps": taken, "evaluations": flow.evaluations, "values": flow.values}
+    with torch.no_grad():
+        there, reached = torch.zeros_like(moves), torch.zeros_like(moves)
+        speed = reduction.flow.length(reduction.flow(state)).squeeze(-1)
+        stuck = speed == 0
+        if level is not None:
+            # An adaptive solver takes steps of this share where the field is not smooth.
+            dt = time.unsqueeze(-1) / (250 if solver.adaptive else steps)
+            there = reduction.flow.value(reduction.start) >= level
+            value = reduction.flow.value(state)
+            reached = value >= level
+            # About a maximum, h swings: what a step gains or loses the next one takes back.
+            once = solver.step(reduction.flow, state, dt)
+            twice = solver.step(reduction.flow, once, dt)
+            first, both = (reduction.flow.value(x) - value for x in (once, twice))
+            stuck = stuck | (both < first.abs() / 2)
+        elif field.gated:
+            there = reduction.flow.length(reduction.flow(reduction.start)).squeeze(-1) == 0
+        result = results(
+            finite=torch.isfinite(start.sum(dim=-1)) & torch.isfinite(total),
+            there=there,
+            reached=reached,
+            infeasible=field.infeasible(moved),
+            stuck=stuck & (time != 0),
+        )
+    moves = moves & ~there
+    ys = cast_like(a, torch.where(moves.unsqueeze(-1), moved, start))
+    return Solution(ys, result, stats)
 
 
 def trajectory(

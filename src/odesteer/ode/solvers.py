@@ -24,6 +24,8 @@ from odesteer.ode.fields.base import Flow
 
 # Each at least halves the bracket and, once close, doubles the digits.
 _EVENT_ITERATIONS = 10
+# Of a certified step whose length has no bound.
+_HALVINGS = 10
 # Margin above the level at which a row stops, in roundings relative to the sizes of h: h is
 # computed anew from the activation, and P from h.
 _ABOVE = 6
@@ -121,7 +123,13 @@ class Solver(ABC):
 
     @abstractmethod
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         """Return x(time).
 
@@ -132,6 +140,7 @@ class Solver(ABC):
             steps: number of fixed steps, >= 1; ignored by adaptive solvers.
             level: stop each row where the barrier reaches this value (one for all rows, or one for
                 each [...]), inside the step; a row that starts there stays.
+            taken: integers [...], to which the steps that each row took are added.
         """
 
     def path(self, flow: Flow, x: Tensor, time: Tensor, steps: int) -> Tensor:
@@ -207,12 +216,20 @@ class FixedStep(Solver):
     """Base of the solvers with steps of equal length."""
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
         dt = (time / steps).unsqueeze(-1)
         if level is None:
+            if taken is not None:
+                taken += steps * (time != 0)
             for _ in range(steps):
                 x = self.step(flow, x, dt)
             return x
@@ -220,6 +237,8 @@ class FixedStep(Solver):
         done, level = value >= level, _above(level, value)
         crossed = torch.zeros_like(done)
         for _ in range(steps):
+            if taken is not None:
+                taken += ~done & (time != 0)
             after = self.step(flow, x, dt)
             # A row that crosses the level stays at the start of that step.
             crossed = crossed | (~done & (flow.value(after) >= level))
@@ -252,6 +271,67 @@ class GreatCircle(FixedStep):
 
     def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
         return flow.rotate(x, dt)
+
+
+@dataclass(frozen=True)
+class Certified(FixedStep):
+    """Steps that do not lower h: along great circles on a sphere, Euler's elsewhere.
+
+    A step is cut to the length for which Proposition 6 of the theory shows that h does not fall,
+    2 ||grad h|| / L, where the barrier's `smoothness` L is known. Where it is not, and with
+    `gamma`, the step is halved until the condition holds at its end, up to 10 times. Whatever the
+    cause (rounding, too), a row whose step would break the condition stays where it is. So a row
+    may not travel its whole time. With a negative time h does not rise.
+
+    Args:
+        gamma: None: h(a+) >= h(a). In (0, 1]: h(a+) >= (1 - gamma) h(a) where h(a) >= 0, so that a
+            field which lowers h leaves the region h >= 0 in no step, whatever the sign of the time;
+            elsewhere h(a+) >= h(a). That h(a+) >= (1 - gamma) h(a) also where h(a) < 0, no
+            shortening of a step can bring about; `holds` checks it.
+
+    Raises:
+        ValueError: if gamma is not in (0, 1].
+
+    Source: Agrawal and Sreenath, "Discrete Control Barrier Functions for Safety-Critical Control
+    of Discrete Systems with Application to Bipedal Robot Navigation", RSS 2017,
+    https://www.roboticsproceedings.org/rss13/p73.html, for the condition with gamma; Nesterov,
+    "Introductory Lectures on Convex Optimization", 2004, section 1.2, for the bound.
+    """
+
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in (0, 1], or None; got {self.gamma}.")
+
+    def holds(self, values: Tensor) -> Tensor:
+        """Return where h_(k+1) >= (1 - gamma) h_k along a path: [n + 1, ...] -> bool [n, ...].
+
+        Without gamma: where h_(k+1) >= h_k.
+        """
+        return values[1:] >= (1.0 - (self.gamma or 0.0)) * values[:-1]
+
+    def step(self, flow: Flow, x: Tensor, dt: Tensor) -> Tensor:
+        before = flow.value(x)
+        slack = 0.0 if self.gamma is None else self.gamma * before.clamp_min(0.0)
+        sign = dt.squeeze(-1).sign() if self.gamma is None else 1.0
+
+        def allowed(state: Tensor) -> Tensor:
+            return (sign * (flow.value(state) - before) + slack >= 0).unsqueeze(-1)
+
+        velocity = None if flow.spherical else flow(x)
+
+        def move(length: Tensor) -> Tensor:
+            return flow.rotate(x, length) if velocity is None else x + length * velocity
+
+        longest = flow.longest(x) if self.gamma is None else None
+        if longest is not None:
+            dt = torch.minimum(torch.maximum(dt, -longest), longest)
+        after = move(dt)
+        for _ in range(_HALVINGS if longest is None else 0):
+            dt = torch.where(allowed(after), dt, dt / 2)
+            after = move(dt)
+        return torch.where(allowed(after), after, x)
 
 
 @dataclass(frozen=True)
@@ -289,7 +369,13 @@ class Adaptive(Solver):
         return _stages(self.tableau, flow, x, dt)[0]
 
     def integrate(
-        self, flow: Flow, x: Tensor, time: Tensor, steps: int, level: Tensor | float | None = None
+        self,
+        flow: Flow,
+        x: Tensor,
+        time: Tensor,
+        steps: int,
+        level: Tensor | float | None = None,
+        taken: Tensor | None = None,
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"A solver needs at least 1 step; got {steps}.")
@@ -309,6 +395,8 @@ class Adaptive(Solver):
             active = (left.abs() > smallest) & ~stays & ~crossed
             if not bool(active.any()):
                 break
+            if taken is not None:
+                taken += active.squeeze(-1)
             dt = torch.where(active & (dt.abs() > left.abs()), left, dt)
             after, slopes = _stages(self.tableau, flow, x, dt)
             size = flow.length(dt * _combine(self._error_weights, slopes))
@@ -368,5 +456,6 @@ SOLVERS: dict[str, Solver] = {
     "rk4": RungeKutta(RK4),
     "rk4-38": RungeKutta(RK4_38),
     "great-circle": GreatCircle(),
+    "certified": Certified(),
     "dopri5": Adaptive(),
 }

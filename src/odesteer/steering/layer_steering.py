@@ -25,7 +25,17 @@ from torch import Tensor
 from odesteer import ode
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup, resolve
-from odesteer.ode import SOLVERS, Barrier, Dose, GivenField, PerRow, Solver, VectorField, as_dose
+from odesteer.ode import (
+    SOLVERS,
+    Barrier,
+    Dose,
+    GivenField,
+    PerRow,
+    Solution,
+    Solver,
+    VectorField,
+    as_dose,
+)
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 from odesteer.steering.serialization.tree import (
@@ -180,6 +190,26 @@ class LayerSteering:
                 level=self._level(dose, a),
             )
 
+    def solution(self, a: Tensor, dose: Dose | None = None) -> Solution:
+        """Return a(T) with how each row ended and the steps it took; see `odesteer.ode.Solution`.
+
+        Args:
+            a: activations [..., d].
+            dose: another than the steering's own.
+        """
+        dose = self.dose if dose is None else dose
+        with _exact(a):
+            field_, dose = self._directed(a, dose)
+            return ode.solve(
+                field_,
+                a,
+                dose.time(field_, a),
+                solver=find_solver(self.solver),
+                steps=self.steps,
+                level=self._level(dose, a),
+                report=True,
+            )
+
     def trajectory(self, a: Tensor) -> Tensor:
         """Return the path of a fixed dose: [..., d] -> [steps + 1, ..., d] in float32.
 
@@ -235,6 +265,24 @@ class LayerSteering:
         if not 0.0 < prior < 1.0:
             raise ValueError(f"prior must be between 0 and 1 (exclusive); got {prior}.")
         return torch.sigmoid(self.log_odds(a) + math.log(prior / (1.0 - prior)))
+
+    def radius(self, a: Tensor, p: float = 0.5) -> Tensor:
+        """Return how far an activation is from P = p, at the least: [..., d] -> [...].
+
+        No perturbation of `a` that is shorter flips P past p; see `odesteer.ode.Barrier.radius`.
+
+        Raises:
+            ValueError: if no bound of the barrier is known, or p is not between 0 and 1.
+        """
+        if not 0.0 < p < 1.0:
+            raise ValueError(f"p must be between 0 and 1 (exclusive); got {p}.")
+        _ = self.barrier
+        scale, offset = self.calibration
+        with _exact(a):
+            barrier = self._field_for(a).barrier
+            assert barrier is not None
+            level = (math.log(p / (1.0 - p)) - offset) / scale
+            return barrier.radius(a.to(compute_dtype(a.dtype)), level)
 
     # ---- others made from it
 

@@ -3,7 +3,8 @@
     a & b, all_of(a, b)   h = -log(e^-h_a + e^-h_b), or min(h_a, h_b)
     a | b, any_of(a, b)   h =  log(e^h_a + e^h_b),   or max(h_a, h_b)
     ~a                    field -v, barrier -h
-    guarded(a, by=b)      a's field, changed least so that dh_b/dt >= -alpha (h_b - margin)
+    guarded(a, by=b)      a's field, changed least so that dh_b/dt >= -alpha (h_b - margin);
+                          by=[b, c] keeps both
 
 h are the calibrated barriers, in nats of log-odds, so that one aim does not drown another.
 """
@@ -35,6 +36,7 @@ from odesteer.ode import (
     GradientField,
     OrBarrier,
     SafetyField,
+    Solution,
     VectorField,
     as_dose,
 )
@@ -285,6 +287,10 @@ class Steering(Pushable):
         other = dose if strength is None else as_dose(strength)
         return self.only(a, dose=other)
 
+    def solution(self, a: Tensor) -> Solution:
+        """Return a(T) and how each row ended, see `LayerSteering.solution`."""
+        return self.only.solution(a)
+
     def trajectory(self, a: Tensor) -> Tensor:
         """Return the path at the only layer, see `LayerSteering.trajectory`."""
         return self.only.trajectory(a)
@@ -296,6 +302,10 @@ class Steering(Pushable):
     def probability(self, a: Tensor, prior: float = 0.5) -> Tensor:
         """Return P(positive | a) at the only layer, see `LayerSteering.probability`."""
         return self.only.probability(a, prior)
+
+    def radius(self, a: Tensor, p: float = 0.5) -> Tensor:
+        """Return how far from P = p at the only layer, see `LayerSteering.radius`."""
+        return self.only.radius(a, p)
 
     # ---- composed
 
@@ -594,38 +604,61 @@ def any_of(*steerings: Steering, soft: bool = True) -> Steering:
 
 
 def guarded(
-    steering: Steering, *, by: Steering, alpha: float = 1.0, margin: float = 0.0
+    steering: Steering,
+    by: Steering | Sequence[Steering],
+    *,
+    alpha: float = 1.0,
+    margin: float | Sequence[float] = 0.0,
 ) -> Steering:
     """Change `steering` least so that the log-odds of `by` stay above `margin`.
 
     A row that starts above the margin stays above it however far it is steered, and a row
     below comes up as fast as alpha asks (see `odesteer.ode.SafetyField`). `steering` needs
-    no barrier of its own; the barrier and the calibration of the result are those of `by`.
+    no barrier of its own; the barrier of the result is that of `by`, calibrated, and of several
+    the minimum.
 
     Args:
         steering: where to go, and how far.
-        by: whose region is kept.
+        by: whose region is kept; several steerings keep all of theirs, each as a constraint.
         alpha: > 0, per unit of the strength's time.
-        margin: in nats of calibrated log-odds.
+        margin: in nats of calibrated log-odds; one for all, or one for each of several, from
+            which the result's log-odds then count.
 
     Raises:
-        ValueError: for steerings of different layers, `by` without a barrier, or alpha <= 0.
+        ValueError: for steerings of different layers, `by` without a barrier or empty, alpha <= 0,
+            or more or fewer margins than steerings.
     """
+    guards = (by,) if isinstance(by, Steering) else tuple(by)
+    shared = margin if isinstance(margin, int | float) else 0.0
+    margins = [0.0] * len(guards) if isinstance(margin, int | float) else [float(m) for m in margin]
+    if not guards or len(margins) != len(guards):
+        raise ValueError(
+            f"A steering is guarded by at least one other, with one margin for all or for each; "
+            f"got {len(guards)} steerings and {len(margins)} margins."
+        )
 
-    def guard(part: LayerSteering, by: LayerSteering) -> LayerSteering:
+    def guard(part: LayerSteering, *guards: LayerSteering) -> LayerSteering:
+        kept = [
+            each.barrier.affine(each.calibration.scale, each.calibration.offset - own)
+            for each, own in zip(guards, margins, strict=True)
+        ]
+        used = [each.hyperparameters for each in guards]
         return LayerSteering(
-            field=SafetyField(by.barrier.affine(*by.calibration), alpha, margin, part.field),
+            field=SafetyField(kept[0] if len(kept) == 1 else kept, alpha, shared, part.field),
             strength=part.strength,
             solver="rk4",
             steps=max(10, part.steps),
             layer=part.layer,
-            method=f"({part.method} guarded by {by.method})",
-            hyperparameters={"steering": part.hyperparameters, "by": by.hyperparameters},
+            method=f"({part.method} guarded by {' and '.join(each.method for each in guards)})",
+            hyperparameters={
+                "steering": part.hyperparameters,
+                "by": used[0] if len(used) == 1 else used,
+            },
             model=part.model,
             site=part.site,
         )
 
-    return Steering.of(guard(*parts) for parts in _by_layer((steering, by)))
+    return Steering.of(guard(*parts) for parts in _by_layer((steering, *guards)))
 
 
 def _joined(

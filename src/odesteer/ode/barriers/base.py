@@ -60,6 +60,28 @@ class Sphere(NamedTuple):
     radius: Tensor
 
 
+def reach(change: Tensor, rate: Tensor, growth: Tensor, largest: Tensor | None = None) -> Tensor:
+    """Return how far h must be followed to change by `change`, at the least.
+
+    The t at which an h that changes at the rate min(rate + growth t, largest) has done so:
+    2 change / (rate + sqrt(rate^2 + 2 growth change)) until the rate is the largest.
+
+    Args:
+        change: >= 0, [...].
+        rate: of h where it starts, >= 0, [...].
+        growth: bound of the rate's own rate, [].
+        largest: bound of the rate, []; None for no bound.
+    """
+    denominator = rate + (rate.square() + 2.0 * growth * change).sqrt()
+    growing = torch.where(change > 0, 2.0 * change / denominator, 0.0)
+    if largest is None:
+        return growing
+    end = torch.where(growth > 0, (largest - rate).clamp_min(0.0) / growth, 0.0)
+    by_then = (rate + growth * end / 2) * end
+    steady = end + torch.where(change > by_then, (change - by_then) / largest, 0.0)
+    return torch.where(change > by_then, steady, growing)
+
+
 class Barrier(nn.Module, ABC):
     """Scalar function h of an activation, positive in the desired region.
 
@@ -76,13 +98,21 @@ class Barrier(nn.Module, ABC):
     def gradient(self, a: Tensor) -> Tensor:
         """Evaluate grad h: [..., d] -> [..., d]."""
 
+    def metric(self, x: Tensor) -> Tensor:
+        """Return G x for x [..., d], G symmetric positive definite (the identity by default)."""
+        return x
+
     def ascent(self, a: Tensor) -> Tensor:
-        """Evaluate G grad h, G being the barrier's metric (the identity by default).
+        """Evaluate G grad h.
 
         grad h . G grad h > 0 for every symmetric positive definite G, so the ascent raises h as
         the gradient does.
         """
-        return self.gradient(a)
+        return self.metric(self.gradient(a))
+
+    def conjuncts(self) -> list["Barrier"]:
+        """Return barriers whose minimum is h: the parts of a hard "and", or this one alone."""
+        return [self]
 
     def sphere(self, a: Tensor) -> Sphere | None:
         """Return the sphere that the flow of `ascent` stays on, or None."""
@@ -91,6 +121,44 @@ class Barrier(nn.Module, ABC):
     def affine(self, scale: float, offset: float = 0.0) -> "Barrier":
         """Return the barrier scale * h + offset; scale -1 is "not"."""
         return AffineBarrier(self, scale, offset)
+
+    @property
+    def spherical(self) -> bool:
+        """Whether the flow of `ascent` stays on a sphere, see `sphere`."""
+        return False
+
+    def lipschitz(self) -> Tensor:
+        """Return a bound K of |h(a) - h(b)| / ||a - b|| over all a and b, [].
+
+        Raises:
+            ValueError: if none is known.
+        """
+        raise ValueError(
+            f"No Lipschitz bound of a {type(self).__name__} is known. One is for LinearBarrier, "
+            f"FourierBarrier, MixtureBarrier, NetworkBarrier and their compositions; for "
+            f"QuadraticBarrier and FormBarrier, which have none, ask for `radius`."
+        )
+
+    def smoothness(self) -> Tensor | None:
+        """Return a bound L of how fast grad h changes, [], or None if none is known.
+
+        ||grad h(a) - grad h(b)|| <= L ||a - b||; where `spherical`, |d2h/dtheta2| <= L along the
+        great circles of y, theta in radians.
+        """
+        return None
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        """Return a distance within which h stays on its side of `level`: [..., d] -> [...].
+
+        A certificate, up to the rounding of h: ||b - a|| < radius implies h(b) >= level if
+        h(a) >= level, and h(b) < level otherwise. By default |h(a) - level| / K, the Lipschitz
+        margin of Tsuzuku, Sato, Sugiyama, "Lipschitz-Margin Training", NeurIPS 2018,
+        https://arxiv.org/abs/1802.04034
+
+        Raises:
+            ValueError: if no bound is known.
+        """
+        return (self.value(a) - level).abs() / self.lipschitz()
 
     @property
     def width(self) -> int | None:
@@ -124,6 +192,12 @@ class LinearBarrier(Barrier):
 
     def gradient(self, a: Tensor) -> Tensor:
         return self.weight.expand_as(a)
+
+    def lipschitz(self) -> Tensor:
+        return self.weight.norm()
+
+    def smoothness(self) -> Tensor:
+        return torch.zeros_like(self.bias)
 
     @property
     def width(self) -> int:
@@ -187,11 +261,34 @@ class AffineBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.scale * self.barrier.gradient(a)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.barrier.metric(x)
+
     def ascent(self, a: Tensor) -> Tensor:
         return self.scale * self.barrier.ascent(a)
 
+    def conjuncts(self) -> list[Barrier]:
+        parts = self.barrier.conjuncts()
+        if len(parts) == 1 or self.scale < 0:
+            return [self]
+        return [AffineBarrier(part, self.scale, self.offset) for part in parts]
+
     def sphere(self, a: Tensor) -> Sphere | None:
         return self.barrier.sphere(a)
+
+    @property
+    def spherical(self) -> bool:
+        return self.barrier.spherical
+
+    def lipschitz(self) -> Tensor:
+        return abs(self.scale) * self.barrier.lipschitz()
+
+    def smoothness(self) -> Tensor | None:
+        smoothness = self.barrier.smoothness()
+        return None if smoothness is None else abs(self.scale) * smoothness
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        return self.barrier.radius(a, (level - self.offset) / self.scale)
 
     @property
     def width(self) -> int | None:
@@ -240,6 +337,20 @@ class _Junction(Barrier):
         gradients = torch.stack([part.gradient(a) for part in self._barriers], dim=-1)
         return (gradients * self._weights(a).unsqueeze(-2)).sum(dim=-1)
 
+    def lipschitz(self) -> Tensor:
+        return torch.stack([part.lipschitz() for part in self._barriers]).amax()
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        if self.soft:
+            return super().radius(a, level)
+        # One part that crosses is enough to leave the side on which all parts are; to come there,
+        # all parts on the other side have to cross.
+        radii = torch.stack([part.radius(a, level) for part in self._barriers], dim=-1)
+        beyond = torch.stack([part.value(a) >= level for part in self._barriers], dim=-1)
+        alike = beyond if self.sign < 0 else ~beyond
+        last = radii.masked_fill(alike, 0.0).amax(dim=-1)
+        return torch.where(alike.all(dim=-1), radii.amin(dim=-1), last)
+
     def ascent(self, a: Tensor) -> Tensor:
         # A mean of ascents under different metrics need not raise h; the active part's does.
         if self.soft:
@@ -257,6 +368,11 @@ class AndBarrier(_Junction):
     """
 
     sign = -1.0
+
+    def conjuncts(self) -> list[Barrier]:
+        if self.soft:
+            return [self]
+        return [each for part in self._barriers for each in part.conjuncts()]
 
 
 class OrBarrier(_Junction):
@@ -289,8 +405,17 @@ class MetricBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.barrier.gradient(a)
 
-    def ascent(self, a: Tensor) -> Tensor:
-        return self.whitening.power(self.barrier.gradient(a), 2)
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
+
+    def lipschitz(self) -> Tensor:
+        return self.barrier.lipschitz()
+
+    def smoothness(self) -> Tensor | None:
+        return self.barrier.smoothness()
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        return self.barrier.radius(a, level)
 
     @property
     def width(self) -> int | None:

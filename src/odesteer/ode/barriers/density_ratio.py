@@ -201,9 +201,18 @@ class MixtureBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self._gradient_in_y(a), -1)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
+
     def ascent(self, a: Tensor) -> Tensor:
         """Return S grad_y h = S^2 grad_a h: steepest in y."""
         return self.whitening.power(self._gradient_in_y(a), 1)
+
+    def lipschitz(self) -> Tensor:
+        """Return max_ij ||x+_i - x-_j|| / (bandwidth^2 min(1, stretch))."""
+        apart = torch.cdist(self.positive, self.negative).amax() / self.bandwidth**2
+        stretch = self.whitening.stretch
+        return apart / torch.cat([stretch, stretch.new_ones(1)]).amin()
 
     @property
     def width(self) -> int:

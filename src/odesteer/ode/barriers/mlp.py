@@ -18,10 +18,11 @@ from odesteer.ode.barriers.base import Barrier
 
 
 class Activation(NamedTuple):
-    """Elementwise nonlinearity and its derivative."""
+    """Elementwise nonlinearity, its derivative, and the largest size of that."""
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
+    steepest: float
 
 
 def _gelu_derivative(x: Tensor) -> Tensor:
@@ -35,10 +36,10 @@ def _silu_derivative(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, lambda x: (x > 0).to(x.dtype)),
-    "gelu": Activation(nn.functional.gelu, _gelu_derivative),
-    "silu": Activation(nn.functional.silu, _silu_derivative),
-    "tanh": Activation(torch.tanh, lambda x: 1.0 - torch.tanh(x).square()),
+    "relu": Activation(torch.relu, lambda x: (x > 0).to(x.dtype), 1.0),
+    "gelu": Activation(nn.functional.gelu, _gelu_derivative, 1.129),
+    "silu": Activation(nn.functional.silu, _silu_derivative, 1.1),
+    "tanh": Activation(torch.tanh, lambda x: 1.0 - torch.tanh(x).square(), 1.0),
 }
 
 
@@ -160,6 +161,11 @@ class Network(nn.Module):
             gradient = (gradient * self._act.derivative(z)) @ layer.weight
         return last(x)[..., 0], gradient
 
+    def lipschitz(self) -> Tensor:
+        """Return the product of the spectral norms and of the activations' steepest slopes, []."""
+        norms = [torch.linalg.matrix_norm(layer.weight, ord=2) for layer in self.dense]
+        return torch.stack(norms).prod() * self._act.steepest ** (len(norms) - 1)
+
 
 class NetworkBarrier(Barrier):
     """h(a) = network((a - centre) / scale) + offset.
@@ -200,6 +206,12 @@ class NetworkBarrier(Barrier):
 
     def gradient(self, a: Tensor) -> Tensor:
         return self.network.value_and_gradient(self._scaled(a))[1] / self.scale
+
+    def lipschitz(self) -> Tensor:
+        return self.network.in_units(self.scale).lipschitz()
+
+    def metric(self, x: Tensor) -> Tensor:
+        return x * self.scale.square()
 
     def ascent(self, a: Tensor) -> Tensor:
         return self.network.value_and_gradient(self._scaled(a))[1] * self.scale

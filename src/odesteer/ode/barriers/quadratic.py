@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odesteer.ode.barriers.base import Barrier, Sphere, is_learnt
+from odesteer.ode.barriers.base import Barrier, Sphere, is_learnt, reach
 from odesteer.ode.eigen import largest_eigenpairs
 from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.whitening import Whitening
@@ -187,6 +187,9 @@ class QuadraticBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         return self.whitening.power(self.gradient_in_y(a)[0], -1)
 
+    def metric(self, x: Tensor) -> Tensor:
+        return self.whitening.power(x, 2)
+
     def ascent(self, a: Tensor) -> Tensor:
         """Return S grad_y h = S^2 grad_a h: steepest in y, the metric Sigma^2p in a."""
         return self.whitening.power(self.gradient_in_y(a)[0], 1)
@@ -196,6 +199,35 @@ class QuadraticBarrier(Barrier):
         moved = self.whitening.power(gradient, 1).norm(dim=-1, keepdim=True)
         stretch = unit_or_zero(moved, gradient.norm(dim=-1, keepdim=True))
         return Sphere(a - self.whitening.centre, radius * stretch)
+
+    @property
+    def spherical(self) -> bool:
+        return True
+
+    def _spread(self) -> Tensor:
+        """Return lambda_max - lambda_min of A, of which all but k eigenvalues are 0."""
+        zero = self.curvature.new_zeros(1)
+        lam = torch.cat([self.curvature, zero])
+        return lam.amax() - lam.amin()
+
+    def smoothness(self) -> Tensor:
+        """Return 2 (lambda_max - lambda_min) + ||g||."""
+        return 2.0 * self._spread() + self.slope.norm()
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        """Return the radius from the angle by which y must turn, at the least.
+
+        Along a great circle h changes by at most ||grad_u h|| + L theta a radian, L the
+        smoothness, and by at most lambda_max - lambda_min + ||g||. A change of y by less than
+        ||y|| sin theta turns it by less than theta, for theta up to a right angle; and
+        ||S^-1 x|| <= ||x|| / min(1, stretch).
+        """
+        gradient, length = self.gradient_in_y(a)
+        rate = gradient.norm(dim=-1) * length.squeeze(-1)
+        change = (self.value(a) - level).abs()
+        angle = reach(change, rate, self.smoothness(), self._spread() + self.slope.norm())
+        shrink = torch.cat([self.whitening.stretch, self.whitening.stretch.new_ones(1)]).amin()
+        return shrink * length.squeeze(-1) * angle.clamp_max(torch.pi / 2).sin()
 
     def truncated(self, rank: int) -> "QuadraticBarrier":
         """Keep the `rank` largest curvatures; the others are replaced by their mean."""

@@ -129,6 +129,10 @@ class SketchBarrier(Barrier):
         return Sphere(a, a.norm(dim=-1, keepdim=True))
 
     @property
+    def spherical(self) -> bool:
+        return True
+
+    @property
     def width(self) -> int:
         return self.index.shape[1] - 1
 
@@ -198,3 +202,11 @@ class FourierBarrier(Barrier):
     def gradient(self, a: Tensor) -> Tensor:
         phase = torch.sin(a @ self.frequency.mT + self.offset)
         return -self._amplitude * (self.coef * phase) @ self.frequency
+
+    def lipschitz(self) -> Tensor:
+        """Return sqrt(2/D) sum_i |w_i| ||W_i||."""
+        return self._amplitude * (self.coef.abs() * self.frequency.norm(dim=-1)).sum()
+
+    def smoothness(self) -> Tensor:
+        """Return sqrt(2/D) sum_i |w_i| ||W_i||^2."""
+        return self._amplitude * (self.coef.abs() * self.frequency.square().sum(dim=-1)).sum()

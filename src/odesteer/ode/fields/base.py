@@ -33,6 +33,16 @@ class Flow(Protocol):
     def rotate(self, x: Tensor, time: Tensor, /) -> Tensor:
         """Take a great-circle step, for fields tangent to a sphere."""
 
+    @property
+    def spherical(self) -> bool:
+        """Whether the flow stays on a sphere, so that `rotate` can be used."""
+
+    def longest(self, x: Tensor, /) -> Tensor | None:
+        """Return the longest time of a step that cannot lower h, [..., 1]; None if unknown.
+
+        Of a step of `rotate` where `spherical`, of an Euler step elsewhere.
+        """
+
     def length(self, x: Tensor, /) -> Tensor:
         """Return the length in activation space of a displacement, [..., 1]."""
 
@@ -98,6 +108,10 @@ class VectorField(nn.Module, ABC):
             )
         return self.barrier.value(a)
 
+    def infeasible(self, a: Tensor) -> Tensor:
+        """Return where v(a) misses constraints that the field is to satisfy: bool [...]."""
+        return torch.zeros_like(a[..., 0], dtype=torch.bool)
+
     def rotate(self, a: Tensor, time: Tensor) -> Tensor:
         """Move a along its great circle for `time`.
 
@@ -114,6 +128,27 @@ class VectorField(nn.Module, ABC):
         angle = torch.where(radius > 0, time / radius, torch.zeros_like(radius))
         circle = angle.cos() * offset + angle.sin() * radius * self(a)
         return a - offset + circle
+
+    @property
+    def spherical(self) -> bool:
+        return self.unit_speed and self.barrier is not None and self.barrier.spherical
+
+    def longest(self, a: Tensor) -> Tensor | None:
+        """Return 2 grad h . v / (L ||v||^2), the bound of Proposition 6; see `Flow.longest`.
+
+        On a sphere of radius r it is 2 grad h . v r^2 / L, as h changes at the rate
+        grad h . v r a radian.
+        """
+        smoothness = None if self.barrier is None else self.barrier.smoothness()
+        if self.barrier is None or smoothness is None:
+            return None
+        v = self(a)
+        rise = (self.barrier.gradient(a) * v).sum(dim=-1, keepdim=True).clamp_min(0.0)
+        bend = smoothness * v.square().sum(dim=-1, keepdim=True)
+        if self.spherical and (sphere := self.barrier.sphere(a)) is not None:
+            rise, bend = rise * sphere.radius.square(), smoothness.expand_as(rise)
+        straight = bend <= 0
+        return (2.0 * rise / bend.masked_fill(straight, 1.0)).masked_fill(straight, torch.inf)
 
     def length(self, x: Tensor) -> Tensor:
         return x.norm(dim=-1, keepdim=True)

@@ -28,12 +28,12 @@ Source: McCann, "A Convexity Principle for Interacting Gases", Advances in Mathe
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from odesteer.ode.barriers.base import Barrier
+from odesteer.ode.barriers.base import Barrier, is_learnt, reach
 from odesteer.ode.barriers.mlp import Network
 from odesteer.ode.barriers.quadratic import QuadraticBarrier, is_above_noise, unit_or_zero
 from odesteer.ode.fields.base import GivenField, Reduction, VectorField
@@ -56,6 +56,13 @@ class PlaneFlow(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.speed * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
+
+    @property
+    def spherical(self) -> bool:
+        return True
+
+    def longest(self, _x: Tensor) -> None:
+        """No bound is known."""
 
     def value(self, x: Tensor) -> Tensor:
         """Return h, [..., 2] -> [...]."""
@@ -161,6 +168,29 @@ class FormBarrier(Barrier):
         self.register_buffer("matrix", matrix)
         self.register_buffer("slope", slope)
         self.register_buffer("constant", torch.as_tensor(constant, dtype=slope.dtype))
+        self._smoothness: Tensor | None = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FormBarrier":
+        super()._apply(*args, **kwargs)
+        self._smoothness = None
+        return self
+
+    def smoothness(self) -> Tensor:
+        """Return the spectral norm of M, the Hessian; computed once."""
+        if self._smoothness is not None and not is_learnt(self):
+            return self._smoothness
+        # No inference tensor, which a later backward pass could not use.
+        with torch.inference_mode(False), torch.no_grad():
+            values = self.matrix
+            if values.dim() == 2:
+                values = torch.linalg.eigvalsh((values + values.mT) / 2)
+            self._smoothness = values.abs().amax()
+        return self._smoothness
+
+    def radius(self, a: Tensor, level: Tensor | float) -> Tensor:
+        """Return the distance at which a rate of ||grad h|| + ||M|| t may have changed h so."""
+        change, rate = (self.value(a) - level).abs(), self.gradient(a).norm(dim=-1)
+        return reach(change, rate, self.smoothness())
 
     def _product(self, x: Tensor) -> Tensor:
         return x @ self.matrix if self.matrix.dim() == 2 else x * self.matrix

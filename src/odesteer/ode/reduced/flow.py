@@ -66,6 +66,21 @@ class ReducedFlow(NamedTuple):
         half = torch.addcmul(basis.slope, basis.curvature, u, value=0.5)
         return (half * u).sum(dim=-1) + basis.constant
 
+    @property
+    def spherical(self) -> bool:
+        return True
+
+    def longest(self, x: Tensor) -> Tensor:
+        """Return 2 ||grad_u h|| / L radians along the great circle in y, as time [..., 1].
+
+        L = 2 (lambda_max - lambda_min) + ||g||.
+        """
+        tangent, radius, in_y = self._tangent(x)
+        in_a = in_y if self.cross is None else self.length(tangent)
+        doubled = self.basis.curvature
+        smoothness = doubled.amax() - doubled.amin() + self.basis.slope.norm()
+        return unit_or_zero(2.0 * in_a * radius, smoothness)
+
     def rotate(self, x: Tensor, time: Tensor) -> Tensor:
         """Move along the great circle in y, at initial speed 1 in a, for `time` [..., 1]."""
         tangent, radius, in_y = self._tangent(x)
