@@ -10,7 +10,7 @@ h are the calibrated barriers, in nats of log-odds, so that one aim does not dro
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -33,14 +33,13 @@ from odesteer.ode import (
     Barrier,
     ConstantField,
     Dose,
-    GradientField,
     OrBarrier,
-    SafetyField,
     Solution,
     VectorField,
     as_dose,
 )
 from odesteer.steering.comparison import Comparison
+from odesteer.steering.composition import guard, join
 from odesteer.steering.hub import Pushable, locate
 from odesteer.steering.layer_steering import Calibration, LayerSteering
 from odesteer.steering.model_card import html
@@ -595,12 +594,12 @@ def all_of(*steerings: Steering, soft: bool = True) -> Steering:
     Raises:
         ValueError: for none, for steerings of different layers, or one without a barrier.
     """
-    return _joined(AndBarrier, "&", steerings, soft)
+    return Steering.of(join(AndBarrier, "&", [each.parts for each in steerings], soft))
 
 
 def any_of(*steerings: Steering, soft: bool = True) -> Steering:
     """Join steerings so that one aim holds; `a | b` for two. See `all_of`."""
-    return _joined(OrBarrier, "|", steerings, soft)
+    return Steering.of(join(OrBarrier, "|", [each.parts for each in steerings], soft))
 
 
 def guarded(
@@ -629,73 +628,4 @@ def guarded(
             or more or fewer margins than steerings.
     """
     guards = (by,) if isinstance(by, Steering) else tuple(by)
-    shared = margin if isinstance(margin, int | float) else 0.0
-    margins = [0.0] * len(guards) if isinstance(margin, int | float) else [float(m) for m in margin]
-    if not guards or len(margins) != len(guards):
-        raise ValueError(
-            f"A steering is guarded by at least one other, with one margin for all or for each; "
-            f"got {len(guards)} steerings and {len(margins)} margins."
-        )
-
-    def guard(part: LayerSteering, *guards: LayerSteering) -> LayerSteering:
-        kept = [
-            each.barrier.affine(each.calibration.scale, each.calibration.offset - own)
-            for each, own in zip(guards, margins, strict=True)
-        ]
-        used = [each.hyperparameters for each in guards]
-        return LayerSteering(
-            field=SafetyField(kept[0] if len(kept) == 1 else kept, alpha, shared, part.field),
-            strength=part.strength,
-            solver="rk4",
-            steps=max(10, part.steps),
-            layer=part.layer,
-            method=f"({part.method} guarded by {' and '.join(each.method for each in guards)})",
-            hyperparameters={
-                "steering": part.hyperparameters,
-                "by": used[0] if len(used) == 1 else used,
-            },
-            model=part.model,
-            site=part.site,
-        )
-
-    return Steering.of(guard(*parts) for parts in _by_layer((steering, *guards)))
-
-
-def _joined(
-    junction: Callable[..., Barrier], sign: str, steerings: tuple[Steering, ...], soft: bool
-) -> Steering:
-    def join(parts: tuple[LayerSteering, ...]) -> LayerSteering:
-        first = parts[0]
-        barriers = [part.barrier.affine(*part.calibration) for part in parts]
-        return LayerSteering(
-            field=GradientField(junction(barriers, soft=soft)),
-            strength=first.strength,
-            solver="heun",
-            steps=max(10, *(part.steps for part in parts)),
-            layer=first.layer,
-            method=f"({f' {sign} '.join(part.method for part in parts)})",
-            hyperparameters={"parts": [part.hyperparameters for part in parts], "soft": soft},
-            model=first.model,
-            site=first.site,
-        )
-
-    return Steering.of(join(parts) for parts in _by_layer(steerings))
-
-
-def _by_layer(steerings: tuple[Steering, ...]) -> list[tuple[LayerSteering, ...]]:
-    """Zip the parts of steerings by layer; ValueError unless the layers agree."""
-    if not steerings:
-        raise ValueError("Steerings compose to one where there is at least one; got none.")
-    sites = [tuple((part.layer, part.site) for part in each.parts) for each in steerings]
-    if len(set(sites)) > 1:
-        layers = " and ".join(
-            ", ".join(
-                f"{layer}{'' if site == 'residual' else f' ({site})'}" for layer, site in each
-            )
-            for each in sites
-        )
-        raise ValueError(
-            f"Steerings compose at the same layers; these are at layers {layers}. Fit them at the "
-            f"same layers, or attach them one after another."
-        )
-    return list(zip(*(each.parts for each in steerings), strict=True))
+    return Steering.of(guard(steering.parts, [each.parts for each in guards], alpha, margin))
