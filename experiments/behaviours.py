@@ -1,12 +1,13 @@
 """What a steering of few pairs adds to the odds of wanted texts, and to what is written.
 
     python experiments/behaviours.py                     a day on 2 cores; it resumes
-    python experiments/behaviours.py sea --kl 0.6 --layer auto --rows odesteer-response random
+    python experiments/behaviours.py sea --kl 0.6 --layer auto --fluent --rows odesteer-response
     python experiments/behaviours.py openness power-seeking --pairs 60 --kl 0.2 --measures odds
 
 Behaviours are those of the package, the traits of Perez et al. 2023 (statements of who has one and
 who has not) and the two of Cao et al. 2024 (questions with a matching and another answer). Every
 method is fitted by `odesteer.fit` at one block, with the dose that has the KL on held-out pairs.
+With --fluent the dose is then scaled once by what is written, as `odesteer fit` does by default.
 Two measures are taken on `TEST` other pairs, which neither the fit nor the dose has seen, and a
 third on the pairs of the fit:
 
@@ -137,6 +138,7 @@ def run(
     layer: int | str,
     kl: float,
     pairs: int,
+    fluent: bool = False,
 ) -> dict[str, Any]:
     """Fit and measure; what is in `out` is not done again."""
     model, tokenizer = load_model("smollm2")
@@ -148,7 +150,7 @@ def run(
             "verdict": Assessor(model, tokenizer, fit, cache=True),
         }
         for row in rows:
-            key = f"{row} {pairs} {layer} {kl:g}"
+            key = f"{row} {pairs} {layer} {kl:g}{' fluent' if fluent else ''}"
             known = results.setdefault(name, {}).setdefault(key, {})
             missing = [each for each in measures if each not in known]
             if not missing:
@@ -164,10 +166,13 @@ def run(
                 tokens=tokens,
                 cache=True,
             )
+            if fluent:
+                steering, own = assessors["verdict"].with_fluent_dose(steering)
+                known["verdict"] = own.facts
             known |= {"dose": str(steering.dose), "layer": steering.layer}
             if "odds" in missing:
                 known["odds"] = odds(model, tokenizer, test, steering)
-            for each in set(missing) & assessors.keys():
+            for each in set(missing) & assessors.keys() - known.keys():
                 known[each] = assessors[each].assess(steering).facts
             write_whole(out, json.dumps(results, indent=1).encode())
             print(name, key, known, file=sys.stderr, flush=True)
@@ -202,12 +207,13 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=20, help="to fit on; 25 at most of our own")
     parser.add_argument("--layer", type=lambda x: x if x == "auto" else int(x), default=14)
     parser.add_argument("--kl", type=float, default=0.3)
+    parser.add_argument("--fluent", action="store_true", help="scale the dose by what is written")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=[*MEASURES])
     given = parser.parse_args()
     found = run(
         given.names, given.rows, given.measures, given.out,
-        layer=given.layer, kl=given.kl, pairs=given.pairs,
+        layer=given.layer, kl=given.kl, pairs=given.pairs, fluent=given.fluent,
     )  # fmt: skip
     for each in given.measures:
         print(table(found, each), end="\n\n")

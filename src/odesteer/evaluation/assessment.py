@@ -25,6 +25,7 @@ from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast
 from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import confounds
+from odesteer.data.contrast import example
 from odesteer.evaluation.metrics import distinct
 from odesteer.evaluation.selection.effect import Probe, fit_probe
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
@@ -299,7 +300,8 @@ class Assessor:
         bare = self.contrast.positive[0].prompt is None
         texts = written if bare else list(zip(prompts, written, strict=True))
         # `activations` reads both classes of a contrast; the second is not used.
-        contrast = Contrast.from_pairs(texts, texts[:1], template=self.contrast.template)
+        examples = tuple(example(text, str(i)) for i, text in enumerate(texts))
+        contrast = Contrast(examples, examples[:1], self.contrast.template)
         block = self._probe.block
         rows, _ = activations(self.model, self.tokenizer, contrast, block, tokens="response")
         return self._probe.log_odds(rows)
