@@ -87,7 +87,9 @@ def outcome(verdict, ratio, low):
         (outcome(WORKS, 1.4**4, 0.3), outcome(WORKS, 1.4, 0.1), 0.5),
         (outcome(NOTHING, 1.4**0.25, -0.1), outcome(WORKS, 1.4, 0.1), 1.5),
         (outcome(WORKS, 1.6, 0.2), outcome(WORKS, 1.55, 0.1), 1.0),  # neither is fluent
+        (outcome(WEAK, 1.66, -0.03), outcome(NOTHING, 1.4, -0.1), 1.0),
         (outcome(BREAKS, 3.0, 0.5), outcome(NOTHING, 1.4, -0.1), "less"),
+        (outcome(BREAKS, 1.4, 0.5), outcome(WORKS, 1.2, 0.3), 0.7),  # by repetition
         (outcome(WEAK, 1.3, 0.1), outcome(BREAKS, 2.5, 0.4), 1.0),
     ],
 )

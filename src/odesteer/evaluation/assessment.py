@@ -239,22 +239,24 @@ class Assessor:
         """Assess a steering, and another dose of it where this one does too much or too little.
 
         For small doses KL, and with it the logarithm of the perplexity ratio r, grows with the
-        square of the dose. So the dose is multiplied by sqrt(log `FLUENT` / log r), once, unless
-        the steering works with a ratio of at most `MOST_FLUENT`.
+        square of the dose. So the dose is multiplied by sqrt(log `FLUENT` / log r), between 0.5 and
+        1.5, once, unless the steering works with a ratio of at most `MOST_FLUENT`. A text that
+        breaks by repetition gets 0.7 of the dose at most.
 
         Args:
             steering: with its dose.
             progress: called with (steps done, steps in all), each time.
 
         Returns:
-            The better of the two and its assessment: text that is whole counts before fluent text,
-            and that before the lower end of the effect.
+            The better of the two and its assessment: a text that is whole counts first, then
+            whether anything happens, then fluency, then the lower end of the effect.
         """
         first = self.assess(steering, progress)
         if first.verdict == WORKS and first.perplexity_ratio <= MOST_FLUENT:
             return steering, first
         change = math.sqrt(math.log(FLUENT) / max(math.log(max(first.perplexity_ratio, 1.0)), 0.05))
-        scaled = min(max(change, 0.5), 1.5) * steering
+        most = 0.7 if first.verdict == BREAKS else 1.5
+        scaled = min(max(change, 0.5), most) * steering
         # The KL that was measured is not this dose's.
         scaled = Steering.of(
             replace(part, receipts={k: v for k, v in part.receipts.items() if k != "kl"})
@@ -265,6 +267,7 @@ class Assessor:
             tried,
             key=lambda each: (
                 each[1].verdict != BREAKS,
+                each[1].verdict != NOTHING,
                 each[1].perplexity_ratio <= MOST_FLUENT,
                 each[1].effect.low,
             ),
