@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # What to try next, by verdict.
 NEXT = {
-    "weak": "Try a stronger dose (--kl strong), --tokens response, another --layer, or more pairs.",
-    "nothing happens": "Try a stronger dose (--kl strong), --tokens response, another --layer, "
-    "or pairs that show the behaviour more plainly.",
+    "weak": "Try a stronger dose (--kl strong --tokens response), another --layer, or more pairs.",
+    "nothing happens": "Try a stronger dose (--kl strong --tokens response), another --layer, or "
+    "pairs that show the behaviour more plainly.",
     "breaks the text": "Try a weaker dose (--kl light) or another --layer.",
 }
 

@@ -26,6 +26,8 @@ TESTED = "0.32"
 
 _log = logging.getLogger("vllm.odesteer")
 _DONE = "_odesteer_wrapped"
+# Seconds that a server which was told to end waits for its connections.
+LONGEST_END = 5
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -71,6 +73,16 @@ def _wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
+def _wrap_server_init(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        # vLLM ends its engine first, and then waits for streams that nobody writes any more.
+        config.timeout_graceful_shutdown = config.timeout_graceful_shutdown or LONGEST_END
+        original(self, config, *args, **kwargs)
+
+    return init
+
+
 def _end(number: int, _frame: Any) -> None:
     """End this process, which serves nobody yet, and the engines that it is starting."""
     for child in multiprocessing.active_children():
@@ -89,6 +101,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
     from vllm.v1.worker.worker_base import WorkerBase
 
     runner_v1 = importlib.import_module("vllm.v1.worker.gpu_model_runner").GPUModelRunner
+    launcher = importlib.import_module("vllm.entrypoints.launchers.launcher")
     protocols = "vllm.entrypoints.openai"
     chat = importlib.import_module(f"{protocols}.chat_completion.protocol").ChatCompletionRequest
     text = importlib.import_module(f"{protocols}.completion.protocol").CompletionRequest
@@ -103,6 +116,7 @@ def _wrappers() -> list[tuple[Any, str, Wrapper]]:
         *((request, "to_sampling_params", by_name) for request in (chat, text, responses)),
         *((request, "to_beam_search_params", refuse_beams) for request in (chat, text)),
         (AsyncMPClient, "__init__", _wrap_client_init),
+        (launcher.NoSignalServer, "__init__", _wrap_server_init),
         (EngineCore, "_initialize_kv_caches", _wrap_initialize_kv_caches),
         (runner_v1, "load_model", runner_hooks.wrap_load_model),
         (runner_v1, "_dummy_run", runner_hooks.wrap_dummy_run),
