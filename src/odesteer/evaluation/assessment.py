@@ -53,7 +53,7 @@ PROMPTS = (
     "How do I learn a new language?",
 )
 NEW_TOKENS = 32
-# Random directions of the same KL moved by 0.07 at most (three behaviours of experiments/behaviours.py).
+# Random directions of the same KL moved by 0.07 at most (three of experiments/behaviours.py).
 VISIBLE = 0.15
 # Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams.
 MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
