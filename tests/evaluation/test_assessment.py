@@ -23,6 +23,7 @@ from odesteer.evaluation.statistics.bootstrap import Interval
     ("mean", "low", "ratio", "repeated", "word"),
     [
         (0.5, 0.3, 1.2, 0.0, WORKS),
+        (0.3, 0.05, 1.2, 0.0, WEAK),
         (0.5, -0.1, 1.2, 0.0, WEAK),
         (0.05, 0.01, 1.2, 0.0, WEAK),
         (0.05, -0.1, 1.2, 0.0, NOTHING),

@@ -53,7 +53,9 @@ PROMPTS = (
     "How do I learn a new language?",
 )
 NEW_TOKENS = 32
-# Random directions of the same KL moved by 0.07 at most (three of experiments/behaviours.py).
+# Random directions whose doses are chosen in the same way moved 14 behaviours by -0.24 to 0.32,
+# with an interval that began at 0.05 where it was highest (docs/tuning.md). So half of a visible
+# effect has to be certain.
 VISIBLE = 0.15
 # Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams.
 MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
@@ -356,7 +358,7 @@ def verdict(effect: Interval, perplexity_ratio: float, repetition: float) -> str
     """
     if perplexity_ratio > MOST_PERPLEXITY or repetition > MOST_REPETITION:
         return BREAKS
-    if effect.low > 0.0 and effect.mean >= VISIBLE:
+    if effect.low >= VISIBLE / 2 and effect.mean >= VISIBLE:
         return WORKS
     if effect.low > 0.0 or effect.mean >= VISIBLE:
         return WEAK
