@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.command_line import run
 from tests.helpers.paths import REPOSITORY
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli.app import app
@@ -21,10 +21,6 @@ ROOT: Any = get_command(app)
 # A conversation, a page, and another program's server.
 NO_RESULTS = {"chat", "playground", "serve"}
 COMMANDS = {name: one for name, one in ROOT.commands.items() if not hasattr(one, "commands")}
-
-
-def run(*arguments: object, **environment: str) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200", **environment})
 
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - NO_RESULTS))

@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from tests.helpers.command_line import run
+from typer.testing import Result
 
 import odesteer as ods
 from odesteer.cli import console
-from odesteer.cli.app import app
 
 PAIR = {"prompt": "How are you?", "positive": "Very well.", "negative": "Not well."}
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def run_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -2,22 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.helpers import models as tiny
-from typer.testing import CliRunner
+from tests.helpers.command_line import run
 
 import odesteer as ods
-from odesteer.cli.app import app
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
+    return tiny.saved(folder)
 
 
 @pytest.fixture
@@ -30,10 +26,6 @@ def pairs(tmp_path: Path) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
 
 
 CAA = ["--method", "caa", "--layer", "1"]

@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 from tests.helpers import models as tiny
+from tests.helpers.command_line import run
 from tests.helpers.scripted_server import serving
-from typer.testing import CliRunner
 
 import odesteer as ods
-from odesteer.cli.app import app
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def fails_with(result: Any, *words: str) -> None:
@@ -36,9 +31,7 @@ def answer(body: Any) -> Any:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
+    return tiny.saved(folder)
 
 
 def test_a_server_writes_what_fit_reads(tmp_path: Path, model: Path) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from tests.helpers import models as tiny
+from tests.helpers.command_line import run
 from tests.helpers.paths import REPOSITORY
-from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli import console
-from odesteer.cli.app import app
 
 
 def stop(*_: object, **__: object) -> None:
@@ -26,9 +25,7 @@ def stop(*_: object, **__: object) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
+    return tiny.saved(folder)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +35,6 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": f"{a} cat", **row} for a in ("the", "a")]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def stopped(result: Any, *words: str) -> None:

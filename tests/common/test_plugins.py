@@ -95,9 +95,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
+    return tiny.saved(folder)
 
 
 def test_a_method_and_a_solver_are_found_by_name_and_keep_what_they_promise(

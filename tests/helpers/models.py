@@ -1,5 +1,7 @@
 """Small random models, a tokenizer, data and steerings for tests."""
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -120,3 +122,10 @@ def block_outputs(net: nn.Module, ids: Tensor, mask: Tensor | None = None) -> tu
 def hooked(net: nn.Module) -> list[nn.Module]:
     """The modules that carry a forward hook."""
     return [m for m in net.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def saved(folder: Path, *, chat: bool = True) -> Path:
+    """Save the model and its tokenizer to a folder, as commands load them; return it."""
+    model().save_pretrained(folder)
+    tokenizer(chat=chat).save_pretrained(folder)
+    return folder

@@ -9,11 +9,10 @@ import time
 import pytest
 import torch
 from tests.helpers import fake_hub as fake
+from tests.helpers.command_line import run as command
 from tests.helpers.models import constant, two_gaussians
-from typer.testing import CliRunner
 
 from odesteer import ODESteer, Steering, load
-from odesteer.cli.app import app
 from odesteer.steering.hub import FILES
 from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
 
@@ -407,10 +406,6 @@ def test_a_push_leaves_the_client_as_it_was(hub, steering):
     steering.push_to_hub("me/truthful", token=fake.TOKEN)
     assert get_session().event_hooks == before
     assert logging.getLogger("huggingface_hub").level == level
-
-
-def command(*arguments):
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def test_a_directory_is_pushed_as_it_is_and_pulled_as_it_was(hub, steering, tmp_path, monkeypatch):

@@ -54,20 +54,22 @@ def doctor(as_json: options.AsJson = False) -> None:
         "activations": f"{size_text(kept['size'])} of {size_text(kept['limit'])} in "
         f"{kept['folder']}",
     }
+    _print_rows({label: escape(text) for label, text in rows.items()})
+    out.print("\nExtras")
+    states = {}
+    for name, extra in facts["extras"].items():
+        missing = ", ".join(extra["missing"])
+        state = f"missing {missing}: {extra['install']}" if missing else "installed"
+        states[name] = f"{escape(extra['for'])} [dim]({escape(state)})[/]"
+    _print_rows(states)
+
+
+def _print_rows(rows: dict[str, str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows.items():
-        table.add_row(label, escape(text))
-    out.print(table)
-    out.print("\nExtras")
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, extra in facts["extras"].items():
-        missing = ", ".join(extra["missing"])
-        state = f"missing {missing}: {extra['install']}" if missing else "installed"
-        table.add_row(name, f"{escape(extra['for'])} [dim]({escape(state)})[/]")
+        table.add_row(label, text)
     out.print(table)
 
 

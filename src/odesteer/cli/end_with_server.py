@@ -1,8 +1,8 @@
 """Watcher of a served model: ends what a killed server leaves behind.
 
-`odesteer serve` starts it as a script, `python end_with_server.py PID TOKEN`, and becomes vLLM's
-server. An engine whose server is killed waits for it for minutes while it starts, and for ever
-later, with the memory of its model. Every process of a server has `ODESTEER_SERVER=TOKEN` in its
+`odesteer serve` starts it as a script, `python end_with_server.py PID VARIABLE TOKEN`, and becomes
+vLLM's server. An engine whose server is killed waits for it for minutes while it starts, and for
+ever later, with the memory of its model. Every process of a server has `VARIABLE=TOKEN` in its
 environment.
 """
 
@@ -13,10 +13,8 @@ import time
 
 import psutil
 
-VARIABLE = "ODESTEER_SERVER"
 
-
-def started_with(token: str) -> list[psutil.Process]:
+def started_with(variable: str, token: str) -> list[psutil.Process]:
     """Return the processes of a server, but for those that end by themselves.
 
     Python's resource tracker ends after the others, and unlinks the memory that they shared.
@@ -25,12 +23,12 @@ def started_with(token: str) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["environ", "cmdline"])
-        if (process.info["environ"] or {}).get(VARIABLE) == token
+        if (process.info["environ"] or {}).get(variable) == token
         and "multiprocessing.resource_tracker" not in " ".join(process.info["cmdline"] or ())
     ]
 
 
-def main(server: int, token: str) -> None:
+def main(server: int, variable: str, token: str) -> None:
     """Wait for the end of the server, which started this process, then kill the others."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)  # meant for the server: this ends after it
@@ -38,7 +36,7 @@ def main(server: int, token: str) -> None:
         time.sleep(0.5)
     # Twice, for a process that was being started in between.
     for _ in range(2):
-        while processes := started_with(token):
+        while processes := started_with(variable, token):
             for process in processes:
                 process.kill()
             psutil.wait_procs(processes, timeout=5)
@@ -46,4 +44,4 @@ def main(server: int, token: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

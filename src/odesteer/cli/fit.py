@@ -94,11 +94,9 @@ def fit(
         )
     steering, assessment = with_solver(with_dose(steering, dose, spread), solver, steps), None
     if checked:
-        assessor = library.assessment.Assessor(
-            language_model, tokenizer, data, seed=seed, cache=cache
+        steering, assessment = verdict.assessed(
+            language_model, tokenizer, steering, data, seed=seed, cache=cache, free=free
         )
-        with reading(cache):
-            steering, assessment = verdict.assessed(assessor, steering, free)
     path = steering.save_pretrained(output)
     parts = steering.parts
     measured = {part.layer: part.receipts.get("held_out", {}) for part in parts}

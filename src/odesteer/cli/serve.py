@@ -18,7 +18,7 @@ from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
 
 HOST, PORT = "127.0.0.1", 8000
-# In the environment of every process of a server; end_with_server.py reads it.
+# In the environment of every process of a server; the watcher looks for it.
 WATCHED = "ODESTEER_SERVER"
 _SERVER = "vllm.entrypoints.openai.api_server"
 
@@ -113,7 +113,7 @@ def serve(
 def watch(token: str) -> None:
     """Start the watcher that ends the processes of this server if it is killed."""
     script = str(Path(__file__).with_name("end_with_server.py"))
-    command = [sys.executable, "-I", script, str(os.getpid()), token]
+    command = [sys.executable, "-I", script, str(os.getpid()), WATCHED, token]
     null = subprocess.DEVNULL
     subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
 

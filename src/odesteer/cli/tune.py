@@ -90,11 +90,9 @@ def tune(
         )
     steering, assessment = tuned.steering, None
     if check or require_effect:
-        with reading(cache):
-            assessor = library.assessment.Assessor(
-                language_model, tokenizer, data, seed=seed, cache=cache
-            )
-            steering, assessment = verdict.assessed(assessor, steering)
+        steering, assessment = verdict.assessed(
+            language_model, tokenizer, steering, data, seed=seed, cache=cache
+        )
     path = steering.save_pretrained(output)
     tuned.plot(path / FIGURE)
     if as_json:

@@ -1,14 +1,14 @@
 """Verdict of `odesteer fit` and `odesteer tune`: answers before and after, and what they say."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from odesteer.cli import library
-from odesteer.cli.console import out, progress, show_answers, warn
+from odesteer.cli.console import out, progress, reading, show_answers, warn
 
 if TYPE_CHECKING:
-    from odesteer.evaluation.assessment import Assessment, Assessor
+    from odesteer.evaluation.assessment import Assessment
     from odesteer.steering import Steering
 
 # What to try next, by verdict.
@@ -21,16 +21,23 @@ NEXT = {
 
 
 def assessed(
-    assessor: "Assessor", steering: "Steering", free: bool = False
+    model: Any,
+    tokenizer: Any,
+    steering: "Steering",
+    contrast: Any,
+    *,
+    seed: int,
+    cache: bool,
+    free: bool = False,
 ) -> "tuple[Steering, Assessment]":
     """Assess a steering, and return it with the assessment in its receipts.
 
     Args:
-        assessor: of the contrast.
-        steering: with its dose.
+        model, tokenizer, steering, contrast, seed, cache: see `odesteer.assess`.
         free: whether the dose may be changed, see `Assessor.with_fluent_dose`.
     """
-    with progress("Writing before and after") as callback:
+    assessor = library.assessment.Assessor(model, tokenizer, contrast, seed=seed, cache=cache)
+    with reading(cache), progress("Writing before and after") as callback:
         if free:
             steering, assessment = assessor.with_fluent_dose(steering, callback)
         else:

@@ -218,8 +218,7 @@ class Assessor:
         report(0, 3)
         n, known = len(self.prompts), self._unsteered
         # Both at once, for the price of little more than one.
-        pending = [steering] if known is None else []
-        asked: list[Steering | None] = [*[None] * (n * len(pending)), *[steering] * n]
+        asked: list[Steering | None] = [*([None] * n if known is None else []), *[steering] * n]
         backend = TransformersBackend(
             self.model, self.tokenizer, template=self.contrast.template, batch_size=len(asked)
         )

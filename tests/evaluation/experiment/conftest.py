@@ -24,9 +24,7 @@ kl = [0.05]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
-    return folder
+    return tiny.saved(folder)
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ LAYERS, ROWS = [1, 2], 12  # 4 shards
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=True).save_pretrained(folder)
+    tiny.saved(folder)
     return str(folder)
 
 
