@@ -348,11 +348,12 @@ def test_a_push_to_a_hostile_server_ends_in_one_line(
 ):
     sleep = time.sleep
     monkeypatch.setattr("time.sleep", lambda seconds: sleep(seconds / 10))  # between attempts
-    monkeypatch.setattr("odesteer.steering.hub.SILENCE", 0.3)
     monkeypatch.setenv("HF_TOKEN", fake.TOKEN)
     folder = steering.save_pretrained(tmp_path / "here")
     hub.hostile[route], words = PUSHED[kind]
-    refused = command("push", folder, "me/truthful")
+    with monkeypatch.context() as hostile:
+        hostile.setattr("odesteer.steering.hub.SILENCE", 0.3)
+        refused = command("push", folder, "me/truthful")
     *_, error = refused.stderr.strip().splitlines()
     assert refused.exit_code == 2 and len(error) < 300
     assert re.search(f"error: .*({words})", error), refused.output
