@@ -30,10 +30,11 @@ def test_candidates_are_spread_over_equal_layers():
     assert spread_layers(qualities({6: 0.5, 8: 0.3, 9: 0.4, 12: 0.9}), 3) == [6, 8, 9]
 
 
-def test_without_a_dose_odesteer_has_the_medium_budget():
+def test_without_a_dose_odesteer_has_the_strong_budget_and_reads_responses():
     contrast = ods.Contrast.from_pairs(WANTED, UNWANTED)
     steering = ods.fit(tiny.model(), tiny.tokenizer(), contrast, layer=1)
-    assert steering.receipts["kl"]["asked"] == ods.KL("medium").budget
+    assert steering.receipts["kl"]["asked"] == ods.KL("strong").budget
+    assert steering.receipts["tokens"] == "response"
     assert "kl" not in ods.fit(tiny.model(), tiny.tokenizer(), contrast, "caa", 1).receipts
 
 

@@ -73,7 +73,7 @@ def fit(
     data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
 
-    # Where no dose is named, what is written chooses it: from the strong one, all tokens read.
+    # Where no dose is named, what is written chooses it: from the method's own.
     checked = check or require_effect
     free = checked and budget is None and dose is None
     free = free and library.takes_kl(learner, data, tokenizer)
@@ -84,11 +84,11 @@ def fit(
             data,
             method=method,
             layer=blocks,
-            strength=ods.KL("strong") if free else budget if dose is None else dose,
+            strength=budget if dose is None else dose,
             seed=seed,
             incremental=incremental,
             progress=callback,
-            tokens=chosen or ("response" if free else None),
+            tokens=chosen,
             max_tokens=max_tokens,
             cache=cache,
         )

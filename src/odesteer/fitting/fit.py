@@ -119,7 +119,8 @@ def fit(
             blocks; for methods that learn through the model, the largest held-out margin).
             Several indices give a steering of several layers; `layers` is the same.
         strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own,
-            which for ODESteer and the methods that learn through the model is `KL("medium")`.
+            which for ODESteer and the methods that learn through the model is `KL("strong")`, with
+            all tokens of the responses read. Whether the text bears it, `odesteer.assess` tells.
         seed: of the folds.
         incremental: of several layers, let the later ones learn from negatives that the
             earlier ones have moved; None: as the method's source does.
@@ -155,6 +156,7 @@ def fit(
         contrast = contrast.paired()
     if strength is None and takes_kl(chosen, contrast, tokenizer):
         strength = KL(str(chosen.default_kl))
+        tokens = tokens or "response"
     if tokens is None and chosen.tokens == "last" and ends_apart(contrast):
         tokens = "response"
         warnings.warn(

@@ -83,7 +83,7 @@ class NaturalGradient(Method):
 
     name: ClassVar[str] = "natural-gradient"
     default_strength: ClassVar[Dose | float] = Angle(0.1)
-    default_kl: ClassVar[str | None] = "medium"
+    default_kl: ClassVar[str | None] = "strong"
     tokens: ClassVar[str] = "response"
     reads_sensitivities: ClassVar[bool] = True
     facts: ClassVar[MethodInfo] = MethodInfo(

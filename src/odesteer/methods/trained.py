@@ -69,7 +69,7 @@ class TrainedODESteer(Method):
 
     name: ClassVar[str] = "odesteer-trained"
     default_strength: ClassVar[Dose | float] = Angle(0.1)
-    default_kl: ClassVar[str | None] = "medium"
+    default_kl: ClassVar[str | None] = "strong"
     tokens: ClassVar[str] = "response"
     reads_sensitivities: ClassVar[bool] = True
     trains_through_model: ClassVar[bool] = True

@@ -67,7 +67,7 @@ class ODESteer(Method):
         source="Zhao et al., ICLR 2026, arXiv 2602.17560; estimated better",
     )
     default_strength: ClassVar[Dose | float] = Angle(0.3)
-    default_kl: ClassVar[str | None] = "medium"
+    default_kl: ClassVar[str | None] = "strong"
 
     steps: int = 10
     solver: str = "great-circle"
