@@ -35,7 +35,7 @@ PUBLIC = {
         SketchBarrier Solution Solver Tableau Target Time TransportField VectorField
         Whitening ZeroField as_dose columns_of solve trajectory
     """,
-    "odesteer.pairs": """
+    "odesteer.data.pairs": """
         Trait WrittenPairs write_pairs
     """,
     "odesteer.testing": """

@@ -1,5 +1,6 @@
 from .backends import Sampling, TransformersBackend
 from .data import Contrast, behaviours
+from .data.pairs import write_pairs
 from .evaluation.assessment import Assessment, assess
 from .evaluation.detector import Scores, score
 from .evaluation.selection import Tuned, tune
@@ -36,7 +37,6 @@ from .methods import (
 from .models.hooks.handle import Handle
 from .models.layers import use_layers
 from .ode import SOLVERS, Angle, PathLength, PerRow, Target, Time
-from .pairs import write_pairs
 from .steering import Calibration, Steering, all_of, any_of, guarded, load
 
 __version__: str

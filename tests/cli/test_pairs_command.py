@@ -9,8 +9,6 @@ from tests.helpers import models as tiny
 from tests.helpers.command_line import run
 from tests.helpers.scripted_server import serving
 
-import odesteer as ods
-
 
 def fails_with(result: Any, *words: str) -> None:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("Loading ")]
@@ -86,7 +84,7 @@ def test_ctrl_c_says_where_the_answers_are(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ods.TransformersBackend, "generate", stop)
+    monkeypatch.setattr("odesteer.data.pairs.writers.generate", stop)
     result = run("pairs", "is good", "--with", model, "--out", tmp_path / "p.jsonl")
     assert result.exit_code == 130
     assert "p.jsonl.answers" in result.stderr and "goes on from there" in result.stderr

@@ -26,7 +26,7 @@ from tests.serving.served import COMPOSED, language_model, steered, tokens
 import odesteer as ods
 from odesteer.backends.vllm import ask
 from odesteer.backends.vllm.request_validation import STEERED
-from odesteer.pairs import write_pairs
+from odesteer.data.pairs import write_pairs
 
 NEW = 8
 TOKEN = "correct-horse"

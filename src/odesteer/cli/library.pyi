@@ -4,6 +4,8 @@ from odesteer.data import behaviours as behaviours
 from odesteer.data import confounds as confounds
 from odesteer.data import contrast as contrast
 from odesteer.data import read_files as read_files
+from odesteer.data.pairs.traits import Trait as Trait
+from odesteer.data.pairs.usable import alike as alike
 from odesteer.evaluation import assessment as assessment
 from odesteer.evaluation import demo as demo
 from odesteer.evaluation import report as report
@@ -34,8 +36,6 @@ from odesteer.models.loading import load_model as load_model
 from odesteer.models.loading import local_copy as local_copy
 from odesteer.models.loading import wheel_folder as wheel_folder
 from odesteer.ode import as_dose as as_dose
-from odesteer.pairs.traits import Trait as Trait
-from odesteer.pairs.usable import alike as alike
 from odesteer.playground.app import serve as serve
 from odesteer.playground.controller import Controller as Controller
 from odesteer.playground.controller import runs_in as runs_in

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -9,14 +10,14 @@ from tests.helpers import chat_models
 from tests.helpers import models as tiny
 from tests.helpers.scripted_server import Time, says, serving
 
-import odesteer as ods
 from odesteer.data import Contrast
 from odesteer.data.confounds import confounds
-from odesteer.pairs import Trait, write_pairs
-from odesteer.pairs.traits import PLAIN, everyday_questions
-from odesteer.pairs.usable import alike, clean, flaw
-from odesteer.pairs.write import UNIT, answers_path
-from odesteer.pairs.writers import LocalWriter
+from odesteer.data.pairs import Trait, write_pairs
+from odesteer.data.pairs.traits import PLAIN, everyday_questions
+from odesteer.data.pairs.usable import alike, clean, flaw
+from odesteer.data.pairs.write import UNIT, answers_path
+from odesteer.data.pairs.writers import LocalWriter
+from odesteer.models.generation import generate
 
 KEY = "a-secret-that-nobody-should-see"
 CAPTAIN = "speaks like a sea captain"
@@ -301,7 +302,7 @@ def test_an_opposite_is_asked_for_in_the_same_words(path):
         ({"n": 0}, "n >= 1"),
         ({"seed": -1}, "seed >= 0"),
         ({"length_ratio": 0.5}, "length_ratio >= 1"),
-        ({"writer": 3}, "TransformersBackend"),
+        ({"writer": 3}, r"\(model, tokenizer\); got int"),
         ({"writer": "smollm2", "model": "m"}, "'smollm2' is no address"),
         ({"description": Trait((("a", "b"),)), "opposite": "c"}, "opposite= is for a description"),
     ],
@@ -370,62 +371,53 @@ def test_a_trait_file_that_is_none_is_named(content, words, tmp_path):
 # ---- a model in this process
 
 
-class Counted(ods.TransformersBackend):
-    """A random model whose answers are counted; the first two say what they are."""
-
-    calls = 0
-
-    def generate(self, prompts, *rest, **more):
-        type(self).calls += 1
-        return super().generate(prompts, *rest, **more)
-
-
 @pytest.fixture
-def backend():
-    Counted.calls = 0
-    return Counted(tiny.model(), tiny.tokenizer(chat=True))
+def calls(monkeypatch):
+    """Calls of a random model, of which the n-th is interrupted where that is asked for."""
+    counted = SimpleNamespace(done=0, interrupted=None)
+
+    def counting(*arguments, **more):
+        if counted.done == counted.interrupted:
+            raise KeyboardInterrupt
+        counted.done += 1
+        return generate(*arguments, **more)
+
+    monkeypatch.setattr("odesteer.data.pairs.writers.generate", counting)
+    return counted
 
 
-def local(backend, path, **more):
-    return write_pairs("is good", backend, path, max_new_tokens=8, length_ratio=99.0, **more)
+def local(path, **more):
+    writer = (tiny.model(), tiny.tokenizer(chat=True))
+    return write_pairs("is good", writer, path, max_new_tokens=8, length_ratio=99.0, **more)
 
 
 def test_a_local_model_writes_the_same_for_the_same_seed_also_after_it_was_killed(
-    backend, path, tmp_path
+    calls, path, tmp_path
 ):
-    whole = local(backend, path, n=10).contrast
-    calls = backend.calls
-    assert local(backend, tmp_path / "b.jsonl", n=10).contrast == whole
-    assert local(backend, tmp_path / "c.jsonl", n=10, seed=1).contrast != whole
+    whole = local(path, n=10).contrast
+    needed = calls.done
+    assert local(tmp_path / "b.jsonl", n=10).contrast == whole
+    assert local(tmp_path / "c.jsonl", n=10, seed=1).contrast != whole
 
-    class Killed(Counted):
-        def generate(self, prompts, *rest, **more):
-            if Killed.calls == calls + 1:
-                raise KeyboardInterrupt
-            return super().generate(prompts, *rest, **more)
-
-    Killed.calls = calls
-    killed = Killed(backend.model, backend.tokenizer)
+    calls.done, calls.interrupted = 0, 1
     with pytest.raises(KeyboardInterrupt):
-        local(killed, tmp_path / "d.jsonl", n=10)
+        local(tmp_path / "d.jsonl", n=10)
     assert not (tmp_path / "d.jsonl").exists()
-    Counted.calls = 0
-    assert local(backend, tmp_path / "d.jsonl", n=10).contrast == whole
-    assert Counted.calls == calls - 1  # the first unit was kept
+    calls.done, calls.interrupted = 0, None
+    assert local(tmp_path / "d.jsonl", n=10).contrast == whole
+    assert calls.done == needed - 1  # the first unit was kept
 
 
 def test_a_base_model_is_refused_unless_it_is_asked_with_a_template():
-    base = ods.TransformersBackend(tiny.model(), tiny.tokenizer())
+    base = (tiny.model(), tiny.tokenizer(), "base")
     with pytest.raises(ValueError, match=r"'base' has no chat template: a base model continues"):
-        LocalWriter(base, "base")
-    template = "Q: {prompt}\nA: {response}"
-    LocalWriter(ods.TransformersBackend(tiny.model(), tiny.tokenizer(), template), "base")
+        LocalWriter(*base)
+    LocalWriter(*base, "Q: {prompt}\nA: {response}")
 
 
 @pytest.mark.parametrize(("template", "system"), [("chatml", True), ("gemma", False)])
 def test_a_template_without_a_systems_turn_is_seen(template, system):
-    backend = ods.TransformersBackend(None, chat_models.tokenizer(template))
-    assert LocalWriter(backend, "m")._system is system
+    assert LocalWriter(None, chat_models.tokenizer(template), "m")._system is system
 
 
 def test_the_everyday_questions_are_many_and_each_is_one():

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from odesteer.backends import Sampling
 from odesteer.common.chat_completions import KEY_VARIABLE, ResponseCache
 from odesteer.common.files import write_whole
 from odesteer.data import Contrast
+from odesteer.data.pairs.traits import Trait
+from odesteer.data.pairs.usable import clean, flaw, words
+from odesteer.data.pairs.writers import Request, Writer, as_writer
 from odesteer.data.read_files import rows as file_rows
-from odesteer.extraction.extract import Progress
-from odesteer.pairs.traits import Trait
-from odesteer.pairs.usable import clean, flaw, words
-from odesteer.pairs.writers import Request, Writer, as_writer
+from odesteer.models.generation import Progress, Sampling
 
 UNIT = 8  # questions asked together
 ATTEMPTS = 4  # questions for each pair that is wanted, at most
@@ -90,7 +89,7 @@ def write_pairs(
         description: such as "speaks like a sea captain"; or a `Trait`, with instructions and
             questions of its own.
         writer: a model's name or directory; a server's address up to the version, such as
-            "http://localhost:8000/v1"; or a `TransformersBackend`.
+            "http://localhost:8000/v1"; or (model, tokenizer).
         path: the file to write, JSONL.
         n: pairs. More than there are questions: each is asked again, with another sample.
         opposite: what negative answers do; None: they are plain answers.

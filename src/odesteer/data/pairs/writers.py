@@ -8,12 +8,12 @@ system's turn and stand there, where the chat template has one.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import httpx
 
-from odesteer.backends import Sampling, TransformersBackend
 from odesteer.common.chat_completions import (
     BUSY,
     KEY_VARIABLE,
@@ -26,6 +26,7 @@ from odesteer.common.chat_completions import (
 )
 from odesteer.common.limits import parse_json
 from odesteer.models.chat_template import encode
+from odesteer.models.generation import Sampling, generate
 from odesteer.models.loading import Say, load_model
 
 AT_ONCE = 8  # requests under way to a server, which batches them
@@ -82,40 +83,52 @@ class LocalWriter:
     run that was killed ends with the texts that it would have ended with.
 
     Args:
-        backend: the model.
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
         name: what it is called.
+        template: see `odesteer.models.chat_template`.
 
     Raises:
-        ValueError: for a model without a chat template, unless the backend has another template.
+        ValueError: for a model without a chat template, unless another template is given.
     """
 
-    backend: TransformersBackend
+    model: Any
+    tokenizer: Any
     name: str
+    template: str = "auto"
     _system: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        tokenizer, template = self.backend.tokenizer, self.backend.template
-        if tokenizer.chat_template is None and template in ("auto", "chat"):
+        chat = self.template in ("auto", "chat")
+        if self.tokenizer.chat_template is None and chat:
             raise ValueError(
                 f"'{self.name}' has no chat template: a base model continues texts and follows no "
                 f"instructions. Give a chat model (its name often ends in Instruct, Chat or it), "
                 f"or --template 'Q: {{prompt}}\\nA: {{response}}' to ask it all the same."
             )
-        if template in ("auto", "chat"):
+        if chat:
             try:
-                encode(tokenizer, Request("Answer.", "Well?", True).messages(True))
+                encode(self.tokenizer, Request("Answer.", "Well?", True).messages(True))
             except ValueError:
                 self._system = False
 
     def answers(
         self, requests: Sequence[Request], sampling: Sampling, cache: ResponseCache
     ) -> list[str | None]:
-        chat = self.backend.template in ("auto", "chat")
+        chat = self.template in ("auto", "chat")
         prompts = [each.messages(self._system) if chat else each.text for each in requests]
-        key = key_of(self.name, self.backend.template, prompts, vars(sampling))
+        key = key_of(self.name, self.template, prompts, vars(sampling))
         row = cache.get(key)
         if row is None:
-            cache.add(key, answers=self.backend.generate(prompts, None, sampling))
+            texts = generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                sampling,
+                steered=lambda _batch: nullcontext(),
+                template=self.template,
+            )
+            cache.add(key, answers=texts)
             row = cache.get(key)
         return list((row or {})["answers"])
 
@@ -258,8 +271,8 @@ def as_writer(
     """Return the writer that is meant by an address, a model's name, or a loaded model.
 
     Args:
-        writer: "http://localhost:8000/v1"; "smollm2", a directory or a Hub model; or a
-            `TransformersBackend`.
+        writer: "http://localhost:8000/v1"; "smollm2", a directory or a Hub model; or
+            (model, tokenizer).
         model: of several that a server has; its first by default.
         template: of a local model, see `odesteer.models.chat_template`.
         key_variable: the environment variable with the server's key.
@@ -272,12 +285,13 @@ def as_writer(
     """
     if isinstance(writer, LocalWriter | ServedWriter):
         return writer
-    if isinstance(writer, TransformersBackend):
-        return LocalWriter(writer, str(writer.model.config._name_or_path or "model"))
+    if isinstance(writer, tuple) and len(writer) == 2:
+        loaded, tokenizer = writer
+        return LocalWriter(loaded, tokenizer, str(loaded.config._name_or_path or "model"), template)
     if not isinstance(writer, str):
         raise ValueError(
             f"Pairs are written by a model's name or directory, a server's address, or "
-            f"TransformersBackend(model, tokenizer); got {type(writer).__name__}."
+            f"(model, tokenizer); got {type(writer).__name__}."
         )
     if writer.startswith(("http://", "https://")):
         service = chat_service(writer, key_variable, **options)
@@ -286,4 +300,4 @@ def as_writer(
     if model is not None:
         raise ValueError(f"--model names a model of a server; '{writer}' is no address.")
     language_model, tokenizer = load_model(writer, say)
-    return LocalWriter(TransformersBackend(language_model, tokenizer, template), writer)
+    return LocalWriter(language_model, tokenizer, writer, template)
