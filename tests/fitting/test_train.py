@@ -1,5 +1,7 @@
 """A field trained through the model gains on held-out texts, and is the same for the same seed."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,6 +129,52 @@ def test_batches_of_a_step_add_up_to_the_gradient_of_one(
     assert nats == pytest.approx([nats[0]] * 3, rel=1e-4)
     for parts in gradients[1:]:
         torch.testing.assert_close(parts, gradients[0], rtol=1e-4, atol=1e-5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(method: ods.Method, cache: Path) -> Path:
+    """Interrupt a fit in its third epoch; return its checkpoint."""
+
+    def interrupt(done: int, total: int) -> None:
+        if (done, total) == (5, 6):  # two steps an epoch
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(method, cache=cache, progress=interrupt)
+    [path] = cache.glob("*/training/*")
+    return path
+
+
+@pytest.mark.parametrize(("barrier", "lr"), [("quadratic", 3e-3), ("network", 0.3)])
+def test_an_interrupted_training_continues_to_the_same_bits(
+    barrier: str, lr: float, tmp_path: Path
+) -> None:
+    method = ods.TrainedODESteer(barrier=barrier, lr=lr, objective="bipo", epochs=3, **QUICK)
+    path = interrupted(method, tmp_path)
+    fit(replace(method, epochs=0), cache=tmp_path)
+    assert path.exists()  # it is of another run
+    calls: list[tuple[int, int]] = []
+    resumed = fit(method, cache=tmp_path, progress=lambda *call: calls.append(call))
+    assert [done for done, total in calls if total == 6] == [5, 6]
+    assert not path.exists()
+    whole = fit(method)
+    best = np.argmax([epoch["at_budget"] for epoch in whole.receipts["epochs"]])
+    assert (best == 3) == (lr < 0.1)  # else it is one of before the interruption
+    assert resumed.receipts == whole.receipts and resumed.strength == whole.strength
+    for one, other in zip(resumed.field.buffers(), whole.field.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(tmp_path: Path) -> None:
+    method = ods.TrainedODESteer(epochs=3, **QUICK)
+    path = interrupted(method, tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    calls: list[tuple[int, int]] = []
+    fit(method, cache=tmp_path, progress=lambda *call: calls.append(call))
+    assert [done for done, total in calls if total == 6] == [1, 2, 3, 4, 5, 6]
 
 
 def test_texts_that_are_no_pairs_are_paired_by_lot() -> None:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, default_batch_tokens
 from odesteer.extraction.scoring.packing import AnswerSlot, PromptWithAnswers, make_batch
 from odesteer.extraction.scoring.score_texts import (
@@ -17,6 +19,7 @@ from odesteer.extraction.scoring.score_texts import (
     vocabulary_size,
 )
 from odesteer.extraction.sensitivities import BATCH_LOGITS, frozen
+from odesteer.fitting.checkpoint import Epoch, TrainingState, checkpoint_path
 from odesteer.methods.samples import Samples
 from odesteer.methods.trained import OBJECTIVES, FieldParameters, Likelihoods, TrainedODESteer
 from odesteer.models.batching import batches
@@ -31,14 +34,6 @@ SPREAD = (0.6, 1.4)  # of the angle of a step, relative to that of the budget
 DUAL_RATE = 0.1
 # At most; a budget that no small angle has is found when the dose is.
 LARGEST_ANGLE = 0.5
-
-
-class Epoch(NamedTuple):
-    """State after an epoch: held-out margin and KL, nats a token, and the margin at the budget."""
-
-    margin: float
-    kl: float
-    at_budget: float
 
 
 class Pair(NamedTuple):
@@ -96,6 +91,7 @@ def train(
     positions: str = "last+generated",
     seed: int = 0,
     progress: Progress | None = None,
+    cache: CacheChoice = False,
 ) -> tuple[VectorField, list[int], list[Epoch]]:
     """Train a field; return it, the rows that it has not seen, and a record of the epochs.
 
@@ -109,6 +105,9 @@ def train(
         positions: which tokens are steered.
         seed: of the folds, the pairs, their order and the angles.
         progress: called with (steps done, steps in all).
+        cache: True or a folder keeps the state after each epoch on disk: an interrupted training
+            that is started again continues there, and gives the tensors of one that was not
+            interrupted to the bit.
     """
     generator = np.random.default_rng(seed)
     folds = samples.folds(5, seed)
@@ -118,8 +117,14 @@ def train(
     angle = _angle(samples, parameters.field(), budget)
     parameters.to(next(find_layers(model)[layer].parameters()).device)
     n = len(samples.positive)
+    run = {
+        "method": [method.name, asdict(method)],
+        "texts": [texts, n, None if samples.groups is None else samples.groups.tolist()],
+        "settings": [layer, budget, positions, seed],
+    }
+    path = checkpoint_path(cache, model, run)
     optimiser = torch.optim.Adam(parameters.parameters(), lr=method.lr)
-    weight = method.kl_weight
+    state = TrainingState(parameters, optimiser, generator, method.kl_weight, [], {})
     bidirectional = OBJECTIVES[method.objective].bidirectional
     with evaluating(model), frozen(model):
         order = sorted(_pairs(texts, learn, n, generator), key=lambda pair: sum(_lengths(pair)))
@@ -129,9 +134,11 @@ def train(
         ]
         tests = _batches(model, _pairs(texts, held_out, n, generator), layer)
         total = method.epochs * len(steps)
-        record = [_evaluate(parameters, method, tests, angle, budget, positions)]
-        best = {key: value.clone() for key, value in parameters.state_dict().items()}
-        for epoch in range(method.epochs):
+        if path is not None:
+            state.load(path)
+        if not state.record:
+            _finish_epoch(state, _evaluate(parameters, method, tests, angle, budget, positions))
+        for epoch in range(len(state.record) - 1, method.epochs):
             for number, i in enumerate(generator.permutation(len(steps))):
                 done = epoch * len(steps) + number
                 rate = min(1.0, (done + 1) / WARM_UP) * (1.0 - done / total)
@@ -140,19 +147,30 @@ def train(
                 sign = generator.choice([1.0, -1.0]) if bidirectional else 1.0
                 size = sign * angle * generator.uniform(*SPREAD)
                 optimiser.zero_grad()
-                divergence = _accumulate(parameters, method, steps[i], size, weight, positions)
+                divergence = _accumulate(
+                    parameters, method, steps[i], size, state.weight, positions
+                )
                 optimiser.step()
                 # KL grows with the square of the angle.
                 excess = divergence * (angle / size) ** 2 / budget - 1.0
-                weight *= math.exp(DUAL_RATE * min(max(excess, -1.0), 1.0))
+                state.weight *= math.exp(DUAL_RATE * min(max(excess, -1.0), 1.0))
                 if progress is not None:
                     progress(done + 1, total)
-            record.append(_evaluate(parameters, method, tests, angle, budget, positions))
-            if record[-1].at_budget > max(each.at_budget for each in record[:-1]):
-                best = {key: value.clone() for key, value in parameters.state_dict().items()}
-    parameters.load_state_dict(best)
+            _finish_epoch(state, _evaluate(parameters, method, tests, angle, budget, positions))
+            if path is not None:
+                state.save(path)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    parameters.load_state_dict(state.best)
     field = parameters.cpu().requires_grad_(False).field()
-    return field, held_out.tolist(), record
+    return field, held_out.tolist(), state.record
+
+
+def _finish_epoch(state: TrainingState, epoch: Epoch) -> None:
+    """Record an epoch, and keep its parameters if it is the best so far."""
+    if not state.record or epoch.at_budget > max(each.at_budget for each in state.record):
+        state.best = {key: x.clone() for key, x in state.parameters.state_dict().items()}
+    state.record.append(epoch)
 
 
 def _accumulate(
