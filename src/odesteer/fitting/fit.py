@@ -132,7 +132,8 @@ def fit(
         max_tokens: longer texts lose their beginning; None: the model's context.
         positions: which tokens will be steered, for methods that learn through the model and for a
             KL budget, see `odesteer.models.hooks.positions`.
-        cache: True or a folder keeps the activations on disk, see `odesteer.activations`.
+        cache: True or a folder keeps the activations on disk, see `odesteer.activations`, and what
+            a training has reached, so that one that was interrupted continues.
 
     Raises:
         ValueError: for an unknown method, a layer the model does not have, or a contrast
@@ -205,6 +206,7 @@ def fit(
         positions=positions,
         seed=seed,
         progress=progress,
+        cache=cache,
     )
     qualities: dict[int, Any] = {}
     if isinstance(layer, str):
@@ -359,6 +361,7 @@ def _train_one(
     positions: str,
     seed: int,
     progress: Progress | None,
+    cache: CacheChoice = False,
 ) -> Steering:
     """Train a steering at one layer; its dose is measured on the groups it was not trained on."""
     assert isinstance(method, TrainedODESteer)
@@ -380,6 +383,7 @@ def _train_one(
         positions,
         seed,
         progress,
+        cache,
     )
     values = field.barrier.value(samples.rows.float()).numpy() if field.barrier else None
     steering = method.steering(

@@ -2,25 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odesteer.extraction.extract import Progress
+from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.extract import Progress, default_batch_tokens
 from odesteer.extraction.scoring.packing import AnswerSlot, PromptWithAnswers, make_batch
 from odesteer.extraction.scoring.score_texts import (
     LayerCache,
     kl,
     log_probabilities,
+    vocabulary_size,
 )
-from odesteer.extraction.sensitivities import frozen
+from odesteer.extraction.sensitivities import BATCH_LOGITS, frozen
+from odesteer.fitting.checkpoint import Epoch, TrainingState, checkpoint_path
 from odesteer.methods.samples import Samples
-from odesteer.methods.trained import FieldParameters, TrainedODESteer
+from odesteer.methods.trained import OBJECTIVES, FieldParameters, Likelihoods, TrainedODESteer
+from odesteer.models.batching import batches
 from odesteer.models.capture import evaluating
 from odesteer.models.hooks.attach import scoring
-from odesteer.models.layers import find_layers
+from odesteer.models.layers import find_layers, input_device
 from odesteer.ode import Angle, VectorField
 from odesteer.steering import Steering
 
@@ -31,14 +36,6 @@ DUAL_RATE = 0.1
 LARGEST_ANGLE = 0.5
 
 
-class Epoch(NamedTuple):
-    """State after an epoch: held-out margin and KL, nats a token, and the margin at the budget."""
-
-    margin: float
-    kl: float
-    at_budget: float
-
-
 class Pair(NamedTuple):
     """A wanted and an unwanted text."""
 
@@ -46,7 +43,7 @@ class Pair(NamedTuple):
     unwanted: PromptWithAnswers
 
 
-class _Step:
+class _Batch:
     """Rows of some pairs, with what the blocks below the steered one compute kept.
 
     Row 2i is the wanted text of pair i, row 2i + 1 its unwanted one.
@@ -56,33 +53,32 @@ class _Step:
         self.model, self.layer, self.size = model, layer, len(pairs)
         rows = [text for pair in pairs for text in pair]
         self.batch = make_batch(rows, [[AnswerSlot(i, 0)] for i in range(len(rows))], packed=False)
+        self.tokens = torch.tensor(self.batch.lengths).unflatten(0, (self.size, 2))
         self.cache = LayerCache(find_layers(model), {layer - 1})
         with self.cache.recorded():
             log_probabilities(model, self.batch)
 
-    def log_p(self) -> Tensor:
-        with self.cache.replayed(self.layer):
-            return log_probabilities(self.model, self.batch)
-
-    def log_q(self, field: VectorField, method: TrainedODESteer, angle: float, at: str) -> Tensor:
+    def compare(
+        self, field: VectorField, method: TrainedODESteer, angle: float, at: str
+    ) -> tuple[Likelihoods, Tensor]:
+        """Return the likelihoods of the texts, wanted first, and the sum of KL(p || q), in nats."""
         steering = Steering(field, Angle(angle), method.solver, method.steps, self.layer)
-        with (
-            self.cache.replayed(self.layer),
-            scoring(self.model, self.batch.prompts),
-            steering.attach(self.model, positions=at, differentiable=True),
-        ):
-            return log_probabilities(self.model, self.batch, torch.is_grad_enabled())
+        with self.cache.replayed(self.layer):
+            log_p = log_probabilities(self.model, self.batch)
+            with (
+                scoring(self.model, self.batch.prompts.to(log_p.device)),
+                steering.attach(self.model, positions=at, differentiable=True),
+            ):
+                log_q = log_probabilities(self.model, self.batch, torch.is_grad_enabled())
+        texts = Likelihoods(self._sums(log_q), self._sums(log_p), self.tokens)
+        return texts, kl(log_p, log_q).sum().cpu()
 
-    def sums(self, log_probabilities_: Tensor) -> Tensor:
+    def _sums(self, log_probabilities_: Tensor) -> Tensor:
         """Return each row's log-likelihood, [pairs, 2]."""
-        chosen = log_probabilities_.gather(-1, self.batch.targets[:, None])[:, 0]
+        targets = self.batch.targets.to(log_probabilities_.device)
+        chosen = log_probabilities_.gather(-1, targets[:, None])[:, 0].cpu()
         rows = torch.stack([part.sum() for part in chosen.split(self.batch.lengths)])
         return rows.unflatten(0, (self.size, 2))
-
-    @property
-    def lengths(self) -> Tensor:
-        """Predicted tokens of each row, [pairs, 2]."""
-        return torch.tensor(self.batch.lengths).unflatten(0, (self.size, 2))
 
 
 def train(
@@ -95,6 +91,7 @@ def train(
     positions: str = "last+generated",
     seed: int = 0,
     progress: Progress | None = None,
+    cache: CacheChoice = False,
 ) -> tuple[VectorField, list[int], list[Epoch]]:
     """Train a field; return it, the rows that it has not seen, and a record of the epochs.
 
@@ -108,6 +105,9 @@ def train(
         positions: which tokens are steered.
         seed: of the folds, the pairs, their order and the angles.
         progress: called with (steps done, steps in all).
+        cache: True or a folder keeps the state after each epoch on disk: an interrupted training
+            that is started again continues there, and gives the tensors of one that was not
+            interrupted to the bit.
     """
     generator = np.random.default_rng(seed)
     folds = samples.folds(5, seed)
@@ -115,82 +115,104 @@ def train(
     learn, held_out = folds[0] if folds else (rows, rows)
     parameters = method.parameters(samples.subset(learn), seed).float()
     angle = _angle(samples, parameters.field(), budget)
+    parameters.to(next(find_layers(model)[layer].parameters()).device)
     n = len(samples.positive)
+    run = {
+        "method": [method.name, asdict(method)],
+        "texts": [texts, n, None if samples.groups is None else samples.groups.tolist()],
+        "settings": [layer, budget, positions, seed],
+    }
+    path = checkpoint_path(cache, model, run)
+    optimiser = torch.optim.Adam(parameters.parameters(), lr=method.lr)
+    state = TrainingState(parameters, optimiser, generator, method.kl_weight, [], {})
+    bidirectional = OBJECTIVES[method.objective].bidirectional
     with evaluating(model), frozen(model):
-        steps = _steps(model, _pairs(texts, learn, n, generator), layer, method.batch)
-        tests = _steps(model, _pairs(texts, held_out, n, generator), layer, method.batch)
+        order = sorted(_pairs(texts, learn, n, generator), key=lambda pair: sum(_lengths(pair)))
+        steps = [
+            _batches(model, order[i : i + method.batch], layer)
+            for i in range(0, len(order), method.batch)
+        ]
+        tests = _batches(model, _pairs(texts, held_out, n, generator), layer)
         total = method.epochs * len(steps)
-        optimiser = torch.optim.Adam(parameters.parameters(), lr=method.lr)
-        weight = method.kl_weight
-        record = [_evaluate(parameters, method, tests, angle, budget, positions)]
-        best = {key: value.clone() for key, value in parameters.state_dict().items()}
-        for epoch in range(method.epochs):
+        if path is not None:
+            state.load(path)
+        if not state.record:
+            _finish_epoch(state, _evaluate(parameters, method, tests, angle, budget, positions))
+        for epoch in range(len(state.record) - 1, method.epochs):
             for number, i in enumerate(generator.permutation(len(steps))):
                 done = epoch * len(steps) + number
                 rate = min(1.0, (done + 1) / WARM_UP) * (1.0 - done / total)
                 for group in optimiser.param_groups:
                     group["lr"] = rate * method.lr
-                sign = 1.0 if method.objective != "bipo" else generator.choice([1.0, -1.0])
+                sign = generator.choice([1.0, -1.0]) if bidirectional else 1.0
                 size = sign * angle * generator.uniform(*SPREAD)
-                with torch.enable_grad():
-                    loss, divergence = _loss(
-                        steps[i], parameters.field(), method, size, sign, weight, positions
-                    )
-                    optimiser.zero_grad()
-                    loss.backward()
+                optimiser.zero_grad()
+                divergence = _accumulate(
+                    parameters, method, steps[i], size, state.weight, positions
+                )
                 optimiser.step()
                 # KL grows with the square of the angle.
                 excess = divergence * (angle / size) ** 2 / budget - 1.0
-                weight *= math.exp(DUAL_RATE * min(max(excess, -1.0), 1.0))
+                state.weight *= math.exp(DUAL_RATE * min(max(excess, -1.0), 1.0))
                 if progress is not None:
                     progress(done + 1, total)
-            record.append(_evaluate(parameters, method, tests, angle, budget, positions))
-            if record[-1].at_budget > max(each.at_budget for each in record[:-1]):
-                best = {key: value.clone() for key, value in parameters.state_dict().items()}
-    parameters.load_state_dict(best)
-    return parameters.requires_grad_(False).field(), held_out.tolist(), record
+            _finish_epoch(state, _evaluate(parameters, method, tests, angle, budget, positions))
+            if path is not None:
+                state.save(path)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    parameters.load_state_dict(state.best)
+    field = parameters.cpu().requires_grad_(False).field()
+    return field, held_out.tolist(), state.record
 
 
-def _loss(
-    step: _Step,
-    field: VectorField,
+def _finish_epoch(state: TrainingState, epoch: Epoch) -> None:
+    """Record an epoch, and keep its parameters if it is the best so far."""
+    if not state.record or epoch.at_budget > max(each.at_budget for each in state.record):
+        state.best = {key: x.clone() for key, x in state.parameters.state_dict().items()}
+    state.record.append(epoch)
+
+
+def _accumulate(
+    parameters: FieldParameters,
     method: TrainedODESteer,
+    step: Sequence[_Batch],
     angle: float,
-    sign: float,
     weight: float,
     positions: str,
-) -> tuple[Tensor, float]:
-    log_p = step.log_p()
-    log_q = step.log_q(field, method, angle, positions)
-    divergence = kl(log_p, log_q).mean()
-    steered = step.sums(log_q)
-    if method.objective == "lm":
-        objective = -(steered / step.lengths)[:, 0].mean()
-    else:
-        above, below = (steered - step.sums(log_p)).unbind(dim=1)
-        preferred = method.preference * sign * (above - below)
-        objective = -nn.functional.logsigmoid(preferred).mean() / method.preference
-    return objective + weight * divergence, float(divergence.detach())
+) -> float:
+    """Add up the gradients of a step's loss, batch by batch; return its KL, nats a token."""
+    objective = OBJECTIVES[method.objective]
+    pairs = sum(batch.size for batch in step)
+    tokens = sum(int(batch.tokens.sum()) for batch in step)
+    divergence = 0.0
+    with torch.enable_grad():
+        for batch in step:
+            texts, nats = batch.compare(parameters.field(), method, angle, positions)
+            losses = objective.loss(texts if angle > 0 else texts.swapped(), method.preference)
+            (losses.sum() / pairs + weight * nats / tokens).backward()
+            divergence += float(nats.detach()) / tokens
+    return divergence
 
 
 def _evaluate(
     parameters: FieldParameters,
     method: TrainedODESteer,
-    steps: Sequence[_Step],
+    tests: Sequence[_Batch],
     angle: float,
     budget: float,
     positions: str,
 ) -> Epoch:
-    margins, divergences, tokens = [], 0.0, 0
+    margins, divergence, tokens = [], 0.0, 0
     with torch.no_grad():
         field = parameters.field()
-        for step in steps:
-            log_p, log_q = step.log_p(), step.log_q(field, method, angle, positions)
-            above, below = ((step.sums(log_q) - step.sums(log_p)) / step.lengths).unbind(dim=1)
+        for batch in tests:
+            texts, nats = batch.compare(field, method, angle, positions)
+            above, below = ((texts.log_q - texts.log_p) / texts.tokens).unbind(dim=1)
             margins += (above - below).tolist()
-            divergences += float(kl(log_p, log_q).sum())
-            tokens += len(log_p)
-    margin, divergence = float(np.mean(margins)), divergences / tokens
+            divergence += float(nats)
+            tokens += int(batch.tokens.sum())
+    margin, divergence = float(np.mean(margins)), divergence / tokens
     return Epoch(margin, divergence, margin * math.sqrt(budget / max(divergence, 1e-9)))
 
 
@@ -219,7 +241,18 @@ def _pairs(
     return [Pair(texts[i], texts[j]) for i, j in zip(wanted, unwanted, strict=True)]
 
 
-def _steps(model: Any, pairs: Sequence[Pair], layer: int, size: int) -> list[_Step]:
-    """Cut the pairs, in order of length, into steps of at most `size` pairs."""
-    order = sorted(pairs, key=lambda pair: sum(len(t.prompt) + len(t.answers[0]) for t in pair))
-    return [_Step(model, order[i : i + size], layer) for i in range(0, len(order), size)]
+def _lengths(pair: Pair) -> list[int]:
+    """Return the number of tokens of both texts."""
+    return [len(text.prompt) + len(text.answers[0]) for text in pair]
+
+
+def _batches(model: Any, pairs: Sequence[Pair], layer: int) -> list[_Batch]:
+    """Cut pairs into batches that bound the memory of a backward pass, as `sensitivities` does."""
+    parts = batches(
+        [2 * max(_lengths(pair)) for pair in pairs],
+        tokens=default_batch_tokens(input_device(model)),
+        weights=[vocabulary_size(model) * sum(len(t.answers[0]) for t in pair) for pair in pairs],
+        weight=BATCH_LOGITS,
+        longest_first=True,
+    )
+    return [_Batch(model, [pairs[i] for i in part], layer) for part in parts]
