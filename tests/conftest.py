@@ -14,7 +14,13 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # Of the slow tests, those that take most of a minute, and the many that take less than a second.
-_LONG = {"test_tune_real.py", "test_tutorials.py", "test_real_model.py", "test_docs.py"}
+_LONG = {
+    "test_tune_real.py",
+    "test_tutorials.py",
+    "test_real_model.py",
+    "test_docs.py",
+    "test_docs_quickstart.py",
+}
 _SHORT = {"test_conformance.py"}
 
 

@@ -1,18 +1,13 @@
 """The main job on a real language model: SmolLM2-135M-Instruct, from the wheel or the cache."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from experiments.barrier_quality import BOLD, DEFAULT, measure
-from typer.testing import CliRunner
 
 import odesteer as ods
-from odesteer.cli.app import app
 from odesteer.evaluation import demo
 from odesteer.models.loading import SMOLLM2, load_model
 
@@ -112,42 +107,6 @@ def test_a_batch_of_steerings_says_what_each_says_alone(
     alone = [backend.generate([p], s, sampling)[0] for p, s in zip(prompts, steerings, strict=True)]
     assert together == alone
     assert len(set(together)) == 3
-
-
-def test_fit_generate_and_inspect_work_from_the_shell(
-    tmp_path: Path, smollm2: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = demo.contrast_rows()[::8]
-    contrast = tmp_path / "pairs.jsonl"
-    contrast.write_text("\n".join(json.dumps(row) for row in rows))
-    out = tmp_path / "gloomy"
-    fit = ["fit", SMOLLM2, str(contrast), "--layer", "14", "--angle", "0.2", "-o", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "odesteer", *fit, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["layer"] == 14
-    assert report["auc"] > 0.8
-
-    # A process was the subject once; the other commands are here, with the model that is.
-    monkeypatch.setattr("odesteer.models.loading.load_model", lambda *_: smollm2)
-
-    def run(*arguments: str | Path) -> Any:
-        return CliRunner().invoke(app, [*map(str, arguments)])
-
-    result = run("generate", SMOLLM2, "How was your day?", "-s", out, "--compare", "--json")
-    (row,) = json.loads(result.stdout)
-    assert row["generation"] != row["unsteered"]
-    assert json.loads(run("inspect", out, "--json").stdout)["model layers"] == 30
-    refused = run("fit", SMOLLM2, contrast, "--layer", "30", "-o", tmp_path / "x")
-    assert refused.exit_code == 2
-    words = " ".join(refused.stderr.split())
-    assert "Layer 30 is out of range: this model has 30 decoder blocks" in words
-    assert not (tmp_path / "x").exists()
 
 
 def test_the_steering_of_another_width_is_refused(

@@ -59,6 +59,13 @@ def test_an_effect_can_be_required(model, pairs, tmp_path):
     assert (tmp_path / "out" / "steering_config.json").exists()
 
 
+def test_a_layer_that_the_model_lacks_is_refused_and_nothing_is_written(model, pairs, tmp_path):
+    done = run("fit", model, pairs, "--layer", "4", "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "Layer 4 is out of range: this model has 4 decoder blocks" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_behaviour_is_fitted_by_its_name(model, tmp_path):
     settings = ["--no-check", "--out", tmp_path / "out"]
     done = run("fit", model, "--behaviour", "formal", *CAA, *settings)

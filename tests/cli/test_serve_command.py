@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from odesteer import Angle, Steering
+from odesteer.cli import library
 from odesteer.cli.app import app
 from odesteer.cli.serve import WATCHED, allowed_plugins, guarded
 from odesteer.ode import GradientField, LinearBarrier
@@ -74,7 +75,10 @@ def test_what_follows_is_vllms(folder: Path) -> None:
         (["-s", "a=FOLDER", "--check", "hardly"], "hardly"),
     ],
 )
-def test_wrong_input_is_refused_in_one_line(arguments: list[str], word: str, folder: Path) -> None:
+def test_wrong_input_is_refused_in_one_line_before_torch_reads_anything(
+    arguments: list[str], word: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "configuration", lambda *_: pytest.fail("too late"), raising=False)
     given = [one.replace("FOLDER", str(folder)) for one in arguments]
     result = CliRunner().invoke(app, ["serve", "m", *given, "--dry-run"])
     assert result.exit_code == 2 and word in " ".join(result.output.split())

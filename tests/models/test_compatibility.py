@@ -6,7 +6,8 @@ from tests.helpers import models as tiny
 from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from odesteer import CAA, Steering, load
-from odesteer.models.compatibility import LEVELS, describe_model
+from odesteer.common.catalogue import LEVELS
+from odesteer.models.compatibility import describe_model
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 

@@ -58,7 +58,7 @@ def steerings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def named(steerings: dict[str, Path]) -> dict[str, Any]:
     """The steerings themselves, composed ones too."""
-    from odesteer.steering.expression import build
+    from odesteer.common.expression import build
 
     found = {name: load(path) for name, path in steerings.items()}
     return {**found, **{name: build(text, found) for name, text in COMPOSED.items()}}

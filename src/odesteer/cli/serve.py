@@ -16,6 +16,7 @@ import typer
 from odesteer.cli import library
 from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
+from odesteer.common.served import check_served
 
 HOST, PORT = "127.0.0.1", 8000
 # In the environment of every process of a server; the watcher looks for it.
@@ -80,8 +81,10 @@ def serve(
     -s toxic=me/toxic --compose "safe=truthful & ~toxic" -- --tensor-parallel-size 2
     """
     steerings, composed = pairs(steering, "--steering"), pairs(compose or [], "--compose")
+    # Before torch, which takes seconds to import, reads the steerings.
     if not dry:
-        missing_engine()  # before torch, which takes seconds, reads the steerings
+        missing_engine()
+    check_served(steerings, composed, check)
     config = library.configuration(steerings, composed, check)
     source = str(library.local_copy(say)) if model == library.SMOLLM2 else model
     served = library.served_model_names(

@@ -31,6 +31,8 @@ METHODS = {
 # Of `fit` and `tune`; a test compares it with theirs.
 DEFAULT_METHOD = "odesteer"
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "certified", "dopri5")
+# How much a model must be the one that a steering was fitted on; the strictest first.
+LEVELS = ("exact", "architecture", "width")
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Of contrast files, in the order of `odesteer.data.formats.FORMATS`.

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from odesteer.common.catalogue import LEVELS
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
 from odesteer.models.layers import find_layers, hidden_size, text_config, unwrap
 from odesteer.models.steers import Steers
-
-LEVELS = ("exact", "architecture", "width")
 
 
 class Difference(NamedTuple):

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from odesteer.common.expression import NAME
 from odesteer.common.registry import lookup
 from odesteer.data import Contrast
 from odesteer.evaluation.report import build, read_run, writers
@@ -33,7 +34,6 @@ from odesteer.playground.library import (
 from odesteer.playground.session import AS_LEARNT, STRENGTH, TARGET, Controls, Session
 from odesteer.playground.token_paths import phase_portrait, token_paths
 from odesteer.steering import LayerSteering, Steering
-from odesteer.steering.expression import NAME
 
 
 def python(controls: Controls, library: SteeringLibrary, model: str, prompt: str | Messages) -> str:

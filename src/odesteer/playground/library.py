@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from odesteer.common.expression import NAME
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.fitting import (
@@ -23,7 +24,6 @@ from odesteer.fitting import (
 from odesteer.methods import find_method
 from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
-from odesteer.steering.expression import NAME
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from odesteer.common.expression import NAME, build
 from odesteer.common.registry import lookup
 from odesteer.models.chat_template import Messages, encode
 from odesteer.models.generation import Sampling
@@ -16,7 +17,6 @@ from odesteer.ode import Angle, Dose, Target, Time
 from odesteer.playground.generate_pair import GeneratedText, write
 from odesteer.playground.library import SharedModel, Source, SteeringLibrary
 from odesteer.steering import Steering
-from odesteer.steering.expression import NAME, build
 from odesteer.steering.layer_steering import find_solver
 
 ANGLE, STRENGTH, TARGET = DOSES = ("angle", "strength", "target")

@@ -26,10 +26,10 @@ from urllib.parse import urljoin, urlsplit
 
 from odesteer.common.files import replace_files
 from odesteer.common.limits import MAX_JSON_BYTES, MAX_TENSOR_BYTES, brief
+from odesteer.common.served import local_folder
 from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS, CARD)
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _ADDRESS = re.compile(r"https?://[!-~]{1,1000}")
 _TOKEN = re.compile(r"hf_?\w{16,}", re.IGNORECASE)  # which a server may put in its answer
 
@@ -47,19 +47,14 @@ def locate(source: str | os.PathLike[str], revision: str | None = None) -> Path:
         ConnectionError: if the Hub cannot be reached, and the repository was not read before.
         ValueError: for a revision of a local directory.
     """
-    path = Path(source)
-    if path.exists():
+    path = local_folder(source)
+    if path is not None:
         if revision is not None:
             raise ValueError(
                 f"'{source}' is a local directory and has no revision '{revision}': leave it out, "
                 f"or rename the directory to read the Hub repository of that name."
             )
         return path
-    if not _REPOSITORY.fullmatch(os.fspath(source)):
-        raise FileNotFoundError(
-            f"No steering at '{source}': there is no such directory. save_pretrained and "
-            f"`odesteer fit --out` write one; a Hub repository is named like 'me/truthful'."
-        )
     with _teaching_errors(os.fspath(source), revision):
         return fetch(os.fspath(source), revision)
 

@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import save
 
 from odesteer import __version__
-from odesteer.backends.vllm.request import KEY, LONGEST_NAME, START_OF, SteeringRequest, ask, parse
+from odesteer.backends.vllm.request import KEY, START_OF, SteeringRequest, ask, parse
+from odesteer.common.expression import build
 from odesteer.common.registry import lookup
-from odesteer.models.compatibility import LEVELS
+from odesteer.common.served import check_served
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import LayerSteering, Steering, load
-from odesteer.steering.expression import NAME, build
 from odesteer.steering.hub import locate
 from odesteer.steering.serialization.directory import CONFIG
 from odesteer.steering.serialization.tree import describe
@@ -50,18 +50,7 @@ def configuration(
         FileNotFoundError: for a directory that is not there.
     """
     compose = dict(compose or {})
-    lookup(dict.fromkeys(LEVELS), check, "compatibility check")
-    if not steerings:
-        raise ValueError("A server that steers needs at least one steering: name=directory.")
-    for name in (*steerings, *compose):
-        if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
-            raise ValueError(
-                f"'{name}' is no name for a steering: use up to {LONGEST_NAME} letters, digits, "
-                f"dots and dashes."
-            )
-    duplicates = set(steerings) & set(compose)
-    if duplicates:
-        raise ValueError(f"The name '{min(duplicates)}' is given twice.")
+    check_served(steerings, compose, check)
     entries = []
     for name, path in steerings.items():
         folder = locate(path, None).resolve()

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from odesteer.common.limits import brief, parse_json
+from odesteer.common.served import LONGEST_NAME
 from odesteer.ode import Angle, Dose, Target, Time
 
 KEY = "odesteer"
@@ -24,7 +25,6 @@ _FIELDS = ("name", *_DOSES, "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
 MOST = 8  # steerings a request may ask for
-LONGEST_NAME = 128  # of a steering
 # Eight steerings with all their fields are 1,400 characters. The cache of texts holds at most
 # this times `_CACHED_TEXTS`: 2 MB a process.
 LONGEST_TEXT = 2048

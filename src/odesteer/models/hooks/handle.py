@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class LayerHandle:
         measure: bool,
         differentiable: bool = False,
     ):
+        if not hasattr(LayerHandle, "_apply"):
+            LayerHandle._apply = torch.compiler.disable(LayerHandle._steer)
         self.steering = steering
         self._differentiable = differentiable
         self._positions = positions
@@ -125,10 +127,13 @@ class LayerHandle:
         steered = self._apply(args[0])
         return None if steered is args[0] else (steered, *args[1:])
 
-    # A break in a compiled graph, on purpose: what the hook does depends on the tokens of the
-    # call and on a dose that may change, which a graph would have to be compiled for anew.
-    @torch.compiler.disable
-    def _apply(self, hidden: Tensor, width: int | None = None) -> Tensor:
+    # `_steer` as a break in a compiled graph, on purpose: what the hook does depends on the tokens
+    # of the call and on a dose that may change, which a graph would have to be compiled for anew.
+    # Set by the first handle: `disable` imports torch._dynamo, which takes longer than torch, and
+    # commands that attach nothing do not need it.
+    _apply: ClassVar[Callable[..., Tensor]]
+
+    def _steer(self, hidden: Tensor, width: int | None = None) -> Tensor:
         if not self._finalizer.alive:
             return hidden  # a copy of the hook, as quantising a steered module in place makes
         block_output(hidden, self._tracker.tokens, width)  # refuses what is not these tokens'

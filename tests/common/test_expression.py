@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from odesteer.common.expression import build
 from odesteer.ode import GradientField, LinearBarrier
 from odesteer.steering import Steering
-from odesteer.steering.expression import build
 
 
 def steering(seed: int, layer: int = 1) -> Steering:
