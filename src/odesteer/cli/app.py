@@ -50,7 +50,7 @@ Examples:
     odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run
 
 Exit codes: 0 done, 1 failed, 2 bad input (one line says what to do), 130 stopped by Ctrl-C.
-MODEL is a local directory, a Hub model, or smollm2, which works offline.
+MODEL is a local directory, a GGUF file, a Hub model, or smollm2, which works offline.
 """
 
 app = typer.Typer(

@@ -63,7 +63,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A local directory, a Hub model, or `smollm2` (works offline).",
+        help="A local directory, a GGUF file, a Hub model, or `smollm2` (works offline).",
         autocompletion=models,
     ),
 ]
