@@ -2,8 +2,10 @@
 
 import functools
 import io
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,12 +18,14 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 import odesteer as ods
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+EVERY = 10.0  # seconds between lines of progress in a pipe
 STOPPED = 130  # what shells say of a command that Ctrl-C ended: 128 + SIGINT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,19 +120,89 @@ def bar(share: float, width: int = 8) -> str:
     return f"▕{'█' * full}{'░' * (width - full)}▏"
 
 
+class Count(ProgressColumn):
+    """Column of a bar: done of all, or percent, once both are known."""
+
+    def __init__(self, percent: bool):
+        self._percent = percent
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        """Return what the column shows of a task."""
+        return Text("" if task.total is None else count(task.completed, task.total, self._percent))
+
+
+class Lines:
+    """Progress where a bar cannot be drawn: a line on stderr every `EVERY` seconds.
+
+    Args:
+        label, percent: see `progress`.
+        clock: returns seconds.
+    """
+
+    def __init__(self, label: str, percent: bool, clock: Callable[[], float] = time.monotonic):
+        self._label, self._percent, self._clock = label, percent, clock
+        self._told = clock()
+        self._total = self._done = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print done, total and the time left, if the last line was long enough ago."""
+        now = self._clock()
+        if total != self._total or done < self._done:  # another stage, or work that was done before
+            self._since, self._first = now, done
+        self._done, self._total = done, total
+        if now - self._told < EVERY or done >= total:
+            return
+        self._told = now
+        line = f"{self._label}: {count(done, total, self._percent)}"
+        if done > self._first:
+            rate = (now - self._since) / (done - self._first)
+            line += f", about {duration(rate * (total - done))} left"
+        say(plain(line))
+
+
+def count(done: float, total: float, percent: bool) -> str:
+    """Return done of all in numbers, or in percent.
+
+    >>> count(30, 120, False), count(30, 120, True)
+    ('30 of 120', '25 %')
+    """
+    return f"{100 * done / max(total, 1):.0f} %" if percent else f"{done:.0f} of {total:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, rounded up.
+
+    >>> duration(42.0), duration(100.0), duration(7000.0)
+    ('50 seconds', '2 minutes', '2 hours')
+    """
+    for unit, size, least in (("hours", 3600.0, 1.5), ("minutes", 60.0, 1.5)):
+        if seconds >= least * size:
+            return f"{math.ceil(seconds / size)} {unit}"
+    return f"{10 * math.ceil(seconds / 10)} seconds"
+
+
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr, and yield a callback of (done, total)."""
+def progress(label: str, percent: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr, and yield a callback of (done, total).
+
+    A terminal has a bar; a pipe or file a line now and then, and none for what is quick.
+
+    Args:
+        label: what is done.
+        percent: where the numbers are in no unit that a person counts in.
+    """
+    if not err.is_terminal:
+        yield Lines(label, percent)
+        return
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        Count(percent),
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        # In a file a bar would be an empty line.
-        disable=not err.is_terminal,
     ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -55,7 +55,7 @@ def run(
         _describe(chosen, data, as_json)
         return
     folder = output or RUNS / chosen.name
-    with goes_on(folder), progress(chosen.name) as callback:
+    with goes_on(folder), progress(chosen.name, percent=True) as callback:
         summary = library.run.run(chosen, folder, data, engine, say, callback, workers, backend)
     if as_json:
         out.print_json(data={**summary._asdict(), "results": str(summary.results)})

@@ -70,7 +70,7 @@ def tune(
     library.Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
     data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
-    with reading(cache), progress("Tuning") as callback, warnings.catch_warnings():
+    with reading(cache), progress("Tuning", percent=True) as callback, warnings.catch_warnings():
         # The reason is printed below, met or not.
         warnings.filterwarnings("ignore", message="(?s).*within the budget")
         tuned = ods.tune(
