@@ -84,11 +84,11 @@ def fit(
             data,
             method=method,
             layer=blocks,
-            strength=ods.KL("strong") if free else budget if dose is None else dose,
+            strength=library.assessment.FREE_DOSE if free else budget if dose is None else dose,
             seed=seed,
             incremental=incremental,
             progress=callback,
-            tokens=chosen or ("response" if free else None),
+            tokens=chosen or (library.assessment.FREE_TOKENS if free else None),
             max_tokens=max_tokens,
             cache=cache,
         )

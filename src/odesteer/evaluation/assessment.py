@@ -31,6 +31,8 @@ from odesteer.evaluation.selection.effect import Probe, fit_probe
 from odesteer.evaluation.statistics.bootstrap import Interval, interval
 from odesteer.extraction.cache.store import CacheChoice
 from odesteer.extraction.extract import Progress, activations
+from odesteer.extraction.tokenize import Tokens
+from odesteer.fitting import KL
 from odesteer.methods.samples import Samples, validate
 from odesteer.models.chat_template import Messages, question
 from odesteer.models.layers import find_layers
@@ -61,6 +63,9 @@ VISIBLE = 0.15
 MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
 # The perplexity ratio that `Assessor.with_fluent_dose` aims at, and what it lets pass.
 FLUENT, MOST_FLUENT = 1.4, 1.5
+# What `odesteer.fit` is given before it: the strong dose, and all tokens of the answers.
+FREE_DOSE = KL("strong")
+FREE_TOKENS: Tokens = "response"
 # Where unsteered answers lie from which on there is little to add.
 ALREADY = 0.8
 # Of the probe on held-out texts; below it, the classes hardly differ.
@@ -198,7 +203,7 @@ class Assessor:
         cache: CacheChoice = False,
     ) -> None:
         self.contrast = Contrast.of(contrast)
-        self.prompts = list(_prompts(self.contrast) if prompts is None else prompts)
+        self.prompts = list(prompts_of(self.contrast) if prompts is None else prompts)
         if not self.prompts:
             raise ValueError(
                 "There is no prompt to answer; give at least one, or None for the usual."
@@ -395,7 +400,7 @@ def _mean(logprobs: Tensor) -> float:
     return float(logprobs.double().mean()) if len(logprobs) else float("nan")
 
 
-def _prompts(contrast: Contrast) -> Sequence[str | Messages]:
+def prompts_of(contrast: Contrast) -> Sequence[str | Messages]:
     """Return up to `len(PROMPTS)` different prompts of a contrast, or the neutral ones."""
     own = {str(e.prompt): e.prompt for e in contrast.positive if e.prompt is not None}
     prompts = list(own.values())
