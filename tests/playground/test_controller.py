@@ -245,7 +245,7 @@ def test_two_methods_stand_beside_the_unsteered_text_and_what_they_say_stays_apa
 
 def test_two_aims_are_in_the_title_the_python_and_the_link(controller):
     end = send(controller, Session(), also="curved", also_amount=0.5)[-1]
-    assert "good, angle 0.2 and curved, angle 0.4" in end.texts
+    assert "good, angle 0.2 and curved × 0.5" in end.texts
     assert "with steering.attach(model" in end.python and "second = 0.5 * curved" in end.python
     assert "also=curved" in end.link and "prompt=the+cat" in end.link
 

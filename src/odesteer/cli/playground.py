@@ -1,6 +1,7 @@
 """`odesteer playground`: steering in a browser."""
 
 import importlib.util
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,14 +9,14 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import library, options
-from odesteer.cli.console import progress, say, teaching_errors
+from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
 from odesteer.common import catalogue
 
 if TYPE_CHECKING:
     from odesteer.playground.library import SharedModel, Source
 
-FIRST = "melancholy"  # what the page begins with
+FIRST = "pessimistic"  # what the page begins with: the largest effect measured (docs/tuning.md)
 
 
 @teaching_errors
@@ -73,9 +74,10 @@ def playground(
     presets = library.presets()
     sources: dict[str, Source] = {**saved(shared, named)}
     if not sources:
-        with progress(f"Learning {FIRST}") as callback:
-            presets[FIRST].get(shared, catalogue.DEFAULT_METHOD, None, callback)
         sources[FIRST] = presets[FIRST]
+        # While the page opens; a text that is asked for before it is learnt waits for it.
+        first = (shared, catalogue.DEFAULT_METHOD, None)
+        threading.Thread(target=presets[FIRST].get, args=first, daemon=True).start()
     controller = library.Controller(shared, sources | presets, keep, directories)
     page, address = library.serve(controller, host, port, opened)
     say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")

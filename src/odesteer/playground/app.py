@@ -67,6 +67,7 @@ def fit_tab(controller: Controller, session: gr.State, tabs: gr.Tabs, steer: Ste
             *(result, steer.verdict, tabs, *steer.lists),
             *(steer.controls["method"], *steer.dosing, steer.fitted),
         ],
+        show_progress_on=result,
         concurrency_id="model",
         concurrency_limit=PEOPLE,
     )

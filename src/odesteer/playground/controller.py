@@ -218,10 +218,11 @@ class Controller:
                 yield View(markup.note("Learning from the examples; this takes a while."))
             steerings = each.steerings(self.shared, library)
             sides.append(steerings)
-            doses = [f"{each.expression}, {steerings[0].dose}"]
-            doses += [f"{each.also}, {steering.dose}" for steering in steerings[1:]]
+            times = f" × {each.amount:g}" if each.dose == LEARNT else f", {steerings[0].dose}"
+            aims = f"{each.expression}{times}"
+            aims += f" and {each.also} × {each.also_amount:g}" if steerings[1:] else ""
             method = f" ({each.method})" if rivals else ""
-            titles.append(f"Steered{method}: {' and '.join(doses)}")
+            titles.append(f"Steered{method}: {aims}")
         for _ in session.write(self.shared, controls, sides, system, generation):
             shown = markup.texts(session, titles, controls.expression, writing=True)
             yield View(texts=shown)

@@ -1,7 +1,7 @@
 """Steering tab of the page."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -37,7 +37,7 @@ METHOD_NAMES = [
 ]
 PEOPLE = 8  # may wait for the model at once; it is locked for a token at a time
 AUTO = "auto"
-SUGGESTED = 5
+SUGGESTED = 4
 _REST = 0.1  # seconds
 # Time of the request, by the clock of the page: the newer wins, whichever arrives first.
 _NOW = "(...values) => { values[1] = performance.timeOrigin + performance.now(); return values; }"
@@ -66,7 +66,7 @@ class SteerTab:
         )
         self.fitted = gr.State(0.0)  # changes when something was fitted and is to be used
         self.examples = [
-            gr.Textbox(label=label, lines=8, max_lines=12, elem_id=f"pg-{name}", render=False)
+            gr.Textbox("", label=label, lines=8, max_lines=12, elem_id=f"pg-{name}", render=False)
             for name, label in (
                 ("prompts", "Prompts (or none)"),
                 ("plus", "Positive examples"),
@@ -76,8 +76,9 @@ class SteerTab:
         chosen = self._suggested(controller.examples(Session(), names[0]))
         with gr.Row():
             self.prompt = gr.Textbox(
-                chosen[0], label="Prompt", lines=1, max_lines=6, scale=6, elem_id="pg-prompt"
-            )
+                chosen[0], label="Prompt", lines=1, max_lines=6, scale=6, min_width=280,
+                elem_id="pg-prompt",
+            )  # fmt: skip
             self.send = gr.Button("Generate", variant="primary", scale=1, min_width=110)
         self.suggested = gr.Dataset(
             label="Suggested prompts",
@@ -94,18 +95,18 @@ class SteerTab:
             amount = gr.Slider(
                 **_scale(LEARNT), value=first.amount, elem_id="pg-amount", min_width=240
             )
-            rival = gr.Dropdown(
-                [("no other method", ""), *METHOD_NAMES], value="", label="Compare with",
-                info="another method on the same examples", elem_id="pg-rival", min_width=200,
-            )  # fmt: skip
         with gr.Row():
             also = gr.Dropdown(
                 [("nothing else", ""), *names], value="", allow_custom_value=True,
-                label="And towards", elem_id="pg-also", min_width=240,
+                label="And towards", info="a second aim", elem_id="pg-also", min_width=200,
             )  # fmt: skip
             also_amount = gr.Slider(
                 **_scale(LEARNT), value=first.also_amount, visible=False, elem_id="pg-also-amount",
                 min_width=240,
+            )  # fmt: skip
+            rival = gr.Dropdown(
+                [("no other method", ""), *METHOD_NAMES], value="", label="Compare with",
+                info="another method on the same examples", elem_id="pg-rival", min_width=200,
             )  # fmt: skip
         self.verdict = gr.HTML(elem_id="pg-verdict", min_height=40)
         self.error = gr.HTML(elem_id="pg-error")
@@ -155,14 +156,14 @@ class SteerTab:
             seed = gr.Number(0, label="Seed", precision=0)
         with gr.Accordion("Conversation and system prompt", open=False):
             self.chat = gr.Checkbox(False, label="Chat: keep what was said")
-            self.system = gr.Textbox(label="System prompt", lines=2)
+            self.system = gr.Textbox("", label="System prompt", lines=2)
         with gr.Accordion("Link, Python, save", open=False):
             self.link = gr.HTML()
             self.python = gr.Code(
                 language="python", label="The same in Python", interactive=False, max_lines=24
             )
             with gr.Row():
-                self.name = gr.Textbox(label="Save this steering as", placeholder="my-steering")
+                self.name = gr.Textbox("", label="Save this steering as", placeholder="my-steering")
                 self.save = gr.Button("Save", min_width=110)
             self.saved = gr.HTML()
         with gr.Accordion("What happened inside the model", open=False, elem_id="pg-inside"):
@@ -228,6 +229,7 @@ class SteerTab:
             self._learn,
             [session, controls["expression"], controls["method"]],
             [self.verdict, self.fitted, *self.dosing],
+            show_progress_on=self.verdict,
             concurrency_id="model",
             concurrency_limit=PEOPLE,
         )
@@ -307,13 +309,12 @@ class SteerTab:
         chat: bool,
         *values: Any,
     ) -> Iterator[Outputs]:
-        try:
-            controls = self._read(values)
-        except ValueError as error:
-            yield _outputs(View(markup.error(error)))
-            return
-        for view in self._controller.send(session, prompt, system, chat, controls, requested_at):
-            yield _outputs(view)
+        yield from self._views(
+            values,
+            lambda controls: self._controller.send(
+                session, prompt, system, chat, controls, requested_at
+            ),
+        )
 
     def _again(
         self, session: Session, requested_at: float, system: str, *values: Any
@@ -321,14 +322,22 @@ class SteerTab:
         # A dragged slider sends an event for every pixel: only where it rests is written.
         if session.claim(requested_at) == session.generation:
             time.sleep(_REST)
-        if requested_at != session.generation:
-            return
+        yield (gr.skip(),) * 5  # without a value, Gradio would clear what is there
+        if requested_at == session.generation:
+            yield from self._views(
+                values,
+                lambda controls: self._controller.again(session, system, controls, requested_at),
+            )
+
+    def _views(
+        self, values: Outputs, write: Callable[[Controls], Iterator[View]]
+    ) -> Iterator[Outputs]:
         try:
             controls = self._read(values)
         except ValueError as error:
             yield _outputs(View(markup.error(error)))
             return
-        for view in self._controller.again(session, system, controls, requested_at):
+        for view in write(controls):
             yield _outputs(view)
 
     def _save(self, session: Session, name: str, *values: Any) -> Outputs:
@@ -367,7 +376,7 @@ def ranges(dose: str) -> Outputs:
 def _scale(dose: str) -> dict[str, Any]:
     """Return the range and the words of the slider of a kind of dose."""
     label, info, low, high, step = {
-        LEARNT: ("How strongly", "0: unsteered; 1: a strong dose; below 0: away", -3, 3, 0.05),
+        LEARNT: ("How strongly", "0: unsteered; 1: a strong dose; below 0: away", -2, 2, 0.05),
         STRENGTH: ("Strength", "integration time T", -20, 20, 0.5),
         TARGET: ("At most this angle", "path length / ‖a‖", 0.01, 1.0, 0.01),
     }.get(dose, ("Angle", "path length / ‖a‖", -0.6, 0.6, 0.01))
