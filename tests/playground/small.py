@@ -3,7 +3,7 @@
 from tests.helpers import models as tiny
 
 from odesteer.data import Contrast
-from odesteer.playground.library import SavedSteering, SharedModel, Source, prepare_contrast
+from odesteer.playground.library import FittableContrast, SavedSteering, SharedModel, Source
 from odesteer.playground.session import Controls
 
 PLACES = ["mat", "tree", "moon", "on the mat", "under the tree", "on the moon"]
@@ -22,13 +22,14 @@ def contrast() -> Contrast:
     return Contrast.from_pairs(positive=GOOD, negative=BAD)
 
 
-def library(at: SharedModel) -> dict[str, Source]:
-    """A contrast that was read, and a steering that was saved."""
+def library() -> dict[str, Source]:
+    """A contrast, and a steering that was saved."""
     return {
-        "good": prepare_contrast(at, contrast(), [1, 2]),
+        "good": FittableContrast(contrast, "contrast()"),
         "curved": SavedSteering(tiny.quadratic(), "kept/it"),
     }
 
 
 def controls(expression: str = "good", **changes: object) -> Controls:
-    return Controls(expression, **{"layer": 1, "max_new_tokens": 6, **changes})  # type: ignore[arg-type]
+    values = {"layer": 1, "dose": "angle", "amount": 0.2, "max_new_tokens": 6, **changes}
+    return Controls(expression=expression, **values)

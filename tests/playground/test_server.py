@@ -24,7 +24,7 @@ def client(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # What Gradio's own check says on a machine too busy to answer within 3 seconds.
         patch.setattr("gradio.networking.url_ok", lambda url: False)
-        page, address = serve(controller, "", "127.0.0.1", port)
+        page, address = serve(controller, "127.0.0.1", port)
     with httpx.Client(base_url=address) as client:
         yield client
     page.close(verbose=False)

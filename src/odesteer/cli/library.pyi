@@ -42,7 +42,7 @@ from odesteer.playground.controller import runs_in as runs_in
 from odesteer.playground.library import SavedSteering as SavedSteering
 from odesteer.playground.library import SharedModel as SharedModel
 from odesteer.playground.library import check_name as check_name
-from odesteer.playground.library import prepare_contrast as prepare_contrast
+from odesteer.playground.library import presets as presets
 from odesteer.steering import hub as hub
 from odesteer.steering.layer_steering import find_solver as find_solver
 from odesteer.testing.suite import runner as runner

@@ -1,6 +1,7 @@
 """`odesteer playground`: steering in a browser."""
 
 import importlib.util
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,13 +9,14 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import library, options
-from odesteer.cli.console import progress, say, teaching_errors
+from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
+from odesteer.common import catalogue
 
 if TYPE_CHECKING:
     from odesteer.playground.library import SharedModel, Source
 
-MOODS = "melancholy"
+FIRST = "pessimistic"  # what the page begins with: the largest effect measured (docs/tuning.md)
 
 
 @teaching_errors
@@ -22,7 +24,8 @@ def playground(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", help="A local directory, a Hub model, or `smollm2` (works offline)."
+            metavar="[MODEL]",
+            help="A local directory, a GGUF file, a Hub model, or `smollm2` (works offline).",
         ),
     ] = "smollm2",
     steering: Annotated[
@@ -32,7 +35,7 @@ def playground(
             "-s",
             metavar="NAME=DIR",
             help="A directory written by `odesteer fit`, by the name it is to have; repeat. "
-            f"Without one: `{MOODS}`, learnt from the sentences of the demo.",
+            f"Without one: `{FIRST}`, of the packaged behaviours, which are always there.",
         ),
     ] = None,
     runs: Annotated[
@@ -51,7 +54,7 @@ def playground(
     ] = True,
     cache: options.Cache = True,
 ) -> None:
-    """Steer in a browser: texts side by side, every token on the barrier, doses by a slider.
+    """Steer in a browser: texts side by side, every token coloured, doses by a slider.
 
     Works offline. Whoever reaches the page can use the model and save steerings: it listens to
     this machine alone unless --host says otherwise.
@@ -68,15 +71,16 @@ def playground(
         raise ValueError(
             f"There is no run in '{runs}'; give a directory that `odesteer run` wrote."
         )
-    shared = library.SharedModel(*library.load_model(model, say), name=model)
-    sources = saved(shared, named) if named else moods(shared, cache)
-    page, address = library.serve(
-        library.Controller(shared, sources, keep, directories),
-        "" if named else library.sentiment.SYSTEM,
-        host,
-        port,
-        opened,
-    )
+    shared = library.SharedModel(*library.load_model(model, say), name=model, cache=cache)
+    presets = library.presets()
+    sources: dict[str, Source] = {**saved(shared, named)}
+    if not sources:
+        sources[FIRST] = presets[FIRST]
+        # While the page opens; a text that is asked for before it is learnt waits for it.
+        first = (shared, catalogue.DEFAULT_METHOD, None)
+        threading.Thread(target=presets[FIRST].get, args=first, daemon=True).start()
+    controller = library.Controller(shared, sources | presets, keep, directories)
+    page, address = library.serve(controller, host, port, opened)
     say(f"The page is at {address.rstrip('/')} until you press Ctrl-C.")
     page.block_thread()
 
@@ -96,18 +100,3 @@ def saved(shared: "SharedModel", named: dict[str, Path]) -> "dict[str, Source]":
             library.check_fits(part, shared.model)
         sources[name] = library.SavedSteering(steering, str(path))
     return sources
-
-
-def moods(shared: "SharedModel", cache: bool) -> "dict[str, Source]":
-    """Read the sentences of the demo and rank the layers."""
-    with progress("Reading the demo's sentences") as callback:
-        source = library.prepare_contrast(
-            shared,
-            library.demo.contrast()[0],
-            library.middle_layers(shared.model),
-            callback,
-            imports=("from odesteer.evaluation.demo import contrast",),
-            code="contrast()[0]",
-            cache=cache,
-        )
-    return {MOODS: source}

@@ -198,7 +198,7 @@ class Assessor:
         cache: CacheChoice = False,
     ) -> None:
         self.contrast = Contrast.of(contrast)
-        self.prompts = list(_prompts(self.contrast) if prompts is None else prompts)
+        self.prompts = list(prompts_of(self.contrast) if prompts is None else prompts)
         if not self.prompts:
             raise ValueError(
                 "There is no prompt to answer; give at least one, or None for the usual."
@@ -395,7 +395,7 @@ def _mean(logprobs: Tensor) -> float:
     return float(logprobs.double().mean()) if len(logprobs) else float("nan")
 
 
-def _prompts(contrast: Contrast) -> Sequence[str | Messages]:
+def prompts_of(contrast: Contrast) -> Sequence[str | Messages]:
     """Return up to `len(PROMPTS)` different prompts of a contrast, or the neutral ones."""
     own = {str(e.prompt): e.prompt for e in contrast.positive if e.prompt is not None}
     prompts = list(own.values())

@@ -8,7 +8,9 @@ names, so that a web site whose name was rebound to 127.0.0.1 cannot use it.
 import importlib.resources
 import ipaddress
 import os
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from html import escape
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
@@ -17,102 +19,86 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from odesteer.common.catalogue import DEFAULT_METHOD
 from odesteer.playground.controller import Controller
-from odesteer.playground.session import ANGLE, Session
-from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab, ranges
+from odesteer.playground.session import Session
+from odesteer.playground.steer_tab import METHOD_NAMES, PEOPLE, Outputs, SteerTab, reset, steps
 
 STEER = "steer"  # the id of the first tab
 
 
 def fit_tab(controller: Controller, session: gr.State, tabs: gr.Tabs, steer: SteerTab) -> None:
-    """Lay out the tab on which a person fits a contrast."""
+    """Lay out the tab on which a person fits examples."""
     gr.HTML(
         '<p class="pg-note">Examples of what you want and of what you do not want, one a line; '
-        "line i of both belongs together. Twenty of each is a start. What you fit is yours alone, "
-        "and gone when you close the page, unless you save it.</p>"
+        "line i of all boxes belongs together. Twenty of each is a start. A behaviour that you "
+        "chose on the first tab fills the boxes. What you fit is yours alone, and gone when you "
+        "close the page, unless you save it.</p>"
     )
     with gr.Row():
-        positive = gr.Textbox(label="Positive examples", lines=8, max_lines=16, elem_id="pg-plus")
-        negative = gr.Textbox(label="Negative examples", lines=8, max_lines=16, elem_id="pg-minus")
+        for box in steer.examples:
+            box.render()
     with gr.Row():
         file = gr.File(label="Or a JSONL, CSV or Parquet file", elem_id="pg-file", height=150)
         with gr.Column():
             name = gr.Textbox("mine", label="Name", elem_id="pg-name")
-            method = gr.Dropdown(METHOD_NAMES, value="odesteer", label="Method")
-            fit = gr.Button("Fit", variant="primary", elem_id="pg-fit")
+            method = gr.Dropdown(METHOD_NAMES, value=DEFAULT_METHOD, label="Method")
+            fit = gr.Button("Fit, check and use it", variant="primary", elem_id="pg-fit")
     result = gr.HTML(elem_id="pg-result", min_height=60)
-    best = gr.State(None)
-    use = gr.Button("Use it", variant="primary", visible=False, elem_id="pg-use")
 
-    def fit_steering(
-        session: Session, name: str, method: str, positive: str, negative: str, file: str | None,
-        bar: gr.Progress = gr.Progress(),
-    ) -> Outputs:  # fmt: skip
-        def progress(done: int, total: int) -> None:
-            bar((done, total), desc="Reading the examples", unit="texts")
-
-        words, layer = controller.fit(session, name, method, positive, negative, file, progress)
-        return words, layer, gr.update(visible=layer is not None)
-
-    def use_steering(session: Session, name: str, layer: int, method: str) -> Outputs:
-        names = list(session.library(controller.library))
-        value = gr.update(choices=names, value=name.strip())
-        # The dose of another steering may be negative, or too much for this one.
-        return gr.update(selected=STEER), value, layer, method, ANGLE, *ranges(ANGLE)
+    def fit_examples(
+        session: Session, name: str, method: str, file: str | None, *examples: Any
+    ) -> Outputs:
+        bar = gr.Progress()
+        lines = (examples[0], examples[1], examples[2])
+        words, amount = controller.fit(
+            session, name, method, lines, file, lambda words: steps(bar, words)
+        )
+        if amount is None:
+            return (words, *[gr.skip()] * 10)
+        lists = steer.choices(session, value=name.strip())
+        selected = gr.update(selected=STEER)
+        return ("", words, selected, *lists, method, *reset(amount), time.time())
 
     fit.click(
-        fit_steering,
-        [session, name, method, positive, negative, file],
-        [result, best, use],
+        fit_examples,
+        [session, name, method, file, *steer.examples],
+        [
+            *(result, steer.verdict, tabs, *steer.lists),
+            *(steer.controls["method"], *steer.dosing, steer.fitted),
+        ],
+        show_progress_on=result,
         concurrency_id="model",
         concurrency_limit=PEOPLE,
     )
-    use.click(
-        use_steering,
-        [session, name, best, method],
-        [
-            *(tabs, steer.expression, steer.layer, steer.method),
-            *(steer.dose, steer.amount, steer.probability),
-        ],
-        queue=False,
-    ).then(steer.on_send, **steer.sending)
 
 
 def report_tab(controller: Controller) -> None:
     """Lay out the tab with the reports of runs."""
-    if not controller.runs:
-        gr.HTML(
-            '<p class="pg-note">No run was named. Start the page with <code>odesteer playground '
-            "--runs DIR</code>, a directory that <code>odesteer run</code> wrote to, or one that "
-            "holds several.</p>"
-        )
-        return
     run = gr.Dropdown(list(controller.runs), value=None, label="Run", elem_id="pg-run")
     page = gr.HTML()
     run.input(controller.report, [run], [page])
 
 
-def build(controller: Controller, system: str = "") -> gr.Blocks:
-    """Build the page, for `gr.Blocks.launch`.
-
-    Args:
-        controller: the actions.
-        system: the system prompt of a chat model, until a person changes it.
-    """
+def build(controller: Controller) -> gr.Blocks:
+    """Build the page, for `gr.Blocks.launch`."""
     with gr.Blocks(title="odesteer playground", analytics_enabled=False) as page:
         session = gr.State(Session())
         requested_at = gr.Number(0, visible=False)
         gr.HTML(
             '<div class="pg-head"><h1>odesteer playground</h1><p>'
-            f"{controller.shared.name}, unsteered and steered side by side</p></div>"
+            f"{escape(controller.shared.name)}, unsteered and steered side by side</p></div>"
         )
         with gr.Tabs(selected=STEER) as tabs:
             with gr.Tab("Steer", id=STEER):
-                steer = SteerTab(controller, session, requested_at, system)
+                steer = SteerTab(controller, session, requested_at)
             with gr.Tab("Fit your own", id="fit"):
                 fit_tab(controller, session, tabs, steer)
-            with gr.Tab("Reports", id="report"):
-                report_tab(controller)
+            if controller.runs:
+                with gr.Tab("Reports", id="report"):
+                    report_tab(controller)
+        restored = [steer.error, steer.prompt, steer.system, *steer.controls.values()]
+        page.load(steer.restore, None, restored, queue=False)
     return page
 
 
@@ -177,13 +163,12 @@ def _is_loopback(address: str) -> bool:
 
 
 def serve(
-    controller: Controller, system: str, host: str, port: int, open_browser: bool = False
+    controller: Controller, host: str, port: int, open_browser: bool = False
 ) -> tuple[gr.Blocks, str]:
     """Start to serve the page, and return when it answers.
 
     Args:
         controller: the actions.
-        system: the first system prompt.
         host, port: where it listens.
         open_browser: also open it in this machine's browser.
 
@@ -194,7 +179,7 @@ def serve(
     Raises:
         OSError: if the port is taken.
     """
-    page = build(controller, system)
+    page = build(controller)
     assets = importlib.resources.files("odesteer.playground") / "assets"
     style, script = (
         (assets / name).read_text(encoding="utf-8") for name in ("style.css", "page.js")

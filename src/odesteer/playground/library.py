@@ -1,29 +1,30 @@
 """Library of selectable steerings and the shared model.
 
-A library holds saved steerings, whose method and layer are fixed, and contrasts that were read,
-on which any method is fitted at any layer on demand.
+A library holds saved steerings, whose method and layer are fixed, and contrasts, on which any
+method is fitted at any layer on demand. The packaged behaviours are contrasts that everyone has.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
+from odesteer.common.catalogue import DEFAULT_METHOD
 from odesteer.common.expression import NAME
-from odesteer.data import Contrast
+from odesteer.data import Contrast, behaviours
+from odesteer.evaluation.assessment import Assessment, Assessor
 from odesteer.extraction.extract import Progress
-from odesteer.fitting import (
-    RANKING_METHOD,
-    ActivationSet,
-    best_layer,
-    fit,
-    fit_readings,
-    rank_layers,
-    read,
-)
+from odesteer.extraction.tokenize import Tokens
+from odesteer.fitting import KL, fit
+from odesteer.fitting.fit import takes_kl
 from odesteer.methods import find_method
-from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
+
+# Of every method, so that equal multiples of two methods' doses have about equal KL; they are what
+# `fit` gives ODESteer where no dose is named.
+FREE_DOSE = KL("strong")
+FREE_TOKENS: Tokens = "response"
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,24 @@ class SharedModel:
     Attributes:
         model, tokenizer: a transformers causal language model.
         name: the argument of `load_model`.
+        cache: keep what is read for fits on disk.
         lock: held while the model runs, and released after each token.
     """
 
     model: Any
     tokenizer: Any
     name: str
+    cache: bool = False
     lock: Any = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)
 class SavedSteering:
-    """Steering loaded from `path`."""
+    """Steering loaded from `path`; `amount` is the multiple of its dose that a page begins with."""
 
     steering: Steering
     path: str
+    amount: float = 1.0
 
     @property
     def layer(self) -> int | None:
@@ -55,110 +59,140 @@ class SavedSteering:
         layer = self.steering.layer
         return None if isinstance(layer, tuple) else layer
 
-    def get(self, shared: SharedModel, method: str, layer: int) -> Steering:
+    def ready(self, method: str = "", layer: int | None = None) -> bool:
+        """Whether it can be used at once."""
+        return True
+
+    def get(self, shared: SharedModel, method: str, layer: int | None) -> Steering:
         """Return the steering; its method and layer were decided when it was fitted."""
         return self.steering
 
-    def python(self, method: str, layer: int) -> tuple[list[str], str]:
-        """Return Python that makes it: import lines and an expression."""
-        return [], f"ods.load({self.path!r})"
+    def python(self, method: str, layer: int | None) -> str:
+        """Return Python that makes it."""
+        return f"ods.load({self.path!r})"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FittableContrast:
-    """Contrast and its activations at several layers.
+    """Contrast on which any method is fitted at any layer, each at most once.
 
     Attributes:
-        contrast: the texts.
-        readings: by layer.
-        best: the layer with the smallest held-out loss.
-        imports, code: Python that makes the contrast.
+        load: makes the contrast, at first use.
+        code: Python that makes it.
+        amount: the multiple of the dose that a page begins with: that of KL "medium", since KL
+            grows with its square, until the written text has chosen another.
+        best: the layer of the first fit that was free to choose it.
+        assessed: amount and verdict, by method.
     """
 
-    contrast: Contrast
-    readings: Mapping[int, ActivationSet]
-    best: int
-    imports: tuple[str, ...]
+    load: Callable[[], Contrast]
     code: str
-    _fitted: dict[tuple[str, int], Steering] = field(default_factory=dict, repr=False)
-
+    amount: float = 0.7
+    best: int | None = None
+    assessed: dict[str, tuple[float, Assessment]] = field(default_factory=dict)
     layer: None = None
+    _fitted: dict[tuple[str, int], Steering] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.RLock, repr=False)
 
-    def get(self, shared: SharedModel, method: str, layer: int) -> Steering:
-        """Return the steering of a method at a layer, fitted at most once.
+    @cached_property
+    def contrast(self) -> Contrast:
+        """Texts of both classes."""
+        return self.load()
+
+    def ready(self, method: str = "", layer: int | None = None) -> bool:
+        """Whether a method, or any, is fitted at a layer, by default the best one."""
+        layer = self.best if layer is None else layer
+        return (method, layer) in self._fitted if method else bool(self._fitted)
+
+    def get(
+        self,
+        shared: SharedModel,
+        method: str,
+        layer: int | None,
+        progress: Progress | None = None,
+    ) -> Steering:
+        """Return the steering of a method at a layer, by default the best one.
 
         Raises:
-            ValueError: for an unknown method, or a contrast that it cannot learn from.
+            ValueError: for an unknown method or layer, or a contrast that it cannot learn from.
         """
-        key = (method, layer)
-        if key not in self._fitted:
-            self._fitted[key] = self._fit(shared, method, layer)
-        return self._fitted[key]
+        with self._lock:
+            layer = self.best if layer is None else layer
+            if layer is None or (method, layer) not in self._fitted:
+                steering = self._fit(shared, method, layer, progress)
+                if layer is None:
+                    self.best = layer = steering.first_layer
+                self._fitted[method, layer] = steering
+            return self._fitted[method, layer]
 
-    def _fit(self, shared: SharedModel, method: str, layer: int) -> Steering:
-        chosen = find_method(method)()
-        known = self.readings.get(layer)
-        paired = self.contrast.is_paired or not chosen.needs_pairs
-        usable = chosen.site == "residual" and not chosen.reads_more and paired
-        if known is not None and usable and known.tokens == chosen.tokens:
-            readings = {layer: known}
-            return fit_readings(shared.model, shared.tokenizer, self.contrast, chosen, readings)[0]
-        # This method needs other activations: read them.
+    def _fit(
+        self, shared: SharedModel, method: str, layer: int | None, progress: Progress | None
+    ) -> Steering:
+        # Whether the texts have a KL does not depend on the method.
+        free = takes_kl(find_method(DEFAULT_METHOD)(), self.contrast, shared.tokenizer)
         with shared.lock:
-            return fit(shared.model, shared.tokenizer, self.contrast, method, layer)
+            return fit(
+                shared.model,
+                shared.tokenizer,
+                self.contrast,
+                method,
+                "auto" if layer is None else layer,
+                FREE_DOSE if free else None,
+                progress=progress,
+                tokens=FREE_TOKENS if free else None,
+                cache=shared.cache,
+            )
 
-    def python(self, method: str, layer: int) -> tuple[list[str], str]:
-        """Return Python that makes it: import lines and an expression."""
-        call = f"ods.fit(model, tokenizer, {self.code}, method={method!r}, layer={layer})"
-        return list(self.imports), call
+    def assess(
+        self, shared: SharedModel, method: str, progress: Callable[[str], Progress] | None = None
+    ) -> tuple[float, Assessment]:
+        """Fit a method, let the written text choose its dose, and return both, once.
+
+        Args:
+            shared: the model.
+            method: a name in `METHODS`.
+            progress: given a description, returns what is called with (steps done, steps in all).
+
+        Returns:
+            the multiple of the fitted dose, and the verdict on it.
+        """
+        with self._lock:
+            if method not in self.assessed:
+                report = progress or (lambda words: lambda done, of: None)
+                steering = self.get(shared, method, None, report("Reading the examples"))
+                assessor = Assessor(
+                    shared.model, shared.tokenizer, self.contrast, cache=shared.cache
+                )
+                writing = report("Writing before and after")
+                with shared.lock:
+                    if "kl" not in steering.parts[0].receipts:
+                        self.assessed[method] = 1.0, assessor.assess(steering, writing)
+                    else:
+                        chosen, verdict = assessor.with_fluent_dose(steering, writing)
+                        ratio = chosen.dose.size / steering.dose.size
+                        self.assessed[method] = round(ratio, 2), verdict
+            self.amount = self.assessed[method][0]
+            return self.assessed[method]
+
+    def python(self, method: str, layer: int | None) -> str:
+        """Return Python that makes the steering."""
+        layer = self.best if layer is None else layer
+        call = f"ods.fit(model, tokenizer, {self.code}, method={method!r}, layer={layer}"
+        if layer is not None and "kl" in self._fitted[method, layer].parts[0].receipts:
+            call += f", strength=ods.KL({FREE_DOSE.budget}), tokens={FREE_TOKENS!r}"
+        return f"{call})"
 
 
 Source = SavedSteering | FittableContrast
 SteeringLibrary = Mapping[str, Source]
 
 
-def prepare_contrast(
-    shared: SharedModel,
-    contrast: Contrast,
-    layers: Sequence[int],
-    progress: Progress | None = None,
-    *,
-    imports: tuple[str, ...] = (),
-    code: str | None = None,
-    cache: bool = False,
-) -> FittableContrast:
-    """Read a contrast at several layers and rank them.
-
-    Args:
-        shared: the model.
-        contrast: at least two groups a class, so that some can be held out.
-        layers: block indices.
-        progress: called with (texts read, texts in all).
-        imports, code: Python that makes the contrast; None: written out from its texts.
-        cache: keep activations on disk.
-
-    Raises:
-        ValueError: if there are too few examples to compare layers.
-    """
-    if code is None:
-        imports, code = (), contrast_code(contrast)
-    with shared.lock:
-        readings = read(
-            shared.model, shared.tokenizer, contrast, layers, RANKING_METHOD, progress, cache=cache
-        )
-    data = {index: (each.positive, each.negative) for index, each in readings.items()}
-    depth = len(find_layers(shared.model))
-    best = best_layer(rank_layers(data, contrast.groups), depth)
-    return FittableContrast(contrast, readings, best, imports, code)
-
-
-def contrast_code(contrast: Contrast) -> str:
-    """Return Python that makes a contrast of plain texts."""
-    sides = ",\n    ".join(
-        f"{side}=[\n" + "".join(f"        {each.response!r},\n" for each in examples) + "    ]"
-        for side, examples in (("positive", contrast.positive), ("negative", contrast.negative))
-    )
-    return f"ods.Contrast.from_pairs(\n    {sides},\n)"
+def presets() -> dict[str, FittableContrast]:
+    """Return the packaged behaviours, read and fitted at first use."""
+    return {
+        name: FittableContrast(partial(behaviours.load, name), f"ods.behaviours.load({name!r})")
+        for name in behaviours.names()
+    }
 
 
 def check_name(name: str) -> str:

@@ -106,27 +106,6 @@ def portrait(plane: PhasePortrait) -> str:
     )
 
 
-def reliability(bins: Sequence[dict[str, float]]) -> str:
-    """Draw predicted probabilities against observed frequencies on held-out rows."""
-    side = 220.0
-
-    def project(p: float, f: float) -> tuple[float, float]:
-        return 30 + (side - 40) * p, side - 26 - (side - 40) * f
-
-    corner, top = project(0, 0), project(1, 1)
-    body = f'<line class="zero" x1="{corner[0]}" y1="{corner[1]}" x2="{top[0]}" y2="{top[1]}"/>'
-    points = [project(each["probability"], each["frequency"]) for each in bins]
-    body += f'<g class="way on"><polyline points="{_pairs(np.array(points))}"/>'
-    body += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points) + "</g>"
-    body += "".join(
-        f'<text x="{project(v, 0)[0]}" y="{side - 10}" text-anchor="middle">{v:g}</text>'
-        f'<text x="24" y="{project(0, v)[1]}" dy=".32em" text-anchor="end">{v:g}</text>'
-        for v in (0.0, 0.5, 1.0)
-    )
-    caption = "Predicted probability (across) and share of positives (up) on held-out groups."
-    return _figure("Calibration", body, caption, (side, side))
-
-
 def _ticks(low: float, high: float) -> list[float]:
     raw = max((high - low) / 4, 1e-9)
     unit = 10 ** np.floor(np.log10(raw))
@@ -155,11 +134,10 @@ def _dots(points: str) -> str:
     return f'<circle class="from" cx="{x0}" cy="{y0}" r="3"/><circle cx="{x1}" cy="{y1}" r="3"/>'
 
 
-def _figure(title: str, body: str, caption: str, size: tuple[float, float] = (_WIDE, _HIGH)) -> str:
-    small = " small" if size[0] < _WIDE else ""
+def _figure(title: str, body: str, caption: str) -> str:
     return (
-        f'<figure class="pg-figure{small}"><figcaption><b>{escape(title)}</b></figcaption>'
-        f'<svg viewBox="0 0 {size[0]:g} {size[1]:g}" role="img" aria-label="{escape(title)}">'
+        f'<figure class="pg-figure"><figcaption><b>{escape(title)}</b></figcaption>'
+        f'<svg viewBox="0 0 {_WIDE:g} {_HIGH:g}" role="img" aria-label="{escape(title)}">'
         f"{body}</svg><figcaption>{escape(caption)}</figcaption></figure>"
     )
 

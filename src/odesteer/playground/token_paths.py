@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odesteer.ode import Target, as_dose
-from odesteer.playground.generate_pair import GeneratedText
+from odesteer.playground.side_by_side import GeneratedText
 from odesteer.steering import LayerSteering
 
 _POINTS = 9  # of a straight path
@@ -70,6 +70,9 @@ def _points(start: Tensor, end: Tensor, part: LayerSteering) -> Tensor:
     dose = part.dose
     if not isinstance(dose, Target):
         points = part.trajectory(start)
+        missed = (points[-1] - end).norm(dim=-1) > 0.05 * (end - start).norm(dim=-1)
+        if bool((missed & moved).any()):  # a second aim acted at this layer too
+            return torch.lerp(start, end, torch.linspace(0.0, 1.0, len(points)).view(-1, 1, 1))
         return torch.where(moved[None, :, None], points, start)
     points = part.with_strength(as_dose(dose.budget)).trajectory(start)
     # A row that has reached its displacement stays where it stopped.

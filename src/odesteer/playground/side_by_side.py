@@ -1,12 +1,14 @@
-"""Simultaneous generation of the unsteered and the steered text.
+"""Simultaneous generation of the unsteered text and of steered ones.
 
-Both texts are written token by token, the unsteered one beside the steered one in a batch. The
-model is locked for one token at a time, and the steering is on it for no longer: several people
-take turns, and a person who leaves leaves nothing behind.
+The texts are written token by token, side by side in a batch. The model is locked for one token at
+a time, and the steerings are on it for no longer: several people take turns, and a person who
+leaves leaves nothing behind.
 
-The values of a token are those of the position that wrote it: the last token read before it.
+The values of a token are those of the position that wrote it: the last token read before it. The
+first steered side's barrier gives those of all sides, so that they can be compared.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from odesteer.models.batching import end_tokens
 from odesteer.models.generation import Sampling
@@ -30,6 +39,23 @@ from odesteer.ode import GivenField
 from odesteer.playground.library import SharedModel
 from odesteer.steering import LayerSteering, Steering
 
+# On one side: none, one, or two of which the second is attached after the first.
+Steerings = tuple[Steering, ...]
+# Of models that name no sampling of their own: greedy texts of small models fall into loops.
+REPETITION_PENALTY = 1.2
+# A full stop or its like, and the quotes and brackets that it closes; not the number of a list.
+_SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)(?<!\n\d\d)[.!?…]+[\"'”’)\]*]*(?=\s|$)")
+
+
+def own_sampling(model: Any) -> Sampling:
+    """Return the sampling that a model's generation config names, or a greedy one without loops."""
+    config = model.generation_config
+    penalty = float(config.repetition_penalty or 1.0)
+    if not config.do_sample:
+        return Sampling(repetition_penalty=penalty if penalty > 1.0 else REPETITION_PENALTY)
+    temperature = 1.0 if config.temperature is None else float(config.temperature)
+    return Sampling(temperature=temperature, top_p=config.top_p or 1.0, repetition_penalty=penalty)
+
 
 class Stream:
     """Batch of rows with one prompt, read once and continued token by token."""
@@ -38,7 +64,7 @@ class Stream:
         self,
         shared: SharedModel,
         prompt: Sequence[int],
-        steerings: list[Steering | None],
+        steerings: list[Steerings],
         positions: Positions,
         part: LayerSteering,
     ):
@@ -57,8 +83,8 @@ class Stream:
         model = self._shared.model
         with self._shared.lock, torch.no_grad(), ExitStack() as stack:
             before = stack.enter_context(_watched(model, self._part))
-            for row, steering in enumerate(self._steerings):
-                if steering is not None:
+            for row, steerings in enumerate(self._steerings):
+                for steering in steerings:
                     stack.enter_context(
                         steering.attach(model, positions=self._positions, rows=[row])
                     )
@@ -80,31 +106,32 @@ class Stream:
 
     def _freeze(self, prompt: Tensor) -> None:
         """Keep what a prompt-conditioned field read; the handle that kept it is gone."""
-        for row, steering in enumerate(self._steerings):
+        for row, steerings in enumerate(self._steerings):
             # Several layers would need every layer's prompt; no method makes such steerings.
-            if (
-                steering is not None
-                and len(steering.parts) == 1
-                and steering.field.prompt_conditioned
-            ):
-                velocity = steering.only.velocity(prompt[row])
-                fixed = GivenField(velocity, steering.field.barrier)
-                self._steerings[row] = steering.replace(field=fixed)
+            first = steerings[0] if steerings else None
+            if first is not None and len(first.parts) == 1 and first.field.prompt_conditioned:
+                velocity = first.only.velocity(prompt[row])
+                fixed = GivenField(velocity, first.field.barrier)
+                self._steerings[row] = (first.replace(field=fixed), *steerings[1:])
 
 
 @contextmanager
-def _watched(model: nn.Module, part: LayerSteering) -> Iterator[list[Tensor]]:
-    """Collect the last activations [rows, d] where `part` acts, after a forward pass."""
+def _watched(model: nn.Module, part: LayerSteering, start: int = -1) -> Iterator[list[Tensor]]:
+    """Collect the activations where `part` acts, after a forward pass.
+
+    [rows, d] of the last position; [rows, n, d] from a `start` that is not negative.
+    """
+    which = -1 if start < 0 else slice(start, None)
     assert part.layer is not None
     block = find_layers(model)[layer_index(model, part.layer)]
     seen: list[Tensor] = []
     width = hidden_size(model)
 
     def on_output(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(block_output(output, None, width)[:, -1].float().clone())
+        seen.append(block_output(output, None, width)[:, which].float().clone())
 
     def on_input(_module: nn.Module, args: Any) -> None:
-        seen.append(args[0][:, -1].float().clone())
+        seen.append(args[0][:, which].float().clone())
 
     if part.site == "heads":
         hook = attention_output(block).register_forward_pre_hook(on_input)
@@ -146,6 +173,8 @@ class GeneratedText:
         ends: the same after steering.
         ended: whether the model has ended it.
         perplexity: under the unsteered model; None until the text is complete, or empty.
+        log_odds: of the whole text, as the unsteered model reads it; None as well without a
+            barrier.
     """
 
     tokens: list[GeneratedToken] = field(default_factory=list)
@@ -154,6 +183,19 @@ class GeneratedText:
     ends: list[Tensor] = field(default_factory=list)
     ended: bool = False
     perplexity: float | None = None
+    log_odds: float | None = None
+
+    def cut(self) -> None:
+        """Leave out what follows the last whole sentence, if there is one before it."""
+        ends = [match.end() for match in _SENTENCE_END.finditer(self.text)]
+        if self.ended or not ends:
+            return
+        length = kept = 0
+        while length < ends[-1]:
+            length += len(self.tokens[kept].text)
+            kept += 1
+        for values in (self.tokens, self.ids, self.starts, self.ends):
+            del values[kept:]
 
     @property
     def text(self) -> str:
@@ -178,45 +220,48 @@ class GeneratedText:
 
 def write(
     shared: SharedModel,
-    prompts: tuple[Sequence[int], Sequence[int]],
-    steering: Steering,
+    prompts: Sequence[Sequence[int]],
+    sides: Sequence[Steerings],
     positions: Positions = "last+generated",
     sampling: Sampling = Sampling(),
-) -> Iterator[tuple[GeneratedText, GeneratedText]]:
-    """Write the unsteered and the steered text, and yield them as they grow.
+) -> Iterator[tuple[GeneratedText, ...]]:
+    """Write a text a side, and yield all as they grow.
 
     Args:
         shared: the model.
-        prompts: token ids for the unsteered and for the steered text (in a chat they differ).
-        steering: of the second text.
-        positions: tokens that it acts on.
-        sampling: of both texts, which use the same random draws.
+        prompts: token ids for each side (in a chat they differ).
+        sides: what steers each of at least two sides; the second's first steering is the one whose
+            barrier is shown.
+        positions: tokens that they act on.
+        sampling: of all texts, which use the same random draws.
 
     Yields:
-        (unsteered, steered), the same two objects each time; with perplexities at the end.
+        a text a side, the same objects each time; at the end without half a sentence, and with
+        perplexities.
     """
-    texts = (GeneratedText(), GeneratedText())
-    part = steering.parts[-1]
-    if list(prompts[0]) == list(prompts[1]):
-        streams = [Stream(shared, prompts[0], [None, steering], positions, part)]
-        sides = [list(texts)]
-    else:
-        streams = [
-            Stream(shared, prompt, [row], positions, part)
-            for prompt, row in zip(prompts, (None, steering), strict=True)
-        ]
-        sides = [[text] for text in texts]
-    draws = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
+    texts = tuple(GeneratedText() for _ in sides)
+    part = sides[1][0].parts[-1]
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for side, prompt in enumerate(prompts):
+        rows.setdefault(tuple(prompt), []).append(side)
+    streams = {
+        prompt: Stream(shared, prompt, [sides[side] for side in chosen], positions, part)
+        for prompt, chosen in rows.items()
+    }
+    draws = [torch.Generator().manual_seed(sampling.seed) for _ in sides]
+    process = _processors(shared.model, sampling)
     end_ids = end_tokens(shared.model, shared.tokenizer)
     for _ in range(sampling.max_new_tokens):
-        for stream, side in zip(streams, sides, strict=True):
-            if all(text.ended for text in side):
+        for prompt, stream in streams.items():
+            if all(texts[side].ended for side in rows[prompt]):
                 continue
             logits, before, after = stream.step()
             chosen = []
-            for row, text in enumerate(side):
-                draw = draws[0] if text is texts[0] else draws[1]
-                token = _pick(logits[row], sampling, draw)
+            for row, side in enumerate(rows[prompt]):
+                text = texts[side]
+                read: Any = torch.tensor([[*prompt, *text.ids]])
+                scores = process(read, logits[row : row + 1])[0]
+                token = _pick(scores, sampling, draws[side])
                 chosen.append(token)
                 text.ended = text.ended or token in end_ids
                 if not text.ended:
@@ -226,19 +271,32 @@ def write(
         if all(text.ended for text in texts):
             break
     for prompt, text in zip(prompts, texts, strict=True):
-        text.perplexity = perplexity(shared, prompt, text.ids)
+        text.cut()
+        text.perplexity, text.log_odds = read_again(shared, prompt, text.ids, part)
     yield texts
 
 
-def perplexity(shared: SharedModel, prompt: Sequence[int], ids: Sequence[int]) -> float | None:
-    """Return exp of the mean loss of `ids` after `prompt`, unsteered; None for no ids."""
+def read_again(
+    shared: SharedModel, prompt: Sequence[int], ids: Sequence[int], part: LayerSteering
+) -> tuple[float | None, float | None]:
+    """Let the unsteered model read `ids` after `prompt`.
+
+    Returns:
+        perplexity, exp of the mean loss, and the calibrated log-odds of the text at the layer of
+        `part`, read at the tokens that `part` was fitted on. None for no ids, or no barrier.
+    """
     if not ids:
-        return None
+        return None, None
     whole = torch.tensor([[*prompt, *ids]], device=input_device(shared.model))
-    with shared.lock, torch.no_grad():
+    watched = _watched(shared.model, part, start=len(prompt))
+    with shared.lock, torch.no_grad(), watched as seen:
         logits = shared.model(input_ids=whole).logits[0, len(prompt) - 1 : -1].float()
     targets = whole[0, len(prompt) :].to(logits.device)
-    return float(nn.functional.cross_entropy(logits, targets).exp())
+    perplexity = float(nn.functional.cross_entropy(logits, targets).exp())
+    if part.field.barrier is None:
+        return perplexity, None
+    last = part.receipts.get("tokens", "last") == "last"
+    return perplexity, float(part.log_odds(seen[0][0, -1] if last else seen[0][0].mean(dim=0)))
 
 
 def _append(
@@ -268,11 +326,23 @@ def _append(
     text.ends.append(after.cpu())
 
 
-def _pick(logits: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
+def _processors(model: Any, sampling: Sampling) -> LogitsProcessorList:
+    """Return what `generate` of transformers does to the logits for a sampling."""
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature > 0:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TopKLogitsWarper(model.generation_config.top_k or 50))
+        if sampling.top_p < 1.0:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors
+
+
+def _pick(scores: Tensor, sampling: Sampling, draw: torch.Generator) -> int:
     if sampling.temperature <= 0:
-        return int(logits.argmax())
-    chances = torch.softmax(logits / sampling.temperature, dim=-1)
-    return int(torch.multinomial(chances, 1, generator=draw))
+        return int(scores.argmax())
+    return int(torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=draw))
 
 
 def _mean(values: list[float]) -> float:
