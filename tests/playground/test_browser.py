@@ -131,8 +131,8 @@ def test_a_link_opens_its_state_and_a_moved_dose_is_seen_without_another_click(o
     page = opened(
         "?expression=curved&dose=angle&amount=0.4&also=good&temperature=0.1&prompt=the+cat"
     )
-    assert page.locator("#pg-prompt textarea").input_value() == "the cat"
     page.get_by_text("press Generate for its texts").wait_for()
+    assert page.locator("#pg-prompt textarea").input_value() == "the cat"
     generate(page)
     title(page, "curved, angle 0.4 and good")
     plain = words(page, 0)
@@ -165,13 +165,15 @@ def test_pasted_examples_are_fitted_and_used_with_the_dose_reset(opened):
     page.locator("#pg-minus textarea").fill(BAD)
     page.locator("#pg-fit").click()
     page.locator(".pg-verdict").get_by_text("mine").first.wait_for()
-    title(page, "mine, angle")
+    title(page, "mine × ")
     assert float(page.locator("#pg-amount input[type=number]").input_value()) > 0
 
 
 def test_markup_that_is_typed_is_shown_as_text(opened):
-    page = opened()
+    page = opened("?expression=good&max_new_tokens=8")  # two turns of it fill the context
+    page.get_by_text("press Generate for its texts").wait_for()
     evil = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+    page.get_by_role("button", name="Conversation and system prompt").click()
     page.get_by_label("Chat: keep what was said").check()
     for _ in range(2):  # the second turn shows the first
         page.locator("#pg-prompt textarea").fill(evil)

@@ -52,7 +52,7 @@ def test_sampling_does_what_it_does_in_generate(sampling):
 
 def test_the_sampling_of_a_page_is_the_models_own_or_one_without_loops():
     model = small.shared().model
-    assert own_sampling(model) == ods.Sampling(repetition_penalty=1.2)
+    assert own_sampling(model) == ods.Sampling(repetition_penalty=1.1)
     model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9)
     assert own_sampling(model) == ods.Sampling(temperature=0.6, top_p=0.9)
 

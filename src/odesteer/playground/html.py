@@ -110,8 +110,11 @@ def facts(text: GeneratedText) -> str:
             f"{text.displacement:.1f} <small>{text.relative_displacement:.2f} ‖a‖</small>",
         ),
     ]
-    before, after = _mean_odds(text.tokens)
-    if before is not None and after is not None:
+    odds = [
+        (t.before, t.after) for t in text.tokens if t.before is not None and t.after is not None
+    ]
+    if odds:
+        before, after = (sum(values) / len(odds) for values in zip(*odds, strict=True))
         cells.append(("mean log-odds h", f"{before:+.1f} → {after:+.1f}"))
     items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells)
     return f'<dl class="pg-facts">{items}</dl>'
@@ -136,17 +139,9 @@ def verdict(name: str, contrast: Contrast, assessment: Assessment) -> str:
 def link(query: str) -> str:
     """Render a link that restores a state."""
     return (
-        f'<p class="pg-note"><a href="?{escape(query)}">Link to these settings</a>: copy its '
-        "address. What you fitted or saved yourself is not in it.</p>"
+        '<p class="pg-note">What you fitted or saved yourself is not in this link: '
+        f'<a href="?{escape(query)}">the page as it is now</a></p>'
     )
-
-
-def _mean_odds(tokens: Sequence[GeneratedToken]) -> tuple[float | None, float | None]:
-    before = [token.before for token in tokens if token.before is not None]
-    after = [token.after for token in tokens if token.after is not None]
-    if not before or not after:
-        return None, None
-    return sum(before) / len(before), sum(after) / len(after)
 
 
 def error(words: object) -> str:

@@ -42,7 +42,7 @@ from odesteer.steering import LayerSteering, Steering
 # On one side: none, one, or two of which the second is attached after the first.
 Steerings = tuple[Steering, ...]
 # Of models that name no sampling of their own: greedy texts of small models fall into loops.
-REPETITION_PENALTY = 1.2
+REPETITION_PENALTY = 1.1
 # A full stop or its like, and the quotes and brackets that it closes; not the number of a list.
 _SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)(?<!\n\d\d)[.!?…]+[\"'”’)\]*]*(?=\s|$)")
 

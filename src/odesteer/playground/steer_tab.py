@@ -286,9 +286,9 @@ class SteerTab:
         return ("", *lines, *reset(1.0 if source is None else source.amount))
 
     def _suggested(self, contrast: Any) -> list[str]:
-        """Return a few prompts: of a contrast, or neutral ones."""
-        prompts = PROMPTS if contrast is None else prompts_of(contrast)
-        return [question(each) for each in prompts][:SUGGESTED]
+        """Return a few prompts: neutral ones, which no fit has seen, and some of a contrast."""
+        prompts = [*PROMPTS[2:4], *([] if contrast is None else prompts_of(contrast))]
+        return list(dict.fromkeys(map(question, prompts)))[:SUGGESTED]
 
     def _learn(
         self, session: Session, name: str | None, method: str, bar: gr.Progress = gr.Progress()
