@@ -63,9 +63,9 @@ def rm(
         str | None, typer.Option(help="Only of this model: its name or key, as listed.")
     ] = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0.0, help="Only what was not used for so many days.")
+        float | None, typer.Option(min=0.0, help="Only activations not used for this many days.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Of all models, of any age.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All activations.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Remove kept activations; they are computed again when they are needed.

@@ -30,9 +30,9 @@ def evaluate(
         str,
         typer.Option(help="Steer the `continuation` and the token before it, or `all` tokens."),
     ] = "continuation",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests per batch.")] = 8,
     folder: Annotated[
         Path | None, typer.Option("--include", help="A directory with task files of your own.")
     ] = None,

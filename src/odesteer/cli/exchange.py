@@ -38,7 +38,10 @@ def export(
     angle: options.Angle = None,
     target: options.Target = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where a vector hardly stands for the field.")
+        bool,
+        typer.Option(
+            "--force", help="Export even if a vector is a poor approximation of the field."
+        ),
     ] = False,
     cache: options.Cache = True,
     as_json: options.AsJson = False,
@@ -105,7 +108,7 @@ def import_(
     ],
     output: options.SteeringDirectory,
     strength: Annotated[
-        float, typer.Option(help="The scale, as other libraries call it; negative steers away.")
+        float, typer.Option(help="Scale of the vector; negative steers away.")
     ] = 1.0,
     as_extracted: Annotated[
         bool,

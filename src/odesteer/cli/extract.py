@@ -21,7 +21,10 @@ def extract(
         str, typer.Option(help="Block index, negative from the end, or several as `10,14`.")
     ],
     output: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory of the shards. It may be begun.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="Directory of the shards; an unfinished one is continued."
+        ),
     ],
     tokens: Annotated[
         str,
@@ -37,7 +40,7 @@ def extract(
     template: options.Template = "auto",
     rows_per_shard: Annotated[
         int | None,
-        typer.Option(min=2, help="Texts that are computed and written together; 2048."),
+        typer.Option(min=2, help="Texts per shard; 2048 by default."),
     ] = None,
     engine: options.Engine = "local",
     workers: options.Workers = None,
@@ -45,7 +48,7 @@ def extract(
 ) -> None:
     """Keep the activations of many texts, extracted by one process or many; to OUT/shards.
 
-    Stopped at any point, even killed, the same command goes on where it was. Several processes
+    A stopped or killed run is resumed by the same command. Several processes
     may be given the same directory, and share the work. The activations are the same to the bit.
     `odesteer.Shards.open(OUT)` reads them.
 

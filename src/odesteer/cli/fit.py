@@ -29,8 +29,8 @@ def fit(
     incremental: Annotated[
         bool | None,
         typer.Option(
-            help="Later layers learn from what earlier ones moved; by default as the method's "
-            "source does."
+            help="Fit later layers on activations moved by earlier ones; by default as in the "
+            "method's source."
         ),
     ] = None,
     strength: options.Strength = None,

@@ -126,7 +126,7 @@ Behaviour = Annotated[
 ]
 Check = Annotated[
     bool,
-    typer.Option(help="Let the model write before and after, and say whether it worked."),
+    typer.Option(help="Let the model answer prompts before and after, and print a verdict."),
 ]
 RequireEffect = Annotated[
     bool, typer.Option("--require-effect", help="Exit code 1 unless the verdict is `works`.")
@@ -134,7 +134,7 @@ RequireEffect = Annotated[
 Columns = Annotated[
     str | None,
     typer.Option(
-        help="What the file calls them: `positive=chosen,negative=rejected,prompt=question`."
+        help="Column names of the file: `positive=chosen,negative=rejected,prompt=question`."
     ),
 ]
 Format = Annotated[
@@ -162,7 +162,9 @@ Cache = Annotated[
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=2, help="Longer texts lose their beginning; the model's context."),
+    typer.Option(
+        min=2, help="Truncate longer texts at the beginning; by default to the model's context."
+    ),
 ]
 Layer = Annotated[
     str,
@@ -191,7 +193,7 @@ KL = Annotated[
     str | None,
     typer.Option(
         "--kl",
-        help="Instead of a strength: how far what the model says may move, in nats a token, or "
+        help="Instead of a strength: allowed change of the output, in nats a token, or "
         f"{', '.join(KL_BUDGETS)}; measured on held-out texts.",
         autocompletion=among(tuple(KL_BUDGETS)),
     ),
@@ -199,12 +201,12 @@ KL = Annotated[
 Solver = Annotated[
     str | None,
     typer.Option(
-        help=f"Of the ODE: {', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}; the method's own.",
+        help=f"{', '.join(SOLVERS[:-1])} or {SOLVERS[-1]}; by default the method's.",
         autocompletion=among(SOLVERS),
     ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Steps of the solver; the method's own number.")
+    int | None, typer.Option(min=1, help="Steps of the solver; by default the method's.")
 ]
 Positions = Annotated[
     str,
@@ -218,7 +220,7 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 Engine = Annotated[
     str,
     typer.Option(
-        help="Who computes: local (this process), or ray (a cluster).",
+        help="Where to compute: local (this process) or ray (a cluster).",
         autocompletion=among(("local", "ray")),
     ),
 ]
@@ -230,7 +232,9 @@ Backend = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Of the engine ray; one a GPU by default, else one a node."),
+    typer.Option(
+        min=1, help="Workers of the engine ray; by default one per GPU, else one per node."
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -59,22 +59,22 @@ def pairs(
     ] = None,
     form: Annotated[
         str,
-        typer.Option(help="What both instructions end with; empty where length is the behaviour."),
+        typer.Option(help="End of both instructions; empty if length is the behaviour."),
     ] = "Use one or two sentences.",
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 96,
     length_ratio: Annotated[
         float,
-        typer.Option(min=1.0, help="Words of the longer answer for each of the shorter, at most."),
+        typer.Option(min=1.0, help="Largest ratio of the two answers' lengths, in words."),
     ] = 3.0,
     model: Annotated[
-        str | None, typer.Option(help="Of a server: which of its models; by default the first.")
+        str | None, typer.Option(help="Model of the server; by default its first.")
     ] = None,
     key_variable: Annotated[
-        str, typer.Option(help="Of a server: the environment variable with its key.")
+        str, typer.Option(help="Environment variable with the server's key.")
     ] = "OPENAI_API_KEY",
     timeout: Annotated[
-        float, typer.Option(min=1.0, help="Of a server: seconds for one answer.")
+        float, typer.Option(min=1.0, help="Seconds to wait for an answer of the server.")
     ] = 180.0,
     template: options.Template = "auto",
     seed: options.Seed = 0,

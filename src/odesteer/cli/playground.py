@@ -42,11 +42,11 @@ def playground(
         Path | None,
         typer.Option(help="A directory that `odesteer run` wrote to, or one that holds several."),
     ] = None,
-    keep: Annotated[Path, typer.Option(help="Where steerings are saved from the page.")] = Path(
+    keep: Annotated[Path, typer.Option(help="Directory for steerings saved from the page.")] = Path(
         "steerings"
     ),
     host: Annotated[
-        str, typer.Option(help="Where it listens; other machines reach 0.0.0.0.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is reachable from other machines.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 7860,
     opened: Annotated[

@@ -39,7 +39,7 @@ def report(
         ),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", "-f", help="Some of md, csv, latex and html, with commas.")
+        str, typer.Option("--format", "-f", help="Comma-separated formats: md, csv, latex, html.")
     ] = FORMATS,
     compare: Annotated[
         str | None,

@@ -23,18 +23,26 @@ def run(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Run directory; runs/NAME by default. It may be begun."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Run directory, by default runs/NAME; an unfinished one is continued.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Where benchmarks lie, or `hub`; ODESTEER_DATA by default."),
+        typer.Option(help="Directory of the benchmarks, or `hub`; ODESTEER_DATA by default."),
     ] = None,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do, fetch and take; do nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan, downloads, memory and time; do nothing.",
+        ),
     ] = False,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Instead of what the file says; repeat."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
     ] = None,
     engine: options.Engine = "local",
     workers: options.Workers = None,
@@ -43,7 +51,7 @@ def run(
 ) -> None:
     """Run an experiment: fit, choose on validation cases, ask, judge; to RUN/results.jsonl.
 
-    Stopped at any point, even killed, the same command goes on where it was. Several processes
+    A stopped or killed run is resumed by the same command. Several processes
     may be given the same directory, and share the work. The results are the same to the byte.
 
     Example: odesteer run experiments/smollm2-truthfulqa-mc.toml --dry-run

@@ -39,7 +39,7 @@ def score(
     ],
     steering: options.SavedSteering,
     layer: Annotated[
-        int | None, typer.Option(help="Which one, of a steering of several layers.")
+        int | None, typer.Option(help="Layer to score with, if the steering has several.")
     ] = None,
     away: Annotated[
         bool, typer.Option("--away", help="Score what it steers away from; labels change places.")
@@ -56,7 +56,7 @@ def score(
         typer.Option("--out", "-o", help="A .csv or .jsonl file for every text, ranked."),
     ] = None,
     show: Annotated[
-        int, typer.Option(min=0, help="Print so many of the first and of the last texts.")
+        int, typer.Option(min=0, help="Number of texts to print from each end of the ranking.")
     ] = 5,
     columns: options.Columns = None,
     format: options.Format = None,

@@ -54,9 +54,9 @@ def serve(
         str | None,
         typer.Option("--name", help="What clients call the model; its own name by default."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Where it listens; other machines reach 0.0.0.0.")] = (
-        HOST
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is reachable from other machines.")
+    ] = (HOST),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = PORT,
     check: Annotated[
         str,
