@@ -36,6 +36,17 @@ def test_a_verdict_follows_effect_and_damage(mean, low, ratio, repeated, word):
     assert verdict(Interval(mean, low, 1.0, 12), ratio, repeated) == word
 
 
+def test_nothing_is_said_to_work_by_a_probe_that_cannot_tell_the_classes_apart(fitted):
+    assert verdict(Interval(0.5, 0.3, 1.0, 12), 1.2, 0.0, auc=0.5) == WEAK
+    model, tokenizer, _, steering = fitted
+    texts = [("the cat", f"is {word}") for word in ("good", "bad", "tree", "moon", "mat", "cat")]
+    same = ods.Contrast.from_pairs(texts, texts[::-1])
+    result = ods.assess(model, tokenizer, steering, same, new_tokens=4)
+    assert result.auc < 0.65
+    assert result.verdict != WORKS
+    assert abs(result.effect.mean) < 100.0
+
+
 @pytest.fixture(scope="module")
 def fitted():
     contrast = ods.Contrast.from_pairs(

@@ -63,6 +63,8 @@ MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
 FLUENT, MOST_FLUENT = 1.4, 1.5
 # Where unsteered answers lie from which on there is little to add.
 ALREADY = 0.8
+# Log-odds: classes that hardly differ are no unit to measure an effect in.
+LEAST_DISTANCE = 0.5
 # Of the probe on held-out texts; below it, the classes hardly differ.
 LEAST_AUC = 0.65
 
@@ -285,7 +287,7 @@ class Assessor:
         changes = changes[np.isfinite(changes)]
         ratio = float(np.exp(changes.mean())) if len(changes) else 1.0
         repetition = _repetition(steered.texts)
-        word = verdict(effect, ratio, repetition - _repetition(unsteered.texts))
+        word = verdict(effect, ratio, repetition - _repetition(unsteered.texts), auc)
         return Assessment(
             word,
             effect,
@@ -347,17 +349,19 @@ def _warnings(contrast: Contrast, word: str, start: float, auc: float) -> list[s
     return warnings
 
 
-def verdict(effect: Interval, perplexity_ratio: float, repetition: float) -> str:
+def verdict(effect: Interval, perplexity_ratio: float, repetition: float, auc: float = 1.0) -> str:
     """Return the verdict of an effect, and of what it costs.
 
     Args:
         effect: over prompts, in units of the distance of the classes.
         perplexity_ratio: steered over unsteered.
         repetition: share of repeated trigrams, steered minus unsteered.
+        auc: of the probe that measured the effect; nothing "works" by one that cannot tell the
+            classes apart.
     """
     if perplexity_ratio > MOST_PERPLEXITY or repetition > MOST_REPETITION:
         return BREAKS
-    if effect.low >= VISIBLE / 2 and effect.mean >= VISIBLE:
+    if effect.low >= VISIBLE / 2 and effect.mean >= VISIBLE and auc >= LEAST_AUC:
         return WORKS
     if effect.low > 0.0 or effect.mean >= VISIBLE:
         return WEAK
@@ -379,7 +383,7 @@ def _held_out(block: int, samples: Samples, seed: int) -> tuple[float, float, fl
     )
     labels = np.concatenate([samples.labels[test] for _, test in folds])
     wanted, unwanted = (float(scores[labels == label].mean()) for label in (1, 0))
-    return float(roc_auc_score(labels, scores)), unwanted, max(wanted - unwanted, 1e-6)
+    return float(roc_auc_score(labels, scores)), unwanted, max(wanted - unwanted, LEAST_DISTANCE)
 
 
 def _repetition(texts: Sequence[str]) -> float:
