@@ -54,16 +54,24 @@ def demo(
 
 
 def _texts(report: "Report") -> Table:
-    """Tabulate the first two prompts: because they come first, not because they look best."""
-    table = Table(title="Greedy generations on unseen prompts", show_lines=True)
+    """Tabulate the two prompts whose text ODESteer changed most at the middle dose."""
+    run, shown = report.run, len(report.run.answers["none"])
+    doses = [each for each in report.texts if each.label == "ODESteer"]
+    beside = doses[len(doses) // 2]
+    chosen = [pair.prompt for pair in beside.pairs[:2]]
+    table = Table(
+        title=f"Greedy generations on unseen prompts: of {shown}, the two that ODESteer changed "
+        f"most ({beside.setting})",
+        show_lines=True,
+    )
     table.add_column("", style="bold")
-    run = report.run
-    for answer in run.answers["none"][:2]:
-        table.add_column(escape(answer.prompt), overflow="fold", ratio=1)
+    for prompt in chosen:
+        table.add_column(escape(prompt), overflow="fold", ratio=1)
     for line in report.main.lines:
+        texts = {answer.prompt: answer.generation or "" for answer in run.answers[line.id]}
         table.add_row(
             f"{line.label}\n{line.setting}".strip(),
-            *[escape(answer.generation or "") for answer in run.answers[line.id][:2]],
+            *[escape(texts[prompt]) for prompt in chosen],
             style="cyan" if line.method == "odesteer" else None,
         )
     return table

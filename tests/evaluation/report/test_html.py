@@ -156,7 +156,7 @@ def test_an_unfinished_run_says_so_first(tmp_path: Path) -> None:
     cases = [case("none", 0, {"truth-tfidf": 1.0})]
     folder = write(tmp_path, lines([condition("none")], cases)[:-1])
     text = writers.html([build(read_run(folder))])
-    assert text.index("This run is not finished") < text.index("<ul><li>truthfulqa")
+    assert text.index("This run is not finished") < text.index("<ul><li>Unsteered, ")
 
 
 def test_the_largest_changes_stand_first_and_the_unscored_last(tmp_path: Path) -> None:

@@ -374,7 +374,8 @@ def test_the_summary_says_how_far_a_random_direction_comes(tmp_path: Path) -> No
         return " ".join(report(tmp_path, content).sentences)
 
     found = sentence({"none": 0.1, "random": 0.3, "caa": 0.6})
-    assert "picked after the fact: CAA" in found and "A random direction alone" in found
+    assert found.startswith("CAA (angle 0.1) improves MC2 most, from ")
+    assert "picked after the fact" in found and "A random direction alone" in found
     assert "+0.200" in found
     assert "A random direction" not in sentence({"none": 0.5, "random": 0.3, "caa": 0.6})
     assert "improve" not in sentence({"random": 0.3, "caa": 0.6})  # nothing to compare with

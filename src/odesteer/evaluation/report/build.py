@@ -42,31 +42,27 @@ from odesteer.evaluation.report.tables import (
 def summary(
     run: Run, rows: Sequence[Row], measures: Sequence[Measure], tables: Sequence[Table]
 ) -> tuple[str, ...]:
-    """Write sentences about the headline metric."""
+    """Write sentences about the headline metric: what was found first, of what last."""
     main = tables[0]
     index = list(measures).index(headline(measures))
     column = main.columns[index]
     answers = sum(len(row.answers) for row in rows)
     groups = max((row.groups for row in rows), default=0)
-    sentences = [
+    sentences = _chosen(main.lines, index, column)
+    sentences += _largest(main.lines, index, column)
+    sentences += [_tally(table, column) for table in tables if table.name == "equal-dose"]
+    sentences.append(
         f"{run.benchmark.get('name', 'A benchmark')} with {run.model.get('name', 'a model')}: "
         f"{len(rows)} conditions, {answers:,} answers, {groups} independent groups, "
         f"{len(run.folds) or 1} fold{'s' if len(run.folds) > 1 else ''}."
-    ]
-    sentences += _unsteered(main.lines, index, column)
-    sentences += _chosen(main.lines, index, column)
-    sentences += _largest(main.lines, index, column)
-    sentences += [_tally(table, column) for table in tables if table.name == "equal-dose"]
+    )
     return tuple(sentence for sentence in sentences if sentence)
 
 
-def _unsteered(lines: Sequence[Line], index: int, column: Column) -> list[str]:
-    for line in lines:
-        cell = line.cells[index]
-        if line.method == UNSTEERED and cell is not None:
-            wanted = f", {column.better} is better" if column.better else ""
-            return [f"Unsteered, {column.label} is {value_text(cell, column)}{wanted}."]
-    return []
+def _unsteered(lines: Sequence[Line], index: int, column: Column) -> str:
+    """Return the unsteered value; empty where it is not among the lines."""
+    cells = [line.cells[index] for line in lines if line.method == UNSTEERED]
+    return next((value_text(cell, column) for cell in cells if cell is not None), "")
 
 
 def _chosen(lines: Sequence[Line], index: int, column: Column) -> list[str]:
@@ -83,20 +79,23 @@ def _chosen(lines: Sequence[Line], index: int, column: Column) -> list[str]:
 
 def _largest(lines: Sequence[Line], index: int, column: Column) -> list[str]:
     """Name the largest improvement of all conditions, and that of a random direction."""
-    if column.better is None:
-        return []
+    start = _unsteered(lines, index, column)
     best = _best([line for line in lines if line.method != RANDOM], index, column)
-    if best is None:
-        return []  # nothing to compare with
+    if column.better is None or best is None:  # nothing to compare with
+        return [f"Unsteered, {column.label} is {start}."] if start else []
     size, cell, line = best
     if size <= 0:
-        sentences = [f"No condition improved {column.label}."]
+        sentences = [
+            f"No condition improved {column.label}, which is {start} unsteered ({column.better} is "
+            f"better)."
+        ]
     else:
         where = f" ({line.setting})" if line.setting else ""
         doubt = "" if cell.significant else ", which is not significant"
         sentences = [
-            f"The largest improvement of all conditions, picked after the fact: {line.label}"
-            f"{where}, {change_text(cell, column)}{doubt}."
+            f"{line.label}{where} improves {column.label} most, from {start} unsteered to "
+            f"{value_text(cell, column)} ({column.better} is better): {change_text(cell, column)}"
+            f"{doubt}. It was picked after the fact, from all conditions."
         ]
     chance = _best([line for line in lines if line.method == RANDOM], index, column)
     if chance is not None and chance[0] > 0:

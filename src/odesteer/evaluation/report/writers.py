@@ -79,9 +79,9 @@ def _sections(report: Report) -> list[tuple[str, str]]:
     """Return (suffix of the id, name) of each section that a report has."""
     sections = (
         ("", "Summary", True),
+        ("-texts", "Side by side", report.texts),
         ("-figures", "Figures", report.figures),
         ("-tables", "Tables", True),
-        ("-texts", "Side by side", report.texts),
         ("-facts", "Choices, judges, data", report.facts),
         ("-config", "Configuration", True),
     )
