@@ -384,7 +384,7 @@ def test_the_tuned_steering_never_saw_the_held_out_groups(net: nn.Module) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of read-outs of nonsense
         results = [ods.tune(net, tokenizer, c, "odesteer", **settings) for c in (whole, other)]
-    expected = ods.fit(net, tokenizer, only, "odesteer", layer=1)
+    expected = ods.fit(net, tokenizer, only, "odesteer", layer=1, tokens="last")
     rows = torch.randn(5, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     first = expected.with_strength(ods.Angle(0.1))(rows)
     for result in results:
