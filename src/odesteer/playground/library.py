@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from odesteer.common.catalogue import DEFAULT_METHOD
 from odesteer.common.expression import NAME
 from odesteer.data import Contrast, behaviours
 from odesteer.evaluation.assessment import Assessment, Assessor
@@ -18,12 +17,12 @@ from odesteer.extraction.extract import Progress
 from odesteer.extraction.tokenize import Tokens
 from odesteer.fitting import KL, fit
 from odesteer.fitting.fit import takes_kl
-from odesteer.methods import find_method
+from odesteer.methods import ODESteer
 from odesteer.steering import Steering
 
 # Of every method, so that equal multiples of two methods' doses have about equal KL; they are what
 # `fit` gives ODESteer where no dose is named.
-FREE_DOSE = KL("strong")
+FREE_DOSE = KL(str(ODESteer.default_kl))
 FREE_TOKENS: Tokens = "response"
 
 
@@ -129,7 +128,7 @@ class FittableContrast:
         self, shared: SharedModel, method: str, layer: int | None, progress: Progress | None
     ) -> Steering:
         # Whether the texts have a KL does not depend on the method.
-        free = takes_kl(find_method(DEFAULT_METHOD)(), self.contrast, shared.tokenizer)
+        free = takes_kl(ODESteer(), self.contrast, shared.tokenizer)
         with shared.lock:
             return fit(
                 shared.model,
