@@ -29,7 +29,7 @@ def fitted(model, tokenizer=None, layer=1, **forget):
     return tiny.constant(layer).replace(model=facts)
 
 
-def found(steering, model, tokenizer=None):
+def differing(steering, model, tokenizer=None):
     return {each.what: each.accepted_by for each in steering.compatibility(model, tokenizer)}
 
 
@@ -68,7 +68,7 @@ def test_the_model_it_was_fitted_on_is_accepted_at_every_level():
 )
 def test_each_difference_is_accepted_by_its_level_and_those_below(other, what, levels):
     steering, model = fitted(llama()), other()
-    assert what in found(steering, model)
+    assert what in differing(steering, model)
     assert accepts(steering, model) == levels
 
 
@@ -89,10 +89,10 @@ def test_another_chat_template_is_named_where_the_tokenizer_is_given():
     steering = fitted(model, tokenizer)
     changed = tiny.tokenizer(chat=True)
     changed.chat_template += " "
-    assert found(steering, model) == {}
-    assert found(steering, model, changed) == {"chat template": "architecture"}
-    assert found(steering, model, tiny.tokenizer()) == {"chat template": "architecture"}
-    assert found(fitted(model, tiny.tokenizer()), model, tokenizer) == {
+    assert differing(steering, model) == {}
+    assert differing(steering, model, changed) == {"chat template": "architecture"}
+    assert differing(steering, model, tiny.tokenizer()) == {"chat template": "architecture"}
+    assert differing(fitted(model, tiny.tokenizer()), model, tokenizer) == {
         "chat template": "architecture"
     }
 
@@ -110,7 +110,7 @@ def test_one_made_by_hand_is_checked_for_width_and_layer_only():
     assert accepts(tiny.constant(), llama()) == list(LEVELS)
     assert accepts(tiny.constant(), tiny.model("gpt2")) == list(LEVELS)
     assert accepts(tiny.constant(layer=9), llama()) == []
-    assert found(tiny.constant(layer=9), llama()) == {"layer": None}
+    assert differing(tiny.constant(layer=9), llama()) == {"layer": None}
     assert accepts(tiny.constant(), llama(hidden_size=16, head_dim=8)) == []
 
 
@@ -118,7 +118,7 @@ def test_one_from_before_revisions_were_kept_still_attaches():
     old = fitted(llama(), text_type="forget", revision="forget", chat_template_sha256="forget")
     assert accepts(old, llama()) == list(LEVELS)
     assert accepts(old, tiny.model("qwen2")) == ["width"]
-    assert found(old, llama(), tiny.tokenizer(chat=True)) == {}
+    assert differing(old, llama(), tiny.tokenizer(chat=True)) == {}
 
 
 def test_a_model_that_also_sees_takes_a_steering_of_its_language_model():
@@ -143,7 +143,7 @@ def test_a_model_that_also_sees_takes_a_steering_of_its_language_model():
 def test_a_steering_of_heads_is_not_held_to_the_width_of_the_stream():
     steering = fitted(llama()).replace(site="heads")
     wide = llama(head_dim=16)
-    assert "width" not in found(steering, wide)
+    assert "width" not in differing(steering, wide)
 
 
 def test_several_layers_are_compared_once_and_attach_at_the_level_asked():

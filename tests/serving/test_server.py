@@ -132,7 +132,7 @@ def expected(reference: Any) -> Any:
 def test_sixteen_clients_get_what_transformers_writes(server: Server, expected: Any) -> None:
     client = server.client()
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda one: complete(client, *one), requests()))
+        found = list(pool.map(lambda request: complete(client, *request), requests()))
     for (prompt, extra), text in zip(requests(), found, strict=True):
         assert text == expected(prompt, extra), extra
 
@@ -156,7 +156,7 @@ def test_malformed_requests_get_400_with_words_and_harm_nobody(
 ) -> None:
     client = server.client()
 
-    def one(i: int) -> str:
+    def alternate(i: int) -> str:
         if i % 2:
             return complete(client, SHORT[0], ask("flow"))
         extra, word = MALFORMED[i // 2 % len(MALFORMED)]
@@ -166,7 +166,7 @@ def test_malformed_requests_get_400_with_words_and_harm_nobody(
         return "refused"
 
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(one, range(2 * len(MALFORMED))))
+        found = list(pool.map(alternate, range(2 * len(MALFORMED))))
     assert found.count("refused") == len(MALFORMED)
     assert set(found) == {"refused", expected(SHORT[0], ask("flow"))}
     assert server.get("/health") == ""
@@ -207,14 +207,14 @@ def bodies() -> dict[str, list[tuple[dict[str, Any], Any]]]:
         lambda answer: [each["text"] for each in answer["choices"]],
     )
 
-    def said(answer: Any) -> list[str]:
+    def contents(answer: Any) -> list[str]:
         return [each["message"]["content"] for each in answer["choices"]]
 
-    chat: tuple[Any, Any] = ({"messages": CHAT, **GREEDY}, said)
+    chat: tuple[Any, Any] = ({"messages": CHAT, **GREEDY}, contents)
     return {
         "/v1/completions": [text],
         "/v1/chat/completions": [chat],
-        "/v1/chat/completions/batch": [({"messages": [CHAT, CHAT], **GREEDY}, said)],
+        "/v1/chat/completions/batch": [({"messages": [CHAT, CHAT], **GREEDY}, contents)],
         "/v1/responses": [
             (
                 {"input": CHAT[0]["content"], "max_output_tokens": NEW, **GREEDY},
@@ -274,8 +274,8 @@ def test_finding_2_every_route_that_steers_does_so_as_the_model_is_named(
                 status, text = server.send(path, {"model": model, **body})
                 assert status == 200, (path, text)
                 assert read(json.loads(text)) == predicted(body, extra), (path, model)
-            said = {"model": "smollm2", **body, "vllm_xargs": ask("flow")}
-            answer = read(json.loads(server.send(path, said)[1]))
+            request = {"model": "smollm2", **body, "vllm_xargs": ask("flow")}
+            answer = read(json.loads(server.send(path, request)[1]))
             assert answer == predicted(body, ask("flow")), path
             assert answer != predicted(body, None), path
 
@@ -380,10 +380,10 @@ def test_a_chat_streams_steered(server: Server, reference: Any) -> None:
 
 def test_the_steerings_are_listed_without_their_places(server: Server) -> None:
     listed = json.loads(server.get("/v1/steerings"))["data"]
-    assert [one["name"] for one in listed][-1] == "both"
-    flow = next(one for one in listed if one["name"] == "flow")
+    assert [steering["name"] for steering in listed][-1] == "both"
+    flow = next(each for each in listed if each["name"] == "flow")
     assert flow["method"] == "odesteer" and flow["layers"] == [14] and flow["has_barrier"]
-    assert "/" not in json.dumps([{**one, "sha256": ""} for one in listed])
+    assert "/" not in json.dumps([{**each, "sha256": ""} for each in listed])
 
 
 def test_the_metrics_count_what_was_steered(server: Server) -> None:
@@ -411,7 +411,7 @@ def test_two_hundred_requests_in_random_order_with_cancellations(
     some = [(rng.choice(prompts), rng.choice(asks), rng.random() < 0.3) for _ in range(200)]
     client = server.client()
 
-    def one(request: tuple[str, Any, bool]) -> bool:
+    def ask_or_cancel(request: tuple[str, Any, bool]) -> bool:
         prompt, extra, cancelled = request
         if not cancelled:
             return complete(client, prompt, extra, max_tokens=4) == expected(prompt, extra, 4)
@@ -426,7 +426,7 @@ def test_two_hundred_requests_in_random_order_with_cancellations(
     for prompt, extra, _ in some:
         expected(prompt, extra, 4)  # beforehand: transformers is not for many threads
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(one, some))
+        assert all(pool.map(ask_or_cancel, some))
     assert server.process.poll() is None and server.get("/health") == ""
 
 
@@ -457,7 +457,7 @@ def test_the_example_of_the_docs_runs(server: Server, capsys: pytest.CaptureFixt
         example = example.replace(theirs, ours)
     exec(compile(example, "<docs>", "exec"), {})
     models, *answers = capsys.readouterr().out.strip().split("\n", 4)
-    assert "smollm2:flow" in models and len({one.partition(":")[2] for one in answers}) >= 3
+    assert "smollm2:flow" in models and len({line.partition(":")[2] for line in answers}) >= 3
 
 
 def test_it_writes_pairs(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
