@@ -16,7 +16,7 @@ from tests.helpers.paths import REPOSITORY
 from torch import nn
 
 import odesteer as ods
-from odesteer.extraction.cache.index import MODEL, cached_models, remove, trim
+from odesteer.extraction.cache_index import MODEL, cached_models, remove, trim
 from odesteer.extraction.extract import activations
 from odesteer.models.fingerprint import _content, fingerprint, obstacle
 from odesteer.models.layers import find_layers
@@ -391,7 +391,7 @@ def test_a_damaged_file_is_computed_again_and_mended(damage, tmp_path, fresh):
 def test_a_file_that_vanishes_is_computed_again(tmp_path, fresh, monkeypatch):
     net = model()
     read(net, tmp_path)
-    from odesteer.extraction.cache import store as cache
+    from odesteer.extraction import cache
 
     opened = cache.safe_open
 
@@ -594,7 +594,7 @@ def test_who_has_no_home_computes_without_a_cache(fresh, loaded, monkeypatch):
 
 
 def test_a_cache_that_is_emptied_meanwhile_goes_on(tmp_path, monkeypatch, recwarn):
-    from odesteer.extraction.cache import store as module
+    from odesteer.extraction import cache as module
 
     whole, emptied = module.write_whole, []
 

@@ -116,7 +116,7 @@ def test_the_names_are_those_of_the_server() -> None:
     folder = Path(odesteer.__file__).parent / "backends" / "vllm"
     served = re.findall(
         r'"(odesteer_\w+)", ?"|"(odesteer_displacement)"',
-        (folder / "metrics_endpoint.py").read_text(),
+        (folder / "middleware.py").read_text(),
     )
     names = {f"{a or b}_total" for a, b in served}
     sums = {"displacement": 1.0}

@@ -20,8 +20,7 @@ from odesteer.common.files import write_whole
 
 if TYPE_CHECKING:
     from odesteer.evaluation.detector import Scores
-    from odesteer.evaluation.statistics.bootstrap import Interval
-    from odesteer.evaluation.statistics.detection import Detection, Threshold
+    from odesteer.evaluation.statistics import Detection, Interval, Threshold
 
 _KINDS = (".csv", ".jsonl")
 

@@ -14,8 +14,8 @@ from torch import nn
 from odesteer.data import Contrast, Example
 from odesteer.data.arguments import forgiving
 from odesteer.data.contrast import example
-from odesteer.evaluation.statistics.detection import Detection, Threshold, detection, threshold
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.evaluation.statistics import Detection, Threshold, detection, threshold
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress, extract
 from odesteer.extraction.tokenize import check_tokens, token_rows
 from odesteer.models.hooks.attach import check_fits

@@ -55,7 +55,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from odesteer.evaluation.benchmarks.files import json_lines, locate
+from odesteer.evaluation.benchmarks.base import json_lines, locate
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score, each_text
 

@@ -19,23 +19,21 @@ from odesteer.evaluation.report.rows import (
     rows_of,
 )
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.table import (
+from odesteer.evaluation.report.tables import (
+    Beside,
     Cell,
     Column,
     Line,
     Table,
-    change_text,
-    effect,
-    value_text,
-)
-from odesteer.evaluation.report.tables import (
-    Beside,
     at_equal_dose,
     barrier_table,
+    change_text,
+    effect,
     main_table,
     ranks_pairs,
     reference,
     side_by_side,
+    value_text,
 )
 
 

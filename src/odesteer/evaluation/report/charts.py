@@ -43,9 +43,8 @@ from odesteer.evaluation.report.rows import (
     unsteered,
 )
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.table import Column, Line, Table, headings, number
-from odesteer.evaluation.report.tables import held_out
-from odesteer.evaluation.statistics.paired_tests import PairedDifference
+from odesteer.evaluation.report.tables import Column, Line, Table, headings, held_out, number
+from odesteer.evaluation.statistics import PairedDifference
 from odesteer.steering.calibration import reliability
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from odesteer.evaluation import metrics
 from odesteer.evaluation.report.run import Answer, Run
-from odesteer.evaluation.statistics.paired_tests import (
+from odesteer.evaluation.statistics import (
     Mean,
     Percentile,
     ProductOfMeans,
