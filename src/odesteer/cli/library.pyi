@@ -14,7 +14,7 @@ from odesteer.evaluation.experiment import parse_toml as parse_toml
 from odesteer.evaluation.experiment import run as run
 from odesteer.evaluation.experiment.plan import KINDS as KINDS
 from odesteer.evaluation.experiment.plan import estimate as estimate
-from odesteer.evaluation.report.rows import RANDOM as RANDOM
+from odesteer.evaluation.report.measures import RANDOM as RANDOM
 from odesteer.evaluation.report.tables import change_text as change_text
 from odesteer.evaluation.report.tables import value_text as value_text
 from odesteer.evaluation.report.writers import csv_table as csv_table

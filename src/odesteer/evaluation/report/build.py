@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 from odesteer.evaluation.report.charts import calibration_drawing, figures_of, flow_drawing
 from odesteer.evaluation.report.figure_style import Drawing
-from odesteer.evaluation.report.measures import Measure, headline, measures_of
-from odesteer.evaluation.report.rows import (
+from odesteer.evaluation.report.measures import (
     CHOSEN,
     RANDOM,
     UNSTEERED,
+    Measure,
     Row,
     dose_words,
+    headline,
     layer_words,
+    measures_of,
     name_of,
     rows_of,
 )

@@ -31,12 +31,13 @@ from odesteer.evaluation.report.figure_style import (
     zero_line,
     zero_line_down,
 )
-from odesteer.evaluation.report.measures import Measure, headline
-from odesteer.evaluation.report.rows import (
+from odesteer.evaluation.report.measures import (
     PROMPT,
+    Measure,
     Row,
     amount,
     dose_words,
+    headline,
     method_rank,
     name_of,
     steered,

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from odesteer.evaluation import statistics as estimate
-from odesteer.evaluation.report.measures import Better, Measure
-from odesteer.evaluation.report.rows import (
+from odesteer.evaluation.report.measures import (
     RANDOM,
+    Better,
+    Measure,
     Row,
     layer_words,
     method_rank,
