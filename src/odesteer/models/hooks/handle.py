@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
+from odesteer.models.hooks.positions import PositionRule, check_packed, select_tokens
 from odesteer.models.hooks.registration import (
     Undo,
     WeakHook,
@@ -39,7 +39,7 @@ class LayerHandle:
         steering: Steers,
         model: nn.Module,
         block: nn.Module,
-        positions: Positions,
+        positions: PositionRule | Tensor,
         rows: Sequence[int] | None,
         measure: bool,
         differentiable: bool = False,
