@@ -76,9 +76,7 @@ def test_the_words_are_those_of_the_library() -> None:
     assert catalogue.SOLVERS == tuple(ods.SOLVERS)
     assert catalogue.TOKENS == TOKENS
     assert catalogue.FORMATS == tuple(FORMATS)
-    assert [str(PositionRule.parse(word)) for word in catalogue.POSITIONS] == [
-        *catalogue.POSITIONS
-    ]
+    assert [str(PositionRule.parse(word)) for word in catalogue.POSITIONS] == [*catalogue.POSITIONS]
 
 
 def test_every_name_that_commands_use_is_there() -> None:

@@ -1,5 +1,6 @@
 """Rules of positions: Python's own slices say which tokens a rule means."""
 
+import itertools
 import random
 import re
 
@@ -9,6 +10,7 @@ from tests.helpers.position_rules import meant
 
 from odesteer.models.hooks.positions import PositionRule, select_tokens
 from odesteer.models.hooks.token_tracker import ForwardCall
+
 
 def random_rule(rng: random.Random) -> str:
     def term() -> str:
@@ -66,7 +68,7 @@ def test_random_rules_choose_what_pythons_slices_choose(kind: str) -> None:
             ends.append(end)
         cuts = sorted({0, width + new, *(rng.randint(0, width + new) for _ in range(3))})
         length = torch.tensor(ends) if kind == "scoring" else width
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in itertools.pairwise(cuts):
             chunk = real[:, start:stop]
             decoding = kind == "generate" and start >= width
             mask = None if decoding or bool(real.all()) else real[:, : rng.choice([width, stop])]
@@ -88,7 +90,7 @@ def test_spans_are_the_tokens_of_a_text_without_padding() -> None:
         tokens = [t for a, b in spans for t in range(a, n + 20 if b is None else b)]
         assert tokens == sorted(wanted), (str(rule), n)
         ends = [edge for span in spans for edge in span]
-        assert all(a < b for a, b in zip(ends[1:], ends[2:], strict=False) if b is not None)
+        assert all(a < b for a, b in itertools.pairwise(ends) if b is not None)
         early = any(a < n - 1 for a, _ in spans)
         assert not (rule.after_prompt and early), str(rule)
 

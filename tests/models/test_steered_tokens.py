@@ -10,11 +10,11 @@ import functools
 import peft
 import pytest
 import torch
-from tests.helpers.models import constant, padded, prompt
+from tests.helpers.models import VOCABULARY, WIDTH, constant, padded, prompt
 from tests.helpers.models import model as fresh
 from tests.helpers.position_rules import meant
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, RwkvConfig, RwkvForCausalLM
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from odesteer.models.layers import find_layers, unwrap
@@ -267,10 +267,13 @@ def test_a_decoding_loop_with_masks_of_four_dimensions(positions):
 
 
 def test_windows_are_refused_where_a_cache_does_not_tell_its_prompt():
-    net = ARCHITECTURES["rwkv"].build(0)
+    config = RwkvConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2)
+    net = RwkvForCausalLM(config).eval()
     with torch.no_grad(), constant(1).attach(net, positions="generated[:1]"):
         state = net(PROMPTS[0], use_cache=True).state
-        with pytest.raises(ValueError, match=r"positions='generated\[:1\]' counts .*use `generate`"):
+        with pytest.raises(
+            ValueError, match=r"positions='generated\[:1\]' counts .*use `generate`"
+        ):
             net(PROMPTS[0][:, -1:], state=state)
     with torch.no_grad(), constant(1).attach(net, positions="last+generated") as handle:
         net(PROMPTS[0][:, -1:], state=state)

@@ -19,7 +19,7 @@ import torch
 from odesteer.backends import Backend, Sampling, TransformersBackend
 from odesteer.backends.vllm.backend import VLLMBackend, check_sampling
 from odesteer.backends.vllm.engine import Engine, import_vllm
-from odesteer.backends.vllm.registry import dose_fits_request, start_of
+from odesteer.backends.vllm.registry import dose_fits_request
 from odesteer.common.registry import resolve, version_of
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.models.loading import SMOLLM2, local_copy
@@ -54,7 +54,6 @@ def describe(backend: str, experiment: Experiment) -> dict[str, str] | None:
         )
     if backend != VLLM:
         return {"name": backend, "version": version_of(kind)}
-    start_of(experiment.positions)
     check_sampling(Sampling(**experiment.sampling))
     return {"name": VLLM, "version": str(import_vllm().__version__)}
 

@@ -166,9 +166,7 @@ def parse_positions(positions: Positions) -> PositionRule | Tensor:
     return positions if isinstance(positions, Tensor) else PositionRule.parse(positions)
 
 
-def check_packed(
-    obstacle: str, positions: PositionRule | Tensor, rows: bool, prompt: bool
-) -> None:
+def check_packed(obstacle: str, positions: PositionRule | Tensor, rows: bool, prompt: bool) -> None:
     """Raise if prompts must be told from generated tokens and cannot be.
 
     A wrong guess would be silent.
@@ -287,8 +285,8 @@ def _window(text: str, match: re.Match[str]) -> Window:
 
 def _refusal(text: str, reason: str) -> ValueError:
     return ValueError(
-        f"positions='{brief(text, 60)}': {reason}; use one of {', '.join(POSITIONS)}, last, or windows such "
-        f"as 'prompt[:4]+generated[:32]' or 'all-prompt[:1]'."
+        f"positions='{brief(text, 60)}': {reason}; use one of {', '.join(POSITIONS)}, last, or "
+        f"windows such as 'prompt[:4]+generated[:32]' or 'all-prompt[:1]'."
     )
 
 
