@@ -35,7 +35,7 @@ class Watch:
 
     def __init__(self, net: nn.Module, positions="last+generated", mask=LEFT_MASK, virtual=0):
         self.inner, self.mask, self.virtual = unwrap(net), mask, virtual
-        self.net, self.positions = net, positions
+        self.net, self.positions, self.prefix = net, positions, 0
         self.changed: list[Tensor] = []
         self.offsets: list[int] = []
 
@@ -83,6 +83,17 @@ class Watch:
         for offset, changed in zip(self.offsets, self.changed, strict=True):
             wanted = self.wanted(offset, changed)
             assert torch.equal(changed, wanted), f"at {offset}:\n{changed.int()}\n{wanted.int()}"
+        self.check_trace()
+
+    def check_trace(self) -> None:
+        """The trace is what was changed since the last call that began a text."""
+        trace = self.handle.trace()
+        begins = max(i for i, offset in enumerate(self.offsets) if offset == min(self.offsets))
+        end = self.offsets[-1] + self.changed[-1].shape[1]
+        expected = torch.zeros(len(trace), end, dtype=torch.bool)
+        for offset, changed in zip(self.offsets[begins:], self.changed[begins:], strict=True):
+            expected[:, offset : offset + changed.shape[1]] = changed
+        assert torch.equal(trace, expected[:, self.virtual + self.prefix :])
 
 
 RULE = "prompt[:3] + last - prompt[:-3] + generated[1:3]"
