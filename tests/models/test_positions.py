@@ -57,7 +57,7 @@ def test_random_rules_choose_what_pythons_slices_choose(kind: str) -> None:
         left = rng.random() < 0.7
         real = torch.zeros(batch, width + new, dtype=torch.bool)
         wanted = torch.zeros_like(real)
-        ends = []
+        ends, last = [], []
         for i, n in enumerate(lengths):
             first = width - n if left else 0
             # In scoring a row's answer follows its prompt, in generate the padded prompts.
@@ -66,6 +66,7 @@ def test_random_rules_choose_what_pythons_slices_choose(kind: str) -> None:
             real[i, [*places[0], *places[1]]] = True
             wanted[i, list(meant(str(rule), *places))] = True
             ends.append(end)
+            last.append(first + n - 1)
         cuts = sorted({0, width + new, *(rng.randint(0, width + new) for _ in range(3))})
         length = torch.tensor(ends) if kind == "scoring" else width
         for start, stop in itertools.pairwise(cuts):
@@ -74,7 +75,9 @@ def test_random_rules_choose_what_pythons_slices_choose(kind: str) -> None:
             mask = None if decoding or bool(real.all()) else real[:, : rng.choice([width, stop])]
             if mask is not None and mask.shape[1] < width and not left:
                 mask = real[:, :width]
-            call = ForwardCall(start, length, None if decoding else chunk, None, mask=mask)
+            call = ForwardCall(
+                start, length, None if decoding else chunk, torch.tensor(last), mask=mask
+            )
             got = select_tokens(rule, call, torch.zeros(batch, stop - start, 1))
             got = torch.ones_like(chunk) if got is None else got
             assert torch.equal(got, wanted[:, start:stop]), (str(rule), lengths, left, start, stop)

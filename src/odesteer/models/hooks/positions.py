@@ -56,7 +56,7 @@ class Window:
     def __str__(self) -> str:
         if (self.start, self.stop) == (0, None):
             return self.part
-        if (self.part, self.start, self.stop) == ("prompt", -1, None):
+        if self == LAST:
             return "last"
         return f"{self.part}[{self.start or ''}:{'' if self.stop is None else self.stop}]"
 
@@ -79,6 +79,9 @@ class Window:
         bounds = [self.start] if self.stop is None else [self.start, self.stop]
         after = self.part == "generated"
         return [length + bound if after or bound < 0 else bound for bound in bounds]
+
+
+LAST = Window("prompt", -1)
 
 
 @dataclass(frozen=True)
@@ -122,24 +125,39 @@ class PositionRule:
     def after_prompt(self) -> bool:
         """Whether it is written without any token before the prompt's last one."""
         early = [w for sign, w in self.terms if sign == "+" and w.part != "generated"]
-        return all(str(window) == "last" for window in early)
+        return all(window == LAST for window in early)
 
     @cached_property
     def generated(self) -> tuple[Span, ...]:
         """The spans of generated tokens, counted from the first of them."""
         return self.spans(0)
 
-    def contains(self, index: Tensor, length: Tensor | int) -> Tensor:
+    @cached_property
+    def counts_prompt(self) -> bool:
+        """Whether it has windows of the prompt, so that its tokens have to be counted."""
+        words = (Window("prompt"), LAST)
+        return any(w.part == "prompt" and w not in words for _, w in self.terms)
+
+    def contains(self, index: Tensor, length: Tensor | int, last: Tensor | None = None) -> Tensor:
         """Return which tokens are chosen.
 
         Args:
             index: of each token among the real ones of its text, from 0 on.
             length: the number of real tokens of the prompt; of a shape that broadcasts.
+            last: the index of the prompt's last token, for a rule without windows of the prompt
+                whose other arguments count padding as well.
         """
-        chosen = torch.zeros((), dtype=torch.bool, device=index.device)
+        chosen: Tensor | None = None
         for sign, window in self.terms:
-            inside = window.contains(index, length)
-            chosen = chosen | inside if sign == "+" else chosen & ~inside
+            if last is not None and window == LAST:
+                inside = index == last
+            else:
+                inside = window.contains(index, length)
+            if chosen is None:
+                chosen = inside
+            else:
+                chosen = chosen | inside if sign == "+" else chosen & ~inside
+        assert chosen is not None  # a rule has a term
         return chosen
 
     def spans(self, length: int) -> tuple[Span, ...]:
@@ -226,8 +244,12 @@ def select_tokens(
         ):
             return real
         mask = positions.contains(first + torch.arange(t, device=device), 0)
-    else:
+    elif positions.counts_prompt:
         mask = positions.contains(*call.indices(t, device))
+    else:
+        position = call.offset + torch.arange(t, device=device)
+        padded = length.to(device)[:, None] if isinstance(length, Tensor) else length
+        mask = positions.contains(position, padded, call.prompt_ends(batch, device)[:, None])
     mask = mask.expand(batch, t)
     return mask if real is None else mask & real
 
@@ -267,7 +289,7 @@ def _window(text: str, match: re.Match[str]) -> Window:
         hint = f", did you mean '{close[0]}'?" if close else ""
         raise _refusal(text, f"no tokens are called '{brief(part, 40)}'{hint}")
     if match["window"] is None:
-        return Window("prompt", -1) if part == "last" else Window(part)
+        return LAST if part == "last" else Window(part)
     if part not in ("prompt", "generated"):
         raise _refusal(text, f"'{part}' has no windows, prompt and generated have")
     start, stop = (None if match[name] is None else int(match[name]) for name in ("start", "stop"))
