@@ -95,8 +95,13 @@ def _module(patch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
     patch.setitem(sys.modules, name, module)
 
 
+def _methods(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return _concepts(patch) | {"steering": tiny.constant(1)}
+
+
 STAND_INS = {
     "concepts.md-1": _concepts,
+    "methods.md-1": _methods,
     "start.md-1": _start,
     "serving.md-1": _client,
     "serving.md-2": _offline,

@@ -15,7 +15,7 @@ from odesteer.cli.options import among, models
 from odesteer.common import catalogue
 from odesteer.data.formats import FORMATS
 from odesteer.extraction.tokenize import TOKENS
-from odesteer.models.hooks.positions import POSITIONS
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.models.loading import load_model
 
 MAIN = "import sys; sys.argv[0] = 'odesteer'; from odesteer.cli import main; main()"
@@ -76,7 +76,7 @@ def test_the_words_are_those_of_the_library() -> None:
     assert catalogue.SOLVERS == tuple(ods.SOLVERS)
     assert catalogue.TOKENS == TOKENS
     assert catalogue.FORMATS == tuple(FORMATS)
-    assert catalogue.POSITIONS == tuple(POSITIONS)
+    assert [str(PositionRule.parse(word)) for word in catalogue.POSITIONS] == [*catalogue.POSITIONS]
 
 
 def test_every_name_that_commands_use_is_there() -> None:

@@ -118,8 +118,8 @@ def test_a_target_without_a_budget_says_how_to_give_one(steering: Path) -> None:
 
 
 def test_unknown_positions_are_refused_before_the_model_loads(steering: Path) -> None:
-    result = run("generate", "no/model", "Hi", "-s", steering, "--positions", "last")
-    fails_with(result, "Unknown positions 'last'", "last+generated")
+    result = run("generate", "no/model", "Hi", "-s", steering, "--positions", "promt[:4]")
+    fails_with(result, "positions='promt[:4]'", "did you mean 'prompt'?", "last+generated")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def asked() -> list[PromptWithAnswers]:
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("steering", STEERINGS, ids=["constant", "quadratic", "none"])
-@pytest.mark.parametrize("positions", ["last+generated", "all"])
+@pytest.mark.parametrize("positions", ["last+generated", "all-prompt[:1]-generated[:1]"])
 def test_packed_answers_have_the_log_probability_that_the_engine_gives_them(
     name, steering, positions
 ):

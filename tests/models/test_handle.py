@@ -177,7 +177,7 @@ def test_stats_of_a_target_tell_the_share_that_moved():
         (constant().replace(layer=DEPTH), "all", "Layer 4 is out of range.*4 decoder blocks"),
         (constant().replace(layer=-5), "all", "Layer -5 is out of range"),
         (Steering(ConstantField(torch.ones(7)), layer=0), "all", r"width 7.*LlamaFor.*width 32"),
-        (constant(), "last", r"Unknown positions 'last'.*last\+generated"),
+        (constant(), "lst", r"positions='lst': .* did you mean 'last'.*last\+generated"),
     ],
 )
 def test_what_cannot_be_attached_is_refused_and_leaves_nothing(steering, positions, words):

@@ -176,3 +176,37 @@ def test_a_compiled_model_tells_as_well() -> None:
             compiled(input_ids=IDS)
             compiled(input_ids=IDS)
     assert [one.tokens for one in told] == [27, 27]
+
+
+def test_a_trace_is_a_mask_of_the_steered_tokens() -> None:
+    net = model()
+    ids, mask = padded([prompt(4), prompt(6, seed=1)])
+    how = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with constant(strength=5.0).attach(net, positions="prompt[:2]+generated[1:]") as handle:
+        with pytest.raises(ValueError, match="no trace yet"):
+            handle.trace()
+        net(input_ids=ids[:, :3])
+        tokens = net.generate(ids, **how)
+        net.generate(ids, **how)
+    trace = handle.trace()
+    assert trace.int().tolist() == [[0, 0, 1, 1, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0, 1, 1]]
+    with constant(strength=5.0).attach(net, positions=trace, rows=[1]) as handle:
+        again = net.generate(ids, **how)
+    assert torch.equal(again[1], tokens[1]) and not torch.equal(again[0], tokens[0])
+    assert torch.equal(handle.trace(), trace & torch.tensor([[False], [True]]))
+
+
+def test_each_thread_has_a_trace_of_its_own() -> None:
+    net, traces = model(), {}
+    with constant().attach(net, positions="all") as handle:
+
+        def read(length: int) -> None:
+            net(input_ids=prompt(length))
+            traces[length] = handle.trace()
+
+        read(5)
+        thread = threading.Thread(target=read, args=(3,))
+        thread.start()
+        thread.join()
+        assert {n: trace.shape[1] for n, trace in traces.items()} == {5: 5, 3: 3}
+        assert handle.trace().shape == (1, 5)

@@ -10,10 +10,11 @@ import functools
 import peft
 import pytest
 import torch
-from tests.helpers.models import constant, padded, prompt
+from tests.helpers.models import VOCABULARY, WIDTH, constant, padded, prompt
 from tests.helpers.models import model as fresh
+from tests.helpers.position_rules import meant
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, RwkvConfig, RwkvForCausalLM
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from odesteer.models.layers import find_layers, unwrap
@@ -34,7 +35,7 @@ class Watch:
 
     def __init__(self, net: nn.Module, positions="last+generated", mask=LEFT_MASK, virtual=0):
         self.inner, self.mask, self.virtual = unwrap(net), mask, virtual
-        self.net, self.positions = net, positions
+        self.net, self.positions, self.prefix = net, positions, 0
         self.changed: list[Tensor] = []
         self.offsets: list[int] = []
 
@@ -70,32 +71,33 @@ class Watch:
     def wanted(self, offset: int, changed: Tensor) -> Tensor:
         b, t = changed.shape
         mask = self.mask.bool().repeat_interleave(b // len(self.mask), dim=0)
-        n = mask.shape[1]
-        place = torch.arange(n).masked_fill(~mask, -1)
-        last = place.amax(dim=1)[:, None]
-        where = (offset - self.virtual + torch.arange(t)).expand(b, t)
-        real = mask.gather(1, where.clamp(0, n - 1)) | (where >= n)
-        return (
-            (where >= 0)
-            & real
-            & {
-                "last+generated": (where == last) | (where >= n),
-                "generated": where >= n,
-                "prompt": where < n,
-                "all": where >= 0,
-            }[self.positions]
-        )
+        first, n = offset - self.virtual, mask.shape[1]
+        tokens = [
+            meant(self.positions, row.nonzero()[:, 0].tolist(), list(range(n, n + 2 * NEW)))
+            for row in mask
+        ]
+        return torch.tensor([[i in row for i in range(first, first + t)] for row in tokens])
 
     def check(self, calls: int = 1) -> None:
         assert len(self.changed) >= calls
         for offset, changed in zip(self.offsets, self.changed, strict=True):
             wanted = self.wanted(offset, changed)
             assert torch.equal(changed, wanted), f"at {offset}:\n{changed.int()}\n{wanted.int()}"
+        self.check_trace()
+
+    def check_trace(self) -> None:
+        """The trace is what was changed since the last call that began a text."""
+        trace = self.handle.trace()
+        begins = max(i for i, offset in enumerate(self.offsets) if offset == min(self.offsets))
+        end = self.offsets[-1] + self.changed[-1].shape[1]
+        expected = torch.zeros(len(trace), end, dtype=torch.bool)
+        for offset, changed in zip(self.offsets[begins:], self.changed[begins:], strict=True):
+            expected[:, offset : offset + changed.shape[1]] = changed
+        assert torch.equal(trace, expected[:, self.virtual + self.prefix :])
 
 
-every_position = pytest.mark.parametrize(
-    "positions", ["last+generated", "generated", "prompt", "all"]
-)
+RULE = "prompt[:3] + last - prompt[:-3] + generated[1:3]"
+every_position = pytest.mark.parametrize("positions", ["last+generated", "generated", RULE, "all"])
 
 
 def generate(net, **how):
@@ -143,14 +145,15 @@ def test_other_architectures_and_sliding_windows(name, how):
 
 
 @pytest.mark.parametrize("how", ["lookup", "assisted", "early exit"])
-def test_speculative_decoding(how):
+@pytest.mark.parametrize("positions", ["last+generated", RULE])
+def test_speculative_decoding(how, positions):
     net, mask = model(), torch.ones_like(PROMPTS[1])
     how = {
         "lookup": {"prompt_lookup_num_tokens": 2},
         "assisted": {"assistant_model": model(seed=1)},
         "early exit": {"assistant_early_exit": 2},
     }[how]
-    with Watch(net, mask=mask) as watch:
+    with Watch(net, positions, mask) as watch:
         generate(net, input_ids=PROMPTS[1], attention_mask=mask, **how)
     watch.check(2)
 
@@ -261,9 +264,10 @@ def test_finding_11_padding_is_read_from_a_mask_of_four_dimensions(positions, le
     watch.check()
 
 
-def test_a_decoding_loop_with_masks_of_four_dimensions():
+@every_position
+def test_a_decoding_loop_with_masks_of_four_dimensions(positions):
     ids, mask, cache = LEFT, LEFT_MASK, None
-    with Watch(model()) as watch, torch.no_grad():
+    with Watch(model(), positions) as watch, torch.no_grad():
         for _ in range(NEW):
             four = square(mask, torch.bool)[:, :, -ids.shape[1] :]
             where = places(mask)[:, -ids.shape[1] :]
@@ -271,6 +275,20 @@ def test_a_decoding_loop_with_masks_of_four_dimensions():
             ids, cache = out.logits[:, -1:].argmax(dim=-1), out.past_key_values
             mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
     watch.check(NEW)
+
+
+def test_windows_are_refused_where_a_cache_does_not_tell_its_prompt():
+    config = RwkvConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2)
+    net = RwkvForCausalLM(config).eval()
+    with torch.no_grad(), constant(1).attach(net, positions="generated[:1]"):
+        state = net(PROMPTS[0], use_cache=True).state
+        with pytest.raises(
+            ValueError, match=r"positions='generated\[:1\]' counts .*use `generate`"
+        ):
+            net(PROMPTS[0][:, -1:], state=state)
+    with torch.no_grad(), constant(1).attach(net, positions="last+generated") as handle:
+        net(PROMPTS[0][:, -1:], state=state)
+    assert handle.stats()["steered"] == 1
 
 
 def packed(kind):

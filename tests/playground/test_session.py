@@ -70,7 +70,7 @@ def test_composing_with_a_saved_steering_happens_at_its_layer(shared, library):
         ({"expression": "good &"}, "ends where a steering should be"),
         ({"expression": "good + curved"}, "is no expression"),
         ({"solver": "rk5"}, "Unknown solver"),
-        ({"positions": "some"}, "Unknown positions"),
+        ({"positions": "some"}, "positions='some'"),
         ({"dose": "target", "amount": -0.1}, "budget must be a positive"),
     ],
 )

@@ -25,7 +25,7 @@ ASKS: tuple[dict[str, Any] | None, ...] = (
     ask("vector", strength=-1.5),
     ask("vector", start="all"),
     ask("flow"),
-    ask("flow", start="generated"),
+    ask("flow", positions="prompt[1:-2]+generated[1:4]"),
     ask("flow", angle=-0.2),
     ask("flow", angle=0.4, target=0.8, start="all"),
     ask("aimed"),

@@ -47,7 +47,9 @@ def steered(model: Any, named: dict[str, Any], extra: Any, prompt: int, length: 
         one = named[ask.name]
         if ask.dose is not None or ask.probability is not None:
             one = one.with_strength(ask.dose_at(one.dose))
-        positions = torch.arange(length) >= ask.first_position(prompt)
+        positions = torch.zeros(length, dtype=torch.bool)
+        for first, stop in ask.spans(prompt):
+            positions[first:stop] = True
         stack.enter_context(one.attach(model, positions=positions))
     return stack
 

@@ -29,7 +29,7 @@ from odesteer.integrations import lm_eval_paired as lm_eval_paired
 from odesteer.methods import GROUP as GROUP
 from odesteer.methods import find_method as find_method
 from odesteer.models.hooks.attach import check_fits as check_fits
-from odesteer.models.hooks.positions import check_positions as check_positions
+from odesteer.models.hooks.positions import PositionRule as PositionRule
 from odesteer.models.loading import SMOLLM2 as SMOLLM2
 from odesteer.models.loading import converted_copy as converted_copy
 from odesteer.models.loading import gguf_file as gguf_file

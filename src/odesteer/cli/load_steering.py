@@ -46,7 +46,7 @@ def load_or_fit(
             "--kl is measured when a steering is fitted, and this one is: give --angle, or fit it "
             "with `odesteer fit --kl`."
         )
-    library.check_positions(positions)
+    library.PositionRule.parse(positions)
     check_solver(solver)
     steering: Steering
     if path is not None:

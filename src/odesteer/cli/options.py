@@ -211,7 +211,8 @@ Steps = Annotated[
 Positions = Annotated[
     str,
     typer.Option(
-        help="Tokens to steer: last+generated, generated, prompt or all.",
+        help=f"Tokens to steer: {', '.join(POSITIONS)}, or windows joined by + and -, such as "
+        "'prompt[:4]+generated[:32]' or 'all-prompt[:1]'.",
         autocompletion=among(POSITIONS),
     ),
 ]

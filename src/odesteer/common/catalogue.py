@@ -35,6 +35,7 @@ DEFAULT_METHOD = "odesteer"
 SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "certified", "dopri5")
 # How much a model must be the one that a steering was fitted on; the strictest first.
 LEVELS = ("exact", "architecture", "width")
+# The words that are offered; rules are made of them, see `odesteer.models.hooks.positions`.
 POSITIONS = ("last+generated", "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Of contrast files, in the order of `odesteer.data.formats.FORMATS`.

@@ -40,7 +40,7 @@ from odesteer.extraction.packing import PromptWithAnswers
 from odesteer.extraction.tokenize import TokenizedTexts, texts
 from odesteer.models.batching import batches, pad
 from odesteer.models.capture import evaluating, logits_at
-from odesteer.models.hooks.positions import check_positions, select_tokens
+from odesteer.models.hooks.positions import PositionRule, select_tokens
 from odesteer.models.hooks.token_tracker import ForwardCall
 from odesteer.models.layers import (
     block_output,
@@ -118,11 +118,11 @@ def sensitivities(
             f"decoder-only language model. Use a method that learns from activations, such as "
             f"odesteer."
         )
-    check_positions(positions)
+    rule = PositionRule.parse(positions)
     tokenized = texts(model, tokenizer, Contrast.of(contrast), "response", max_tokens)
     rows, starts = tokenized.rows, response_starts(tokenized)
     indices = sorted({layer_index(model, layer) for layer in layers})
-    kind = f"sensitivity-{positions}-{'mean' if mean else 'sum'}-{draws}-{seed}"
+    kind = f"sensitivity-{rule}-{'mean' if mean else 'sum'}-{draws}-{seed}"
     store = ActivationCache.of(cache, model, "residual", kind)
     results: dict[int, Tensor] = {}
     done = 0
@@ -139,7 +139,7 @@ def sensitivities(
 
     size = batch_tokens or default_batch_tokens(input_device(model))
     vocabulary = int(text_config(model).vocab_size)
-    run = _Backward(model, indices, positions, mean, draws, seed)
+    run = _Backward(model, indices, rule, mean, draws, seed)
     with evaluating(model), frozen(model):
         for batch in batches(
             [len(row) for row in rows],
@@ -220,7 +220,7 @@ class _Backward:
         self,
         model: nn.Module,
         indices: Sequence[int],
-        positions: str,
+        positions: PositionRule,
         mean: bool,
         draws: int,
         seed: int,
@@ -284,7 +284,7 @@ class _Backward:
         norms = stream.float().norm(dim=-1)
         median = norms.masked_fill(~mask, torch.nan).nanmedian(dim=1, keepdim=True).values
         start = torch.tensor(starts, device=mask.device)
-        call = ForwardCall(0, start, mask, start - 1)
+        call = ForwardCall(0, start, mask, start - 1, mask=mask)
         selected = select_tokens(self._positions, call, stream)
         assert selected is not None  # the padding is known
         chosen = selected & (norms <= SINK * median)

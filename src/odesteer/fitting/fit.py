@@ -36,6 +36,7 @@ from odesteer.methods import Method, find_method
 from odesteer.methods.natural_gradient import NaturalGradient, held_out_margins
 from odesteer.methods.trained import TrainedODESteer
 from odesteer.models.compatibility import describe_model
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose, as_dose
 from odesteer.steering import Steering
@@ -333,7 +334,7 @@ def _dosed(
         "measured": round(measured.kl, 4),
         "margin": round(measured.margin, 4),
         "texts": measured.texts,
-        "positions": positions,
+        "positions": str(PositionRule.parse(positions)),
     }
     return Steering.of(
         replace(part, strength=measured.dose, receipts={**part.receipts, "kl": receipt})

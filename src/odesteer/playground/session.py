@@ -14,7 +14,7 @@ from odesteer.common.expression import NAME, build
 from odesteer.common.registry import lookup
 from odesteer.models.chat_template import Messages, encode
 from odesteer.models.generation import Sampling
-from odesteer.models.hooks.positions import check_positions
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.models.layers import config_value
 from odesteer.ode import Angle, Target, Time
 from odesteer.playground.library import SharedModel, Source, SteeringLibrary
@@ -57,7 +57,7 @@ class Controls(BaseModel):
     rival: Annotated[str, Field(max_length=100)] = ""
     solver: Annotated[str, Field(max_length=100)] = AS_LEARNT
     steps: Annotated[int, Field(ge=0, le=100)] = 0
-    positions: Annotated[str, Field(max_length=20)] = "last+generated"
+    positions: Annotated[str, Field(max_length=200)] = "last+generated"
     max_new_tokens: Annotated[int, Field(ge=1, le=512)] = 64
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -117,7 +117,7 @@ class Controls(BaseModel):
             ValueError: for an invalid expression, names that are not in the library, steerings
                 that do not compose, or an invalid control.
         """
-        check_positions(self.positions)
+        PositionRule.parse(self.positions)
         if not self.expression.strip():
             raise ValueError(f"Choose a steering; there is {', '.join(library)}.")
         first = self.dosed(self._built(self.expression, shared, library))

@@ -7,12 +7,12 @@ from typing import Any
 import gradio as gr
 
 from odesteer import methods
+from odesteer.common.catalogue import POSITIONS
 from odesteer.common.registry import plugins
 from odesteer.evaluation.assessment import PROMPTS, prompts_of
 from odesteer.extraction.extract import Progress
 from odesteer.methods import METHODS
 from odesteer.models.chat_template import question
-from odesteer.models.hooks.positions import POSITIONS
 from odesteer.models.layers import find_layers
 from odesteer.ode import SOLVERS
 from odesteer.playground import html as markup
@@ -130,8 +130,9 @@ class SteerTab:
                 visible=False,
             )  # fmt: skip
             positions = gr.Dropdown(
-                list(POSITIONS), value=first.positions, label="Positions", info="steered tokens"
-            )
+                list(POSITIONS), value=first.positions, label="Positions",
+                info="steered tokens; also prompt[:4]+generated", allow_custom_value=True,
+            )  # fmt: skip
             solver = gr.Dropdown(
                 [AS_LEARNT, *SOLVERS, *plugins(SOLVER_GROUP)], value=AS_LEARNT, label="Solver"
             )

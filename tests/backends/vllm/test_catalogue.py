@@ -188,6 +188,20 @@ class TestPrefixKeys:
             assert self.of(config, extra, clean) == ()
         assert len(self.of(config, extra, steered)) == 1
 
+    def test_a_rule_that_means_other_positions_has_another_key(self, config: dict) -> None:
+        def key(positions: str, end: int, prompt: int) -> tuple:
+            return self.of(config, ask("kind", positions=positions), end, prompt)
+
+        assert key("prompt[4:8]", 4, 40) == ()
+        assert key("prompt[:4]", 16, 40) == key("prompt[:4]", 16, 50)
+        assert key("prompt[:4]", 16, 40) != key("prompt[:4]", 16, 2)
+        assert key("all-prompt[:1]", 16, 40) == key("all-prompt[:1]", 16, 50)
+        # What one request was sent and another wrote: the same tokens, steered at other positions.
+        assert key("prompt", 32, 20) != key("prompt", 32, 32)
+        assert key("last+generated", 32, 20) != key("last+generated", 32, 32)
+        assert key("prompt[-4:]", 32, 20) != key("prompt[-4:]", 32, 24)
+        assert key("prompt", 16, 20) == key("prompt", 16, 32)
+
     def test_everything_that_changes_activations_changes_the_key(self, config: dict) -> None:
         asks = [
             ask("kind"),
@@ -198,6 +212,7 @@ class TestPrefixKeys:
             ask("kind", target=0.9),
             ask("kind", target=0.8),
             ask("kind", start="generated"),
+            ask("kind", positions="prompt[:4]"),
             {KEY: json.dumps([parse(ask(n)[KEY])[0].as_value() for n in ("kind", "plain")])},
         ]
         found = {self.of(config, extra, 64) for extra in asks}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.helpers import models as tiny
+from tests.helpers.position_rules import meant
 
 from odesteer import Angle, PathLength, Sampling, Steering, Target, load
 from odesteer.backends.vllm import Engine, VLLMBackend, options
 from odesteer.backends.vllm.engine import _generation_config
-from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, start_of
+from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry
 from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.models.chat_template import encode
 from odesteer.ode import ConstantField, GradientField, LinearBarrier, Time
@@ -45,9 +46,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> RegisteredSteerings:
 
 
 def asked(
-    known: RegisteredSteerings, steering: Any, start: str | int = "last_prompt"
+    known: RegisteredSteerings, steering: Any, positions: str = "last+generated"
 ) -> SteeringRequest:
-    extra = known.extra_args(steering, start)
+    extra = known.extra_args(steering, positions)
     assert extra is not None
     [one] = parse(extra[KEY])
     return one
@@ -60,7 +61,7 @@ def asked(
 def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(
     known: RegisteredSteerings, name: str
 ) -> None:
-    assert asked(known, STEERINGS[name], "all") == SteeringRequest(name, start="all")
+    assert asked(known, STEERINGS[name], "all") == SteeringRequest(name, positions="all")
 
 
 @pytest.mark.parametrize(
@@ -148,15 +149,6 @@ def test_a_target_needs_a_barrier(known: RegisteredSteerings) -> None:
         known.extra_args(STEERINGS["plain"].with_strength(Target(0.9, 1.0)), "all")
 
 
-def test_positions_are_where_steering_starts() -> None:
-    names = {"last+generated": "last_prompt", "generated": "generated", "all": "all"}
-    assert {name: start_of(name) for name in names} == names
-    with pytest.raises(ValueError, match=r"from a position on: .*; got 'prompt'"):
-        start_of("prompt")
-    with pytest.raises(ValueError, match="got a mask"):
-        start_of(torch.ones(3))
-
-
 # ---- what the backend asks the engine for
 
 
@@ -234,8 +226,10 @@ def test_samples_have_seeds_of_their_own_whatever_steers_them(known: RegisteredS
     assert not set(first) & set(seeds(None, 1))
 
 
-@pytest.mark.parametrize("positions", ["last+generated", "generated", "all"])
-def test_an_answer_is_scored_from_the_position_that_its_prompt_gives(
+@pytest.mark.parametrize(
+    "positions", ["last+generated", "generated", "all", "prompt[1:-1]+generated[1:3]", "prompt[9:]"]
+)
+def test_an_answer_is_scored_at_the_positions_that_its_prompt_gives(
     known: RegisteredSteerings, positions: str
 ) -> None:
     one = backend(known, positions)
@@ -244,9 +238,11 @@ def test_an_answer_is_scored_from_the_position_that_its_prompt_gives(
     prompt = encode(one.tokenizer, "a dog", template="plain")
     row = encode(one.tokenizer, "a dog", "sat on", template="plain")
     assert heard.rows == [row]
-    [ask] = parse(heard.asked[0]["extra_args"][KEY])
-    expected = {"all": 0, "generated": len(prompt), "last+generated": len(prompt) - 1}
-    assert ask.start == expected[positions]
+    extra = heard.asked[0]["extra_args"]
+    spans = () if extra is None else parse(extra[KEY])[0].spans(len(row))
+    steered = [i for a, b in spans for i in range(a, len(row) if b is None else b)]
+    text = list(range(len(row)))
+    assert steered == sorted(meant(positions, text[: len(prompt)], text[len(prompt) :]))
     assert len(empty) == 0
     assert full.tolist() == [-float(i) for i in row[len(prompt) :]]
 
@@ -255,8 +251,10 @@ def test_what_vllm_cannot_do_is_refused(known: RegisteredSteerings) -> None:
     one = backend(known)
     with pytest.raises(ValueError, match=r"does not know no_repeat_ngram_size \(got 2\)"):
         one.generate(["the cat"], None, Sampling(no_repeat_ngram_size=2))
-    with pytest.raises(ValueError, match="got 'prompt'"):
-        backend(known, "prompt")
+    with pytest.raises(ValueError, match="positions='promt'"):
+        backend(known, "promt")
+    with pytest.raises(ValueError, match="positions='Tensor': it is no text"):
+        backend(known, torch.ones(3))
     with pytest.raises(NotImplementedError, match=r"odesteer\.activations"):
         one.activations(None, [1])  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ from odesteer.ode import Angle, Target, Time
 
 def test_a_name_alone_is_the_steering_at_its_own_dose_from_the_last_prompt_token() -> None:
     for value in ('{"name": "truthful"}', {"name": "truthful"}, '"truthful"'):
-        assert parse(value) == (SteeringRequest("truthful", None, "last_prompt"),)
+        assert parse(value) == (SteeringRequest("truthful", None, "last+generated"),)
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,21 @@ def test_a_target_keeps_the_budget_of_a_steering_that_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "position"), [("all", 0), ("last_prompt", 9), ("generated", 10), (4, 4), (25, 25)]
+    ("fields", "spans"),
+    [
+        ({"start": "all"}, [(0, None)]),
+        ({"start": "last_prompt"}, [(9, None)]),
+        ({"start": "generated"}, [(10, None)]),
+        ({"start": 4}, [(4, None)]),
+        ({"start": 25}, [(25, None)]),
+        ({"positions": "last+generated"}, [(9, None)]),
+        ({"positions": "all - prompt[:1] - generated[8:]"}, [(1, 18)]),
+        ({"positions": "prompt[:4] + generated[1:2]"}, [(0, 4), (11, 12)]),
+        ({"positions": "prompt[12:]"}, []),
+    ],
 )
-def test_steering_begins_at_an_absolute_position(start: str | int, position: int) -> None:
-    assert parse({"name": "s", "start": start})[0].first_position(10) == position
+def test_positions_are_absolute(fields: dict, spans: list) -> None:
+    assert list(parse({"name": "s", **fields})[0].spans(10)) == spans
 
 
 def test_what_ask_writes_is_what_parse_reads() -> None:
@@ -52,6 +63,9 @@ def test_what_ask_writes_is_what_parse_reads() -> None:
     (found,) = parse(extra[KEY])
     assert found == SteeringRequest("truthful", Angle(0.2), "generated", 0.9)
     assert parse(found.as_value()) == (found,)
+    for extra in (ask("truthful", start=3), ask("truthful", positions="all - prompt[0]")):
+        (found,) = parse(extra[KEY])
+        assert parse(found.as_value()) == (found,)
 
 
 def test_a_list_is_several_steerings() -> None:
@@ -88,6 +102,14 @@ def test_a_list_is_several_steerings() -> None:
         '{"name": "s", "start": true}',
         '{"name": "s", "start": ["all"]}',
         '{"name": "s", "start": "everywhere"}',
+        '{"name": "s", "start": "prompt"}',
+        '{"name": "s", "start": null}',
+        '{"name": "s", "positions": "promt[:4]"}',
+        '{"name": "s", "positions": ["prompt"]}',
+        '{"name": "s", "positions": null}',
+        '{"name": "s", "positions": 3}',
+        '{"name": "s", "positions": "prompt", "start": "all"}',
+        {"name": "s", "positions": "x" * 5_000_000},
         '[{"name": "s"}, {"name": "s"}]',
         '{"name": "s", "name": "t"}',
         '{"name": "s", "start": 99999999999999999999}',

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.helpers.position_rules import meant
 
 from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, group_by_dose
-from odesteer.backends.vllm.request import ask, parse
+from odesteer.backends.vllm.request import ask
 from odesteer.backends.vllm.runner_hooks import RunnerSteering, scheduled_v1, scheduled_v2
 from odesteer.ode import Angle, DoseBatch, Time
 
-STARTS = ["all", "last_prompt", "generated", 3, 14]
+RULES = ["all", "last", "generated", 3, 14, "prompt[1:3]+generated[2:5]", "all-prompt[-2:]"]
 
 
 def first(requests: list[dict]) -> list[ScheduledRequest]:
@@ -49,19 +50,20 @@ def second(requests: list[dict]) -> list[ScheduledRequest]:
     return scheduled_v2(batch, served)
 
 
-def request(name: str, count: int, computed: int, prompt: int, start: str | int | None) -> dict:
-    extra = None if start is None else ask("s", start=start)
+def request(name: str, count: int, computed: int, prompt: int, rule: str | int | None) -> dict:
+    where = "start" if isinstance(rule, int) else "positions"
+    extra = None if rule is None else ask("s", **{where: rule})
     return {"id": name, "count": count, "computed": computed, "prompt": prompt, "extra": extra}
 
 
 @pytest.mark.parametrize("runner", [first, second])
 def test_a_mixed_batch_has_the_rows_of_its_tokens(runner) -> None:
     batch = [
-        request("prefill", 10, 0, 10, "last_prompt"),  # rows 0-9: 9
+        request("prefill", 10, 0, 10, "last+generated"),  # rows 0-9: 9
         request("plain", 4, 0, 4, None),  # 10-13: none
         request("decode", 1, 12, 10, "generated"),  # 14
-        request("chunk", 6, 6, 20, "last_prompt"),  # 15-20: position 19 is not there yet
-        request("last chunk", 8, 12, 20, "last_prompt"),  # 21-28: position 19 is row 28
+        request("chunk", 6, 6, 20, "last+generated"),  # 15-20: position 19 is not there yet
+        request("last chunk", 8, 12, 20, "last+generated"),  # 21-28: position 19 is row 28
         request("recompute", 15, 0, 10, "generated"),  # 29-43: positions 10-14 are 39-43
         request("guesses", 4, 11, 10, "all"),  # 44-47, all of them
         request("read only", 5, 5, 10, "generated"),  # 48-52: none yet
@@ -84,13 +86,14 @@ def test_a_mixed_batch_has_the_rows_of_its_tokens(runner) -> None:
 
 
 @pytest.mark.parametrize("runner", [first, second])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runner, seed) -> None:
     """Chunks, preemption with recompute, guesses that are refused: the same positions."""
     rng = random.Random(seed)
     prompt, length = rng.randint(1, 12), rng.randint(12, 20)
-    start = rng.choice(STARTS)
-    begins = parse(ask("s", start=start)["odesteer"])[0].first_position(prompt)
+    rule = rng.choice(RULES)
+    text = list(range(length))
+    wanted = text[rule:] if isinstance(rule, int) else meant(rule, text[:prompt], text[prompt:])
     computed = 0
     while computed < length:
         if rng.random() < 0.15:
@@ -98,10 +101,10 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
         count = rng.randint(1, length - computed)
         before = rng.randint(0, 5)  # rows of another request
         others = [request("other", before, 3, 5, None)] if before else []
-        step = StepBatch.of(runner([*others, request("r", count, computed, prompt, start)]))
+        step = StepBatch.of(runner([*others, request("r", count, computed, prompt, rule)]))
         rows = [row for share in step.spans.get("s", []) for row in share.rows]
         positions = [row - before + computed for row in rows]
-        assert positions == [p for p in range(computed, computed + count) if p >= begins]
+        assert positions == [p for p in range(computed, computed + count) if p in wanted]
         computed += rng.randint(1, count) if prompt <= computed else count
 
 

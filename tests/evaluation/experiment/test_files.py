@@ -157,7 +157,7 @@ WRONG = {
     "samples = 2": "all the same at temperature 0",
     "samples = 0": "samples is a whole number from 1 on; got 0",
     "task = 'choice'": "Did you mean 'choices'",
-    "positions = 'last'": "positions",
+    "positions = 'lst'": "positions",
     "model = {name = 'smollm2', dtype = 'float8'}": "Unknown dtype 'float8'",
     "sampling = {max_tokens = 8}": "Did you mean 'max_new_tokens'",
     "judges = ['vadder']": "Did you mean 'vader'",

@@ -43,7 +43,7 @@ def backend(engine: Standing, tokenizer: Any, template: str, positions: str) -> 
     model, _ = load_model(engine.model)
 
     def generate(prompts: Any, steering: Any, sampling: Any) -> list[str]:
-        engine.registered.extra_args(steering, "last_prompt")
+        engine.registered.extra_args(steering, "last+generated")
         inner = TransformersBackend(model, tokenizer, template, positions, len(prompts))
         return inner.generate(prompts, steering, sampling)
 
@@ -112,7 +112,6 @@ def _field(seed: int) -> Any:
     ("change", "words"),
     [
         ('task = "choices"\nbenchmark = "truthfulqa"', 'task is "choices"'),
-        ('positions = "prompt"', "from a position on"),
         ("[sampling]\nno_repeat_ngram_size = 2", "does not know no_repeat_ngram_size"),
     ],
 )

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from odesteer.backends.base import Backend, Steerings
 from odesteer.backends.vllm.engine import Engine
-from odesteer.backends.vllm.registry import start_of
-from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.data import Contrast
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.models.generation import Sampling
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.steering import Steering
 
 
@@ -32,10 +31,10 @@ class VLLMBackend(Backend):
         engine: has every steering that will be used.
         tokenizer: the model's, of transformers.
         template: how prompts become text, see `odesteer.models.chat_template`.
-        positions: which tokens are steered: "last+generated", "generated" or "all".
+        positions: which tokens are steered, see `odesteer.models.hooks.positions`; no mask.
 
     Raises:
-        ValueError: for other positions.
+        ValueError: for unknown positions.
     """
 
     engine: Engine
@@ -44,7 +43,7 @@ class VLLMBackend(Backend):
     positions: str = "last+generated"
 
     def __post_init__(self) -> None:
-        start_of(self.positions)
+        PositionRule.parse(self.positions)
 
     def activations(
         self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
@@ -74,11 +73,10 @@ class VLLMBackend(Backend):
         """
         check_sampling(sampling)
         rows = [encode(self.tokenizer, prompt, template=self.template) for prompt in prompts]
-        start = start_of(self.positions)
         params = [
             {
                 **self._sampling_params(sampling, i),
-                "extra_args": self.engine.registered.extra_args(each, start),
+                "extra_args": self.engine.registered.extra_args(each, self.positions),
                 "repetition_penalty": sampling.repetition_penalty,
                 "max_tokens": sampling.max_new_tokens,
                 "stop_token_ids": self.engine.stop_token_ids,
@@ -117,8 +115,10 @@ class VLLMBackend(Backend):
             before, after = parts[i]
             rows.append(before + after)
             check_scoring(steerings[i])
-            start = self._first_position(len(before))
-            extra = self.engine.registered.extra_args(steerings[i], start)
+            positions = self._positions_in_row(len(before))
+            extra = self.engine.registered.extra_args(
+                steerings[i] if positions else None, positions
+            )
             params.append({"extra_args": extra, "prompt_logprobs": 0, "max_tokens": 1})
         results: list[Tensor] = [torch.empty(0)] * len(parts)
         for i, output in zip(nonempty, self.engine.complete(rows, params), strict=True):
@@ -133,9 +133,11 @@ class VLLMBackend(Backend):
             progress(len(parts), len(parts))
         return results
 
-    def _first_position(self, prompt_length: int) -> int:
-        """Return the position of the first steered token."""
-        return SteeringRequest("", start=start_of(self.positions)).first_position(prompt_length)
+    def _positions_in_row(self, prompt_length: int) -> str:
+        """Return the positions in a row that is all prompt to vLLM; "" for none."""
+        spans = PositionRule.parse(self.positions).spans(prompt_length)
+        windows = [f"prompt[{a}:{'' if b is None else b}]" for a, b in spans]
+        return "+".join(windows)
 
     def _sampling_params(self, sampling: Sampling, row: int) -> dict[str, Any]:
         if sampling.temperature == 0:

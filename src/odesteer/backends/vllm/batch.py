@@ -3,7 +3,7 @@
 An engine runs the tokens of many requests as the rows of one matrix. A request's row j of this
 step is its token at the absolute position `computed + j`, whether it is read for the first time,
 again after a preemption, as one chunk of a long prompt, or as a guess to be verified. A steering
-acts on the positions from its start on, so nothing else has to be known.
+acts on spans of positions that the prompt's length decides, so nothing else has to be known.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer.backends.vllm.request import SteeringRequest
+from odesteer.models.hooks.positions import Span
 from odesteer.ode import Dose, DoseBatch, columns_of
 
 
@@ -36,9 +37,11 @@ class ScheduledRequest(NamedTuple):
     computed: int
     prompt_length: int
 
-    def rows_from(self, position: int) -> range:
-        """Return the rows at positions from `position` on."""
-        return range(self.first + max(0, position - self.computed), self.first + self.length)
+    def rows(self, span: Span) -> range:
+        """Return the rows at the positions of a span."""
+        start, stop = span
+        end = self.length if stop is None else min(self.length, stop - self.computed)
+        return range(self.first + max(0, start - self.computed), self.first + end)
 
     @property
     def prompt_end(self) -> int | None:
@@ -48,7 +51,7 @@ class ScheduledRequest(NamedTuple):
 
 
 class RowSpan(NamedTuple):
-    """The rows of one request that one steering moves."""
+    """Neighbouring rows of one request that one steering moves."""
 
     scheduled: ScheduledRequest
     steering: SteeringRequest
@@ -77,10 +80,10 @@ class StepBatch:
                 if request.prompt_end is not None:
                     ends = batch.prompt_ends.setdefault(steering.name, [])
                     ends.append((request.request_id, request.prompt_end))
-                rows = request.rows_from(steering.first_position(request.prompt_length))
-                if rows:
-                    spans = batch.spans.setdefault(steering.name, [])
-                    spans.append(RowSpan(request, steering, rows))
+                for span in steering.spans(request.prompt_length):
+                    if rows := request.rows(span):
+                        spans = batch.spans.setdefault(steering.name, [])
+                        spans.append(RowSpan(request, steering, rows))
         return batch
 
     def rows(self, spans: Sequence[RowSpan], device: torch.device) -> Tensor:

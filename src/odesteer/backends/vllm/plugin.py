@@ -255,14 +255,20 @@ def block_keys(request: Any, end: int, registry: SteeringRegistry) -> tuple[tupl
     """Return the keys of a request's block of the prefix cache that ends before position `end`.
 
     Keys and values above a steered layer differ from the first block that holds a steered token
-    on. So what is asked for joins the hash of exactly the blocks that end past its start, and
-    unsteered beginnings stay shared by all requests.
+    on. So what is asked for, and the positions up to `end` that it means, join the hash of exactly
+    the blocks from there on: one rule means other positions after a longer prompt, and unsteered
+    beginnings stay shared by all requests.
     """
-    return tuple(
-        ("odesteer", registry.cache_key(steering))
-        for steering in requests_of(request.sampling_params)
-        if end > steering.first_position(request.num_prompt_tokens)
-    )
+    keys = []
+    for steering in requests_of(request.sampling_params):
+        spans = [
+            (start, None if stop is None or stop >= end else stop)
+            for start, stop in steering.spans(request.num_prompt_tokens)
+            if start < end
+        ]
+        if spans:
+            keys.append(("odesteer", registry.cache_key(steering, spans)))
+    return tuple(keys)
 
 
 def wrap_block_hash(original: Callable[..., Any], registry: SteeringRegistry) -> Callable[..., Any]:

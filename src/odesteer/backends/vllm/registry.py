@@ -7,7 +7,7 @@ reaches every process of every machine. Each process reads the files and checks 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary
 from safetensors.torch import save
 
 from odesteer import __version__
-from odesteer.backends.vllm.request import KEY, START_OF, SteeringRequest, ask, parse
+from odesteer.backends.vllm.request import KEY, SteeringRequest, ask, parse
 from odesteer.common.expression import build
 from odesteer.common.registry import lookup
 from odesteer.common.served import check_served
+from odesteer.models.hooks.positions import PositionRule, Span
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import LayerSteering, Steering, load
 from odesteer.steering.hub import locate
@@ -151,16 +152,25 @@ class SteeringRegistry:
                     f"{KEY}: '{request.name}' has no barrier, so it cannot stop at a target; give "
                     f"a strength."
                 )
-            late = request.start in ("last_prompt", "generated")
+            late = (
+                isinstance(request.positions, str)
+                and PositionRule.parse(request.positions).after_prompt
+            )
             if part.field.prompt_conditioned and not late:
                 raise ValueError(
                     f"{KEY}: '{request.name}' reads the prompt's last token first, so it starts at "
-                    f"last_prompt or generated; got {request.start!r}."
+                    f"last_prompt or generated; got {request.positions!r}."
                 )
 
-    def cache_key(self, request: SteeringRequest) -> str:
-        """Return a key of all that decides what a request does to an activation."""
-        return json.dumps([self.digests[request.name], request.as_value()], sort_keys=True)
+    def cache_key(self, request: SteeringRequest, spans: Sequence[Span]) -> str:
+        """Return a key of all that decides what a request does to the activations of a text.
+
+        Args:
+            request: what is asked for.
+            spans: the positions that it means there.
+        """
+        key = [self.digests[request.name], request.as_value(), spans]
+        return json.dumps(key, sort_keys=True)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what a client may know of the steerings (JSON values)."""
@@ -215,22 +225,6 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
 
 
-def start_of(positions: Any) -> str:
-    """Return where steering starts in a request, from the library's name of its positions.
-
-    Raises:
-        ValueError: for a mask or "prompt": an engine steers everything from a position on.
-    """
-    start = START_OF.get(positions) if isinstance(positions, str) else None
-    if start is None:
-        what = repr(positions) if isinstance(positions, str) else "a mask"
-        raise ValueError(
-            f"vLLM steers from a position on: {', '.join(map(repr, START_OF))}; got {what}. "
-            f"TransformersBackend also takes 'prompt'."
-        )
-    return start
-
-
 class RegisteredSteerings:
     """Steerings of an engine, found by content and dose.
 
@@ -258,13 +252,13 @@ class RegisteredSteerings:
     def supports(self, steering: Steering | None) -> bool:
         """Return whether a request can ask for a steering."""
         try:
-            self.extra_args(steering, "last_prompt")
+            self.extra_args(steering, "last+generated")
         except ValueError:
             return False
         return True
 
-    def extra_args(self, steering: Steering | None, start: str | int) -> dict[str, str] | None:
-        """Return the `extra_args` of a request that is steered from `start` on, or None.
+    def extra_args(self, steering: Steering | None, positions: str) -> dict[str, str] | None:
+        """Return the `extra_args` of a request that is steered at `positions`, or None.
 
         Raises:
             ValueError: for a steering that the engine does not have, or a dose that a request
@@ -283,9 +277,9 @@ class RegisteredSteerings:
         doses = _doses(steering)
         exact = [name for name in names if _doses(self.steerings[name]) == doses]
         if exact:
-            extra = ask(exact[0], start=start)
+            extra = ask(exact[0], positions=positions)
         else:
-            extra = ask(names[0], start=start, **_dose_fields(steering))
+            extra = ask(names[0], positions=positions, **_dose_fields(steering))
         assert self._registry is not None
         for request in parse(extra[KEY]):
             self._registry.check_request(request)
@@ -326,7 +320,7 @@ def _doses(steering: Steering) -> list[Dose]:
     return [part.dose for part in steering.parts]
 
 
-def _dose_fields(steering: Steering) -> dict[str, float]:
+def _dose_fields(steering: Steering) -> dict[str, Any]:
     """Return a steering's dose as fields of a request."""
     parts = steering.parts
     dose = parts[0].dose

@@ -1,6 +1,6 @@
 """Steering request of a client.
 
-    {"name": "truthful", "strength": 1.0, "start": "last_prompt"}
+    {"name": "truthful", "strength": 1.0, "positions": "last+generated"}
 
 or a list of such objects. A client names steerings that the operator loaded: never a path, never
 code. Over HTTP the object travels as a JSON string in `vllm_xargs`, offline in `extra_args`.
@@ -14,14 +14,14 @@ from typing import Any
 
 from odesteer.common.limits import brief, parse_json
 from odesteer.common.served import LONGEST_NAME
+from odesteer.models.hooks.positions import PositionRule, Span
 from odesteer.ode import Angle, Dose, Target, Time
 
 KEY = "odesteer"
-STARTS = ("all", "last_prompt", "generated")
-# The library's names of the tokens that are steered, by where steering starts.
-START_OF = {"all": "all", "last+generated": "last_prompt", "generated": "generated"}
+# What `start` may say besides a number, and the rule that it stands for.
+STARTS = {"all": "all", "last_prompt": "last+generated", "generated": "generated"}
 _DOSES = ("strength", "angle", "target")
-_FIELDS = ("name", *_DOSES, "start")
+_FIELDS = ("name", *_DOSES, "positions", "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
 MOST = 8  # steerings a request may ask for
@@ -38,22 +38,19 @@ class SteeringRequest:
     Attributes:
         name: of a steering that the server has.
         dose: None is the steering's own dose.
-        start: the first position that is steered: "all" (0), "last_prompt" (the prompt's last
-            token, as in the paper), "generated" (the first generated one), or a position.
+        positions: which tokens, as canonical text (see `odesteer.models.hooks.positions`) or as the
+            position of the first steered token.
         probability: at which each token stops; the dose is then the budget.
     """
 
     name: str
     dose: Dose | None = None
-    start: str | int = "last_prompt"
+    positions: str | int = "last+generated"
     probability: float | None = None
 
-    def first_position(self, prompt_length: int) -> int:
-        """Return the position of the first steered token, counted from the start of the prompt."""
-        if isinstance(self.start, int):
-            return self.start
-        named = {"all": 0, "last_prompt": prompt_length - 1, "generated": prompt_length}
-        return max(0, named[self.start])
+    def spans(self, prompt_length: int) -> tuple[Span, ...]:
+        """Return the steered positions as spans, counted from the start of the prompt."""
+        return _spans(self.positions, prompt_length)
 
     def dose_at(self, default: Dose) -> Dose:
         """Return the dose; `default` is the steering's own."""
@@ -64,7 +61,8 @@ class SteeringRequest:
 
     def as_value(self) -> dict[str, Any]:
         """Return the object that `parse` reads."""
-        value: dict[str, Any] = {"name": self.name, "start": self.start}
+        where = "start" if isinstance(self.positions, int) else "positions"
+        value: dict[str, Any] = {"name": self.name, where: self.positions}
         if self.probability is not None:
             value["target"] = self.probability
         if self.dose is not None:
@@ -109,7 +107,8 @@ def ask(
     strength: float | None = None,
     angle: float | None = None,
     target: float | None = None,
-    start: str | int = "last_prompt",
+    positions: str | None = None,
+    start: str | int | None = None,
 ) -> dict[str, str]:
     """Return the `extra_args` of `SamplingParams`, or `vllm_xargs` over HTTP, of a request.
 
@@ -118,14 +117,21 @@ def ask(
         strength: integration time; the steering's own dose by default.
         angle: path length relative to the activation's norm.
         target: stop each token where P(positive) reaches this; the rest is its budget.
-        start: "all", "last_prompt", "generated", or the first position that is steered.
+        positions: which tokens, see `odesteer.models.hooks.positions`; "last+generated" by default.
+        start: instead of `positions`, "all", "last_prompt", "generated", or the first position
+            that is steered.
 
     Raises:
         ValueError: for arguments that no server would take.
     """
-    dose = {"strength": strength, "angle": angle, "target": target}
-    value = {"name": name, "start": start, **{k: v for k, v in dose.items() if v is not None}}
-    text = json.dumps(value)
+    fields = {
+        "strength": strength,
+        "angle": angle,
+        "target": target,
+        "positions": positions,
+        "start": start,
+    }
+    text = json.dumps({"name": name, **{k: v for k, v in fields.items() if v is not None}})
     parse(text)
     return {KEY: text}
 
@@ -196,16 +202,38 @@ def _parse_object(value: Any) -> SteeringRequest:
             f"{KEY} needs the name of a steering, of 1 to {LONGEST_NAME} characters; got "
             f"{_shown(name)}."
         )
-    start = value.get("start", "last_prompt")
-    is_position = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    if not is_position and start not in STARTS:
-        raise ValueError(
-            f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
-        )
+    positions = _parse_positions(value)
     dose, probability = _parse_dose(
         {key: value[key] for key in _DOSES if value.get(key) is not None}
     )
-    return SteeringRequest(name, dose, start, probability)
+    return SteeringRequest(name, dose, positions, probability)
+
+
+def _parse_positions(value: Mapping[str, Any]) -> str | int:
+    """Return which tokens an object asks for, by either of its two fields."""
+    if "start" not in value:
+        try:
+            return str(PositionRule.parse(value.get("positions", "last+generated")))
+        except ValueError as error:
+            raise ValueError(f"{KEY}: {error}") from None
+    start = value["start"]
+    if "positions" in value:
+        raise ValueError(f"{KEY} takes positions or a start, not both.")
+    if isinstance(start, int) and not isinstance(start, bool) and start >= 0:
+        return start
+    if not isinstance(start, str) or start not in STARTS:
+        raise ValueError(
+            f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
+        )
+    return STARTS[start]
+
+
+@lru_cache(maxsize=4096)
+def _spans(positions: str | int, prompt_length: int) -> tuple[Span, ...]:
+    # Once a request, not once a step.
+    if isinstance(positions, int):
+        return ((positions, None),)
+    return PositionRule.parse(positions).spans(prompt_length)
 
 
 def _parse_dose(fields: dict[str, Any]) -> tuple[Dose | None, float | None]:

@@ -28,7 +28,7 @@ from odesteer.evaluation.judges import JUDGES, find_judge
 from odesteer.extraction.tokenize import Tokens
 from odesteer.methods import GROUP, METHODS, Method
 from odesteer.models.generation import Sampling
-from odesteer.models.hooks.positions import POSITIONS
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.ode import DOSES, Dose
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 
@@ -57,6 +57,10 @@ def _choice(table: tuple[str, ...], kind: str) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _positions(text: str) -> str:
+    return str(PositionRule.parse(text))
 
 
 def _without_names(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -346,7 +350,7 @@ class Experiment:
         split_seed: of the folds.
         folds: how many of the benchmark's are run; None: all.
         samples: generations a prompt.
-        positions: which tokens are steered.
+        positions: which tokens are steered, see `odesteer.models.hooks.positions`.
         sampling: instead of the benchmark's, see `odesteer.Sampling`.
         judges: "offline", "paper", or names.
         damage: also KL, displacement, and the likelihood under the unsteered model.
@@ -376,7 +380,7 @@ class Experiment:
     split_seed: StrictInt = 0
     folds: Count | None = None
     samples: Count = 1
-    positions: Annotated[str, _choice(POSITIONS, "positions")] = "last+generated"
+    positions: Annotated[str, AfterValidator(_positions)] = "last+generated"
     sampling: Annotated[Mapping[str, Any], PlainValidator(_sampling)] = field(default_factory=dict)
     judges: Annotated[tuple[Named, ...], PlainValidator(_judges)] = ()
     damage: StrictBool = True

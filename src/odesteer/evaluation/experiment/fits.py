@@ -25,7 +25,7 @@ from torch import Tensor
 from odesteer.backends import Backend, Sampling, TransformersBackend
 from odesteer.backends.vllm.backend import VLLMBackend, check_sampling
 from odesteer.backends.vllm.engine import Engine, import_vllm
-from odesteer.backends.vllm.registry import dose_fits_request, start_of
+from odesteer.backends.vllm.registry import dose_fits_request
 from odesteer.common.registry import resolve, version_of
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Benchmark
@@ -241,7 +241,6 @@ def describe(backend: str, experiment: Experiment) -> dict[str, str] | None:
         )
     if backend != VLLM:
         return {"name": backend, "version": version_of(kind)}
-    start_of(experiment.positions)
     check_sampling(Sampling(**experiment.sampling))
     return {"name": VLLM, "version": str(import_vllm().__version__)}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from odesteer.models import compatibility
 from odesteer.models.hooks.handle import Handle, LayerHandle
-from odesteer.models.hooks.positions import Positions, check_positions
+from odesteer.models.hooks.positions import Positions, parse_positions
 from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.layers import (
     attention_output,
@@ -61,14 +61,13 @@ def attach(
         ValueError: for a layer the model does not have, another width, unknown positions, or
             another model than `check` accepts.
     """
-    if isinstance(positions, str):
-        check_positions(positions)
+    chosen = parse_positions(positions)
     blocks = find_layers(model)
     with ExitStack() as undo:
         handles = []
         for part in parts:
             block = blocks[check_fits(part, model, check)]
-            handle = LayerHandle(part, model, block, positions, rows, measure, differentiable)
+            handle = LayerHandle(part, model, block, chosen, rows, measure, differentiable)
             undo.callback(handle.remove)
             handles.append(handle)
         undo.pop_all()

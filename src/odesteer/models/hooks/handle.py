@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from odesteer.models.hooks.positions import Positions, check_packed, select_tokens
+from odesteer.models.hooks.positions import PositionRule, check_packed, select_tokens
 from odesteer.models.hooks.registration import (
     Undo,
     WeakHook,
@@ -23,6 +23,7 @@ from odesteer.models.hooks.registration import (
 )
 from odesteer.models.hooks.stats import Callback, Counts, RunningStats, exposition, measure
 from odesteer.models.hooks.token_tracker import ForwardCall, TokenTracker
+from odesteer.models.hooks.trace import TokenTrace
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.models.steers import Steers
 from odesteer.ode import Dose, PerRow
@@ -39,7 +40,7 @@ class LayerHandle:
         steering: Steers,
         model: nn.Module,
         block: nn.Module,
-        positions: Positions,
+        positions: PositionRule | Tensor,
         rows: Sequence[int] | None,
         measure: bool,
         differentiable: bool = False,
@@ -97,6 +98,17 @@ class LayerHandle:
         seen, steered, sums = self._record.totals()
         means = {name: total / steered if steered else float("nan") for name, total in sums.items()}
         return {"tokens": float(seen), "steered": float(steered), **means}
+
+    def trace(self) -> Tensor:
+        """Return the steered tokens of the latest text; see `Handle.trace`."""
+        return self._trace.mask()
+
+    @property
+    def _trace(self) -> TokenTrace:
+        if not hasattr(self._local, "trace"):
+            self._local.trace = TokenTrace()
+        trace: TokenTrace = self._local.trace
+        return trace
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` with a `StepStats` after each pass; return the unsubscriber.
@@ -175,6 +187,7 @@ class LayerHandle:
         if not again:
             of_row = None if mask is None else mask.nonzero()[:, 0]
             seen = hidden.shape[:-1].numel()
+            self._trace.add(call.offset, hidden.shape[0], hidden.shape[1], mask)
             self._tell(before.detach(), after.detach(), of_row, seen)
         if self._differentiable:
             return result
@@ -255,6 +268,23 @@ class Handle:
         stats = [part.stats() for part in self.parts]
         shared = [key for key in stats[0] if all(key in each for each in stats)]
         return {key: sum(each[key] for each in stats) / len(stats) for key in shared}
+
+    def trace(self) -> Tensor:
+        """Return which tokens of the latest text the steering acted on, [rows, positions].
+
+            with steering.attach(model, positions="prompt[-4:]+generated[:32]") as handle:
+                model.generate(**inputs)
+            handle.trace().sum(dim=1)
+
+        Positions count from the first token of the padded prompt, so that the mask chooses the same
+        tokens as the `positions` of `attach`. The last token that is generated is never read, and
+        has none. With beams, rows are beams. The latest text is what this thread read since the
+        last call that began a text; it is kept after the handle is removed.
+
+        Raises:
+            ValueError: before the model has run in this thread.
+        """
+        return self.parts[0].trace()
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` with a `StepStats` after each pass; return the unsubscriber.

@@ -51,6 +51,28 @@ class ForwardCall:
     real: Tensor | None  # [b, t], None when every token is
     last: Tensor | None  # [b], position of each prompt's last real token
     obstacle: str = ""  # why prompts cannot be told apart from what follows them
+    mask: Tensor | None = None  # [b, positions], zero at the prompt's padding as far as it is known
+    places: Tensor | None = None  # [b, t], indices of answers that share a row with their prompt
+    prompt_known: bool = True  # false where a cache may hold generated tokens
+
+    def indices(self, t: int, device: torch.device) -> tuple[Tensor, Tensor | int]:
+        """Return the index of each token, and the number of real tokens in each prompt.
+
+        An index [t] or [b, t] counts the real tokens of a row; padding has that of a neighbour,
+        and virtual tokens have negative ones. The number is an int or [b, 1].
+        """
+        position = self.offset + torch.arange(t, device=device)
+        length = self.prompt_length
+        if isinstance(length, Tensor):
+            length = length.to(device)[:, None]
+        if self.places is not None:
+            return self.places.to(device), length
+        if self.mask is None:
+            return position, length
+        columns = torch.arange(self.mask.shape[1], device=device)
+        padding = (self.mask.to(device) == 0) & (columns < length)
+        before = padding.cumsum(dim=1)
+        return position - before[:, position.clamp(0, len(columns) - 1)], length - before[:, -1:]
 
     def prompt_ends(self, batch: int, device: torch.device) -> Tensor:
         """Return [b], the position of the last token of each prompt."""
@@ -228,6 +250,13 @@ _OUTSIDE = (
 )
 
 
+class _Cached(NamedTuple):
+    """Tokens in a cache: all of them, and those of the prompt."""
+
+    tokens: int
+    prompt: int
+
+
 class _Prompt(NamedTuple):
     """Prompts of a running `generate`."""
 
@@ -277,8 +306,7 @@ class TokenTracker:
         self._users: dict[object, bool] = {}
         self._local = _State()
         self._undo: list[Callable[[], None]] = []
-        # Tokens in caches, for those that do not count them themselves.
-        self._lengths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._cached: weakref.WeakKeyDictionary[Any, _Cached] = weakref.WeakKeyDictionary()
         # Calls that a backward pass may run parts of again, the latest last.
         self._again: deque[_Rerun] = deque(maxlen=256)
 
@@ -415,12 +443,15 @@ class TokenTracker:
             self._again.append(rerun)
             if any(list(self._users.values())):
                 self._guard(output, rerun)
-        state.call = state.tokens = None
+        call, state.call, state.tokens = state.call, None, None
         cache = cache_among(lambda name: getattr(output, name, None))
         # A list of states cannot be known again.
         with suppress(TypeError):
-            if cache is not None:
-                self._lengths[cache] = state.end
+            if cache is not None and call is not None:
+                length = call.prompt_length
+                # After `scoring`, what was read is the prompt of what follows.
+                prompt = length if isinstance(length, int) else state.end
+                self._cached[cache] = _Cached(state.end, prompt)
 
     def _guard(self, output: Any, rerun: _Rerun) -> None:
         """Make a backward pass refuse to rerun blocks once the steering is off.
@@ -512,17 +543,22 @@ class TokenTracker:
         real = real_tokens(mask, offset, tokens)
         lengths = state.lengths
         if lengths is not None:
-            return ForwardCall(offset, lengths, real, lengths - 1)
-        if prompt is None:
-            length = offset if offset > 0 else t + offset
-        else:
+            square = square_mask(arguments.get("attention_mask"), state.mask)
+            places = None if square is None else arguments.get("position_ids")
+            return ForwardCall(offset, lengths, real, lengths - 1, mask=mask, places=places)
+        known = True
+        if prompt is not None:
             length = prompt.length
+        elif offset > 0:
+            length, known = self._prompt_in_cache(arguments, offset)
+        else:
+            length = t + offset
         whole = mask is not None and (prompt is None or mask.shape[1] >= length)
         last = last_real_position(mask[:, :length]) if mask is not None and whole else None
         obstacle = GUIDED if prompt is not None and prompt.guided else ""
         if not one_text or is_packed(arguments, mask, real):
             obstacle = PACKED
-        return ForwardCall(offset, length, real, last, obstacle)
+        return ForwardCall(offset, length, real, last, obstacle, mask, None, known)
 
     def _read_square(
         self, arguments: dict[str, Any], offset: int, virtual: int
@@ -539,6 +575,17 @@ class TokenTracker:
         before = real.new_ones(batch, max(offset, 0))
         return torch.cat([before, real[:, max(-offset, 0) :]], dim=1), one_text
 
+    def _prompt_in_cache(self, arguments: dict[str, Any], offset: int) -> tuple[int, bool]:
+        """Return the length of the prompt that a cache begins with, and whether it is known.
+
+        It is all that the cache held when it was first seen.
+        """
+        try:
+            cached = self._cached.get(cache_among(arguments.get))
+        except TypeError:
+            return offset, False
+        return offset if cached is None else min(cached.prompt, offset), True
+
     def _offset(self, state: _State, arguments: dict[str, Any], t: int, mask: Tensor | None) -> int:
         """Return how many tokens came before those of this call."""
         cache_position = arguments.get("cache_position")
@@ -552,7 +599,7 @@ class TokenTracker:
         if length is not None:
             return length
         with suppress(KeyError, TypeError):
-            return self._lengths[cache]
+            return self._cached[cache].tokens
         if state.prompt is not None:
             return int(state.end)
         return 0 if mask is None else mask.shape[1] - t
