@@ -146,8 +146,9 @@ class Conversation:
 
     def _dose(self, name: str, value: float) -> "Dose | float":
         if name == "target":
-            budget = getattr(self.steering.strength, "budget", self.steering.strength)
-            return ods.Target(value, budget=budget)
+            now = self.steering.strength
+            coverage = getattr(now, "coverage", None)
+            return ods.Target(value, budget=getattr(now, "budget", now), coverage=coverage)
         return ods.Angle(value) if name == "angle" else value
 
     def _fit(self, method: str, layer: Any, what: str) -> None:
@@ -217,6 +218,7 @@ def chat(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
@@ -235,7 +237,7 @@ def chat(
 
     Example: odesteer chat smollm2 --method caa --contrast pairs.jsonl --layer 14 --angle 0.2
     """
-    dose = parse_dose(strength, angle, target)
+    dose = parse_dose(strength, angle, target, coverage)
     language_model, tokenizer, loaded = load_or_fit(
         model,
         steering,

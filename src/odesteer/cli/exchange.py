@@ -37,6 +37,7 @@ def export(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -57,7 +58,9 @@ def export(
     """
     vector_files = library.control_vectors
     lookup(vector_files.FORMATS, output.suffix, "kind of control vector")
-    loaded = with_dose(ods.load(steering), parse_dose(strength, angle, target), spread=False)
+    loaded = with_dose(
+        ods.load(steering), parse_dose(strength, angle, target, coverage), spread=False
+    )
     rows = apart = None
     if model is not None:
         data = read_contrast(contrast, columns=columns)

@@ -151,6 +151,10 @@ class SteeringRegistry:
                     f"{KEY}: '{request.name}' has no barrier, so it cannot stop at a target; give "
                     f"a strength."
                 )
+            try:
+                part.resolve(request.dose_at(part.dose))
+            except ValueError as error:
+                raise ValueError(f"{KEY}: '{request.name}': {error}") from None
             late = request.start in ("last_prompt", "generated")
             if part.field.prompt_conditioned and not late:
                 raise ValueError(
@@ -236,7 +240,7 @@ class RegisteredSteerings:
 
     An engine has steerings by name; a caller has objects: the one that the engine was started
     with, the same read from its directory, or either `with_strength`. They are recognised by
-    field, layer, site, solver and calibration. The dose travels with each request.
+    field, layer, site, solver, calibration and coverage. The dose travels with each request.
 
     Args:
         registry: of the engine; None for an engine that does not steer.
@@ -301,6 +305,7 @@ class RegisteredSteerings:
                 part.solver,
                 part.steps,
                 part.calibration,
+                part.coverage,
             )
             for part in steering.parts
         )
@@ -337,7 +342,8 @@ def _dose_fields(steering: Steering) -> dict[str, float]:
             f"doses."
         )
     if isinstance(dose, Target):
-        return {"target": dose.probability, **_size_field(dose.budget, parts)}  # type: ignore[arg-type]
+        fields = {"target": dose.probability, **_size_field(dose.budget, parts)}  # type: ignore[arg-type]
+        return fields if dose.coverage is None else {**fields, "coverage": dose.coverage}
     return _size_field(dose, parts)
 
 

@@ -20,7 +20,7 @@ KEY = "odesteer"
 STARTS = ("all", "last_prompt", "generated")
 # The library's names of the tokens that are steered, by where steering starts.
 START_OF = {"all": "all", "last+generated": "last_prompt", "generated": "generated"}
-_DOSES = ("strength", "angle", "target")
+_DOSES = ("strength", "angle", "target", "coverage")
 _FIELDS = ("name", *_DOSES, "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
@@ -41,12 +41,14 @@ class SteeringRequest:
         start: the first position that is steered: "all" (0), "last_prompt" (the prompt's last
             token, as in the paper), "generated" (the first generated one), or a position.
         probability: at which each token stops; the dose is then the budget.
+        coverage: of that target, see `odesteer.ode.Target`.
     """
 
     name: str
     dose: Dose | None = None
     start: str | int = "last_prompt"
     probability: float | None = None
+    coverage: float | None = None
 
     def first_position(self, prompt_length: int) -> int:
         """Return the position of the first steered token, counted from the start of the prompt."""
@@ -60,13 +62,15 @@ class SteeringRequest:
         dose = default if self.dose is None else self.dose
         if self.probability is None:
             return dose
-        return Target(self.probability, getattr(dose, "budget", dose))
+        return Target(self.probability, getattr(dose, "budget", dose), self.coverage)
 
     def as_value(self) -> dict[str, Any]:
         """Return the object that `parse` reads."""
         value: dict[str, Any] = {"name": self.name, "start": self.start}
         if self.probability is not None:
             value["target"] = self.probability
+        if self.coverage is not None:
+            value["coverage"] = self.coverage
         if self.dose is not None:
             value["angle" if isinstance(self.dose, Angle) else "strength"] = self.dose.size
         return value
@@ -109,6 +113,7 @@ def ask(
     strength: float | None = None,
     angle: float | None = None,
     target: float | None = None,
+    coverage: float | None = None,
     start: str | int = "last_prompt",
 ) -> dict[str, str]:
     """Return the `extra_args` of `SamplingParams`, or `vllm_xargs` over HTTP, of a request.
@@ -118,12 +123,13 @@ def ask(
         strength: integration time; the steering's own dose by default.
         angle: path length relative to the activation's norm.
         target: stop each token where P(positive) reaches this; the rest is its budget.
+        coverage: of that target: at least this share of rows like those it stops at is wanted.
         start: "all", "last_prompt", "generated", or the first position that is steered.
 
     Raises:
         ValueError: for arguments that no server would take.
     """
-    dose = {"strength": strength, "angle": angle, "target": target}
+    dose = {"strength": strength, "angle": angle, "target": target, "coverage": coverage}
     value = {"name": name, "start": start, **{k: v for k, v in dose.items() if v is not None}}
     text = json.dumps(value)
     parse(text)
@@ -202,10 +208,9 @@ def _parse_object(value: Any) -> SteeringRequest:
         raise ValueError(
             f"{KEY}: start is {', '.join(STARTS)} or a position from 0; got {_shown(start)}."
         )
-    dose, probability = _parse_dose(
-        {key: value[key] for key in _DOSES if value.get(key) is not None}
-    )
-    return SteeringRequest(name, dose, start, probability)
+    numbers = {key: value[key] for key in _DOSES if value.get(key) is not None}
+    dose, probability = _parse_dose(numbers)
+    return SteeringRequest(name, dose, start, probability, numbers.get("coverage"))
 
 
 def _parse_dose(fields: dict[str, Any]) -> tuple[Dose | None, float | None]:
@@ -224,7 +229,11 @@ def _parse_dose(fields: dict[str, Any]) -> tuple[Dose | None, float | None]:
         dose = Time(fields["strength"])
     if "angle" in fields:
         dose = Angle(fields["angle"])
-    target = fields.get("target")
+    target, coverage = fields.get("target"), fields.get("coverage")
+    if coverage is not None and (target is None or not 0.0 < coverage < 1.0):
+        raise ValueError(
+            f"{KEY}: a coverage is a share between 0 and 1, beside a target; got {coverage}."
+        )
     if target is not None:
         if not 0.0 < target < 1.0:
             raise ValueError(f"{KEY}: a target is a probability between 0 and 1; got {target}.")
