@@ -1,21 +1,20 @@
 """A target with a coverage stops where held-out rows show that the stated share is wanted.
 
 The share is at even priors, of fresh rows at and above the level. Rows here are their own h.
+`python -m tests.steering.test_coverage 20000` prints the shares over so many random splits.
 """
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from odesteer import CAA, Angle, Calibration, PerRow, Steering, Target
-from odesteer.methods.base import platt
 from odesteer.ode import GradientField, LinearBarrier
 from odesteer.steering.coverage import Coverage, Levels
-
-SPLITS = 2000
 
 
 def gaussians(rng, n):
@@ -40,7 +39,7 @@ def share_of(kind, t):
     return wanted / (wanted + unwanted)
 
 
-def shares(kind, n, coverage, splits=SPLITS):
+def shares(kind, n, coverage, splits):
     """The true share above the conformal level in every random split, 1 where it refuses."""
     rng, found = np.random.default_rng(0), []
     for _ in range(splits):
@@ -52,34 +51,9 @@ def shares(kind, n, coverage, splits=SPLITS):
     return np.array(found)
 
 
-@pytest.mark.parametrize("kind", [gaussians, skewed])
-@pytest.mark.parametrize(("n", "coverage"), [(20, 0.9), (40, 0.75), (200, 0.8)])
-def test_over_random_splits_the_share_is_at_least_the_coverage(kind, n, coverage):
-    found = shares(kind, n, coverage)
-    assert found.mean() >= coverage - 3.0 * found.std() / math.sqrt(SPLITS)
-
-
 def test_the_level_is_not_higher_than_the_rows_need():
-    found = shares(gaussians, 200, 0.9)
+    found = shares(gaussians, 200, 0.9, 500)
     assert 0.9 <= found.mean() < 0.92 and not (found == 1.0).any()
-
-
-def test_a_calibrated_probability_does_not_promise_the_share():
-    rng, found = np.random.default_rng(0), []
-    for _ in range(50):
-        values, labels = np.concatenate(skewed(rng, 200)), np.repeat([1, 0], 200)
-        (scale, offset), _ = platt(values, labels, "h")
-        found.append(share_of(skewed, (math.log(0.9 / 0.1) - offset) / scale))
-    assert np.mean(found) < 0.85  # of P = 0.9
-
-
-def test_rows_of_another_kind_are_not_covered():
-    rng = np.random.default_rng(0)
-    wanted, unwanted = gaussians(rng, 400)
-    level = Coverage.of(np.concatenate([wanted, unwanted]), np.repeat([1, 0], 400)).toward.at(0.9)
-    # The unwanted rows have come two standard deviations nearer, as steered text may.
-    shifted = normal_tail(level, 1.0) / (normal_tail(level, 1.0) + normal_tail(level, 1.0))
-    assert shifted == 0.5 < 0.9 <= share_of(gaussians, level) + 0.02
 
 
 def test_the_way_back_has_levels_of_its_own():
@@ -211,3 +185,18 @@ def test_a_level_that_no_float32_probability_says_is_refused_where_it_has_to_be_
 def test_a_coverage_is_a_share(coverage):
     with pytest.raises(ValueError, match="coverage"):
         Target(0.9, 1.0, coverage)
+
+
+def main(splits: int) -> None:
+    print("rows, coverage | mean share above the level | of splits not refused | refused")
+    for kind in (gaussians, skewed):
+        for n, coverage in ((20, 0.9), (40, 0.75), (200, 0.8), (200, 0.9), (1000, 0.9)):
+            found = shares(kind, n, coverage, splits)
+            refused = found == 1.0
+            others = found[~refused].mean()
+            print(f"{kind.__name__} {n}, {coverage} | {found.mean():.3f} | ", end="")
+            print(f"{others:.3f} | {refused.mean():.1%}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

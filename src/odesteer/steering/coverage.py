@@ -6,6 +6,7 @@ World", 2005; Angelopoulos and Bates, https://arxiv.org/abs/2107.07511).
 """
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def _checked(tree: Any) -> Levels:
             raise ValueError(f"levels are lists of at most {MOST} numbers; got {column!r:.80}")
         if any(type(x) not in (int, float) or not math.isfinite(x) for x in column):
             raise ValueError(f"levels are finite numbers; got {column!r:.80}")
-        if any(high <= low for low, high in zip(column, column[1:], strict=False)):
+        if any(high <= low for low, high in pairwise(column)):
             raise ValueError("levels ascend")
     counts = [tree["wanted"], tree["unwanted"]]
     if len(columns[0]) != len(columns[1]) or any(type(n) is not int or n < 0 for n in counts):
