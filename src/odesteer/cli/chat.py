@@ -164,11 +164,13 @@ class Conversation:
 
 
 def summary(passes: "list[StepStats]", on: bool = True) -> str:
-    """Summarize the barrier of an answer's tokens before and after, and their displacement.
+    """Summarize an answer's tokens: the barrier before and after, displacement, how they ended.
 
     Of several layers, the last one counts: there all of them have acted.
     """
     import torch
+
+    from odesteer.ode import Result
 
     last = max((each.layer or 0 for each in passes), default=0)
     stats = [each for each in passes if (each.layer or 0) == last]
@@ -177,6 +179,9 @@ def summary(passes: "list[StepStats]", on: bool = True) -> str:
     moved = torch.cat([each.relative_displacement for each in stats])
     share = float((moved > 0).float().mean())
     far = f"{len(moved)} tokens, {share:.0%} moved by {float(moved.mean()):.2f} of their norm"
+    ended = [int(code) for each in stats for code in each.result]
+    for result in (each for each in Result if each is not Result.BUDGET_SPENT and each in ended):
+        far += f", {ended.count(result)} {result.name.lower().replace('_', ' ')}"
     far = far if on else f"{len(moved)} tokens, unsteered"
     before = [each.log_odds_before for each in stats if each.log_odds_before is not None]
     after = [each.log_odds_after for each in stats if each.log_odds_after is not None]
