@@ -59,16 +59,15 @@ def measure(
     before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
     displacement = (after.float() - before.float()).norm(dim=-1)
     norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-    odds = None
-    if steering.field.barrier is not None:
-        odds = (steering.log_odds(before).cpu(), steering.log_odds(after).cpu())
+    has_barrier = steering.field.barrier is not None
     return StepStats(
         steering.layer,
         tokens,
         rows.cpu(),
         displacement.cpu(),
         (displacement / norm).cpu(),
-        *(odds or (None, None)),
+        steering.log_odds(before).cpu() if has_barrier else None,
+        steering.log_odds(after).cpu() if has_barrier else None,
         result.cpu(),
     )
 
