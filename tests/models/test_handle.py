@@ -193,7 +193,9 @@ def test_stats_say_how_tokens_ended_and_their_shares_add_up(positions):
 def test_stats_of_a_field_that_reads_the_prompt_say_how_tokens_ended():
     net = model()
     rows = forward(net)[0][1].flatten(0, 1)
-    steering = TruthFlow(epochs=1, min_steps=1).fit(rows[:12], rows[12:24], prompts=rows[:12], layer=1)
+    steering = TruthFlow(epochs=1, min_steps=1).fit(
+        rows[:12], rows[12:24], prompts=rows[:12], layer=1
+    )
     with steering.attach(net, measure=True) as handle:
         forward(net)
     assert handle.stats()["budget_spent"] == 1.0
