@@ -253,6 +253,11 @@ class Steering(Pushable):
         return self.only.calibration
 
     @property
+    def coverage(self) -> Coverage | None:
+        """Levels of the only layer for targets with a coverage, or None without held-out rows."""
+        return self.only.coverage
+
+    @property
     def solver(self) -> str:
         """Name of the only layer's solver."""
         return self.only.solver
