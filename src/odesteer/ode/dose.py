@@ -4,7 +4,7 @@
     PathLength(T)        the time in which a field at its initial speed travels T
     Angle(theta)         path length theta ||a||: transfers between models and layers
     Target(p, budget)    until P(desired | a) >= p, at most as far as the budget; with a coverage,
-                         until a stated share of rows like it is desired
+                         not before a stated share of rows is desired
 
 `odesteer.ode.dose_batch.PerRow` gives each row of a batch its dose. A number means `Time`. Under a
 unit-speed field time and path length are the same.

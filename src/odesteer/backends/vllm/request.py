@@ -123,7 +123,7 @@ def ask(
         strength: integration time; the steering's own dose by default.
         angle: path length relative to the activation's norm.
         target: stop each token where P(positive) reaches this; the rest is its budget.
-        coverage: of that target: at least this share of rows like those it stops at is wanted.
+        coverage: of that target: stop no earlier than where this share of rows is wanted.
         start: "all", "last_prompt", "generated", or the first position that is steered.
 
     Raises:
