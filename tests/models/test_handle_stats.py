@@ -9,6 +9,7 @@ from tests.helpers.models import block_outputs, constant, model, padded, prompt,
 
 import odesteer as ods
 from odesteer.models.hooks.stats import Counts, StepStats, exposition
+from odesteer.ode import Result
 
 IDS = torch.cat([prompt(9, seed=1), prompt(9, seed=2), prompt(9, seed=3)])
 SAMPLE = re.compile(r"^(odesteer_\w+)\{(.*)\} (\S+)$")
@@ -95,6 +96,22 @@ def test_prometheus_reads_what_stats_say() -> None:
     for name in ("log_odds_before", "log_odds_after"):
         assert found[f"odesteer_{name}_count", labels] == 27
         assert found[f"odesteer_{name}_sum", labels] / 27 == pytest.approx(stats[name])
+
+
+def test_prometheus_counts_how_tokens_ended():
+    net = model()
+    target = quadratic().with_strength(ods.Target(0.6, budget=0.5))
+    with target.attach(net, positions="all", measure=True) as handle:
+        net(input_ids=IDS)
+        stats, found = handle.stats(), samples(handle.prometheus("good"))
+    counts = {
+        labels.split('result="')[1][:-1]: value
+        for (name, labels), value in found.items()
+        if name == "odesteer_ended_tokens_total"
+    }
+    assert set(counts) == {each.name.lower() for each in Result}
+    assert sum(counts.values()) == 27
+    assert all(value == pytest.approx(27 * stats[name]) for name, value in counts.items())
 
 
 def test_unmeasured_only_tokens_are_exported() -> None:

@@ -40,6 +40,7 @@ def export(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -75,7 +76,9 @@ def export(
         source = _check_bake(model, output)
     else:
         lookup(vector_files.FORMATS, output.suffix, "kind of control vector")
-    loaded = with_dose(ods.load(steering), parse_dose(strength, angle, target), spread=False)
+    loaded = with_dose(
+        ods.load(steering), parse_dose(strength, angle, target, coverage), spread=False
+    )
     rows = apart = None
     if model is not None:
         language_model, tokenizer = library.load_model(model, say)

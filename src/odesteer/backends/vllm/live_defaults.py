@@ -16,7 +16,7 @@ from odesteer.backends.vllm.request import KEY, SteeringRequest, parse
 from odesteer.common.registry import lookup
 from odesteer.ode import Time
 
-_FIELDS = ("strength", "angle", "target", "enabled")
+_FIELDS = ("strength", "angle", "target", "coverage", "enabled")
 
 
 class LiveDefaults:
@@ -99,10 +99,12 @@ def _with_default(
 ) -> SteeringRequest:
     default = changed[request.name]
     if default is None:
-        return replace(request, dose=Time(0.0), probability=None)
+        return replace(request, dose=Time(0.0), probability=None, coverage=None)
     if request.dose is not None or request.probability is not None:
         return request
-    return replace(request, dose=default.dose, probability=default.probability)
+    return replace(
+        request, dose=default.dose, probability=default.probability, coverage=default.coverage
+    )
 
 
 def check_one_process(count: Any) -> None:

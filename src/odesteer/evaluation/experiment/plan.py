@@ -163,7 +163,9 @@ def _candidates(
         return experiment.choose.doses, "chosen"
     amount = as_dose(find_method(method.name).default_strength) if isinstance(dose, str) else dose
     if isinstance(amount, Target):
-        return (amount,), f"target-{amount.probability:g}-within-{_called(as_dose(amount.budget))}"
+        covered = "" if amount.coverage is None else f"-coverage-{amount.coverage:g}"
+        within = _called(as_dose(amount.budget))
+        return (amount,), f"target-{amount.probability:g}{covered}-within-{within}"
     return (amount,), _called(amount)
 
 
