@@ -22,10 +22,10 @@ TRAINED["odesteer-trained"] = ("epochs", int, 1)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 pairs of bright and melancholy answers to short prompts."""
+    """12 pairs of bright and melancholy answers to short prompts."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     keys = ("prompt", "positive", "negative", "topic")
-    lines = [json.dumps({key: row[key] for key in keys}) for row in contrast_rows()[::12]]
+    lines = [json.dumps({key: row[key] for key in keys}) for row in contrast_rows()[::32]]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
