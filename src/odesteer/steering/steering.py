@@ -25,6 +25,7 @@ from odesteer.models.chat_template import Messages
 from odesteer.models.compatibility import Difference, differences
 from odesteer.models.generation import Progress, Sampling, generate
 from odesteer.models.hooks.attach import attach
+from odesteer.models.hooks.condition import Condition
 from odesteer.models.hooks.handle import Handle
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.loading import check_loaded
@@ -353,6 +354,14 @@ class Steering(Pushable):
         """Join either aim in one ODE; see `any_of`."""
         return any_of(self, other)
 
+    def __gt__(self, probability: float) -> Condition:
+        """Return the condition P(positive) > probability at a prompt's end; see `attach`."""
+        return Condition(self.only, probability, above=True)
+
+    def __lt__(self, probability: float) -> Condition:
+        """Return the condition P(positive) < probability at a prompt's end; see `attach`."""
+        return Condition(self.only, probability, above=False)
+
     # ---- on a model
 
     def attach(
@@ -365,6 +374,7 @@ class Steering(Pushable):
         differentiable: bool = False,
         *,
         strength: Dose | float | None = None,
+        when: Condition | None = None,
     ) -> Handle:
         """Steer `model` until the handle is removed; see `odesteer.models.hooks.attach.attach`.
 
@@ -374,6 +384,8 @@ class Steering(Pushable):
         Args:
             model, positions, rows, measure, check, differentiable: see there.
             strength: another dose than the steering's own, at every layer.
+            when: a condition such as `other > 0.7`: only rows whose prompt ends where `other`, a
+                steering of one layer, gives its positive class a probability of more than 0.7.
         """
         if isinstance(positions, int | float | Dose):
             raise ValueError(
@@ -388,6 +400,7 @@ class Steering(Pushable):
             measure=measure,
             check=check,
             differentiable=differentiable,
+            when=when,
         )
 
     @overload

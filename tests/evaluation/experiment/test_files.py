@@ -84,6 +84,7 @@ def test_defaults_are_those_of_the_dataclass_and_of_the_benchmark() -> None:
     assert dict(experiment.sampling) == {"max_new_tokens": 32, "temperature": 0.0}
     assert [named.name for named in experiment.judges] == ["vader", "perplexity"]
     assert parsed(sampling={"max_new_tokens": 8}).sampling["max_new_tokens"] == 8
+    assert parsed(positions="all - prompt[0]").positions == "all-prompt[:1]"
 
 
 def test_a_row_has_its_own_hyperparameters_layers_and_doses() -> None:

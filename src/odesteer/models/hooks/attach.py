@@ -20,7 +20,8 @@ from contextlib import AbstractContextManager, ExitStack
 from torch import Tensor, nn
 
 from odesteer.models import compatibility
-from odesteer.models.hooks.handle import Handle, LayerHandle
+from odesteer.models.hooks.condition import Condition
+from odesteer.models.hooks.handle import ConditionReader, Handle, LayerHandle
 from odesteer.models.hooks.positions import Positions, parse_positions
 from odesteer.models.hooks.token_tracker import TokenTracker
 from odesteer.models.layers import (
@@ -41,6 +42,7 @@ def attach(
     measure: bool = False,
     check: str = "architecture",
     differentiable: bool = False,
+    when: Condition | None = None,
 ) -> Handle:
     """Steer a model until the handle is removed; use it in a `with` block.
 
@@ -56,18 +58,29 @@ def attach(
             `odesteer.models.compatibility`.
         differentiable: let exact gradients through the steered blocks, to the activations below and
             to the tensors of the field; without it a(T) - a counts as a constant.
+        when: which prompts, see `odesteer.models.hooks.condition`; None is all.
 
     Raises:
-        ValueError: for a layer the model does not have, another width, unknown positions, or
-            another model than `check` accepts.
+        ValueError: for a layer the model does not have, another width, unknown positions, another
+            model than `check` accepts, or a condition that is read too late.
     """
     chosen = parse_positions(positions)
     blocks = find_layers(model)
     with ExitStack() as undo:
         handles = []
+        reader, read_at = None, 0
+        if when is not None:
+            # Before the steerings: it reads what comes to a block that is steered, too.
+            read_at = check_fits(when.part, model, check)
+            reader = ConditionReader(when, model, blocks[read_at])
+            undo.callback(reader.remove)
         for part in parts:
-            block = blocks[check_fits(part, model, check)]
-            handle = LayerHandle(part, model, block, chosen, rows, measure, differentiable)
+            index = check_fits(part, model, check)
+            if when is not None:
+                when.check(read_at, part, index, chosen)
+            handle = LayerHandle(
+                part, model, blocks[index], chosen, rows, measure, differentiable, reader
+            )
             undo.callback(handle.remove)
             handles.append(handle)
         undo.pop_all()

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from odesteer.models.hooks.condition import Condition
 from odesteer.models.hooks.positions import PositionRule, check_packed, select_tokens
 from odesteer.models.hooks.registration import (
     Undo,
@@ -21,7 +22,14 @@ from odesteer.models.hooks.registration import (
     force_recompile,
     undo_all,
 )
-from odesteer.models.hooks.stats import Callback, Counts, RunningStats, exposition, measure
+from odesteer.models.hooks.stats import (
+    Callback,
+    Counts,
+    RunningStats,
+    StepStats,
+    exposition,
+    measure,
+)
 from odesteer.models.hooks.token_tracker import ForwardCall, TokenTracker
 from odesteer.models.hooks.trace import TokenTrace
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
@@ -44,6 +52,7 @@ class LayerHandle:
         rows: Sequence[int] | None,
         measure: bool,
         differentiable: bool = False,
+        reader: "ConditionReader | None" = None,
     ):
         if not hasattr(LayerHandle, "_apply"):
             LayerHandle._apply = torch.compiler.disable(LayerHandle._steer)
@@ -51,6 +60,7 @@ class LayerHandle:
         self._differentiable = differentiable
         self._positions = positions
         self._rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
+        self._reader = reader
         self._measure = measure
         self._record = RunningStats()
         # Replaced, never changed: a pass in another thread keeps the callbacks it began with.
@@ -59,6 +69,8 @@ class LayerHandle:
         self._tracker = TokenTracker.of(model)
         self._local = threading.local()
         self._undo: Undo = []
+        if reader is not None:
+            self._undo.append(reader.remove)
         # Before the hooks: another thread may run them as soon as they are there.
         self._finalizer = weakref.finalize(self, _abandon, self._undo)
         self._finalizer.atexit = False
@@ -157,15 +169,20 @@ class LayerHandle:
             )
         self._local.ran = call
         if call.obstacle:
-            rows = self._rows is not None or isinstance(self.steering.dose, PerRow)
+            conditional = self._rows is not None or self._reader is not None
+            rows = conditional or isinstance(self.steering.dose, PerRow)
             prompt_conditioned = self.steering.field.prompt_conditioned
             check_packed(call.obstacle, self._positions, rows, prompt_conditioned)
         velocity = self._velocity(hidden, call) if self.steering.field.prompt_conditioned else None
         mask = select_tokens(self._positions, call, hidden)
+        mine: list[Tensor] = []
         if self._rows is not None:
-            mine = self._tracker.expand_rows(self._rows, hidden.shape[0]).to(hidden.device)
+            mine.append(self._tracker.expand_rows(self._rows, hidden.shape[0]))
+        if self._reader is not None:
+            mine.append(self._reader.rows(hidden.shape[0]))
+        for each in mine:
             every = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            mask = (every if mask is None else mask) & mine[:, None]
+            mask = (every if mask is None else mask) & each.to(hidden.device)[:, None]
         if velocity is not None:
             velocity = velocity.unsqueeze(1).expand(*hidden.shape[:2], -1)
         if mask is None:
@@ -232,6 +249,36 @@ class LayerHandle:
         self._record.add(stats)
         for callback in callbacks:
             callback(stats)
+
+
+class ConditionReader:
+    """Reader of a condition in a model's running text, by a handle that moves nothing."""
+
+    def __init__(self, condition: Condition, model: nn.Module, block: nn.Module):
+        last, local = PositionRule.parse("last"), threading.local()
+        self._local = local
+        self._handle = LayerHandle(
+            condition.part.with_strength(0.0), model, block, last, None, False
+        )
+
+        # Of the store alone: a reference to the reader would keep its handle alive.
+        def read(stats: StepStats) -> None:
+            if len(stats.rows):
+                assert stats.log_odds_before is not None  # it has a barrier
+                local.rows = stats.rows[condition.holds(stats.log_odds_before)]
+
+        self._handle.subscribe(read)
+
+    def rows(self, batch: int) -> Tensor:
+        """Return the rows of the text whose prompts satisfy the condition, [batch]."""
+        mask = torch.zeros(batch, dtype=torch.bool)
+        rows: Tensor = getattr(self._local, "rows", torch.empty(0, dtype=torch.long))
+        mask[rows[rows < batch]] = True
+        return mask
+
+    def remove(self) -> None:
+        """Remove everything from the model."""
+        self._handle.remove()
 
 
 class Handle:
