@@ -23,7 +23,7 @@ from odesteer.ode import (
     trajectory,
 )
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
-from odesteer.steering.serialization.tree import describe, rebuild
+from odesteer.steering.serialization import describe, rebuild
 
 Make = Callable[..., Tensor]
 PRECISE = Adaptive(tolerance=1e-9)

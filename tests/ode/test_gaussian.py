@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from odesteer.ode import SOLVERS, GaussianBarrier, GradientField, LinearBarrier, solve
-from odesteer.steering.serialization.tree import describe, rebuild
+from odesteer.steering.serialization import describe, rebuild
 
 Make = Callable[..., Tensor]
 

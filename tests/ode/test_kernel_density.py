@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from odesteer.ode import GradientField, MixtureBarrier, Whitening
-from odesteer.steering.serialization.tree import describe, rebuild
+from odesteer.steering.serialization import describe, rebuild
 
 Make = Callable[..., Tensor]
 WIDTH = 1.5

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from odesteer.ode import Dense, GradientField, Network, NetworkBarrier
 from odesteer.ode.barriers.mlp import ACTIVATIONS
-from odesteer.steering.serialization.tree import describe, rebuild
+from odesteer.steering.serialization import describe, rebuild
 
 Make = Callable[..., Tensor]
 MODULES = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}

@@ -14,7 +14,7 @@ from tests.helpers.models import constant, two_gaussians
 
 from odesteer import ODESteer, Steering, load
 from odesteer.steering.hub import FILES
-from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
+from odesteer.steering.serialization import CARD, CONFIG, TENSORS
 
 ROWS = two_gaussians(6, 6)[0]
 

@@ -56,7 +56,7 @@ def test_a_huge_file_is_refused_by_its_size(name, size, folder):
 def test_a_tensor_file_that_is_not_what_was_saved_is_never_in_memory(folder, monkeypatch):
     os.truncate(folder / TENSORS, 2**28)
     monkeypatch.setattr(
-        "odesteer.steering.serialization.directory.load_tensors", lambda _: pytest.fail("was read")
+        "odesteer.steering.serialization.load_tensors", lambda _: pytest.fail("was read")
     )
     refused(folder, "does not match its checksum")
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from odesteer import Steering
-from odesteer.steering.serialization.directory import CONFIG, TENSORS
+from odesteer.steering.serialization import CONFIG, TENSORS
 
 SAVED = Path(__file__).parents[1] / "saved_0_1_0"
 NAMES = ("caa", "composed", "mimic", "odesteer", "two-layers")

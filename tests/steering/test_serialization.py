@@ -15,7 +15,7 @@ from torch import nn
 
 from odesteer import CAA, Angle, Calibration, ODESteer, PathLength, Steering, Target, Time, ode
 from odesteer.common.files import _aside, write_whole
-from odesteer.steering.serialization.tree import CLASSES
+from odesteer.steering.serialization import CLASSES
 
 
 def whole(strength=1.5):

@@ -10,7 +10,7 @@ from odesteer.evaluation import assessment as assessment
 from odesteer.evaluation import demo as demo
 from odesteer.evaluation import report as report
 from odesteer.evaluation.benchmarks import sentiment as sentiment
-from odesteer.evaluation.experiment import parse_toml as parse_toml
+from odesteer.evaluation.experiment import config as config
 from odesteer.evaluation.experiment import run as run
 from odesteer.evaluation.experiment.plan import KINDS as KINDS
 from odesteer.evaluation.experiment.plan import estimate as estimate

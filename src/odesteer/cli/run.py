@@ -58,7 +58,7 @@ def run(
 
     Example: odesteer run experiments/smollm2-rtp.toml --set limits.test=20 --out try
     """
-    chosen = library.parse_toml.read(experiment, changes or ())
+    chosen = library.config.read(experiment, changes or ())
     if dry:
         _describe(chosen, data, as_json)
         return

@@ -45,7 +45,7 @@ from odesteer.models.layers import find_layers
 from odesteer.ode import Angle
 from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
-from odesteer.steering.serialization.directory import dose_to_json
+from odesteer.steering.serialization import dose_to_json
 
 DOSES = (Angle(0.1), Angle(0.2), Angle(0.3))
 METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())

@@ -27,7 +27,7 @@ from urllib.parse import urljoin, urlsplit
 from odesteer.common.files import replace_files
 from odesteer.common.limits import MAX_JSON_BYTES, MAX_TENSOR_BYTES, brief
 from odesteer.common.served import local_folder
-from odesteer.steering.serialization.directory import CARD, CONFIG, TENSORS
+from odesteer.steering.serialization import CARD, CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS, CARD)
 _ADDRESS = re.compile(r"https?://[!-~]{1,1000}")

@@ -39,11 +39,12 @@ from odesteer.ode import (
 )
 from odesteer.ode.fields.base import compute_dtype
 from odesteer.steering.coverage import Coverage
-from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
-from odesteer.steering.serialization.tree import (
+from odesteer.steering.serialization import (
     MISFITS,
     calibration_of,
     describe,
+    dose_from_json,
+    dose_to_json,
     plain_of,
     rebuild,
     try_out,

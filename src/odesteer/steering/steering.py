@@ -45,7 +45,7 @@ from odesteer.steering.coverage import Coverage
 from odesteer.steering.hub import Pushable, locate
 from odesteer.steering.layer_steering import Calibration, LayerSteering
 from odesteer.steering.model_card import html
-from odesteer.steering.serialization.directory import read, write
+from odesteer.steering.serialization import read, write
 
 
 class Steering(Pushable):

@@ -44,7 +44,7 @@ def start(file: Path, folder: Path, engine: str = "local") -> Forked:
 
 def _run(file: Path, folder: Path, engine: str) -> None:
     from odesteer.evaluation.benchmarks import base as data
-    from odesteer.evaluation.experiment.parse_toml import read
+    from odesteer.evaluation.experiment.config import read
     from odesteer.evaluation.experiment.run import run
 
     data.SHA256 = {}

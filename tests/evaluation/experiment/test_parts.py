@@ -11,9 +11,8 @@ import odesteer as ods
 from odesteer.evaluation.benchmarks import Sentiment, TruthfulQA
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.cases import instructed
-from odesteer.evaluation.experiment.config import Experiment, Limits
+from odesteer.evaluation.experiment.config import Experiment, Limits, parse
 from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.parse_toml import parse
 from odesteer.evaluation.experiment.plan import limited, plan
 from odesteer.evaluation.experiment.run_directory import RunFolder, line
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import odesteer as ods
 from odesteer.cli.app import app
-from odesteer.evaluation.experiment.parse_toml import read
+from odesteer.evaluation.experiment.config import read
 from odesteer.evaluation.experiment.run import run
 
 GENERATIONS = """

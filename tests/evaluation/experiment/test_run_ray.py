@@ -13,7 +13,7 @@ from tests.helpers.ray_cluster import joined as joined
 from tests.helpers.ray_cluster import needs_ray, workers
 
 from odesteer.common.jobs import _sized, ray_worker
-from odesteer.evaluation.experiment.parse_toml import read
+from odesteer.evaluation.experiment.config import read
 from odesteer.evaluation.experiment.run import run
 
 # A cluster takes most of a minute to start.

@@ -25,8 +25,7 @@ from odesteer.models.hooks.positions import PositionRule, Span
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import LayerSteering, Steering, load
 from odesteer.steering.hub import locate
-from odesteer.steering.serialization.directory import CONFIG
-from odesteer.steering.serialization.tree import describe
+from odesteer.steering.serialization import CONFIG, describe
 
 _PLUGIN = "odesteer"
 

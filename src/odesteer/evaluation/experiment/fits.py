@@ -40,7 +40,7 @@ from odesteer.models.layers import layer_index
 from odesteer.models.loading import SMOLLM2, local_copy
 from odesteer.ode import Dose
 from odesteer.steering import Steering, load
-from odesteer.steering.serialization.directory import CONFIG
+from odesteer.steering.serialization import CONFIG
 
 
 class Kind(NamedTuple):

@@ -24,7 +24,7 @@ from odesteer.evaluation.experiment.worker import Worker
 from odesteer.extraction.extract import Progress
 from odesteer.models.compatibility import describe_model
 from odesteer.models.loading import Say, load_model
-from odesteer.steering.serialization.directory import dose_to_json
+from odesteer.steering.serialization import dose_to_json
 
 
 class RunSummary(NamedTuple):
@@ -74,7 +74,7 @@ def run(
     """Run an experiment, or what is left of it.
 
     Args:
-        experiment: see `odesteer.evaluation.experiment.parse_toml`.
+        experiment: see `odesteer.evaluation.experiment.config`.
         out: the run directory; new, or this experiment's.
         data: folder of the benchmarks, see `odesteer.evaluation.benchmarks.load_benchmark`.
         engine: one of `odesteer.common.jobs.ENGINES`.

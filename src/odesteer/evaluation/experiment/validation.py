@@ -36,7 +36,7 @@ from odesteer.extraction.score_texts import Baseline, TextScore, baselines, scor
 from odesteer.fitting.dose_search import match_damage
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering
-from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
+from odesteer.steering.serialization import dose_from_json, dose_to_json
 
 START = 0.1  # of an angle; a tenth of a step of CAA, where damage is still small
 POWERS = {"kl": 2.0, "displacement": 1.0}

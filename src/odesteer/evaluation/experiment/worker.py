@@ -21,7 +21,7 @@ from odesteer.extraction.packing import PromptWithAnswers
 from odesteer.extraction.score_texts import takes_packed
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
-from odesteer.steering.serialization.directory import CONFIG, dose_to_json
+from odesteer.steering.serialization import CONFIG, dose_to_json
 
 NEGATIVES = 100  # as in the paper's Figure 2
 POINTS = 10  # along the path, besides its start

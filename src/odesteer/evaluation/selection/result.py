@@ -17,7 +17,7 @@ import numpy as np
 from odesteer.evaluation.statistics import Interval
 from odesteer.ode import Dose
 from odesteer.steering import Steering
-from odesteer.steering.serialization.directory import dose_to_json
+from odesteer.steering.serialization import dose_to_json
 
 
 class Trial(NamedTuple):

@@ -27,11 +27,11 @@ from odesteer.models.hooks.stats import (
     Counts,
     RunningStats,
     StepStats,
+    TokenTrace,
     exposition,
     measure,
 )
 from odesteer.models.hooks.token_tracker import ForwardCall, TokenTracker
-from odesteer.models.hooks.trace import TokenTrace
 from odesteer.models.layers import attention_output, block_output, hidden_size, replace_output
 from odesteer.models.steers import Steers
 from odesteer.ode import Dose, PerRow

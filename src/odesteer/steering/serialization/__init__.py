@@ -1,1 +1,0 @@
-"""Serialization of steerings: JSON and safetensors, never code."""
