@@ -32,8 +32,8 @@ import odesteer as ods
 from odesteer.common.files import write_whole
 from odesteer.data.behaviours import PAIRS
 from odesteer.evaluation.assessment import PROMPTS, Assessor
-from odesteer.evaluation.benchmarks.files import data_dir
-from odesteer.extraction.scoring.score_texts import score_texts
+from odesteer.evaluation.benchmarks.base import data_dir
+from odesteer.extraction.score_texts import score_texts
 from odesteer.extraction.sensitivities import split_texts
 from odesteer.models.loading import load_model
 

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 import odesteer as ods
+from odesteer.common.catalogue import STYLE
 from odesteer.common.files import write_whole
-from odesteer.common.palette import STYLE
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 LENGTH = 1.8  # of the way, in the first picture

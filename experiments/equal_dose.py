@@ -45,9 +45,9 @@ from torch import Tensor
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import TruthfulQA, data_dir
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
-from odesteer.evaluation.statistics.bootstrap import interval
+from odesteer.evaluation.statistics import interval
 from odesteer.extraction.extract import activations
-from odesteer.fitting.match_dose import match_displacement
+from odesteer.fitting.dose_search import match_displacement
 from odesteer.methods import METHODS, GaussianODESteer, Method
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import Angle, Target, Time

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from odesteer.evaluation.benchmarks import TruthfulQA
-from odesteer.evaluation.benchmarks.files import json_lines, locate
+from odesteer.evaluation.benchmarks.base import json_lines, locate
 from odesteer.evaluation.benchmarks.sentiment import rows as sentences
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges import (

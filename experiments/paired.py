@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from odesteer.evaluation.report import read_run
-from odesteer.evaluation.statistics.bootstrap import interval
+from odesteer.evaluation.statistics import interval
 
 
 def main(one: str, other: str, *paths: str) -> None:

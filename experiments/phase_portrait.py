@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import odesteer as ods
-from odesteer.common.palette import STYLE
+from odesteer.common.catalogue import STYLE
 from odesteer.evaluation.demo import contrast
 from odesteer.models.loading import SMOLLM2, load_model
 from odesteer.ode import QuadraticBarrier

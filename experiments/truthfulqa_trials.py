@@ -18,10 +18,10 @@ import numpy as np
 from odesteer.evaluation.benchmarks import Fold, load_benchmark
 from odesteer.evaluation.experiment.cases import choice_scores, with_answers
 from odesteer.evaluation.metrics import answers
-from odesteer.extraction.scoring.packing import PromptWithAnswers
-from odesteer.extraction.scoring.score_texts import TextScore, score_texts
+from odesteer.extraction.packing import PromptWithAnswers
+from odesteer.extraction.score_texts import TextScore, score_texts
 from odesteer.fitting import fit
-from odesteer.fitting.match_dose import match_damage
+from odesteer.fitting.dose_search import match_damage
 from odesteer.methods import METHODS
 from odesteer.models.loading import load_model
 from odesteer.ode import Angle, Dose, Target

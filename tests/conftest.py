@@ -20,6 +20,8 @@ _LONG = {
     "test_real_model.py",
     "test_docs.py",
     "test_docs_quickstart.py",
+    "test_shards_ray.py",
+    "test_run_ray.py",
 }
 _SHORT = {"test_conformance.py"}
 

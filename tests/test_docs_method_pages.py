@@ -4,16 +4,21 @@ import re
 
 import pytest
 from docs.method_pages import method_page
+from tests.helpers.quick_methods import quick
 
+import odesteer as ods
 from odesteer import METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_page_holds_the_facts_and_its_example_runs(name: str) -> None:
+def test_the_page_holds_the_facts_and_its_example_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = METHODS[name]
     page = method_page(method)
     assert page.startswith(f"# {method.__name__}\n\n`{name}`")
     [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setattr(ods, method.__name__, quick(name))
     made: dict[str, object] = {}
     exec(compile(code, f"<{name}>", "exec"), made)
     assert made["steered"].shape == made["negative"].shape  # type: ignore[attr-defined]

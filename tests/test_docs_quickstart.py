@@ -10,17 +10,13 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors import safe_open
+from tests.helpers import narrow_smollm2
 from tests.helpers.paths import REPOSITORY
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from odesteer.cli.app import app
-from odesteer.models.loading import local_copy
 
 # In the order in which a newcomer reads them.
 PAGES = ("README.md", "docs/start.md")
@@ -35,7 +31,6 @@ ELSEWHERE = {
 }
 # Typed into `odesteer chat`, which also reads a pipe.
 TYPED = "/angle 0.1\nHow are you?\n/quit\n"
-WIDTH = 64
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -62,32 +57,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """30 random blocks on a part of SmolLM2's embeddings, which tell words of two kinds apart."""
-    folder = Path(local_copy())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=30,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with safe_open(folder / "model.safetensors", framework="pt") as file, torch.no_grad():
-        embeddings = file.get_slice("model.embed_tokens.weight")[:, :WIDTH]
-        model.get_input_embeddings().weight.copy_(embeddings)
-        model.model.norm.weight.mul_(10.0)  # as sensitive to a dose as a trained model
-
-    def load(name: str, *_: Any, **__: Any) -> tuple[Any, Any]:
-        assert name == "smollm2"
-        return model, tokenizer
-
-    monkeypatch.setattr("odesteer.models.loading.load_model", load)
+    narrow_smollm2.replace(monkeypatch)
 
 
 @pytest.mark.slow

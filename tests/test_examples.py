@@ -30,7 +30,8 @@ class Reference:
         self.model, self.tokenizer = load_model("smollm2")
         whole, _ = contrast()
         some = whole.subset(sorted(set(whole.groups[0]))[::4])  # fitted in seconds
-        self.steering = ods.fit(self.model, self.tokenizer, some, layer=16)
+        dose = ods.Angle(0.2)  # each example asks for its own
+        self.steering = ods.fit(self.model, self.tokenizer, some, layer=16, strength=dose)
         self.said = cache(self._said)
 
     def ids(self, question: str = STREET) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers.paths import REPOSITORY
+from tests.steering.test_coverage import gaussians, normal_tail, share_of, shares, skewed
 from torch import Tensor
 
+from odesteer.methods.base import platt
 from odesteer.ode import (
     SOLVERS,
     Adaptive,
@@ -30,6 +34,7 @@ from odesteer.ode import (
     solve,
     trajectory,
 )
+from odesteer.steering.coverage import Coverage
 
 D = 5
 PAGE = REPOSITORY / "docs" / "guarantees.md"
@@ -549,6 +554,35 @@ def test_a_target_is_met_at_its_level_or_spends_the_whole_budget() -> None:
 
 
 # ---- the page
+
+
+@pytest.mark.parametrize("kind", [gaussians, skewed])
+@pytest.mark.parametrize(("n", "coverage"), [(20, 0.9), (40, 0.75), (200, 0.8)])
+def test_above_a_covered_level_the_stated_share_is_wanted(
+    kind: Any, n: int, coverage: float
+) -> None:
+    found = shares(kind, n, coverage, 1000)
+    assert found.mean() >= coverage - 3.0 * found.std() / math.sqrt(1000)
+
+
+def test_above_the_level_of_a_probability_the_share_may_be_smaller() -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(50):
+        values, labels = np.concatenate(skewed(rng, 200)), np.repeat([1, 0], 200)
+        (scale, offset), _ = platt(values, labels, "h")
+        found.append(share_of(skewed, (math.log(0.9 / 0.1) - offset) / scale))
+    assert np.mean(found) < 0.85
+
+
+def test_a_coverage_is_lost_at_the_level_itself_and_where_rows_are_others() -> None:
+    rng = np.random.default_rng(0)
+    values, labels = np.concatenate(gaussians(rng, 1000)), np.repeat([1, 0], 1000)
+    level = Coverage.of(values, labels).toward.at(0.9)
+    # The log-odds of a row at h are 2 h: those that stop at the level are its least wanted ones.
+    assert 1.0 / (1.0 + math.exp(-2.0 * level)) < 0.8 < 0.89 < share_of(gaussians, level)
+    # The unwanted rows have come nearer by 1.5, as steered ones may.
+    wanted, nearer = normal_tail(level, 1.0), normal_tail(level, 0.5)
+    assert wanted / (wanted + nearer) < 0.7
 
 
 def test_the_page_names_these_tests_and_no_others() -> None:

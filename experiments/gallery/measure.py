@@ -16,8 +16,8 @@ from experiments.gallery.result import DOSES, PERFECT, SHOWN, UNSTEERED, Gallery
 from experiments.gallery.toy_data import EXTENT, PLANES, Plane, lift
 from torch import Tensor
 
-from odesteer.evaluation.statistics.bootstrap import Interval, interval
-from odesteer.fitting.match_dose import match_displacement
+from odesteer.evaluation.statistics import Interval, interval
+from odesteer.fitting.dose_search import match_displacement
 from odesteer.methods import METHODS, Method, PaperODESteer, RandomDirection, find_method
 from odesteer.methods.base import platt
 from odesteer.ode import Time

@@ -14,8 +14,8 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from odesteer.common.catalogue import BLUE, STYLE, VERMILION
 from odesteer.common.files import write_whole
-from odesteer.common.palette import BLUE, STYLE, VERMILION
 
 # Okabe and Ito's blue and vermillion for the classes; pale ones of the same hues for h.
 WANTED, UNWANTED = BLUE, VERMILION

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.gallery.toy_data import PLANES
 
 from odesteer.common.files import write_whole
-from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.evaluation.statistics import Interval
 
 # Displacements over the mean distance of the held-out negatives to the desired region: with 1
 # a perfect method brings all of them there, and 3 shows who goes too far.

@@ -80,11 +80,13 @@ def test_an_answer_streams_is_remembered_and_is_the_models_own(
 def test_the_barrier_that_is_shown_is_that_of_the_tokens() -> None:
     odds = torch.tensor([0.0, 2.0]), torch.tensor([2.0, 2.0])
     still = torch.tensor([0.0, 0.5])
-    one = StepStats(3, 2, torch.zeros(2), still, still, *odds)
+    one = StepStats(3, 2, torch.zeros(2), still, still, *odds, torch.tensor([2, 2]))
     assert summary([one]) == "P ▕███████░▏ 0.69 → 0.88  2 tokens, 50% moved by 0.25 of their norm"
     assert summary([one], on=False) == "P ▕███████░▏ 0.69  2 tokens, unsteered"
     later = one._replace(layer=5, log_odds_before=None, log_odds_after=None)
     assert summary([one, later]) == "2 tokens, 50% moved by 0.25 of their norm"
+    stopped = one._replace(result=torch.tensor([0, 1]))
+    assert summary([stopped]).endswith("of their norm, 1 reached, 1 already there")
     assert summary([]) == "no token was steered"
 
 

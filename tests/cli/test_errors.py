@@ -155,10 +155,19 @@ def test_a_method_that_does_not_exist_is_not_explained() -> None:
     fails_with(run("methods", "odestear"), "Unknown method 'odestear'", "Did you mean 'odesteer'?")
 
 
-def test_inspect_prints_json_for_scripts(steering: Path) -> None:
+def test_inspect_prints_json_for_scripts(steering: Path, tmp_path: Path) -> None:
     result = run("inspect", steering, "--json")
     facts = json.loads(result.stdout)
     assert (result.exit_code, facts["method"], facts["layer"]) == (0, "caa", 1)
+    part = ods.load(steering).only
+    slope = part.calibration.scale * float(part.barrier.weight.norm())
+    assert facts["certificate"]["lipschitz"] == pytest.approx(slope)
+    assert facts["highest coverage"] == round(part.coverage.toward.share[-1], 4)
+    assert "log-odds change by at most" in run("inspect", steering).stdout
+    nothing = ods.RandomDirection().fit(torch.zeros(2, 4), torch.ones(2, 4), layer=0)
+    facts = json.loads(run("inspect", nothing.save_pretrained(tmp_path), "--json").stdout)
+    assert not facts["certificate"]["radius"] and facts["highest coverage"] is None
+    assert "has no barrier" in facts["certificate"]["reason"]
 
 
 def test_inspect_shows_what_it_can_of_receipts_that_anybody_may_have_written(

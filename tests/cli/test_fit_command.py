@@ -109,3 +109,16 @@ def test_where_no_dose_was_asked_for_the_text_chooses_it(model, pairs, tmp_path)
     asked = ["--kl", "medium", "--json", "--out", tmp_path / "asked"]
     report = json.loads(run("fit", model, pairs, "--layer", "1", *asked).stdout)
     assert report["kl"]["asked"] == 0.3
+
+
+def test_a_target_may_have_a_coverage_and_few_rows_are_refused_in_one_line(model, pairs, tmp_path):
+    target = [*CAA, "--angle", "0.5", "--target", "0.6", "--no-check", "--out", tmp_path / "out"]
+    done = run("fit", model, pairs, *target, "--coverage", "0.9")
+    assert done.exit_code == 0, done.stderr
+    dose = ods.load(tmp_path / "out").dose
+    assert dose == ods.Target(0.6, ods.Angle(0.5), coverage=0.9)
+    done = run("fit", model, pairs, *target, "--coverage", "0.95")
+    assert done.exit_code == 2
+    assert "takes at least 19 held-out rows of each class" in " ".join(done.stderr.split())
+    done = run("fit", model, pairs, *CAA, "--coverage", "0.9", "--out", tmp_path / "out")
+    assert "--coverage is of a target" in done.stderr

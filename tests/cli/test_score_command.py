@@ -51,9 +51,9 @@ def test_it_ranks_texts_that_have_no_labels(model: Path, steering: Path, tmp_pat
     assert "is good" in lines[1] and "▕███████░▏" in lines[1]
     assert lines[4].split() == ["…"] and "is bad" in lines[7]
     assert lines[8].startswith("12 texts: 6 with P(positive) above 0.5; log-odds -")
-    assert len(lines) == 10 and "--out FILE" in lines[9]
+    assert "takes P past 0.5" in lines[9] and "--out FILE" in lines[-1]
     whole = score(model, file, steering, "--show", "6").stdout.splitlines()
-    assert len(whole) == 14 and "…" not in whole[7]
+    assert len(whole) == 15 and "…" not in whole[7]
 
 
 def test_long_texts_leave_the_numbers_their_room(
@@ -77,6 +77,31 @@ def test_labels_give_quality_and_a_threshold(model: Path, steering: Path, tmp_pa
     shown = " ".join(score(model, file, steering, "--false-positives", "0.2").stdout.split())
     assert "AUC 1.000 [1.000, 1.000]" in shown and "n = 6 positive + 6 negative" in shown
     assert "recall 1.000" in shown and "check it on others" in shown
+
+
+def test_each_text_has_the_radius_within_which_its_side_is_certain(
+    model: Path, steering: Path, tmp_path: Path
+) -> None:
+    file = written(tmp_path / "texts.jsonl", ROWS)
+    found = json.loads(score(model, file, steering, "--json").stdout)
+    assert found["certificate"] == {"probability": 0.5, "reason": None}
+    texts = [row["text"] for row in found["texts"]]
+    scores = ods.score(tiny.model(), tiny.tokenizer(), ods.load(steering), texts)
+    assert scores.radius is not None and (scores.radius > 0).all()
+    assert [row["radius"] for row in found["texts"]] == pytest.approx(scores.radius, rel=1e-3)
+
+
+def test_a_barrier_without_a_bound_has_no_radius_and_the_reason(
+    model: Path, tmp_path: Path
+) -> None:
+    contrast = ods.Contrast.from_rows(ROWS)
+    sketch = ods.fit(tiny.model(), tiny.tokenizer(), contrast, method="odesteer-paper", layer=1)
+    file = written(tmp_path / "texts.jsonl", ROWS)
+    saved = sketch.save_pretrained(tmp_path / "sketch")
+    found = json.loads(score(model, file, saved, "--json").stdout)
+    assert all(row["radius"] is None for row in found["texts"])
+    assert "No Lipschitz bound of a SketchBarrier" in found["certificate"]["reason"]
+    assert "No certified radius" in score(model, file, saved).stdout
 
 
 def test_away_turns_scores_and_labels_around(model: Path, steering: Path, tmp_path: Path) -> None:

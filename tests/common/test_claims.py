@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from odesteer.common.job_directory import Claim, remove_abandoned_claims
+from odesteer.common.jobs import Claim, remove_abandoned_claims
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from odesteer.common.job_directory import Claim
+from odesteer.common.jobs import Claim
 claim = Claim.take(Path(sys.argv[1]))
 print(claim is not None, flush=True)
 time.sleep(600)

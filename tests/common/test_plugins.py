@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import odesteer as ods
 from odesteer.cli.app import app
 from odesteer.evaluation.benchmarks import Sentiment, load_benchmark
-from odesteer.evaluation.experiment.generators import find_backend
+from odesteer.evaluation.experiment.fits import find_backend
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 from odesteer.evaluation.judges import find_judge

@@ -14,8 +14,7 @@ from odesteer.data import Contrast
 from odesteer.data.confounds import confounds
 from odesteer.data.pairs import Trait, write_pairs
 from odesteer.data.pairs.traits import PLAIN, everyday_questions
-from odesteer.data.pairs.usable import alike, clean, flaw
-from odesteer.data.pairs.write import UNIT, answers_path
+from odesteer.data.pairs.write import UNIT, alike, answers_path, clean, flaw
 from odesteer.data.pairs.writers import LocalWriter
 from odesteer.models.generation import generate
 

@@ -16,7 +16,7 @@ from odesteer.evaluation.assessment import (
     Assessor,
     verdict,
 )
-from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.evaluation.statistics import Interval
 
 
 @pytest.mark.parametrize(

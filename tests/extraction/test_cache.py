@@ -1,22 +1,23 @@
 """Cached activations are those of the same call, to the bit, whoever else writes or is killed."""
 
+import fcntl
 import hashlib
 import os
-import subprocess
-import sys
+import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.extraction.test_extract import texts
+from tests.helpers.forked import Forked
 from tests.helpers.models import ARCHITECTURES, DEPTH, constant, model, tokenizer
-from tests.helpers.paths import REPOSITORY
 from torch import nn
 
 import odesteer as ods
-from odesteer.extraction.cache.index import MODEL, cached_models, remove, trim
+from odesteer.extraction.cache_index import MODEL, cached_models, remove, trim
 from odesteer.extraction.extract import activations
 from odesteer.models.fingerprint import _content, fingerprint, obstacle
 from odesteer.models.layers import find_layers
@@ -391,7 +392,7 @@ def test_a_damaged_file_is_computed_again_and_mended(damage, tmp_path, fresh):
 def test_a_file_that_vanishes_is_computed_again(tmp_path, fresh, monkeypatch):
     net = model()
     read(net, tmp_path)
-    from odesteer.extraction.cache import store as cache
+    from odesteer.extraction import cache
 
     opened = cache.safe_open
 
@@ -413,47 +414,49 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_else(tmp_path,
 # ---- several processes
 
 
-SCRIPT = """
-import hashlib, sys
-import torch
-torch.set_num_threads(1)
-from odesteer.common import files as saving
-from transformers import AutoModelForCausalLM
-from tests.extraction.test_cache import SMALL, read
-from tests.helpers.models import tokenizer
-
-model, folder, mode = sys.argv[1:]
-net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-replace, writes = saving.os.replace, []
-
-def say_and_wait(*args):
-    print("here", flush=True)
-    sys.stdin.readline()
-
-def stop_in_a_write(source, target):
-    writes.append(target)
-    if len(writes) == 5:
-        say_and_wait()
-    replace(source, target)
-
-progress = None
-if mode == "race":
-    say_and_wait()
-elif mode == "write":
-    saving.os.replace = stop_in_a_write
-else:
-    progress = lambda done, total: say_and_wait() if done >= total / 2 else None
-found = read(net, folder, progress=progress)
-data = b"".join(t.numpy().tobytes() for rows in found.values() for t in rows)
-print(hashlib.sha256(data).hexdigest(), flush=True)
-"""
-
-
 def start(saved, folder, mode):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    command = [sys.executable, "-c", SCRIPT, str(saved), str(folder), mode]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+    return Forked(read_and_wait, saved, folder, mode)
+
+
+def read_and_wait(saved, folder, mode):
+    """Read as the others do, but wait for good in the middle, or for all before ("race")."""
+    from transformers import AutoModelForCausalLM
+
+    from odesteer.common import files as saving
+
+    net = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32).eval()
+    replace, writes = saving.os.replace, []
+
+    def say_and_wait():
+        print("here", flush=True)
+        with gate(folder, fcntl.LOCK_SH):
+            pass
+
+    def stop_in_a_write(source, target):
+        writes.append(target)
+        if len(writes) == 5:
+            say_and_wait()
+        replace(source, target)
+
+    def stop_in_the_middle(done, total):
+        if done >= total / 2:
+            say_and_wait()
+
+    if mode == "race":
+        say_and_wait()
+    elif mode == "write":
+        saving.os.replace = stop_in_a_write
+    found = read(net, folder, progress=stop_in_the_middle if mode == "batch" else None)
+    data = b"".join(t.numpy().tobytes() for rows in found.values() for t in rows)
+    print(hashlib.sha256(data).hexdigest(), flush=True)
+
+
+@contextmanager
+def gate(folder, kind):
+    """Shut while somebody holds it with LOCK_EX."""
+    with folder.with_suffix(".gate").open("w") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
 def line(process):
@@ -478,10 +481,11 @@ def loaded(saved):
 def test_what_a_killed_process_has_computed_is_not_computed_again(
     mode, saved, loaded, fresh, tmp_path
 ):
-    process = start(saved, tmp_path, mode)
-    assert line(process) == "here"
-    process.kill()
-    process.wait()
+    with gate(tmp_path, fcntl.LOCK_EX):
+        process = start(saved, tmp_path, mode)
+        assert line(process) == "here"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     left = [path for path in files(tmp_path) if path.name.startswith(".")]
     assert len(left) == (mode == "write")
     done = [path for path in files(tmp_path) if path.suffix == ".safetensors"]
@@ -497,11 +501,9 @@ def test_what_a_killed_process_has_computed_is_not_computed_again(
 
 
 def test_two_processes_write_one_cache(saved, loaded, fresh, tmp_path):
-    both = [start(saved, tmp_path, "race") for _ in range(2)]
-    assert [line(process) for process in both] == ["here", "here"]
-    for process in both:
-        process.stdin.write("\n")
-        process.stdin.flush()
+    with gate(tmp_path, fcntl.LOCK_EX):
+        both = [start(saved, tmp_path, "race") for _ in range(2)]
+        assert [line(process) for process in both] == ["here", "here"]
     sums = [line(process) for process in both]
     assert [process.wait() for process in both] == [0, 0]
     data = b"".join(t.numpy().tobytes() for rows in fresh.values() for t in rows)
@@ -594,7 +596,7 @@ def test_who_has_no_home_computes_without_a_cache(fresh, loaded, monkeypatch):
 
 
 def test_a_cache_that_is_emptied_meanwhile_goes_on(tmp_path, monkeypatch, recwarn):
-    from odesteer.extraction.cache import store as module
+    from odesteer.extraction import cache as module
 
     whole, emptied = module.write_whole, []
 

@@ -16,7 +16,7 @@ from odesteer.extraction.batching import (
     shared_prefixes,
     whole_text_batches,
 )
-from odesteer.extraction.cache.index import MODEL
+from odesteer.extraction.cache_index import MODEL
 from odesteer.extraction.extract import extract
 from odesteer.extraction.pooling import _Branches, branches, supports_prefix_cache
 from odesteer.models.layers import find_layers

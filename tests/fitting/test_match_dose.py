@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odesteer.fitting.match_dose import (
+from odesteer.fitting.dose_search import (
     match_damage,
     match_displacement,
     mean_displacement,

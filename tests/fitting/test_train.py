@@ -11,7 +11,7 @@ from tests.fitting.test_kl_budget import UNWANTED, WANTED
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.packing import PromptWithAnswers
 from odesteer.fitting import train
 from odesteer.fitting.train import Pair, _accumulate, _batches, _pairs
 from odesteer.methods.trained import BARRIERS, OBJECTIVES, FieldParameters, Likelihoods

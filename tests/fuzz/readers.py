@@ -23,7 +23,7 @@ from safetensors.torch import save
 from odesteer import Contrast, Steering, Target, load
 from odesteer.common.limits import parse_json
 from odesteer.evaluation.report.run import read_run
-from odesteer.extraction.cache.index import header
+from odesteer.extraction.cache_index import header
 from odesteer.extraction.shards import Shards, read_about
 from odesteer.integrations.control_vectors import Vectors, read_vectors, write_vectors
 from odesteer.ode import ConstantField, GradientField, LinearBarrier

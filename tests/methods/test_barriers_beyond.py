@@ -241,7 +241,7 @@ def test_progress_counts_epochs_to_the_end():
 
 
 def test_groups_are_not_split_between_training_and_stopping(monkeypatch):
-    from odesteer.methods.extra import mlp as network
+    from odesteer.methods import mlp as network
 
     splits = []
 

@@ -1,12 +1,12 @@
 """Every method steers the real 135M model, from the command line and through the engine."""
 
 import json
-from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers.quick_methods import quick
 from typer.testing import CliRunner
 
 import odesteer as ods
@@ -15,17 +15,14 @@ from odesteer.evaluation.demo import contrast_rows
 from odesteer.models.loading import SMOLLM2, load_model
 
 pytestmark = pytest.mark.slow
-# Where it is shorter: a network's steps, and the epochs through the model.
-TRAINED = {name: ("min_steps", int, 80) for name in ("hpr", "re-control", "truthflow")}
-TRAINED["odesteer-trained"] = ("epochs", int, 1)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 pairs of bright and melancholy answers to short prompts."""
+    """12 pairs of bright and melancholy answers to short prompts."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     keys = ("prompt", "positive", "negative", "topic")
-    lines = [json.dumps({key: row[key] for key in keys}) for row in contrast_rows()[::12]]
+    lines = [json.dumps({key: row[key] for key in keys}) for row in contrast_rows()[::32]]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -42,15 +39,6 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let networks train for few steps: as their sources say they take half a minute each."""
-    for name, field in TRAINED.items():
-        method: Any = ods.METHODS[name]
-        quick = make_dataclass(method.__name__, [field], bases=(method,), frozen=True)
-        monkeypatch.setitem(ods.METHODS, name, quick)
-
-
-@pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[ods.Steering]:
     """What the command fits."""
     fits: list[ods.Steering] = []
@@ -64,7 +52,6 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[ods.Steering]:
     return fits
 
 
-@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("name", ods.METHODS)
 def test_every_method_generates_from_the_command_line_and_leaves_no_trace(
     name: str,
@@ -76,6 +63,7 @@ def test_every_method_generates_from_the_command_line_and_leaves_no_trace(
 ) -> None:
     # The model and its activations are read once for all methods: that is not what is tested.
     monkeypatch.setattr("odesteer.models.loading.load_model", lambda *_: smollm2)
+    monkeypatch.setitem(ods.METHODS, name, quick(name))
     monkeypatch.setenv("ODESTEER_CACHE", str(kept))
     arguments = ["generate", "smollm2", "How was your day?", "--method", name]
     layer = "auto" if name == "iti-heads" else "14"

@@ -17,7 +17,7 @@ from tests.helpers.models import (
     quadratic,
 )
 
-from odesteer import Steering, Target
+from odesteer import Angle, PerRow, Steering, Target, TruthFlow
 from odesteer.models.layers import find_layers
 from odesteer.ode import ConstantField, LinearBarrier
 
@@ -168,6 +168,37 @@ def test_stats_of_a_target_tell_the_share_that_moved():
         forward(net)
     assert 0 < handle.stats()["moved"] < 1
     assert handle.stats()["moved"] == pytest.approx(float((before < 0.5).float().mean()))
+
+
+@pytest.mark.parametrize("positions", ["all", "last+generated"])
+def test_stats_say_how_tokens_ended_and_their_shares_add_up(positions):
+    net = model()
+    steering = quadratic()
+    ends = {"reached", "already_there", "budget_spent", "stuck", "infeasible", "not_finite"}
+    rows = forward(net)[0][1] if positions == "all" else forward(net)[0][1][:, -1]
+    p = float(steering.probability(rows).median())
+    for dose in (Target(p, budget=0.5), PerRow([Target(p, budget=0.5)] * 3), Angle(0.1), 0.0):
+        targeted = steering.with_strength(dose)
+        with targeted.attach(net, positions=positions, measure=True) as handle:
+            forward(net)
+            told = handle.stats()
+        counts = targeted.solution(rows).counts()
+        for name in ends:
+            assert told[name] == pytest.approx(counts.get(name, 0) / rows[..., 0].numel()), name
+    with steering.attach(net, positions=positions) as handle:
+        forward(net)
+    assert not ends & set(handle.stats())
+
+
+def test_stats_of_a_field_that_reads_the_prompt_say_how_tokens_ended():
+    net = model()
+    rows = forward(net)[0][1].flatten(0, 1)
+    steering = TruthFlow(epochs=1, min_steps=1).fit(
+        rows[:12], rows[12:24], prompts=rows[:12], layer=1
+    )
+    with steering.attach(net, measure=True) as handle:
+        forward(net)
+    assert handle.stats()["budget_spent"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.helpers.models import block_outputs, constant, model, padded, prompt,
 
 import odesteer as ods
 from odesteer.models.hooks.stats import Counts, StepStats, exposition
+from odesteer.ode import Result
 
 IDS = torch.cat([prompt(9, seed=1), prompt(9, seed=2), prompt(9, seed=3)])
 SAMPLE = re.compile(r"^(odesteer_\w+)\{(.*)\} (\S+)$")
@@ -97,6 +98,22 @@ def test_prometheus_reads_what_stats_say() -> None:
         assert found[f"odesteer_{name}_sum", labels] / 27 == pytest.approx(stats[name])
 
 
+def test_prometheus_counts_how_tokens_ended():
+    net = model()
+    target = quadratic().with_strength(ods.Target(0.6, budget=0.5))
+    with target.attach(net, positions="all", measure=True) as handle:
+        net(input_ids=IDS)
+        stats, found = handle.stats(), samples(handle.prometheus("good"))
+    counts = {
+        labels.split('result="')[1][:-1]: value
+        for (name, labels), value in found.items()
+        if name == "odesteer_ended_tokens_total"
+    }
+    assert set(counts) == {each.name.lower() for each in Result}
+    assert sum(counts.values()) == 27
+    assert all(value == pytest.approx(27 * stats[name]) for name, value in counts.items())
+
+
 def test_unmeasured_only_tokens_are_exported() -> None:
     net = model()
     with constant().attach(net) as handle:
@@ -116,7 +133,7 @@ def test_the_names_are_those_of_the_server() -> None:
     folder = Path(odesteer.__file__).parent / "backends" / "vllm"
     served = re.findall(
         r'"(odesteer_\w+)", ?"|"(odesteer_displacement)"',
-        (folder / "metrics_endpoint.py").read_text(),
+        (folder / "middleware.py").read_text(),
     )
     names = {f"{a or b}_total" for a, b in served}
     sums = {"displacement": 1.0}

@@ -37,6 +37,33 @@ def paths(net):
     return [path_of(net, block) for block in find_layers(net)]
 
 
+def test_what_was_found_is_looked_for_again_when_the_model_is_built_otherwise() -> None:
+    net = model("llama")
+    whole = list(find_layers(net))
+    assert list(find_layers(net)) == whole and find_decoder(net) is net.model
+    net.model.layers[1] = type(whole[1])(net.config, 1)
+    assert find_layers(net)[1] is net.model.layers[1] is not whole[1]
+    net.model.layers = net.model.layers[:2]
+    net.config.num_hidden_layers = 2
+    assert list(find_layers(net)) == list(net.model.layers) and len(net.model.layers) == 2
+    net.model.layers.append(whole[3])
+    assert list(find_layers(net)) == list(net.model.layers) and len(net.model.layers) == 3
+    moved = nn.Module()
+    moved.layers = net.model.layers
+    net.model.body, net.model.layers = moved, None
+    assert paths(net) == ["model.body.layers.0", "model.body.layers.1", "model.body.layers.2"]
+
+
+def test_attaching_again_looks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, steering = model("llama"), constant(layer=1)
+    with steering.attach(net):
+        pass
+    monkeypatch.setattr("odesteer.models.layers.stacks", None)
+    with steering.attach(net):
+        pass
+    assert not hooked(net)
+
+
 # ---- by structure
 
 

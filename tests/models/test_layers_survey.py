@@ -49,6 +49,7 @@ def not_steered(rows):
     return {row.model_type: row.verdict for row in rows if row.verdict != "right"}
 
 
+@pytest.mark.slow
 def test_at_least_95_percent_of_causal_language_models_are_found_and_the_rest_is_known():
     rows = list(survey("causal-lm"))
     assert not_steered(rows) == NOT_STEERED, report(rows)
@@ -59,6 +60,7 @@ def test_at_least_95_percent_of_causal_language_models_are_found_and_the_rest_is
         assert row.verdict != "refused" or "odesteer" in row.reason
 
 
+@pytest.mark.slow
 def test_text_decoders_of_image_text_models_are_found_and_the_rest_is_known():
     rows = list(survey("image-text-to-text"))
     assert not_steered(rows) == OF_IMAGE_TEXT_NOT_STEERED, report(rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from odesteer.ode import QuadraticBarrier, Whitening
-from odesteer.ode.eigen import largest_eigenpairs
+from odesteer.ode.whitening import largest_eigenpairs
 
 D = 600
 

@@ -16,9 +16,11 @@ DOSES = {
     "time": Time(0.3),
     "path length": PathLength(0.3),
     "angle": Angle(-0.2),
-    "per row": PerRow([Time(0.3), Angle(0.1), Target(0.6, Time(2.0)), Time(0.0)]),
     "target": Target(0.6, Time(2.0)),
 }
+# A row each; a target needs a barrier.
+TOGETHER = PerRow([Time(0.3), Angle(0.1), Target(0.6, Time(2.0)), PathLength(0.3)])
+WITHOUT_BARRIER = PerRow([Time(0.3), Angle(0.1), Time(0.0), PathLength(0.3)])
 # Their fields jump where a gate opens or a maximum of parts changes hands.
 SMOOTH = [name for name in FIELDS if name not in ("zero", "rectified")]
 
@@ -61,25 +63,25 @@ def check(steer: Steering, a: Tensor) -> None:
         torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-4)
 
 
-# A target needs a barrier.
-PAIRS = [
-    (name, dose)
-    for name in SMOOTH
-    for dose in DOSES
-    if DOSES[dose].stop_at is None or FIELDS[name]().barrier is not None
-]
+@pytest.mark.parametrize("name", SMOOTH)
+def test_of_every_field_at_every_dose(name: str) -> None:
+    dose = WITHOUT_BARRIER if FIELDS[name]().barrier is None else TOGETHER
+    check(steering(name, "heun", dose), ROWS.clone())
 
 
-@pytest.mark.parametrize(("name", "dose"), PAIRS)
-def test_of_every_field_at_every_dose(name: str, dose: str) -> None:
+NAMES = ("quadratic", "plain quadratic", "network", "fourier", "and")
+
+
+@pytest.mark.parametrize("dose", DOSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_of_one_dose_for_all_rows(name: str, dose: str) -> None:
     check(steering(name, "heun", DOSES[dose]), ROWS.clone())
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", ["quadratic", "plain quadratic", "network", "fourier", "and"])
-@pytest.mark.parametrize("dose", ["angle", "target"])
-def test_of_every_solver(name: str, solver: str, dose: str) -> None:
-    check(steering(name, solver, DOSES[dose]), ROWS.clone())
+@pytest.mark.parametrize("name", NAMES)
+def test_of_every_solver(name: str, solver: str) -> None:
+    check(steering(name, solver, DOSES["target"]), ROWS.clone())
 
 
 @pytest.mark.parametrize("dose", ["angle", "target"])

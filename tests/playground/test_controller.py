@@ -7,7 +7,7 @@ from tests.playground import small
 
 import odesteer as ods
 from odesteer.evaluation.assessment import Assessment, Assessor
-from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.evaluation.statistics import Interval
 from odesteer.playground import html as markup
 from odesteer.playground import library
 from odesteer.playground.controller import Controller, runs_in

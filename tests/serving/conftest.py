@@ -3,13 +3,16 @@
 They run in an environment of their own, with vLLM in it: `make test-serving`.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.serving.served import COMPOSED, greedy, language_model
+from tests.helpers.shared import made_once
+from tests.serving.mixed import LONGEST, requests
+from tests.serving.served import COMPOSED, greedy, language_model, tokens
 
 import odesteer as ods
 from odesteer.evaluation.demo import contrast
@@ -35,24 +38,35 @@ def model_path() -> str:
 @pytest.fixture(scope="session")
 def steerings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of every kind that is served in another way."""
+    folder = made_once(tmp_path_factory, "steerings", fit_all)
+    return {name: folder / name for name in NAMES}
+
+
+# They act in this order.
+NAMES = ("vector", "flow", "heads", "layers", "aimed", "turn", "prompted")
+
+
+def fit_all(folder: Path) -> None:
+    """Write them, each with a dose of its own: a search for one takes most of a minute."""
     model, tokenizer = language_model()
     moods = contrast()[0]
     some = ods.Contrast(moods.positive[:40], moods.negative[:40])
-    folder = tmp_path_factory.mktemp("steerings")
 
-    def fit(method: Any, layer: Any) -> Any:
-        return ods.fit(model, tokenizer, some, method=method, layer=layer, cache=folder / "read")
+    def fit(method: Any, layer: Any, dose: Any = None) -> Any:
+        return ods.fit(model, tokenizer, some, method, layer, dose, cache=folder / "read")
 
     made: dict[str, Any] = {
         "vector": fit(ods.CAA(), LAYER),
-        "flow": fit(ods.ODESteer(), LAYER).with_strength(ods.Angle(0.25)),
+        "flow": fit(ods.ODESteer(), LAYER, ods.Angle(0.25)),
         "heads": fit("iti-heads", LAYER),
-        "layers": fit("odesteer", [8, 20]).with_strength(ods.Angle(0.15)),
+        "layers": fit("odesteer", [8, 20], ods.Angle(0.15)),
     }
     made["aimed"] = made["flow"].with_strength(ods.Target(0.9, ods.Angle(0.4)))
     made["turn"] = turning(made["vector"])
     made["prompted"] = remembering(made["vector"])
-    return {name: one.save_pretrained(folder / name) for name, one in made.items()}
+    assert tuple(made) == NAMES
+    for name, one in made.items():
+        one.save_pretrained(folder / name)
 
 
 @pytest.fixture(scope="session")
@@ -87,15 +101,27 @@ Reference = Callable[[list[int], Any, int], list[int]]
 
 
 @pytest.fixture(scope="session")
-def reference(named: dict[str, Any]) -> Reference:
+def reference(named: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """What transformers generates, greedily, from a prompt's tokens under what a request asks."""
     model, _ = language_model()
-    known: dict[Any, list[int]] = {}
+
+    def answer_all(folder: Path) -> None:
+        answers = []
+        for prompt, extra in requests():
+            ids = tokens(prompt)
+            answers.append((ids, extra, greedy(model, named, ids, extra, LONGEST)))
+        (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+
+    answers = made_once(tmp_path_factory, "answers", answer_all) / "answers.json"
+    known: dict[Any, list[int]] = {
+        (tuple(prompt), str(extra)): answer
+        for prompt, extra, answer in json.loads(answers.read_text(encoding="utf-8"))
+    }
 
     def generate(prompt: list[int], extra: Any, new: int) -> list[int]:
-        key = (tuple(prompt), str(extra), new)
-        if key not in known:
+        key = (tuple(prompt), str(extra))
+        if len(known.get(key, ())) < new:
             known[key] = greedy(model, named, prompt, extra, new)
-        return known[key]
+        return known[key][:new]  # of a greedy text, the beginning is the shorter text
 
     return generate

@@ -46,6 +46,10 @@ ASKS: tuple[dict[str, Any] | None, ...] = (
     None,
 )
 
+# Tokens of the longest answer that a test asks for: a block of the cache, so that every request
+# grows out of those that its prompt has.
+LONGEST = 32
+
 
 def requests() -> list[tuple[str, dict[str, Any] | None]]:
     """24 prompts with what they ask for; half of them begin alike."""

@@ -3,13 +3,11 @@
 from typing import Any
 
 import pytest
-from tests.serving.mixed import requests
+from tests.serving.mixed import LONGEST, requests
 from tests.serving.served import COMPOSED, ENGINE, tokens
 from vllm import LLM, SamplingParams
 
 from odesteer.backends.vllm import options
-
-NEW = 40  # long enough that requests grow out of the cache that they share
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,7 @@ def test_chunks_and_preemptions_change_nothing(engine: LLM, reference: Any) -> N
     outputs = engine.generate(
         [{"prompt_token_ids": prompt} for prompt, _ in some],
         [
-            SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, extra_args=extra)
+            SamplingParams(temperature=0, max_tokens=LONGEST, ignore_eos=True, extra_args=extra)
             for _, extra in some
         ],
         use_tqdm=False,
@@ -39,4 +37,4 @@ def test_chunks_and_preemptions_change_nothing(engine: LLM, reference: Any) -> N
     counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
     assert counts["vllm:num_preemptions"] >= 3
     for (prompt, extra), output in zip(some, outputs, strict=True):
-        assert list(output.outputs[0].token_ids) == reference(prompt, extra, NEW), extra
+        assert list(output.outputs[0].token_ids) == reference(prompt, extra, LONGEST), extra

@@ -430,6 +430,32 @@ def test_two_hundred_requests_in_random_order_with_cancellations(
     assert server.process.poll() is None and server.get("/health") == ""
 
 
+def test_a_change_of_a_default_under_load_is_one_of_whole_requests(
+    server: Server, expected: Any
+) -> None:
+    prompt, client = SHORT[0], server.client()
+    defaults = ({}, {"enabled": False}, {"angle": 0.3})
+    texts = [expected(prompt, extra) for extra in (ask("vector"), None, ask("vector", angle=0.3))]
+    assert len(set(texts)) == 3
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = [
+                pool.submit(complete, client, prompt, None, model="smollm2:vector")
+                for _ in range(200)
+            ]
+            for i in range(30):
+                status, text = server.send("/v1/steerings/vector", defaults[i % 3])
+                assert status == 200, text
+                found[6 * i].result()
+        assert {each.result() for each in found} == set(texts)
+        server.send("/v1/steerings/vector", {"enabled": False})
+        assert complete(client, prompt, ask("vector", angle=0.3)) == texts[1]
+        assert 'odesteer_enabled{steering="vector"} 0.0' in server.get("/metrics")
+    finally:
+        server.send("/v1/steerings/vector", {})
+    assert complete(client, prompt, None, model="smollm2:vector") == texts[0]
+
+
 def test_a_server_with_a_steering_of_another_model_does_not_start(steerings: Any) -> None:
     """Refused by the command, before an engine is loaded."""
     result = subprocess.run(

@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
@@ -21,6 +22,7 @@ from safetensors.torch import save as dump_tensors
 from tests.helpers.steerings import FIELDS, D
 
 from odesteer import Calibration, Steering, Target, load
+from odesteer.steering.coverage import Coverage
 
 MUTATIONS = 38  # of each steering: more than 1,000 in all
 SECONDS, MEGABYTES = 3.0, 400
@@ -37,11 +39,12 @@ def _layered():
 def _target():
     return Steering(
         FIELDS["quadratic"](),
-        Target(0.9, budget=2.0),
+        Target(0.9, budget=2.0, coverage=0.8),
         solver="great-circle",
         steps=4,
         layer=1,
         calibration=Calibration(0.7, -0.2),
+        coverage=Coverage.of(np.linspace(-2.0, 2.0, 40), np.repeat([0, 1], 20)),
         receipts={"rows": [3, 4], "held_out": {"auc": 0.9}},
         model={"name": "tiny", "layers": 4},
     )

@@ -25,9 +25,8 @@ from odesteer.testing import (
     run,
     table,
 )
-from odesteer.testing.suite.adapter import Unsteered
 from odesteer.testing.suite.runner import report
-from odesteer.testing.suite.testbed import Testbed
+from odesteer.testing.suite.testbed import Testbed, Unsteered
 
 pytest_plugins = ["pytester"]
 

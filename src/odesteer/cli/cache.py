@@ -8,7 +8,7 @@ from rich.table import Table
 
 from odesteer.cli import options
 from odesteer.cli.console import out, teaching_errors
-from odesteer.extraction.cache.index import (
+from odesteer.extraction.cache_index import (
     CachedModel,
     activations_dir,
     cached_models,

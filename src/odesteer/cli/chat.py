@@ -146,8 +146,9 @@ class Conversation:
 
     def _dose(self, name: str, value: float) -> "Dose | float":
         if name == "target":
-            budget = getattr(self.steering.strength, "budget", self.steering.strength)
-            return ods.Target(value, budget=budget)
+            now = self.steering.strength
+            coverage = getattr(now, "coverage", None)
+            return ods.Target(value, budget=getattr(now, "budget", now), coverage=coverage)
         return ods.Angle(value) if name == "angle" else value
 
     def _fit(self, method: str, layer: Any, what: str) -> None:
@@ -163,11 +164,13 @@ class Conversation:
 
 
 def summary(passes: "list[StepStats]", on: bool = True) -> str:
-    """Summarize the barrier of an answer's tokens before and after, and their displacement.
+    """Summarize an answer's tokens: the barrier before and after, displacement, how they ended.
 
     Of several layers, the last one counts: there all of them have acted.
     """
     import torch
+
+    from odesteer.ode import Result
 
     last = max((each.layer or 0 for each in passes), default=0)
     stats = [each for each in passes if (each.layer or 0) == last]
@@ -176,6 +179,9 @@ def summary(passes: "list[StepStats]", on: bool = True) -> str:
     moved = torch.cat([each.relative_displacement for each in stats])
     share = float((moved > 0).float().mean())
     far = f"{len(moved)} tokens, {share:.0%} moved by {float(moved.mean()):.2f} of their norm"
+    ended = [int(code) for each in stats for code in each.result]
+    for result in (each for each in Result if each is not Result.BUDGET_SPENT and each in ended):
+        far += f", {ended.count(result)} {result.name.lower().replace('_', ' ')}"
     far = far if on else f"{len(moved)} tokens, unsteered"
     before = [each.log_odds_before for each in stats if each.log_odds_before is not None]
     after = [each.log_odds_after for each in stats if each.log_odds_after is not None]
@@ -217,6 +223,7 @@ def chat(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
@@ -235,7 +242,7 @@ def chat(
 
     Example: odesteer chat smollm2 --method caa --contrast pairs.jsonl --layer 14 --angle 0.2
     """
-    dose = parse_dose(strength, angle, target)
+    dose = parse_dose(strength, angle, target, coverage)
     language_model, tokenizer, loaded = load_or_fit(
         model,
         steering,

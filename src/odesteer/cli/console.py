@@ -234,24 +234,30 @@ def reading(cache: bool) -> AbstractContextManager[None]:
 
 
 def parse_dose(
-    strength: float | None, angle: float | None, target: float | None
+    strength: float | None,
+    angle: float | None,
+    target: float | None,
+    coverage: float | None = None,
 ) -> "Dose | float | None":
-    """Return the dose of --strength, --angle and --target, or None.
+    """Return the dose of --strength, --angle, --target and --coverage, or None.
 
     Raises:
-        ValueError: if strength and angle are both given, or a target has no budget.
+        ValueError: if strength and angle are both given, a target has no budget, or a coverage no
+            target.
     """
     if strength is not None and angle is not None:
         raise ValueError("--strength and --angle both say how far; give one of them.")
     amount = ods.Angle(angle) if angle is not None else strength
     if target is None:
+        if coverage is not None:
+            raise ValueError("--coverage is of a target: add --target 0.9, say.")
         return amount
     if amount is None:
         raise ValueError(
             "--target stops as soon as the probability is reached and needs a budget: add "
             "--angle 0.6, say."
         )
-    return ods.Target(target, budget=amount)
+    return ods.Target(target, budget=amount, coverage=coverage)
 
 
 def parse_kl(kl: str | None, dose: "Dose | float | None") -> "ods.KL | None":

@@ -13,7 +13,7 @@ import odesteer as ods
 from odesteer.cli import library, options
 from odesteer.cli.cache import size_text
 from odesteer.cli.console import out, teaching_errors
-from odesteer.extraction.cache.index import activations_dir, cached_models, size_limit
+from odesteer.extraction.cache_index import activations_dir, cached_models, size_limit
 
 PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "scikit-learn")
 # What each extra is for; those that only odesteer's own developers need are left out.

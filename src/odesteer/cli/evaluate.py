@@ -26,6 +26,7 @@ def evaluate(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     positions: Annotated[
         str,
         typer.Option(help="Steer the `continuation` and the token before it, or `all` tokens."),
@@ -43,7 +44,7 @@ def evaluate(
 
     Example: odesteer eval smollm2 -s truthful --tasks arc_easy --angle 0.2 --limit 200
     """
-    dose = parse_dose(strength, angle, target)
+    dose = parse_dose(strength, angle, target, coverage)
     try:
         steered_lm = library.lm_eval.SteeredLM
     except ImportError:

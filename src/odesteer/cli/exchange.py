@@ -1,7 +1,7 @@
 """`odesteer export`, `import`, `push` and `pull`: steerings in other formats and on the Hub."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,7 +17,10 @@ def export(
     steering: options.SavedDirectory,
     output: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A .gguf, .svec, .safetensors or .pt file to write."),
+        typer.Argument(
+            metavar="FILE",
+            help="A .gguf, .svec, .safetensors or .pt file to write; with --bake a directory.",
+        ),
     ],
     model: Annotated[
         str | None,
@@ -37,10 +40,19 @@ def export(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     force: Annotated[
         bool,
         typer.Option(
             "--force", help="Export even if a vector is a poor approximation of the field."
+        ),
+    ] = False,
+    bake: Annotated[
+        bool,
+        typer.Option(
+            "--bake",
+            help="Write --model itself, with the vector as a bias: to a directory, or from a GGUF "
+            "model to a .gguf file.",
         ),
     ] = False,
     cache: options.Cache = True,
@@ -53,17 +65,28 @@ def export(
     printed, kept in the file, and refused where it is poor. With --model, also how far the next
     token is from that under the field itself.
 
+    With --bake the model steers every token by itself, wherever it runs. Architectures without a
+    place for a bias are refused.
+
     Example: odesteer export gloomy gloomy.gguf --model smollm2 --contrast held-out.jsonl
     """
     vector_files = library.control_vectors
-    lookup(vector_files.FORMATS, output.suffix, "kind of control vector")
-    loaded = with_dose(ods.load(steering), parse_dose(strength, angle, target), spread=False)
+    source = None
+    if bake:
+        source = _check_bake(model, output)
+    else:
+        lookup(vector_files.FORMATS, output.suffix, "kind of control vector")
+    loaded = with_dose(
+        ods.load(steering), parse_dose(strength, angle, target, coverage), spread=False
+    )
     rows = apart = None
     if model is not None:
+        language_model, tokenizer = library.load_model(model, say)
+    # Nothing is to be seen of a vector that is one already.
+    if model is not None and not (bake and all(map(vector_files.is_constant, loaded.parts))):
         data = read_contrast(contrast, columns=columns)
         parts = loaded.parts
         tokens = library.check_tokens(str(parts[0].receipts.get("tokens", "last")))
-        language_model, tokenizer = library.load_model(model, say)
         with progress("Reading texts") as callback:
             activations = ods.activations(
                 language_model,
@@ -76,7 +99,7 @@ def export(
             )
         rows = {layer: negative for layer, (_, negative) in activations.items()}
     vectors, fidelity = vector_files.flattened(loaded, rows, force)
-    if model is not None:
+    if rows is not None:
         with progress("Comparing next tokens") as callback:
             apart = vector_files.divergence(
                 language_model,
@@ -88,17 +111,75 @@ def export(
                 callback,
             )
         vectors = vectors.noted("odesteer.kl", str(apart))
-    path = vector_files.write_vectors(vectors, output)
+    baked = None
+    if bake:
+        baked = _bake(language_model, tokenizer, vectors, output, source)
+    else:
+        vector_files.write_vectors(vectors, output)
     if as_json:
         measured: dict[str, Any] = {str(layer): f._asdict() for layer, f in fidelity.items()}
         kl = None if apart is None else apart._asdict()
-        out.print_json(data={"path": str(path), "fidelity": measured, "kl": kl})
+        facts = {"path": str(output), "fidelity": measured, "kl": kl}
+        out.print_json(data=facts if baked is None else facts | {"baked": baked._asdict()})
         return
-    out.print(f"Wrote {path}: {len(vectors.directions)} directions of width {vectors.width}")
+    if baked is None:
+        out.print(f"Wrote {output}: {len(vectors.directions)} directions of width {vectors.width}")
+    else:
+        out.print(
+            f"Wrote {output}: the model with a vector of width {vectors.width} in "
+            f"{', '.join(baked.biases)}; it steers every token",
+            soft_wrap=True,
+        )
     for layer, quality in fidelity.items():
         out.print(f"Layer {layer}: {quality if quality.n else 'exact, a constant field'}")
     if apart is not None:
         out.print(f"Next token: {apart}")
+    if baked is not None:
+        out.print(
+            f"Logits: at most {baked.difference:.2g} from the steered model's, which go up to "
+            f"{baked.largest:.3g}"
+        )
+
+
+class _Baked(NamedTuple):
+    """Biases that were written, and how well they stand for the steering."""
+
+    biases: list[str]
+    difference: float
+    largest: float
+
+
+def _check_bake(model: str | None, output: Path) -> Path | None:
+    """Return the GGUF file that is to be copied, None for a directory; refuse what cannot be."""
+    if model is None:
+        raise ValueError("--bake writes the model itself: name it, with --model.")
+    source: Path | None = library.gguf_file(model)
+    if output.suffix != ".gguf":
+        if model.endswith(".gguf"):
+            raise ValueError(f"'{model}' is baked into a .gguf file; got '{output}'.")
+        if output.exists():
+            raise FileExistsError(f"'{output}' is there already: name a directory that is not.")
+        return None
+    if source is None:
+        raise ValueError(
+            f"A .gguf file is baked from a GGUF model, and '{model}' is none: name a directory, "
+            f"which llama.cpp's converter reads."
+        )
+    return source
+
+
+def _bake(model: Any, tokenizer: Any, vectors: Any, output: Path, source: Path | None) -> _Baked:
+    """Write the model with its biases, and compare its logits with the steered model's."""
+    vector_files = library.control_vectors
+    expected = vector_files.Logits(model, tokenizer, vectors)
+    biases = vector_files.bake(model, vectors)
+    if source is not None:
+        # The weights here are those of the file.
+        biases = vector_files.bake_gguf(source, vectors, output)
+        return _Baked(biases, expected.difference(model), expected.largest)
+    vector_files.save_baked(model, tokenizer, output)
+    model, _ = library.load_model(str(output))
+    return _Baked(biases, expected.difference(model), expected.largest)
 
 
 @teaching_errors

@@ -36,6 +36,7 @@ def fit(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     kl: options.KL = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
@@ -64,7 +65,7 @@ def fit(
     Example: odesteer fit smollm2 pairs.jsonl --method natural-gradient --kl medium --out cheerful
     """
     # Errors of input come before anything slow.
-    dose = parse_dose(strength, angle, target)
+    dose = parse_dose(strength, angle, target, coverage)
     budget = parse_kl(kl, dose)
     blocks = as_layers(layer)
     check_solver(solver)

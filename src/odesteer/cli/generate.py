@@ -28,6 +28,7 @@ def generate(
     strength: options.Strength = None,
     angle: options.Angle = None,
     target: options.Target = None,
+    coverage: options.Coverage = None,
     kl: options.KL = None,
     spread: options.Spread = False,
     solver: options.Solver = None,
@@ -46,7 +47,7 @@ def generate(
 
     Example: odesteer generate smollm2 "How was the trip?" --method mimic --layer 14
     """
-    dose = parse_dose(strength, angle, target)
+    dose = parse_dose(strength, angle, target, coverage)
     budget = parse_kl(kl, dose)
     language_model, tokenizer, loaded = load_or_fit(
         model,

@@ -1,9 +1,11 @@
 """`odesteer inspect`: the contents of a steering."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import odesteer as ods
@@ -48,6 +50,8 @@ def _facts(steering: "LayerSteering") -> dict[str, Any]:
         "barrier": type(steering.field.barrier).__name__ if steering.field.barrier else "none",
         "calibration": f"P = sigmoid({steering.calibration.scale:.4g} h "
         f"{steering.calibration.offset:+.4g})",
+        "certificate": _certificate(steering),
+        "highest coverage": _highest_coverage(steering),
         **{f"model {key}": value for key, value in steering.model.items() if value is not None},
         **{key: value for key, value in steering.hyperparameters.items() if value is not None},
         **{f"KL {key}": value for key, value in _table(steering, "kl").items()},
@@ -55,12 +59,46 @@ def _facts(steering: "LayerSteering") -> dict[str, Any]:
     }
 
 
+def _certificate(steering: "LayerSteering") -> dict[str, Any]:
+    """Return what is certified of P under a change of the activation (JSON values).
+
+    `radius`: whether each activation has one, which `odesteer score` shows; `lipschitz`: the most
+    that its log-odds change per unit, where that is bounded; `reason`: why there is no radius.
+    """
+    import torch
+
+    slope = None
+    try:
+        steering.radius(torch.ones(1, steering.hidden_size or 1))
+    except ValueError as error:
+        return {"radius": False, "lipschitz": None, "reason": str(error)}
+    with suppress(ValueError):
+        slope = steering.calibration.scale * float(steering.barrier.lipschitz())
+    return {"radius": True, "lipschitz": slope, "reason": None}
+
+
+def _highest_coverage(steering: "LayerSteering") -> float | None:
+    """Return the highest coverage that a target can have, or None where no rows were held out."""
+    shares = () if steering.coverage is None else steering.coverage.toward.share
+    return round(shares[-1], 4) if shares else None
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict) or "lipschitz" not in value:
+        return str(value)
+    if not value["radius"]:
+        return f"no radius: {value['reason']}"
+    slope = value["lipschitz"]
+    most = "" if slope is None else f"log-odds change by at most {slope:.4g} per unit of ||a||; "
+    return f"{most}each activation has a radius (odesteer score)"
+
+
 def _print(path: Path, steering: "LayerSteering") -> None:
     table = Table(title=str(path), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in _facts(steering).items():
-        table.add_row(key, str(value))
+        table.add_row(key, escape(_shown(value)))
     out.print(table)
     if layers := _table(steering, "layers"):
         try:

@@ -189,6 +189,13 @@ Target = Annotated[
         help="Stop each token where P(positive) reaches this; --strength or --angle is the budget."
     ),
 ]
+Coverage = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a target: stop no earlier than where at least this share of rows is wanted, by "
+        "conformal prediction on held-out rows."
+    ),
+]
 KL = Annotated[
     str | None,
     typer.Option(

@@ -17,7 +17,7 @@ from odesteer.common.registry import lookup
 
 if TYPE_CHECKING:
     from odesteer.evaluation.report import Report
-    from odesteer.evaluation.report.table import Cell, Column
+    from odesteer.evaluation.report.tables import Cell, Column
 
 FORMATS = "md,csv,latex,html"
 _NUMBERS = {

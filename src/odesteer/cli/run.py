@@ -82,7 +82,7 @@ def _describe(experiment: "Experiment", data: Any, as_json: bool) -> None:
         len({case for unit in planned.units if unit.fold == fold for case in unit.cases})
         for fold in range(len(planned.folds))
     ]
-    about = library.cost_estimate.estimate(planned, benchmark)
+    about = library.estimate(planned, benchmark)
     lines = [
         ("experiment", f"{experiment.name}: {experiment.task} of {benchmark.name}"),
         ("conditions", f"{len(names)}: {', '.join(names[:_SHOWN])}{more}"),

@@ -20,8 +20,7 @@ from odesteer.common.files import write_whole
 
 if TYPE_CHECKING:
     from odesteer.evaluation.detector import Scores
-    from odesteer.evaluation.statistics.bootstrap import Interval
-    from odesteer.evaluation.statistics.detection import Detection, Threshold
+    from odesteer.evaluation.statistics import Detection, Interval, Threshold
 
 _KINDS = (".csv", ".jsonl")
 
@@ -75,9 +74,9 @@ def score(
 ) -> None:
     """Rank texts by a steering's barrier: the same steering, as a detector.
 
-    Prints log-odds and probability at even priors. Where the file has labels, also AUC,
-    calibration error and log-loss with 95 % intervals: give texts that the steering has not seen,
-    for they say nothing otherwise.
+    Prints log-odds and probability at even priors, and certified radii. Where the file has labels,
+    also AUC, calibration error and log-loss with 95 % intervals: give texts that the steering has
+    not seen, for they say nothing otherwise.
 
     Example: odesteer score smollm2 texts.jsonl --steering gloomy --out ranked.csv
 
@@ -132,6 +131,7 @@ def score(
             "fitted_on": scores.fitted_on,
             "quality": None if quality is None else _plain(quality),
             "threshold": None if level is None else _plain(level),
+            "certificate": {"probability": 0.5, "reason": scores.uncertified},
             "texts": ranked,
         }
         typer.echo(json.dumps(about, ensure_ascii=False, indent=2))
@@ -140,6 +140,7 @@ def score(
         out.print(_table(ranked, show))
     if len(ranked) > 1:
         _print_summary(ranked)
+        _print_certificate(scores)
     if len(ranked) > 2 * show and output is None:
         out.print("--out FILE writes all of them.")
     if quality is not None:
@@ -159,6 +160,7 @@ def _rows(scores: "Scores") -> list[dict[str, Any]]:
             "row": i + 1,
             "log_odds": round(float(scores.log_odds[i]), 6),
             "probability": round(float(scores.probability[i]), 6),
+            "radius": None if scores.radius is None else round(float(scores.radius[i]), 6),
             "label": label,
             "prompt": example.prompt,
             "text": example.response,
@@ -221,6 +223,17 @@ def _print_summary(rows: list[dict[str, Any]]) -> None:
     out.print(
         f"{len(rows)} texts: {above} with P(positive) above 0.5; log-odds "
         f"{values[0]:+.2f} to {values[-1]:+.2f}, median {median(values):+.2f}."
+    )
+
+
+def _print_certificate(scores: "Scores") -> None:
+    if scores.radius is None:
+        out.print(f"No certified radius: {escape(str(scores.uncertified))}")
+        return
+    radii = sorted(float(radius) for radius in scores.radius)
+    out.print(
+        f"Certified: no change of an activation by less than its radius takes P past 0.5; radii "
+        f"{radii[0]:.3g} to {radii[-1]:.3g}, median {median(radii):.3g}."
     )
 
 

@@ -28,8 +28,8 @@ from odesteer.data.confounds import confounds
 from odesteer.data.contrast import example
 from odesteer.evaluation.metrics import distinct
 from odesteer.evaluation.selection.effect import Probe, fit_probe
-from odesteer.evaluation.statistics.bootstrap import Interval, interval
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.evaluation.statistics import Interval, interval
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress, activations
 from odesteer.methods.samples import Samples, validate
 from odesteer.models.chat_template import Messages, question

@@ -22,7 +22,7 @@ from odesteer import __version__
 from odesteer.backends import TransformersBackend
 from odesteer.common import catalogue
 from odesteer.common.files import write_whole
-from odesteer.common.job_directory import line
+from odesteer.common.jobs import line
 from odesteer.data import Contrast
 from odesteer.evaluation.benchmarks import Fold, Sentiment
 from odesteer.evaluation.benchmarks.sentiment import SYSTEM

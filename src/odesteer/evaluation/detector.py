@@ -14,8 +14,8 @@ from torch import nn
 from odesteer.data import Contrast, Example
 from odesteer.data.arguments import forgiving
 from odesteer.data.contrast import example
-from odesteer.evaluation.statistics.detection import Detection, Threshold, detection, threshold
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.evaluation.statistics import Detection, Threshold, detection, threshold
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress, extract
 from odesteer.extraction.tokenize import check_tokens, token_rows
 from odesteer.models.hooks.attach import check_fits
@@ -37,6 +37,9 @@ class Scores:
         truncated: how many texts were longer than the model's context.
         fitted_on: whether these are the very texts that the steering was fitted on, so that no
             number about them is a held-out one.
+        radius: [n], no change of a text's activation by less takes its P past 0.5
+            (`LayerSteering.radius`); None where no bound of the barrier is known.
+        uncertified: why there is no radius; None where there is one.
     """
 
     examples: tuple[Example, ...]
@@ -47,6 +50,8 @@ class Scores:
     tokens: str
     truncated: int = 0
     fitted_on: bool = False
+    radius: np.ndarray | None = None
+    uncertified: str | None = None
 
     def ranked(self) -> list[int]:
         """Return the indices of the texts, the likeliest first."""
@@ -152,6 +157,11 @@ def score(
         cache=cache,
     )[0]
     place_of = np.argsort(order)
+    radius, uncertified = None, None
+    try:
+        radius = part.radius(a).double().numpy()[place_of]
+    except ValueError as error:
+        uncertified = str(error)
     return Scores(
         examples,
         part.log_odds(a).double().numpy()[place_of],
@@ -161,6 +171,8 @@ def score(
         chosen,
         truncated,
         _fitted_on(part, examples, known_labels, template),
+        radius,
+        uncertified,
     )
 
 

@@ -14,7 +14,7 @@ from odesteer.data import Contrast
 from odesteer.data.arguments import forgiving, is_texts
 from odesteer.data.contrast import example
 from odesteer.extraction.batching import TextBatch, shared_prefix_batches, whole_text_batches
-from odesteer.extraction.cache.store import ActivationCache, CacheChoice
+from odesteer.extraction.cache import ActivationCache, CacheChoice
 from odesteer.extraction.tokenize import (
     TokenizedTexts,
     Tokens,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from odesteer.extraction.batching import TextBatch
-from odesteer.extraction.cache.store import Content
+from odesteer.extraction.cache import Content
 from odesteer.models.batching import pad
 from odesteer.models.capture import Forward
 from odesteer.models.fingerprint import hooked

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 
 from odesteer.data import Contrast
 from odesteer.data.arguments import forgiving
-from odesteer.extraction.cache.store import ActivationCache, CacheChoice, Content
+from odesteer.extraction.cache import ActivationCache, CacheChoice, Content
 from odesteer.extraction.extract import Progress, default_batch_tokens
-from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.packing import PromptWithAnswers
 from odesteer.extraction.tokenize import TokenizedTexts, texts
 from odesteer.models.batching import batches, pad
-from odesteer.models.capture import evaluating
+from odesteer.models.capture import evaluating, logits_at
 from odesteer.models.hooks.positions import PositionRule, select_tokens
 from odesteer.models.hooks.token_tracker import ForwardCall
 from odesteer.models.layers import (
@@ -51,7 +51,6 @@ from odesteer.models.layers import (
     replace_output,
     text_config,
 )
-from odesteer.models.logits import logits_at
 
 # A token is a sink where its norm exceeds this many times the median of its text. Measured norms
 # of sinks are 14 to 140 times the others'.

@@ -25,9 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from odesteer.common.files import write_whole
-from odesteer.common.job_directory import WorkFolder, refuse_other
+from odesteer.common.jobs import WorkFolder, refuse_other
 from odesteer.common.limits import MAX_LAYERS, brief, parse_json, read_json
-from odesteer.extraction.cache.store import checked, digest
+from odesteer.extraction.cache import checked, digest
 
 ROWS = 2048  # texts a shard: 19 MB a layer of 2304 numbers, minutes of work on a CPU
 ABOUT, SCHEMA, ENTRY = "extraction.json", 1, "shard"

@@ -1,7 +1,7 @@
 """Fits of a steering to a model, and doses by KL divergence."""
 
+from odesteer.fitting.dose_search import KL
 from odesteer.fitting.fit import ActivationSet, fit, fit_readings, read
-from odesteer.fitting.kl_budget import KL
 from odesteer.fitting.layer_choice import (
     RANKING_METHOD,
     best_layer,

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from odesteer.data import Contrast
 from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import ends_apart
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress, extract, read_texts
-from odesteer.extraction.scoring.packing import PromptWithAnswers
+from odesteer.extraction.packing import PromptWithAnswers
 from odesteer.extraction.sensitivities import Sensitivity, sensitivities, split_texts
 from odesteer.extraction.tokenize import Tokens, check_tokens, texts
-from odesteer.fitting.kl_budget import KL, find_kl_dose
+from odesteer.fitting.dose_search import KL, find_kl_dose
 from odesteer.fitting.layer_choice import (
     RANKING_METHOD,
     TOO_FEW,

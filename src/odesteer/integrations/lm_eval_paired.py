@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from odesteer.evaluation.benchmarks import TRANSFER
-from odesteer.evaluation.statistics.bootstrap import Interval, interval
+from odesteer.evaluation.statistics import Interval, interval
 from odesteer.integrations.lm_eval import SteeredLM
 
 

@@ -10,14 +10,14 @@ from odesteer.common.registry import resolve
 from odesteer.methods.base import Method
 from odesteer.methods.baselines import NoSteering, RandomDirection
 from odesteer.methods.caa import CAA
-from odesteer.methods.extra.cbf import SafetyFilter
-from odesteer.methods.extra.gaussian import GaussianODESteer
-from odesteer.methods.extra.kernel_density import MixtureODESteer
-from odesteer.methods.extra.mlp import NetworkODESteer
+from odesteer.methods.cbf import SafetyFilter
+from odesteer.methods.gaussian import GaussianODESteer
 from odesteer.methods.hpr import HPR
 from odesteer.methods.iti import ITI, HeadITI
+from odesteer.methods.kernel_density import MixtureODESteer
 from odesteer.methods.linear_act import LinearAcT
 from odesteer.methods.mimic import MiMiC
+from odesteer.methods.mlp import NetworkODESteer
 from odesteer.methods.natural_gradient import NaturalGradient
 from odesteer.methods.odesteer.method import ODESteer
 from odesteer.methods.odesteer.paper import FourierODESteer, OneStepODESteer, PaperODESteer

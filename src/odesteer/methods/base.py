@@ -19,6 +19,7 @@ from odesteer.methods.samples import Groups, Progress, Samples, validate, with_s
 from odesteer.ode import Dose, VectorField
 from odesteer.steering import Calibration, Steering
 from odesteer.steering.calibration import BinaryQuality, binary_quality, reliability
+from odesteer.steering.coverage import Coverage
 
 
 class MethodInfo(NamedTuple):
@@ -187,13 +188,14 @@ class Method(ABC):
         """
         # On the device of the activations, in the precision of use.
         field = field.to(samples.positive.device, torch.float32)
-        calibration = Calibration()
+        calibration, coverage = Calibration(), None
         receipts: dict[str, Any] = {"rows": [len(samples.positive), len(samples.negative)]}
         if held_out is not None:
             if not np.isfinite(held_out[0]).all():
                 raise _overflow(self.name, samples, "its barrier on held-out rows is not finite")
             calibration, quality = platt(*held_out, name=self.name)
             values, labels = held_out
+            coverage = Coverage.of(values, labels)
             log_odds = calibration.scale * values + calibration.offset
             curve = [
                 {key: round(value, 4) for key, value in point._asdict().items()}
@@ -211,6 +213,7 @@ class Method(ABC):
             calibration=calibration,
             receipts=receipts,
             site=self.site,
+            coverage=coverage,
         )
         unusable = _unusable(steering, samples)
         if unusable is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from odesteer.methods.samples import Samples
 from odesteer.ode import LinearBarrier, Whitening
-from odesteer.ode.eigen import largest_eigenpairs
+from odesteer.ode.whitening import largest_eigenpairs
 
 # Below this many rows or dimensions a full eigendecomposition is cheaper than block Lanczos.
 DENSE = 1024

@@ -10,7 +10,7 @@ import inspect
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,45 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+class _Location(NamedTuple):
+    """Where the blocks of a model were found; names alone, so that no module is kept alive.
+
+    Attributes:
+        parent: path of the module that numbers the blocks.
+        names: of the blocks in it, first to last.
+        siblings: how many children it has: of another number, the blocks are looked for again.
+        decoder: path of what `find_decoder` returns, once it has been looked for.
+    """
+
+    parent: str
+    names: tuple[str, ...]
+    siblings: int
+    decoder: str | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: Blocks) -> "_Location":
+        """Locate blocks that have one parent."""
+        first = next(path for path, module in model.named_modules() if module is blocks[0])
+        parent = first.rpartition(".")[0]
+        owner = model.get_submodule(parent)
+        names = {id(child): name for name, child in owner.named_children()}
+        return cls(parent, tuple(names[id(block)] for block in blocks), len(owner._modules))
+
+    def blocks(self, model: nn.Module) -> Blocks | None:
+        """Return the modules that are there now; None if the model is built otherwise by now."""
+        try:
+            children = model.get_submodule(self.parent)._modules
+        except AttributeError:
+            return None
+        found = [children.get(name) for name in self.names]
+        if len(children) != self.siblings or None in found:
+            return None
+        return [block for block in found if block is not None]
+
+
+_known: "weakref.WeakKeyDictionary[nn.Module, _Location]" = weakref.WeakKeyDictionary()
+
+
 def use_layers(model: nn.Module, layers: str | Sequence[nn.Module] | None) -> None:
     """Set the decoder blocks of this model for everything in odesteer.
 
@@ -165,6 +204,17 @@ def find_layers(model: nn.Module) -> Blocks:
         raise ValueError(f"A model of transformers is steered; got {name}.")
     if inner in _chosen:
         return _chosen[inner]
+    known = _known.get(inner)
+    found = known and known.blocks(inner)
+    if found:
+        return found
+    blocks = _search(inner, name)
+    _known[inner] = _Location.of(inner, blocks)
+    return blocks
+
+
+def _search(inner: nn.Module, name: str) -> Blocks:
+    """Return the blocks of an unwrapped model; see `find_layers`."""
     if _is_encoder_decoder(inner):
         raise ValueError(
             f"{name} is an encoder-decoder: odesteer steers decoder-only language models, whose "
@@ -196,6 +246,17 @@ def find_layers(model: nn.Module) -> Blocks:
 def find_decoder(model: nn.Module) -> nn.Module:
     """Return the innermost module with every block that takes the tokens: no head."""
     inner, blocks = unwrap(model), find_layers(model)
+    known = None if inner in _chosen else _known.get(inner)
+    if known is not None and known.decoder is not None:
+        return inner.get_submodule(known.decoder)
+    decoder = _search_decoder(inner, blocks)
+    if known is not None:
+        path = next(path for path, module in inner.named_modules() if module is decoder)
+        _known[inner] = known._replace(decoder=path)
+    return decoder
+
+
+def _search_decoder(inner: nn.Module, blocks: Blocks) -> nn.Module:
     modules = dict(inner.named_modules())
     parts = next(name for name, module in modules.items() if module is blocks[0]).split(".")
     for end in range(len(parts) - 1, 0, -1):

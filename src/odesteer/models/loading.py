@@ -90,7 +90,7 @@ def _load(
     if say is not None:
         say(f"Loading {name}")
     # The GGUF reader draws a bar of its own, whatever the settings; errors are raised.
-    with _quiet(), redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
+    with quiet(), redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **where)
             model: Any = kind.from_pretrained(
@@ -178,6 +178,14 @@ def wheel_folder() -> Path | None:
     return Path(spec.submodule_search_locations[0])
 
 
+def gguf_file(name: str) -> Path | None:
+    """Return the GGUF file that `load_model` reads for a name, if there is one."""
+    folder = wheel_folder() if name == SMOLLM2 else None
+    if folder is not None:
+        return folder / _GGUF
+    return Path(name) if name.endswith(".gguf") else None
+
+
 def _needs_gguf_reader(what: str) -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -196,7 +204,7 @@ def _convert(folder: Path, target: Path) -> None:
     try:
         file = str(folder / _GGUF)
         loaded, tokenizer = _load(AutoModelForCausalLM, SMOLLM2, file, None, "", "float32")
-        with _quiet():
+        with quiet():
             # A model loaded from GGUF refuses to be saved (its quantisation settings do not
             # serialise, transformers 5.23); a fresh one with the same weights does not.
             config = loaded.config
@@ -216,7 +224,7 @@ def _convert(folder: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-class _quiet:
+class quiet:
     """Context in which transformers' and tqdm's bars and notices are off."""
 
     # transformers imports torchao where it is installed, which tells of its parts for other GPUs.

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from odesteer.ode import Dose, VectorField
+from odesteer.ode import Dose, Solution, VectorField
 
 
 class Steers(Protocol):
@@ -44,6 +44,11 @@ class Steers(Protocol):
         differentiable: bool = False,
     ) -> Tensor:
         """Return a(T) for a [..., d]."""
+
+    def solution(
+        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+    ) -> Solution:
+        """Return a(T) for a [..., d] with how each row ended."""
 
     def velocity(self, prompt: Tensor) -> Tensor:
         """Return v at prompts' last tokens [..., d], for fields that read the prompt."""

@@ -3,7 +3,8 @@
     Time(T)              integration time T, the paper's strength
     PathLength(T)        the time in which a field at its initial speed travels T
     Angle(theta)         path length theta ||a||: transfers between models and layers
-    Target(p, budget)    until P(desired | a) >= p, at most as far as the budget
+    Target(p, budget)    until P(desired | a) >= p, at most as far as the budget; with a coverage,
+                         not before a stated share of rows is desired
 
 `odesteer.ode.dose_batch.PerRow` gives each row of a batch its dose. A number means `Time`. Under a
 unit-speed field time and path length are the same.
@@ -161,18 +162,26 @@ class Target(Dose):
     Args:
         probability: in (0, 1).
         budget: the largest dose: a positive number (`Time`) or another dose.
+        coverage: in (0, 1); stop no earlier than at the level of h from which on at least this
+            share of rows is wanted, chosen by conformal prediction on the rows that the fit held
+            out. `docs/targets.md` says what that promises.
 
     Raises:
-        ValueError: for a probability outside (0, 1) or a budget that is not positive.
+        ValueError: for a probability or coverage outside (0, 1) or a budget that is not positive.
     """
 
     probability: float
     budget: "Dose | float"
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.probability < 1.0:
             raise ValueError(
                 f"Target probability must be between 0 and 1 (exclusive); got {self.probability}."
+            )
+        if self.coverage is not None and not 0.0 < self.coverage < 1.0:
+            raise ValueError(
+                f"Target coverage must be between 0 and 1 (exclusive); got {self.coverage}."
             )
         budget = as_dose(self.budget)
         if isinstance(budget, Target) or budget.size <= 0:
@@ -183,7 +192,8 @@ class Target(Dose):
         object.__setattr__(self, "budget", budget)
 
     def __str__(self) -> str:
-        return f"until P >= {self.probability:g} within {self.budget}"
+        covered = "" if self.coverage is None else f" with coverage {self.coverage:g}"
+        return f"until P >= {self.probability:g}{covered} within {self.budget}"
 
     def time(self, field: VectorField, a: Tensor) -> Tensor:
         return as_dose(self.budget).time(field, a)
@@ -204,7 +214,7 @@ class Target(Dose):
         return as_dose(self.budget).size
 
     def scaled(self, factor: float) -> "Target":
-        return Target(self.probability, as_dose(self.budget).scaled(factor))
+        return Target(self.probability, as_dose(self.budget).scaled(factor), self.coverage)
 
 
 def as_dose(strength: "Dose | float") -> Dose:

@@ -93,6 +93,7 @@ class PerRow(DoseBatch):
         self._any_angle = bool((self.numbers[2] != 0).any())
         self._stop_at = max((d.stop_at for d in self.doses if d.stop_at is not None), default=None)
         self._is_zero = all(dose.is_zero for dose in self.doses)
+        self.covered = any(isinstance(d, Target) and d.coverage is not None for d in self.doses)
         self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __repr__(self) -> str:

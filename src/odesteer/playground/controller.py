@@ -21,7 +21,6 @@ from odesteer.evaluation.report.run import FILE
 from odesteer.extraction.extract import Progress
 from odesteer.models.chat_template import Messages
 from odesteer.playground import html as markup
-from odesteer.playground import svg_charts as charts
 from odesteer.playground.library import (
     FittableContrast,
     SavedSteering,
@@ -241,7 +240,7 @@ class Controller:
             return ""
         paths = token_paths(text, part)
         words = [token.text for token in text.tokens]
-        drawn = charts.flow(paths, words) + charts.portrait(phase_portrait(paths, part))
+        drawn = markup.flow(paths, words) + markup.portrait(phase_portrait(paths, part))
         return f'{markup.facts(text)}<div class="pg-figures">{drawn}</div>'
 
     def _link(self, session: Session, system: str, controls: Controls) -> str:

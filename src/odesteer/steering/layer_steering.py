@@ -33,10 +33,12 @@ from odesteer.ode import (
     PerRow,
     Solution,
     Solver,
+    Target,
     VectorField,
     as_dose,
 )
 from odesteer.ode.fields.base import compute_dtype
+from odesteer.steering.coverage import Coverage
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json
 from odesteer.steering.serialization.tree import (
     MISFITS,
@@ -103,6 +105,7 @@ class LayerSteering:
         method: the name of the method that learnt it.
         hyperparameters: of that method.
         calibration: from h to a probability.
+        coverage: levels of h for targets with a coverage; None where there were no held-out rows.
         receipts: measurements made when it was fitted (JSON values).
         model: description of the model it was fitted on (JSON values).
     """
@@ -118,6 +121,7 @@ class LayerSteering:
     receipts: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     site: str = "residual"
+    coverage: Coverage | None = None
     _on_device: dict[Any, tuple[VectorField, int | None]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -140,6 +144,10 @@ class LayerSteering:
             )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        if isinstance(dose, PerRow):
+            object.__setattr__(self, "strength", self.resolve(dose))
+        elif isinstance(dose, Target) and dose.coverage is not None:
+            self._covered_level(dose.coverage)  # refuses what the held-out rows do not support
 
     def __repr__(self) -> str:
         return (
@@ -178,6 +186,8 @@ class LayerSteering:
         dose = self.dose if dose is None else dose
         if dose.is_zero or a.numel() == 0:
             return a
+        if isinstance(dose, PerRow):
+            dose = self.resolve(dose)
         with _exact(a, differentiable):
             field_, dose = self._directed(a, dose, velocity, differentiable)
             time = dose.uniform_time(field_)
@@ -190,16 +200,21 @@ class LayerSteering:
                 level=self._level(dose, a),
             )
 
-    def solution(self, a: Tensor, dose: Dose | None = None) -> Solution:
+    def solution(
+        self, a: Tensor, velocity: Tensor | None = None, dose: Dose | None = None
+    ) -> Solution:
         """Return a(T) with how each row ended and the steps it took; see `odesteer.ode.Solution`.
 
         Args:
             a: activations [..., d].
+            velocity: as of a call.
             dose: another than the steering's own.
         """
         dose = self.dose if dose is None else dose
+        if isinstance(dose, PerRow):
+            dose = self.resolve(dose)
         with _exact(a):
-            field_, dose = self._directed(a, dose)
+            field_, dose = self._directed(a, dose, velocity)
             return ode.solve(
                 field_,
                 a,
@@ -300,6 +315,7 @@ class LayerSteering:
             field=self.field.reversed(),
             method=f"~{self.method}",
             calibration=Calibration(scale, -offset),
+            coverage=None if self.coverage is None else self.coverage.reversed(),
         )
 
     # ---- written down
@@ -307,6 +323,7 @@ class LayerSteering:
     def describe(self, prefix: str = "field") -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON values, and tensors whose names have a prefix."""
         tree, tensors = describe(self.field, prefix)
+        covered = {} if self.coverage is None else {"coverage": self.coverage.to_json()}
         return {
             "method": self.method,
             "hyperparameters": self.hyperparameters,
@@ -316,6 +333,7 @@ class LayerSteering:
             "solver": self.solver,
             "steps": self.steps,
             "calibration": self.calibration._asdict(),
+            **covered,
             "model": self.model,
             "receipts": self.receipts,
             "field": tree,
@@ -338,6 +356,7 @@ class LayerSteering:
                 field=field_,
                 strength=dose_from_json(config["dose"]),
                 calibration=Calibration(**calibration_of(config["calibration"])),
+                coverage=Coverage.from_json(config["coverage"]) if "coverage" in config else None,
                 **plain_of(config),
             )
             try_out(steering)
@@ -347,6 +366,34 @@ class LayerSteering:
 
     # ---- inside
 
+    def resolve(self, dose: Dose) -> Dose:
+        """Return the dose with every coverage turned into the probability at its level.
+
+        Raises:
+            ValueError: if the held-out rows do not support a coverage.
+        """
+        if isinstance(dose, PerRow):
+            doses = [self.resolve(each) for each in dose.doses] if dose.covered else None
+            return dose if doses is None else PerRow(doses)
+        if not isinstance(dose, Target) or dose.coverage is None:
+            return dose
+        odds = self.calibration.scale * self._covered_level(dose.coverage) + self.calibration.offset
+        p = max(dose.probability, 1.0 / (1.0 + math.exp(-max(odds, -700.0))))
+        if p >= 1.0 - torch.finfo(torch.float32).eps:
+            raise ValueError(
+                f"Coverage {dose.coverage:g} is at a log-odds of {odds:.3g}, which no float32 "
+                f"probability says: rows of several doses cannot stop there."
+            )
+        return Target(p, dose.budget)
+
+    def _covered_level(self, coverage: float) -> float:
+        if self.coverage is None:
+            raise ValueError(
+                "This steering keeps no levels of held-out rows, which a coverage takes (nor do "
+                "compositions, and files from before there were any): fit it again, calibrated."
+            )
+        return self.coverage.toward.at(coverage)
+
     def _level(self, dose: Dose, a: Tensor) -> Tensor | float | None:
         """Return the h at which the dose's probability is reached, of all rows or each."""
         stop = dose.stop_levels(a)
@@ -354,8 +401,10 @@ class LayerSteering:
             return None
         if isinstance(stop, Tensor):
             return (torch.logit(stop) - self.calibration.offset) / self.calibration.scale
-        logit = math.log(stop / (1.0 - stop))
-        return (logit - self.calibration.offset) / self.calibration.scale
+        level = (math.log(stop / (1.0 - stop)) - self.calibration.offset) / self.calibration.scale
+        if isinstance(dose, Target) and dose.coverage is not None:
+            return max(level, self._covered_level(dose.coverage))
+        return level
 
     def _field_for(self, a: Tensor) -> VectorField:
         """Return the field on a's device, in the precision that `a` is solved in."""

@@ -41,6 +41,7 @@ from odesteer.ode import (
 )
 from odesteer.steering.comparison import Comparison
 from odesteer.steering.composition import guard, join
+from odesteer.steering.coverage import Coverage
 from odesteer.steering.hub import Pushable, locate
 from odesteer.steering.layer_steering import Calibration, LayerSteering
 from odesteer.steering.model_card import html
@@ -55,7 +56,7 @@ class Steering(Pushable):
 
     Args:
         field, strength, solver, steps, layer, method, hyperparameters, calibration, receipts,
-            model, site: of the one layer, see `LayerSteering`. `of` joins several layers.
+            model, site, coverage: of the one layer, see `LayerSteering`. `of` joins several.
 
     What a part at an early layer moves, the later ones see.
 
@@ -79,6 +80,7 @@ class Steering(Pushable):
         receipts: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         site: str = "residual",
+        coverage: Coverage | None = None,
     ):
         part = LayerSteering(
             field=field,
@@ -92,6 +94,7 @@ class Steering(Pushable):
             receipts=receipts or {},
             model=model or {},
             site=site,
+            coverage=coverage,
         )
         self._parts: tuple[LayerSteering, ...] = (part,)
 
@@ -249,6 +252,11 @@ class Steering(Pushable):
     def calibration(self) -> Calibration:
         """Calibration of the only layer, from h to a probability."""
         return self.only.calibration
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """Levels of the only layer for targets with a coverage, or None without held-out rows."""
+        return self.only.coverage
 
     @property
     def solver(self) -> str:

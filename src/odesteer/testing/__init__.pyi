@@ -1,12 +1,6 @@
 from .method_checks import METHOD_CHECKS as METHOD_CHECKS
 from .method_checks import FittedMethod as FittedMethod
 from .method_checks import check_method as check_method
-from .suite.adapter import POSITIONS as POSITIONS
-from .suite.adapter import Adapter as Adapter
-from .suite.adapter import NotOffered as NotOffered
-from .suite.adapter import OdesteerFlow as OdesteerFlow
-from .suite.adapter import OdesteerVector as OdesteerVector
-from .suite.adapter import Steered as Steered
 from .suite.architectures import ARCHITECTURES as ARCHITECTURES
 from .suite.architectures import Architecture as Architecture
 from .suite.checks import CHECKS as CHECKS
@@ -18,3 +12,9 @@ from .suite.runner import cases as cases
 from .suite.runner import load_adapter as load_adapter
 from .suite.runner import run as run
 from .suite.runner import table as table
+from .suite.testbed import POSITIONS as POSITIONS
+from .suite.testbed import Adapter as Adapter
+from .suite.testbed import NotOffered as NotOffered
+from .suite.testbed import OdesteerFlow as OdesteerFlow
+from .suite.testbed import OdesteerVector as OdesteerVector
+from .suite.testbed import Steered as Steered

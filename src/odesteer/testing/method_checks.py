@@ -298,7 +298,7 @@ def saved_and_loaded(fitted: FittedMethod) -> None:
         loaded = Steering.from_pretrained(path)
     assert torch.equal(loaded(fitted.rows), fitted.steering(fitted.rows)), "steers otherwise"
     assert as_dose(loaded.strength) == as_dose(fitted.steering.strength), "another dose"
-    for name in ("solver", "steps", "layer", "method", "calibration", "receipts"):
+    for name in ("solver", "steps", "layer", "method", "calibration", "coverage", "receipts"):
         value, expected = getattr(loaded, name), getattr(fitted.steering, name)
         assert value == expected, f"{name} is {value!r} instead of {expected!r}"
 

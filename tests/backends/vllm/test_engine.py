@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.helpers import models as tiny
 from tests.helpers.position_rules import meant
 
-from odesteer import Angle, PathLength, Sampling, Steering, Target, load
+from odesteer import Angle, ODESteer, PathLength, Sampling, Steering, Target, load
 from odesteer.backends.vllm import Engine, VLLMBackend, options
 from odesteer.backends.vllm.engine import _generation_config
 from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry
@@ -80,6 +80,28 @@ def test_another_dose_travels_with_the_request(
     found = asked(known, steering)
     assert found == expected
     assert found.dose_at(STEERINGS["kind"].dose) == steering.dose
+
+
+def test_a_coverage_travels_where_the_engine_has_the_levels_for_it(tmp_path: Path) -> None:
+    steering = ODESteer().fit(*tiny.two_gaussians(60, 60, D), layer=1)
+    paths = {
+        "fitted": steering.save_pretrained(tmp_path / "fitted"),
+        "none": made(0).save_pretrained(tmp_path / "none"),
+    }
+    known = RegisteredSteerings(SteeringRegistry.of(options(paths)["additional_config"]))
+    covered = steering.with_strength(Target(0.6, 2.0, coverage=0.8))
+    found = asked(known, covered)
+    assert found == SteeringRequest("fitted", Time(2.0), probability=0.6, coverage=0.8)
+    assert found.dose_at(steering.dose) == covered.dose
+    assert known._registry is not None
+    with pytest.raises(ValueError, match=r"odesteer: 'none': .* fit it again"):
+        known._registry.check_request(
+            SteeringRequest("none", Time(2.0), probability=0.6, coverage=0.8)
+        )
+    with pytest.raises(ValueError, match=r"odesteer: 'fitted': Coverage .* takes at least"):
+        known._registry.check_request(
+            SteeringRequest("fitted", Time(2.0), probability=0.6, coverage=0.999)
+        )
 
 
 def test_the_same_steering_read_from_a_directory_is_recognised(

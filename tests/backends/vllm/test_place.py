@@ -138,6 +138,22 @@ def test_rows_that_have_reached_their_target_keep_the_sum(stream) -> None:
     assert (steering.probability(hidden + residual) >= 0.5 - 1e-4).all()
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_rows_of_several_doses_stop_at_the_level_of_their_coverage(dense, stream) -> None:
+    steering = curved()
+    asks = [ask("s", strength=3, target=0.5, coverage=c) for c in (0.7, 0.8)]
+    place = SteeredLayer(2, {"s": steering}, rows=ROWS if dense else 0)
+    place.begin(StepBatch.of(batch(*asks, ask("s", strength=0.1), None)))
+    place.dense = dense
+    hidden, residual = stream
+    a = hidden + residual
+    place.apply(hidden, residual)
+    for i, coverage in enumerate((0.7, 0.8)):
+        rows = slice(4 * i, 4 * i + 4)
+        alone = steering.with_strength(Target(0.5, 3.0, coverage=coverage))(a[rows])
+        torch.testing.assert_close((hidden + residual)[rows], alone, atol=1e-3, rtol=1e-3)
+
+
 def test_several_steerings_act_in_the_operators_order(stream) -> None:
     parts = {"b": curved(), "a": vector()}
     place = SteeredLayer(2, parts)

@@ -28,6 +28,7 @@ def test_a_name_alone_is_the_steering_at_its_own_dose_from_the_last_prompt_token
         ({"angle": 0.3}, Angle(0.3)),
         ({"target": 0.9, "strength": 2}, Target(0.9, 2.0)),
         ({"target": 0.9}, Target(0.9, Angle(0.2))),
+        ({"target": 0.9, "coverage": 0.8}, Target(0.9, Angle(0.2), coverage=0.8)),
     ],
 )
 def test_a_dose_is_that_of_the_library(fields: dict, dose: object) -> None:
@@ -59,9 +60,9 @@ def test_positions_are_absolute(fields: dict, spans: list) -> None:
 
 
 def test_what_ask_writes_is_what_parse_reads() -> None:
-    extra = ask("truthful", angle=0.2, target=0.9, start="generated")
+    extra = ask("truthful", angle=0.2, target=0.9, coverage=0.8, start="generated")
     (found,) = parse(extra[KEY])
-    assert found == SteeringRequest("truthful", Angle(0.2), "generated", 0.9)
+    assert found == SteeringRequest("truthful", Angle(0.2), "generated", 0.9, 0.8)
     assert parse(found.as_value()) == (found,)
     for extra in (ask("truthful", start=3), ask("truthful", positions="all - prompt[0]")):
         (found,) = parse(extra[KEY])
@@ -89,6 +90,8 @@ def test_a_list_is_several_steerings() -> None:
         '{"name": ""}',
         '{"path": "/etc/passwd", "name": "s"}',
         '{"name": "s", "strength": "much"}',
+        '{"name": "s", "coverage": 0.9}',
+        '{"name": "s", "target": 0.9, "coverage": 1.0}',
         '{"name": "s", "strength": true}',
         '{"name": "s", "strength": NaN}',
         '{"name": "s", "strength": 1e999}',

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tests.helpers.position_rules import meant
 
 from odesteer.backends.vllm.batch import ScheduledRequest, StepBatch, group_by_dose
 from odesteer.backends.vllm.request import ask
 from odesteer.backends.vllm.runner_hooks import RunnerSteering, scheduled_v1, scheduled_v2
-from odesteer.ode import Angle, DoseBatch, Time
+from odesteer.ode import Angle, ConstantField, DoseBatch, Time
+from odesteer.steering import LayerSteering
 
 RULES = ["all", "last", "generated", 3, 14, "prompt[1:3]+generated[2:5]", "all-prompt[-2:]"]
 
@@ -122,6 +124,9 @@ def test_a_request_that_ended_is_forgotten() -> None:
     assert served.remembered("r") == ((), 0)
 
 
+UNIT = LayerSteering(ConstantField(torch.ones(2)), Time(1.0))
+
+
 def shares(*extras: dict) -> list:
     batch = [request(str(i), 2, 5, 5, "all") for i in range(len(extras))]
     for one, extra in zip(batch, extras, strict=True):
@@ -130,10 +135,10 @@ def shares(*extras: dict) -> list:
 
 
 def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
-    ((dose, some),) = group_by_dose(shares(ask("s", angle=0.2), ask("s", angle=0.2)), Time(1.0))
+    ((dose, some),) = group_by_dose(shares(ask("s", angle=0.2), ask("s", angle=0.2)), UNIT)
     assert dose == Angle(0.2) and len(some) == 2
     ((dose, some),) = group_by_dose(
-        shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), Time(1.0)
+        shares(ask("s", angle=0.2), ask("s"), ask("s", target=0.9)), UNIT
     )
     assert isinstance(dose, DoseBatch) and len(some) == 3
     assert dose.numbers.tolist() == [
@@ -146,6 +151,6 @@ def test_rows_of_one_dose_have_it_and_rows_of_many_have_a_table() -> None:
 
 def test_forwards_and_backwards_go_apart_and_nothing_goes_nowhere() -> None:
     found = group_by_dose(
-        shares(ask("s", strength=1), ask("s", strength=-2), ask("s", strength=0)), Time(1.0)
+        shares(ask("s", strength=1), ask("s", strength=-2), ask("s", strength=0)), UNIT
     )
     assert [(dose.size, len(some)) for dose, some in found] == [(1.0, 1), (-2.0, 1)]

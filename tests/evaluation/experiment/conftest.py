@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def file(tmp_path: Path, model: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An experiment's file; its data are a few questions, whose checksums nobody knows."""
-    monkeypatch.setattr("odesteer.evaluation.benchmarks.files.SHA256", {})
+    monkeypatch.setattr("odesteer.evaluation.benchmarks.base.SHA256", {})
     monkeypatch.setenv("ODESTEER_DATA", str(local))
     path = tmp_path / "small.toml"
     path.write_text(CHOICES.format(model=model), encoding="utf-8")
@@ -43,7 +43,7 @@ def start(file: Path, folder: Path, engine: str = "local") -> Forked:
 
 
 def _run(file: Path, folder: Path, engine: str) -> None:
-    from odesteer.evaluation.benchmarks import files as data
+    from odesteer.evaluation.benchmarks import base as data
     from odesteer.evaluation.experiment.parse_toml import read
     from odesteer.evaluation.experiment.run import run
 

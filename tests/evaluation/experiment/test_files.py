@@ -8,9 +8,8 @@ from tests.helpers.paths import REPOSITORY
 
 from odesteer.evaluation.benchmarks import load_benchmark
 from odesteer.evaluation.experiment.config import Experiment, Named
-from odesteer.evaluation.experiment.cost_estimate import estimate
 from odesteer.evaluation.experiment.parse_toml import parse, read, tomllib
-from odesteer.evaluation.experiment.plan import KINDS, plan
+from odesteer.evaluation.experiment.plan import KINDS, estimate, plan
 from odesteer.evaluation.experiment.run import prepared
 from odesteer.ode import Angle, PathLength, Target, Time
 

@@ -11,7 +11,7 @@ from tests.evaluation.experiment.test_run import GENERATIONS
 
 from odesteer.backends import TransformersBackend
 from odesteer.backends.vllm.registry import RegisteredSteerings, SteeringRegistry, options
-from odesteer.evaluation.experiment import generators as served
+from odesteer.evaluation.experiment import fits as served
 from odesteer.evaluation.experiment.parse_toml import read
 from odesteer.evaluation.experiment.run import run
 from odesteer.models.loading import load_model

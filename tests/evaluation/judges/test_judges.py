@@ -118,7 +118,7 @@ def labels(tmp_path, monkeypatch):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
             file.write(text)
-    monkeypatch.setattr("odesteer.evaluation.benchmarks.files.SHA256", {})
+    monkeypatch.setattr("odesteer.evaluation.benchmarks.base.SHA256", {})
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.report.synthetic import angle, case, condition, lines, write
 
 from odesteer.evaluation.report import Report, build, read_run, writers
-from odesteer.evaluation.report.table import Cell, Column, Line, Table, effect, headings
+from odesteer.evaluation.report.tables import Cell, Column, Line, Table, effect, headings
 
 ANGLE = angle(0.1)
 
@@ -221,8 +221,7 @@ def test_two_folds_are_one_row(tmp_path: Path) -> None:
 
 
 def test_marks_are_corrected_for_the_whole_table() -> None:
-    from odesteer.evaluation.statistics.bootstrap import Interval
-    from odesteer.evaluation.statistics.paired_tests import PairedDifference
+    from odesteer.evaluation.statistics import Interval, PairedDifference
 
     def cell(p: float) -> Cell:
         return Cell(difference=PairedDifference(Interval(-1.0, -2.0, -0.5, 9), 9, p))

@@ -16,9 +16,9 @@ import odesteer as ods
 from odesteer.evaluation.judges import Judge, Score
 from odesteer.evaluation.selection import Trial, Tuned, effect
 from odesteer.evaluation.selection.result import Goal, choose, judged, pareto_front
-from odesteer.evaluation.statistics.bootstrap import Interval
-from odesteer.extraction.scoring import packing
-from odesteer.extraction.scoring.score_texts import (
+from odesteer.evaluation.statistics import Interval
+from odesteer.extraction import packing
+from odesteer.extraction.score_texts import (
     Damage,
     LayerCache,
     baselines,

@@ -15,8 +15,9 @@ pytestmark = pytest.mark.slow
 def test_a_choice_is_feasible_found_in_minutes_and_shows_in_what_the_model_writes() -> None:
     # One test: whichever process runs it, it tunes once.
     smollm2 = load_model(SMOLLM2)
-    fit_topics, _ = demo.contrast()
-    tuned = ods.tune(*smollm2, fit_topics)
+    whole, _ = demo.contrast()
+    # Every fourth topic: each of the 18 trials reads all held-out texts twice.
+    tuned = ods.tune(*smollm2, whole.subset(sorted(set(whole.groups[0]))[::4]))
     a_feasible_choice_with_a_positive_effect_is_found(tuned)
     it_says_how_long_it_took_which_is_minutes(tuned)
     more_of_a_dose_does_more_and_damages_more(tuned)
@@ -51,7 +52,7 @@ def the_choice_shows_in_what_the_model_writes_about_unseen_topics(
 ) -> None:
     chats = [
         [{"role": "system", "content": demo.SYSTEM}, {"role": "user", "content": prompt}]
-        for prompt in demo.test_prompts()
+        for prompt in demo.test_prompts()[::2]
     ]
     backend = ods.TransformersBackend(*smollm2)
     sampling = ods.Sampling(max_new_tokens=20)

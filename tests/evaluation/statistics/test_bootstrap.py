@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from odesteer.evaluation.statistics.bootstrap import drawn, holm, interval, randomisation_p, swaps
+from odesteer.evaluation.statistics import drawn, holm, interval, randomisation_p, swaps
 
 
 def test_the_interval_is_as_wide_as_the_normal_one() -> None:

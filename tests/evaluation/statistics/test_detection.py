@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from odesteer.evaluation.statistics.detection import _statistics, detection, threshold
+from odesteer.evaluation.statistics import _statistics, detection, threshold
 from odesteer.steering.calibration import binary_quality
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from odesteer.evaluation.metrics import distinct, percentile, product_of_rates
-from odesteer.evaluation.statistics.bootstrap import interval
-from odesteer.evaluation.statistics.paired_tests import (
+from odesteer.evaluation.statistics import (
     Mean,
     Percentile,
     ProductOfMeans,
@@ -15,6 +14,7 @@ from odesteer.evaluation.statistics.paired_tests import (
     difference,
     distinct_difference,
     distinct_value,
+    interval,
     paired,
     value,
 )

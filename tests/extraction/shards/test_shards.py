@@ -10,7 +10,7 @@ from tests.extraction.shards.conftest import LAYERS, ROWS, equal, start
 from tests.helpers import models as tiny
 
 import odesteer as ods
-from odesteer.common.job_directory import Claim
+from odesteer.common.jobs import Claim
 from odesteer.extraction.shards import ShardFolder, parts
 from odesteer.extraction.tokenize import Tokens
 from odesteer.models.loading import load_model

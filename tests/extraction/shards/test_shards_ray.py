@@ -20,29 +20,15 @@ from odesteer.extraction.shards import ShardFolder
 pytestmark = [pytest.mark.slow, needs_ray, pytest.mark.usefixtures("joined")]
 
 
-def extract(model: str, contrast: ods.Contrast, folder: Path, engine: str) -> ods.Shards:
-    return ods.extract_shards(model, contrast, LAYERS, folder, rows_per_shard=ROWS, engine=engine)
+def extract(
+    model: str, contrast: ods.Contrast, folder: Path, engine: str, workers: int | None = None
+) -> ods.Shards:
+    return ods.extract_shards(
+        model, contrast, LAYERS, folder, rows_per_shard=ROWS, engine=engine, workers=workers
+    )
 
 
-def test_two_nodes_give_the_shards_of_one_process(
-    model: str, contrast: ods.Contrast, tmp_path: Path
-) -> None:
-    once = extract(model, contrast, tmp_path / "once", "local")
-    shards = extract(model, contrast, tmp_path / "ray", "ray")
-    assert equal(once.path, shards.path)
-    assert shards.computed == 4
-    assert extract(model, contrast, tmp_path / "ray", "ray").computed == 0
-    assert not list((tmp_path / "ray" / "claims").iterdir())
-    with pytest.raises(ValueError, match=r"differs in tokens \(there 'last', here 'mean'\)"):
-        ods.extract_shards(
-            model, contrast, LAYERS, once.path, rows_per_shard=ROWS, engine="ray", tokens="mean"
-        )
-    # Which only a worker can know.
-    with pytest.raises(ValueError, match=r"^Layer 9 is out of range"):
-        ods.extract_shards(model, contrast, 9, tmp_path / "deep", engine="ray")
-
-
-def test_a_worker_that_is_killed_is_replaced(
+def test_two_nodes_give_the_shards_of_one_process_though_a_worker_is_killed(
     model: str, contrast: ods.Contrast, tmp_path: Path
 ) -> None:
     once = extract(model, contrast, tmp_path / "once", "local")
@@ -76,16 +62,32 @@ def test_a_worker_that_is_killed_is_replaced(
     assert on_cluster(Job(task.parts, folder, Dies(task))) == 4
     assert mark.exists()
     assert equal(once.path, folder.path)
+    # What is there is not computed again.
+    (folder.path / "shards" / "00001.safetensors").unlink()
+    assert extract(model, contrast, folder.path, "ray", workers=1).computed == 1
+    assert equal(once.path, folder.path)
+    assert not list((folder.path / "claims").iterdir())
 
 
-def test_a_driver_that_is_killed_is_gone_on_from_by_either_engine(
-    model: str, file: Path, contrast: ods.Contrast, tmp_path: Path
+def test_what_cannot_be_is_said_by_whoever_knows(
+    model: str, contrast: ods.Contrast, tmp_path: Path
 ) -> None:
     once = extract(model, contrast, tmp_path / "once", "local")
-    for engine in ("local", "ray"):
-        folder = tmp_path / f"then-{engine}"
-        driver = start(model, file, folder, "ray", kill_at=1, when="driver")
-        driver.communicate()
-        assert driver.returncode == -signal.SIGKILL
-        assert extract(model, contrast, folder, engine).computed < 4
-        assert equal(once.path, folder)
+    with pytest.raises(ValueError, match=r"differs in tokens \(there 'last', here 'mean'\)"):
+        ods.extract_shards(
+            model, contrast, LAYERS, once.path, rows_per_shard=ROWS, engine="ray", tokens="mean"
+        )
+    # Which only a worker can know.
+    with pytest.raises(ValueError, match=r"^Layer 9 is out of range"):
+        ods.extract_shards(model, contrast, 9, tmp_path / "deep", engine="ray", workers=1)
+
+
+def test_a_driver_that_is_killed_is_gone_on_from(
+    model: str, file: Path, contrast: ods.Contrast, tmp_path: Path
+) -> None:
+    once, folder = extract(model, contrast, tmp_path / "once", "local"), tmp_path / "ray"
+    driver = start(model, file, folder, "ray", kill_at=1, when="driver")
+    driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+    assert extract(model, contrast, folder, "local").computed < 4
+    assert equal(once.path, folder)

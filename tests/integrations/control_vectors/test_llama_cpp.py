@@ -16,8 +16,13 @@ from torch.nn.functional import cosine_similarity
 
 import odesteer as ods
 from odesteer.evaluation import demo
-from odesteer.extraction.scoring.score_texts import kl
-from odesteer.integrations.control_vectors import Vectors, flattened, write_vectors
+from odesteer.extraction.score_texts import kl
+from odesteer.integrations.control_vectors import (
+    Vectors,
+    bake_gguf,
+    flattened,
+    write_vectors,
+)
 from odesteer.models.loading import SMOLLM2, load_model, wheel_folder
 
 pytestmark = pytest.mark.slow
@@ -41,15 +46,19 @@ def quantised() -> Path:
 
 
 @pytest.fixture(scope="module")
-def exact(
-    quantised: Path, library: Library, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
-    """llama.cpp with the same weights in float32."""
+def float32(quantised: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same weights as a file in float32."""
     path = tmp_path_factory.mktemp("float32") / "smollm2.gguf"
     in_float32(quantised, path)
-    with library.model(path) as running:
-        yield running
+    yield path
     path.unlink()  # 540 MB, and pytest keeps folders
+
+
+@pytest.fixture(scope="module")
+def exact(float32: Path, library: Library) -> Iterator[Running]:
+    """llama.cpp with the same weights in float32."""
+    with library.model(float32) as running:
+        yield running
 
 
 LAYERS = [9, 14, 19]
@@ -143,6 +152,26 @@ def test_from_the_file_it_says_what_transformers_says(
     assert new == greedy(smollm2, ids, ours, 24)
     exact.steer(None)
     assert new != exact.greedy(ids, 24)
+
+
+def test_a_baked_file_says_what_transformers_says_of_the_steered_model(
+    float32: Path,
+    library: Library,
+    smollm2: tuple[Any, Any],
+    steerings: dict[str, tuple[Any, Vectors]],
+    tmp_path: Path,
+) -> None:
+    steering, vectors = steerings["several layers"]
+    path = tmp_path / "baked.gguf"
+    assert bake_gguf(float32, vectors, path) == [f"blk.{i}.ffn_down.bias" for i in LAYERS]
+    try:
+        with library.model(path) as running:
+            for prompt in PROMPTS:
+                ids = smollm2[1](prompt)["input_ids"]
+                expected = logits(smollm2, ids, steering)
+                torch.testing.assert_close(running.logits(ids), expected, atol=CLOSE, rtol=0.0)
+    finally:
+        path.unlink()
 
 
 def test_a_layer_range_is_the_same_without_the_others(

@@ -16,6 +16,7 @@ from torch import Tensor
 from odesteer.backends.vllm.request import SteeringRequest
 from odesteer.models.hooks.positions import Span
 from odesteer.ode import Dose, DoseBatch, columns_of
+from odesteer.steering import LayerSteering
 
 
 class ScheduledRequest(NamedTuple):
@@ -95,14 +96,16 @@ class StepBatch:
         return self._rows[key]
 
 
-def group_by_dose(spans: Sequence[RowSpan], default: Dose) -> list[tuple[Dose, list[RowSpan]]]:
-    """Group spans by the sign of their dose; `default` is the steering's own dose.
+def group_by_dose(
+    spans: Sequence[RowSpan], part: LayerSteering
+) -> list[tuple[Dose, list[RowSpan]]]:
+    """Group the spans of a steering by the sign of their dose.
 
     Rows of any doses of one sign pass together; a gated field is another field backwards.
     """
     by_sign: dict[bool, list[tuple[RowSpan, Dose]]] = {}
     for span in spans:
-        dose = span.steering.dose_at(default)
+        dose = part.resolve(span.steering.dose_at(part.dose))
         if not dose.is_zero:
             by_sign.setdefault(dose.size < 0, []).append((span, dose))
     groups = []

@@ -1,18 +1,26 @@
-"""Middleware of the API server: the steering of a request on any route.
+"""Middleware of the API server: steering on any route, and routes of its own.
 
 vLLM has many routes, and some of them drop the model's name or `vllm_xargs` on the way to the
 engine. So both are read here, from the body, before any route; `ROUTED` keeps them for the
 engine's client (`odesteer.backends.vllm.request_validation.wrap_add_request`), which all routes
 call. What no route could do is refused here.
+
+    GET /v1/steerings          the steerings, and what a client may know of them
+    POST /v1/steerings/NAME    another default dose, see `odesteer.backends.vllm.live_defaults`
+    GET /metrics               vLLM's own, with odesteer_* beside them
+
+The counters are kept by the workers, on their devices, and fetched for each GET /metrics.
 """
 
 import json
+from argparse import Namespace
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
+from odesteer.backends.vllm.live_defaults import LiveDefaults, check_one_process
 from odesteer.backends.vllm.registry import SteeringRegistry
 from odesteer.backends.vllm.request import KEY, SteeringRequest, misspelt, parse
 from odesteer.common.limits import brief
@@ -42,10 +50,11 @@ Message = MutableMapping[str, Any]
 
 @dataclass(frozen=True)
 class RoutedSteering:
-    """Steerings that the body of a request names, and its route."""
+    """Steerings that the body of a request names, its route, and the defaults of that moment."""
 
     requests: tuple[SteeringRequest, ...]
     route: str
+    defaults: Mapping[str, SteeringRequest | None] = field(default_factory=dict)
 
 
 ROUTED: ContextVar[RoutedSteering | None] = ContextVar("odesteer_routed", default=None)
@@ -91,7 +100,7 @@ class SteeringMiddleware:
         async def replay() -> Any:
             return messages.pop() if messages else await receive()
 
-        token = ROUTED.set(RoutedSteering(requests, _path(scope)))
+        token = ROUTED.set(RoutedSteering(requests, _path(scope), _defaults(scope)))
         try:
             await self._app(scope, replay, send)
         finally:
@@ -325,6 +334,11 @@ def _context(scope: Message) -> int:
     return int(getattr(model, "max_model_len", 0))
 
 
+def _defaults(scope: Message) -> Mapping[str, SteeringRequest | None]:
+    live: LiveDefaults | None = getattr(scope["app"].state, "odesteer", None)
+    return {} if live is None else live.changed
+
+
 def _path(scope: Message) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -344,7 +358,7 @@ def _watch_socket(scope: Message, registry: SteeringRegistry, receive: Any, send
             await send({"type": "websocket.close", **closed})
             return {"type": "websocket.disconnect", **closed}
         if requests:
-            ROUTED.set(RoutedSteering(requests, _path(scope)))
+            ROUTED.set(RoutedSteering(requests, _path(scope), _defaults(scope)))
         return message
 
     return watch
@@ -372,3 +386,128 @@ async def _answer(send: Any, status: int, content: dict[str, Any]) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+PATH = "/v1/steerings"
+
+
+class Endpoint:
+    """Entry point `vllm.endpoint_plugins`; see `vllm.plugins.endpoint_plugins.interface`."""
+
+    name = "odesteer"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._live: LiveDefaults | None = None
+        self._processes: Any = 1
+        self._collector = SteeringCollector()
+
+    def attach_router(self, app: Any) -> None:
+        """Add the routes, and the middleware that refreshes the counters."""
+        from fastapi import Request
+        from fastapi.responses import JSONResponse
+
+        async def change(name: str, request: Request) -> JSONResponse:
+            """Change the default of a steering, from the next request on."""
+            try:
+                return JSONResponse(self.change(name, await request.json()))
+            except ValueError as reason:
+                known = self._live is not None and name in self._live.names
+                status, kind = (400, "BadRequestError") if known else (404, "NotFoundError")
+                return JSONResponse({"error": _error(reason, kind, status)}, status)
+
+        app.add_api_route(PATH, self._list, methods=["GET"], tags=["odesteer"])
+        app.add_api_route(PATH + "/{name}", change, methods=["POST"], tags=["odesteer"])
+        app.add_middleware(RefreshMiddleware, refresh=self._refresh)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Keep the engine's client, and register the counters."""
+        if engine_client is None:
+            return
+        self._engine = engine_client
+        self._processes = getattr(args, "api_server_count", 1)
+        registry = SteeringRegistry.of(engine_client.vllm_config.additional_config)
+        if registry is not None:
+            self._live = state.odesteer = self._collector.live = LiveDefaults(registry)
+            from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+            get_prometheus_registry().register(self._collector)
+
+    async def _list(self) -> dict[str, Any]:
+        """List the steerings of this server."""
+        data = [] if self._live is None else self._live.describe()
+        return {"object": "list", "data": data}
+
+    def change(self, name: str, fields: Any) -> dict[str, Any]:
+        """Change the default of a steering, and return what is known of it then.
+
+        Raises:
+            ValueError: for a steering or fields that no request could name, in one line.
+        """
+        if self._live is None:
+            raise ValueError("This server was started without steerings.")
+        check_one_process(self._processes)
+        self._live.set(name, fields)
+        return next(entry for entry in self._live.describe() if entry["name"] == name)
+
+    async def _refresh(self) -> None:
+        if self._live is not None:
+            self._collector.update(await self._engine.collective_rpc("odesteer_stats"))
+
+
+class SteeringCollector:
+    """Collector of a server's steering counters for `prometheus_client`."""
+
+    def __init__(self) -> None:
+        self.live: LiveDefaults | None = None
+        self._latest: list[dict[str, Any]] = []
+
+    def update(self, workers: Iterable[Iterable[dict[str, Any]]]) -> None:
+        """Keep the workers' totals; ranks of a tensor-parallel group report the same."""
+        latest: dict[tuple[str, int], dict[str, Any]] = {}
+        for worker in workers:
+            for stats in worker:
+                key = (stats["steering"], stats["layer"])
+                if key not in latest or stats["tokens"] > latest[key]["tokens"]:
+                    latest[key] = stats
+        self._latest = list(latest.values())
+
+    def collect(self) -> Iterable[Any]:
+        """Return the counters as metric families."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        labels = ["steering", "layer"]
+        tokens = CounterMetricFamily(
+            "odesteer_steered_tokens", "Tokens that a steering moved.", labels=labels
+        )
+        displacement = CounterMetricFamily(
+            "odesteer_displacement",
+            "How far it moved them in all, in activation space; over the tokens, the mean.",
+            labels=labels,
+        )
+        for stats in self._latest:
+            values = [stats["steering"], str(stats["layer"])]
+            tokens.add_metric(values, stats["tokens"])
+            displacement.add_metric(values, stats["displacement"])
+        enabled = GaugeMetricFamily(
+            "odesteer_enabled",
+            "1 for a steering that is on, 0 for one that is turned off.",
+            labels=labels[:1],
+        )
+        for entry in [] if self.live is None else self.live.describe():
+            enabled.add_metric([entry["name"]], float(entry["enabled"]))
+        return [tokens, displacement, enabled]
+
+
+class RefreshMiddleware:
+    """ASGI middleware that calls `refresh` before /metrics is answered."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], refresh: Callable[[], Awaitable[None]]):
+        self._app, self._refresh = app, refresh
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Handle a connection, see https://asgi.readthedocs.io."""
+        if scope["type"] == "http" and scope["path"].rstrip("/") == "/metrics":
+            await self._refresh()
+        await self._app(scope, receive, send)

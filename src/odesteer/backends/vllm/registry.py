@@ -152,6 +152,10 @@ class SteeringRegistry:
                     f"{KEY}: '{request.name}' has no barrier, so it cannot stop at a target; give "
                     f"a strength."
                 )
+            try:
+                part.resolve(request.dose_at(part.dose))
+            except ValueError as error:
+                raise ValueError(f"{KEY}: '{request.name}': {error}") from None
             late = (
                 isinstance(request.positions, str)
                 and PositionRule.parse(request.positions).after_prompt
@@ -230,7 +234,7 @@ class RegisteredSteerings:
 
     An engine has steerings by name; a caller has objects: the one that the engine was started
     with, the same read from its directory, or either `with_strength`. They are recognised by
-    field, layer, site, solver and calibration. The dose travels with each request.
+    field, layer, site, solver, calibration and coverage. The dose travels with each request.
 
     Args:
         registry: of the engine; None for an engine that does not steer.
@@ -295,6 +299,7 @@ class RegisteredSteerings:
                 part.solver,
                 part.steps,
                 part.calibration,
+                part.coverage,
             )
             for part in steering.parts
         )
@@ -331,7 +336,8 @@ def _dose_fields(steering: Steering) -> dict[str, Any]:
             f"doses."
         )
     if isinstance(dose, Target):
-        return {"target": dose.probability, **_size_field(dose.budget, parts)}  # type: ignore[arg-type]
+        fields = {"target": dose.probability, **_size_field(dose.budget, parts)}  # type: ignore[arg-type]
+        return fields if dose.coverage is None else {**fields, "coverage": dose.coverage}
     return _size_field(dose, parts)
 
 

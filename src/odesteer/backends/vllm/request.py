@@ -20,7 +20,7 @@ from odesteer.ode import Angle, Dose, Target, Time
 KEY = "odesteer"
 # What `start` may say besides a number, and the rule that it stands for.
 STARTS = {"all": "all", "last_prompt": "last+generated", "generated": "generated"}
-_DOSES = ("strength", "angle", "target")
+_DOSES = ("strength", "angle", "target", "coverage")
 _FIELDS = ("name", *_DOSES, "positions", "start")
 # Far beyond any dose that leaves a sentence; a mistyped exponent is not worth a server's NaN.
 LARGEST = 1e4
@@ -41,12 +41,14 @@ class SteeringRequest:
         positions: which tokens, as canonical text (see `odesteer.models.hooks.positions`) or as the
             position of the first steered token.
         probability: at which each token stops; the dose is then the budget.
+        coverage: of that target, see `odesteer.ode.Target`.
     """
 
     name: str
     dose: Dose | None = None
     positions: str | int = "last+generated"
     probability: float | None = None
+    coverage: float | None = None
 
     def spans(self, prompt_length: int) -> tuple[Span, ...]:
         """Return the steered positions as spans, counted from the start of the prompt."""
@@ -57,7 +59,7 @@ class SteeringRequest:
         dose = default if self.dose is None else self.dose
         if self.probability is None:
             return dose
-        return Target(self.probability, getattr(dose, "budget", dose))
+        return Target(self.probability, getattr(dose, "budget", dose), self.coverage)
 
     def as_value(self) -> dict[str, Any]:
         """Return the object that `parse` reads."""
@@ -65,6 +67,8 @@ class SteeringRequest:
         value: dict[str, Any] = {"name": self.name, where: self.positions}
         if self.probability is not None:
             value["target"] = self.probability
+        if self.coverage is not None:
+            value["coverage"] = self.coverage
         if self.dose is not None:
             value["angle" if isinstance(self.dose, Angle) else "strength"] = self.dose.size
         return value
@@ -107,6 +111,7 @@ def ask(
     strength: float | None = None,
     angle: float | None = None,
     target: float | None = None,
+    coverage: float | None = None,
     positions: str | None = None,
     start: str | int | None = None,
 ) -> dict[str, str]:
@@ -117,6 +122,7 @@ def ask(
         strength: integration time; the steering's own dose by default.
         angle: path length relative to the activation's norm.
         target: stop each token where P(positive) reaches this; the rest is its budget.
+        coverage: of that target: stop no earlier than where this share of rows is wanted.
         positions: which tokens, see `odesteer.models.hooks.positions`; "last+generated" by default.
         start: instead of `positions`, "all", "last_prompt", "generated", or the first position
             that is steered.
@@ -128,6 +134,7 @@ def ask(
         "strength": strength,
         "angle": angle,
         "target": target,
+        "coverage": coverage,
         "positions": positions,
         "start": start,
     }
@@ -203,10 +210,9 @@ def _parse_object(value: Any) -> SteeringRequest:
             f"{_shown(name)}."
         )
     positions = _parse_positions(value)
-    dose, probability = _parse_dose(
-        {key: value[key] for key in _DOSES if value.get(key) is not None}
-    )
-    return SteeringRequest(name, dose, positions, probability)
+    numbers = {key: value[key] for key in _DOSES if value.get(key) is not None}
+    dose, probability = _parse_dose(numbers)
+    return SteeringRequest(name, dose, positions, probability, numbers.get("coverage"))
 
 
 def _parse_positions(value: Mapping[str, Any]) -> str | int:
@@ -252,7 +258,11 @@ def _parse_dose(fields: dict[str, Any]) -> tuple[Dose | None, float | None]:
         dose = Time(fields["strength"])
     if "angle" in fields:
         dose = Angle(fields["angle"])
-    target = fields.get("target")
+    target, coverage = fields.get("target"), fields.get("coverage")
+    if coverage is not None and (target is None or not 0.0 < coverage < 1.0):
+        raise ValueError(
+            f"{KEY}: a coverage is a share between 0 and 1, beside a target; got {coverage}."
+        )
     if target is not None:
         if not 0.0 < target < 1.0:
             raise ValueError(f"{KEY}: a target is a probability between 0 and 1; got {target}.")

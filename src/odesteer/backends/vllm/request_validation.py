@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from odesteer.backends.vllm.live_defaults import with_defaults
 from odesteer.backends.vllm.middleware import (
     ROUTED,
     SEPARATOR,
@@ -79,14 +80,14 @@ def steering_from_model_name(
 
 
 def steered_params(prompt: Any, params: Any) -> Any:
-    """Return the parameters with the steerings that the request's body names.
+    """Return the parameters with the steerings that the body names, and their defaults of now.
 
     Raises:
         ValueError: on a route that is not known, for a pooling request, or if the parameters ask
             for another steering.
     """
     routed = ROUTED.get()
-    if routed is None or not routed.requests:
+    if routed is None or not (routed.requests or (routed.defaults and requests_of(params))):
         return params
     # Pooling parameters have no extra arguments; a prompt may bring parameters of its own.
     sampled = hasattr(params, "extra_args") and not hasattr(prompt, "sampling_params")
@@ -94,6 +95,7 @@ def steered_params(prompt: Any, params: Any) -> Any:
         what = routed.route if sampled else f"pooling (embeddings, scores) by {routed.route}"
         raise ValueError(f"{what} is not steered: name the model without a steering.")
     requests = reconcile(requests_of(params), routed.requests)
+    requests = with_defaults(requests, routed.defaults)
     params = params.clone()
     params.extra_args = _with_requests(params.extra_args, requests)
     return params

@@ -108,7 +108,7 @@ class SteeredLayer:
             for request_id, row in self._prompt_ends(name, part):
                 a = hidden[row] if residual is None else hidden[row] + residual[row]
                 self._velocities[request_id, name] = part.velocity(a)
-            for dose, spans in group_by_dose(self.batch.spans.get(name, ()), part.dose):
+            for dose, spans in group_by_dose(self.batch.spans.get(name, ()), part):
                 rows = self.batch.rows(spans, hidden.device)
                 a = hidden.index_select(0, rows)
                 if residual is not None:
@@ -154,7 +154,8 @@ class SteeredLayer:
     ) -> Iterator[tuple[range, tuple[float, float, float, float]]]:
         """Yield the rows of the spans of one direction, with their doses in that direction."""
         for span in spans:
-            dose = span.steering.dose_at(self.parts[name].dose)
+            part = self.parts[name]
+            dose = part.resolve(span.steering.dose_at(part.dose))
             reverse = name in self._reversed and dose.size < 0
             if not dose.is_zero and reverse == backwards:
                 yield span.rows, columns_of(dose.scaled(-1.0) if reverse else dose)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from odesteer.common.registry import resolve
-from odesteer.evaluation.benchmarks.base import TRANSFER, Benchmark, Fold
-from odesteer.evaluation.benchmarks.files import HUB, data_dir
+from odesteer.evaluation.benchmarks.base import HUB, TRANSFER, Benchmark, Fold, data_dir
 from odesteer.evaluation.benchmarks.persona import Persona
 from odesteer.evaluation.benchmarks.real_toxicity_prompts import RealToxicityPrompts
 from odesteer.evaluation.benchmarks.sentiment import Sentiment

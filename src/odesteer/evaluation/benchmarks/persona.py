@@ -16,8 +16,16 @@ from typing import Any, ClassVar
 
 from odesteer.common.registry import lookup
 from odesteer.data import Contrast, Example
-from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, cross_validation
-from odesteer.evaluation.benchmarks.files import digest, hub_rows, json_lines, locate
+from odesteer.evaluation.benchmarks.base import (
+    Benchmark,
+    Fold,
+    Part,
+    cross_validation,
+    digest,
+    hub_rows,
+    json_lines,
+    locate,
+)
 from odesteer.evaluation.case import Case
 
 HUB_NAME = "Anthropic/model-written-evals"

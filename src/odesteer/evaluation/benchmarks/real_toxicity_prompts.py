@@ -25,8 +25,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from odesteer.data import Contrast, Example
-from odesteer.evaluation.benchmarks.base import BINS, Benchmark, Fold, Part, evenly
-from odesteer.evaluation.benchmarks.files import csv_rows, digest, hub_rows, json_lines, locate
+from odesteer.evaluation.benchmarks.base import (
+    BINS,
+    Benchmark,
+    Fold,
+    Part,
+    csv_rows,
+    digest,
+    evenly,
+    hub_rows,
+    json_lines,
+    locate,
+)
 from odesteer.evaluation.case import Case
 
 HUB_NAME = "allenai/real-toxicity-prompts"

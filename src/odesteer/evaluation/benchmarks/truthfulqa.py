@@ -18,8 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from odesteer.data import Contrast, Example
-from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part, cross_validation
-from odesteer.evaluation.benchmarks.files import digest, hub_rows, locate
+from odesteer.evaluation.benchmarks.base import (
+    Benchmark,
+    Fold,
+    Part,
+    cross_validation,
+    digest,
+    hub_rows,
+    locate,
+)
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.metrics import METRICS
 

@@ -16,8 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from odesteer.data import Contrast, Example
-from odesteer.evaluation.benchmarks.base import Benchmark, Fold, Part
-from odesteer.evaluation.benchmarks.files import digest, hub_rows, json_lines, locate
+from odesteer.evaluation.benchmarks.base import (
+    Benchmark,
+    Fold,
+    Part,
+    digest,
+    hub_rows,
+    json_lines,
+    locate,
+)
 from odesteer.evaluation.case import Case
 
 HUB_NAME = "HuggingFaceH4/ultrafeedback_binarized"

@@ -15,12 +15,12 @@ from odesteer.backends import Sampling, TransformersBackend
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.config import UNSTEERED, Experiment, Named
-from odesteer.evaluation.experiment.generators import Make
+from odesteer.evaluation.experiment.fits import Make
 from odesteer.evaluation.judges import Judge, Perplexity, find_judge
 from odesteer.evaluation.judges.base import EMPTY, Score
 from odesteer.evaluation.metrics import answers, scores
-from odesteer.extraction.scoring.packing import PromptWithAnswers
-from odesteer.extraction.scoring.score_texts import TextScore, compare_prompts, score_texts
+from odesteer.extraction.packing import PromptWithAnswers
+from odesteer.extraction.score_texts import TextScore, compare_prompts, score_texts
 from odesteer.models.chat_template import Messages, encode, encode_parts
 from odesteer.steering import Steering
 
@@ -138,7 +138,7 @@ class CaseScorer:
         model, tokenizer: to steer, in eval mode.
         benchmark, experiment: prompts, sampling, judges.
         packed: whether the model takes several answers in one row, see
-            `odesteer.extraction.scoring.packing`.
+            `odesteer.extraction.packing`.
         data: folder of the judges' labelled answers.
     """
 

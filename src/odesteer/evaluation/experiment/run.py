@@ -15,7 +15,7 @@ from odesteer import __version__
 from odesteer.common.jobs import ENGINES, Job
 from odesteer.common.registry import lookup
 from odesteer.evaluation.benchmarks import Benchmark, load_benchmark
-from odesteer.evaluation.experiment import generators
+from odesteer.evaluation.experiment import fits
 from odesteer.evaluation.experiment.cases import describe_judges
 from odesteer.evaluation.experiment.config import Experiment
 from odesteer.evaluation.experiment.plan import Condition, Plan, plan
@@ -81,13 +81,13 @@ def run(
         say: called with a line before anything slow.
         progress: called with (work done, work in all), of all processes.
         workers: number of processes, for the engine "ray".
-        backend: source of generations, see `odesteer.evaluation.experiment.generators`.
+        backend: source of generations, see `odesteer.evaluation.experiment.fits`.
 
     Raises:
         ValueError: for another experiment's directory; names what differs.
     """
     work = lookup(ENGINES, engine, "engine")
-    generator = generators.describe(backend, experiment)
+    generator = fits.describe(backend, experiment)
     benchmark, planned = prepared(experiment, data)
     known = {
         "config": experiment.to_json(),
@@ -135,7 +135,7 @@ class RunTask:
         folder = RunFolder(self.path, len(self.planned.units))
         folder.begin(header(self.known, self.planned, model, tokenizer), KEYS)
         about = self.known["backend"]
-        generator = generators.generator(about, self.planned.experiment, model, tokenizer, say)
+        generator = fits.generator(about, self.planned.experiment, model, tokenizer, say)
         return Worker(self.planned, self.benchmark, folder, model, tokenizer, generator, self.data)
 
 

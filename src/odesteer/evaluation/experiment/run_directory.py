@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from odesteer.common.files import write_whole
-from odesteer.common.job_directory import (
+from odesteer.common.jobs import (
     CLAIMS,
     Claim,
     WorkFolder,

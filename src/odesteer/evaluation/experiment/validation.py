@@ -31,9 +31,9 @@ from odesteer.evaluation.experiment.fits import FitCache
 from odesteer.evaluation.experiment.plan import Condition
 from odesteer.evaluation.judges import Judge
 from odesteer.evaluation.selection.result import best_within
-from odesteer.extraction.scoring.packing import PromptWithAnswers, continuations
-from odesteer.extraction.scoring.score_texts import Baseline, TextScore, baselines, score_texts
-from odesteer.fitting.match_dose import match_damage
+from odesteer.extraction.packing import PromptWithAnswers, continuations
+from odesteer.extraction.score_texts import Baseline, TextScore, baselines, score_texts
+from odesteer.fitting.dose_search import match_damage
 from odesteer.ode import Dose, Target
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import dose_from_json, dose_to_json

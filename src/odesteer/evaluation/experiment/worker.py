@@ -13,13 +13,12 @@ from torch import Tensor
 from odesteer.evaluation.benchmarks import Benchmark
 from odesteer.evaluation.experiment.cases import CaseScorer, Line, ReadyCondition
 from odesteer.evaluation.experiment.config import PROMPT, Layer
-from odesteer.evaluation.experiment.fits import FitCache
-from odesteer.evaluation.experiment.generators import Generator
+from odesteer.evaluation.experiment.fits import FitCache, Generator
 from odesteer.evaluation.experiment.plan import Condition, Plan, Unit
 from odesteer.evaluation.experiment.run_directory import RunFolder
 from odesteer.evaluation.experiment.validation import Validation, layer_and_dose
-from odesteer.extraction.scoring.packing import PromptWithAnswers
-from odesteer.extraction.scoring.score_texts import takes_packed
+from odesteer.extraction.packing import PromptWithAnswers
+from odesteer.extraction.score_texts import takes_packed
 from odesteer.ode import Angle, Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import CONFIG, dose_to_json

@@ -60,8 +60,8 @@ from odesteer.common.registry import lookup
 from odesteer.data import Example
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score
-from odesteer.extraction.scoring.packing import PromptWithAnswers, as_text
-from odesteer.extraction.scoring.score_texts import score_texts
+from odesteer.extraction.packing import PromptWithAnswers, as_text
+from odesteer.extraction.score_texts import score_texts
 from odesteer.models.batching import Rows, batches, pad
 from odesteer.models.chat_template import encode
 from odesteer.models.layers import input_device

@@ -55,7 +55,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from odesteer.evaluation.benchmarks.files import json_lines, locate
+from odesteer.evaluation.benchmarks.base import json_lines, locate
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.judges.base import EMPTY, Direction, Judge, Score, each_text
 
@@ -129,19 +129,30 @@ class TruthReference(Judge):
     )
 
     def score(self, cases: Sequence[Case], generations: Sequence[str]) -> list[Score]:
-        return [_score(case, text) for case, text in zip(cases, generations, strict=True)]
+        scores = [Score(None, EMPTY)] * len(generations)
+        answers: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+        for i, (case, text) in enumerate(zip(cases, generations, strict=True)):
+            if text.strip():
+                answers.setdefault((case.references, case.distractors), []).append(i)
+        for (true, false), indices in answers.items():
+            texts = [generations[i] for i in indices]
+            for i, score in zip(indices, _similarities(true, false, texts), strict=True):
+                scores[i] = score
+        return scores
 
 
-def _score(case: Case, text: str) -> Score:
-    if not text.strip():
-        return Score(None, EMPTY)
-    if not (case.references and case.distractors):
-        return Score(None, "the case has no true and false references")
+def _similarities(
+    true: tuple[str, ...], false: tuple[str, ...], texts: Sequence[str]
+) -> list[Score]:
+    """Score answers to one case by its references."""
+    if not (true and false):
+        return [Score(None, "the case has no true and false references")] * len(texts)
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    rows = vectorizer.fit_transform([*case.references, *case.distractors])
-    near = (rows @ vectorizer.transform([text]).T).toarray().ravel()
-    split = len(case.references)
-    return Score(float(near[:split].max() - near[split:].max()))
+    rows = vectorizer.fit_transform([*true, *false])
+    near = (rows @ vectorizer.transform(texts).T).toarray()
+    split = len(true)
+    margins = near[:split].max(axis=0) - near[split:].max(axis=0)
+    return [Score(float(margin)) for margin in margins]
 
 
 MODELS = 5

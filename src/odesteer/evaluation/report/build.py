@@ -7,35 +7,35 @@ from typing import Any, NamedTuple
 
 from odesteer.evaluation.report.charts import calibration_drawing, figures_of, flow_drawing
 from odesteer.evaluation.report.figure_style import Drawing
-from odesteer.evaluation.report.measures import Measure, headline, measures_of
-from odesteer.evaluation.report.rows import (
+from odesteer.evaluation.report.measures import (
     CHOSEN,
     RANDOM,
     UNSTEERED,
+    Measure,
     Row,
     dose_words,
+    headline,
     layer_words,
+    measures_of,
     name_of,
     rows_of,
 )
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.table import (
+from odesteer.evaluation.report.tables import (
+    Beside,
     Cell,
     Column,
     Line,
     Table,
-    change_text,
-    effect,
-    value_text,
-)
-from odesteer.evaluation.report.tables import (
-    Beside,
     at_equal_dose,
     barrier_table,
+    change_text,
+    effect,
     main_table,
     ranks_pairs,
     reference,
     side_by_side,
+    value_text,
 )
 
 

@@ -31,21 +31,21 @@ from odesteer.evaluation.report.figure_style import (
     zero_line,
     zero_line_down,
 )
-from odesteer.evaluation.report.measures import Measure, headline
-from odesteer.evaluation.report.rows import (
+from odesteer.evaluation.report.measures import (
     PROMPT,
+    Measure,
     Row,
     amount,
     dose_words,
+    headline,
     method_rank,
     name_of,
     steered,
     unsteered,
 )
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.table import Column, Line, Table, headings, number
-from odesteer.evaluation.report.tables import held_out
-from odesteer.evaluation.statistics.paired_tests import PairedDifference
+from odesteer.evaluation.report.tables import Column, Line, Table, headings, held_out, number
+from odesteer.evaluation.statistics import PairedDifference
 from odesteer.steering.calibration import reliability
 
 

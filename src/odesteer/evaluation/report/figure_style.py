@@ -15,8 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from odesteer.common.palette import MARKERS, METHOD_COLOURS, PALETTE, STYLE
-from odesteer.evaluation.report.rows import PROMPT, RANDOM, UNSTEERED, method_rank
+from odesteer.common.catalogue import MARKERS, METHOD_COLOURS, PALETTE, STYLE
+from odesteer.evaluation.report.measures import PROMPT, RANDOM, UNSTEERED, method_rank
 
 # A page replaces them by its own text and background colours, light or dark.
 INK, PAGE = "#101112", "#fefefd"

@@ -14,7 +14,7 @@ from odesteer.common.files import table as plain_table
 from odesteer.common.files import text, write_whole
 from odesteer.evaluation.report.build import Report
 from odesteer.evaluation.report.run import Run
-from odesteer.evaluation.report.table import (
+from odesteer.evaluation.report.tables import (
     Cell,
     Column,
     Line,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from odesteer.backends import Sampling, TransformersBackend
 from odesteer.data import Contrast, Example
 from odesteer.evaluation.case import Case
-from odesteer.evaluation.statistics.bootstrap import Interval, interval
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.evaluation.statistics import Interval, interval
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress, extract
-from odesteer.extraction.scoring.packing import GivenText, as_texts
-from odesteer.extraction.scoring.score_texts import last_activations
+from odesteer.extraction.packing import GivenText, as_texts
+from odesteer.extraction.score_texts import last_activations
 from odesteer.fitting import (
     RANKING_METHOD,
     ActivationSet,

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from odesteer.common.catalogue import MARKERS, PALETTE, STYLE
 from odesteer.common.files import write_whole
-from odesteer.common.palette import MARKERS, PALETTE, STYLE
 from odesteer.evaluation.selection.result import Trial, Tuned, layer_name, name_of
 
 _GREY, _DARK = "#777777", "#222222"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from odesteer.evaluation.statistics.bootstrap import Interval
+from odesteer.evaluation.statistics import Interval
 from odesteer.ode import Dose
 from odesteer.steering import Steering
 from odesteer.steering.serialization.directory import dose_to_json

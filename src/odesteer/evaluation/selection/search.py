@@ -31,10 +31,10 @@ from odesteer.evaluation.selection.effect import (
     split,
 )
 from odesteer.evaluation.selection.result import Goal, Trial, Tuned, choose, judged
-from odesteer.extraction.cache.store import CacheChoice
+from odesteer.extraction.cache import CacheChoice
 from odesteer.extraction.extract import Progress
-from odesteer.extraction.scoring.packing import continuations
-from odesteer.extraction.scoring.score_texts import measure_damage
+from odesteer.extraction.packing import continuations
+from odesteer.extraction.score_texts import measure_damage
 from odesteer.methods import Method, find_method
 from odesteer.models.capture import evaluating
 from odesteer.ode import Angle, Dose

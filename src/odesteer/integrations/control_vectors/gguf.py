@@ -189,7 +189,7 @@ def write(vectors: Vectors, path: Path) -> None:
             "A GGUF control vector has no direction for block 0: steer a later layer, or write "
             "another format."
         )
-    writer = _package().GGUFWriter(path, _ARCHITECTURES[0])
+    writer = package().GGUFWriter(path, _ARCHITECTURES[0])
     try:
         if vectors.model_type is not None:
             writer.add_string("controlvector.model_hint", vectors.model_type)
@@ -205,7 +205,7 @@ def write(vectors: Vectors, path: Path) -> None:
         writer.close()
 
 
-def _package() -> Any:
+def package() -> Any:
     try:
         import gguf
     except ImportError:

@@ -186,7 +186,8 @@ class LayerHandle:
         if velocity is not None:
             velocity = velocity.unsqueeze(1).expand(*hidden.shape[:2], -1)
         if mask is None:
-            before, after = hidden, self.steering(hidden, velocity, None, self._differentiable)
+            dose = self.steering.dose
+            before, after = hidden, self.steering(hidden, velocity, dose, self._differentiable)
             result = after
         else:
             before = hidden[mask]
@@ -205,7 +206,7 @@ class LayerHandle:
             of_row = None if mask is None else mask.nonzero()[:, 0]
             seen = hidden.shape[:-1].numel()
             self._trace.add(call.offset, hidden.shape[0], hidden.shape[1], mask)
-            self._tell(before.detach(), after.detach(), of_row, seen)
+            self._tell(before.detach(), after.detach(), of_row, seen, velocity, dose)
         if self._differentiable:
             return result
         if result is not hidden and torch.is_grad_enabled() and hidden.requires_grad:
@@ -227,7 +228,15 @@ class LayerHandle:
         self._local.velocity = kept
         return kept
 
-    def _tell(self, before: Tensor, after: Tensor, rows: Tensor | None, seen: int) -> None:
+    def _tell(
+        self,
+        before: Tensor,
+        after: Tensor,
+        rows: Tensor | None,
+        seen: int,
+        velocity: Tensor | None,
+        dose: Dose,
+    ) -> None:
         """Count tokens and, on demand, measure them; `rows` [n], None for every token."""
         callbacks = self._callbacks
         steered = before.shape[:-1].numel()
@@ -236,8 +245,7 @@ class LayerHandle:
             return
         if rows is None:
             rows = torch.arange(before.shape[0]).repeat_interleave(before.shape[1])
-        flat = before.flatten(0, -2), after.flatten(0, -2)
-        stats = measure(self.steering, seen, rows, *flat)
+        stats = measure(self.steering, seen, rows, before, after, velocity, dose)
         self._record.add(stats)
         for callback in callbacks:
             callback(stats)
@@ -310,7 +318,9 @@ class Handle:
         `tokens` the block has seen (padding included), `steered` of them, and with
         `measure=True` means over the steered ones: share `moved`, `displacement`
         ||a(T) - a||, `relative_displacement` to ||a||, `log_odds_before` and
-        `log_odds_after` (where the method has a barrier).
+        `log_odds_after` (where the method has a barrier), and the share that ended in each way:
+        `reached`, `already_there`, `budget_spent`, `stuck`, `infeasible`, `not_finite`
+        (`odesteer.ode.Result`).
         """
         stats = [part.stats() for part in self.parts]
         shared = [key for key in stats[0] if all(key in each for each in stats)]
@@ -356,7 +366,7 @@ class Handle:
         """Return the totals in Prometheus' text format, with `name` as their label.
 
         Tokens seen and steered; with `measure=True` also displacement and log-odds, whose means
-        are sums over `odesteer_steered_tokens_total`.
+        are sums over `odesteer_steered_tokens_total`, and how many ended in each way.
         """
         return exposition(self.counts(name))
 

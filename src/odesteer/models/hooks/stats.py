@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odesteer.models.steers import Steers
+from odesteer.ode import Dose, Result
 
 
 class StepStats(NamedTuple):
@@ -25,6 +26,7 @@ class StepStats(NamedTuple):
         relative_displacement: [n], displacement over ||a||.
         log_odds_before: [n], the calibrated barrier at a; None where the method has no barrier.
         log_odds_after: [n], at a(T).
+        result: [n] uint8, how each token ended, an `odesteer.ode.Result`.
     """
 
     layer: int | None
@@ -34,27 +36,39 @@ class StepStats(NamedTuple):
     relative_displacement: Tensor
     log_odds_before: Tensor | None
     log_odds_after: Tensor | None
+    result: Tensor
 
 
 Callback = Callable[[StepStats], None]
 
 
 def measure(
-    steering: Steers, tokens: int, rows: Tensor, before: Tensor, after: Tensor
+    steering: Steers,
+    tokens: int,
+    rows: Tensor,
+    before: Tensor,
+    after: Tensor,
+    velocity: Tensor | None = None,
+    dose: Dose | None = None,
 ) -> StepStats:
-    """Measure the displacement of tokens from `before` to `after` [n, d]."""
+    """Measure what `steering(before, velocity, dose)` [..., d] did.
+
+    How the tokens ended takes a second solution, with a report.
+    """
+    result = steering.solution(before, velocity, dose).result.flatten()
+    before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
     displacement = (after.float() - before.float()).norm(dim=-1)
     norm = before.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-    odds = None
-    if steering.field.barrier is not None:
-        odds = (steering.log_odds(before).cpu(), steering.log_odds(after).cpu())
+    has_barrier = steering.field.barrier is not None
     return StepStats(
         steering.layer,
         tokens,
         rows.cpu(),
         displacement.cpu(),
         (displacement / norm).cpu(),
-        *(odds or (None, None)),
+        steering.log_odds(before).cpu() if has_barrier else None,
+        steering.log_odds(after).cpu() if has_barrier else None,
+        result.cpu(),
     )
 
 
@@ -83,6 +97,8 @@ class RunningStats:
         if stats.log_odds_before is not None and stats.log_odds_after is not None:
             sums["log_odds_before"] = float(stats.log_odds_before.double().sum())
             sums["log_odds_after"] = float(stats.log_odds_after.double().sum())
+        ended = torch.bincount(stats.result.long(), minlength=len(Result)).tolist()
+        sums |= {each.name.lower(): float(ended[each]) for each in Result}
         with self._lock:
             for name, value in sums.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
@@ -117,6 +133,7 @@ _FAMILIES = (
      "log_odds_before"),
     ("log_odds_after", "summary", "Calibrated barrier of the tokens it acted on, after.",
      "log_odds_after"),
+    ("ended_tokens", "counter", "Tokens that it acted on, by how they ended.", ""),
 )  # fmt: skip
 
 
@@ -136,6 +153,11 @@ def exposition(counts: Sequence[Counts]) -> str:
                 samples.append(f"odesteer_tokens_total{labels} {total.seen}")
             elif name == "steered_tokens":
                 samples.append(f"odesteer_steered_tokens_total{labels} {total.steered}")
+            elif name == "ended_tokens":
+                for result in (each.name.lower() for each in Result):
+                    if result in total.sums:
+                        labelled = f'{labels[:-1]},result="{result}"}}'
+                        samples.append(f"odesteer_{name}_total{labelled} {total.sums[result]!r}")
             elif key in total.sums and kind == "counter":
                 samples.append(f"odesteer_{name}_total{labels} {total.sums[key]!r}")
             elif key in total.sums:

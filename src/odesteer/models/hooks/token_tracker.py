@@ -646,5 +646,7 @@ def _inner_generators(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
     BLIP-2 and Kosmos-2 hand over to the language model inside: their own `generate` begins with
     pixels, and which tokens stand for the image is known to the inner one alone.
     """
-    parts = [part for part in model.modules() if part is not model and hasattr(part, "generate")]
-    return [part for part in parts if any(module is decoder for module in part.modules())]
+    path = next((path for path, part in model.named_modules() if part is decoder), "")
+    names = path.split(".") if path else []
+    owners = (model.get_submodule(".".join(names[: end + 1])) for end in range(len(names)))
+    return [owner for owner in owners if hasattr(owner, "generate")]

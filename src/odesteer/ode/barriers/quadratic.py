@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.barriers.base import Barrier, Sphere, is_learnt, reach
-from odesteer.ode.eigen import largest_eigenpairs
 from odesteer.ode.reduced.basis import ReducedBasis
-from odesteer.ode.whitening import Whitening
+from odesteer.ode.whitening import Whitening, largest_eigenpairs
 
 # Below 1/SPARSE of all eigenpairs, block Lanczos instead of a dense decomposition.
 SPARSE = 8

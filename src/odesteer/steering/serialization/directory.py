@@ -118,10 +118,12 @@ def dose_to_json(dose: Dose) -> dict[str, Any]:
             f"steering one dose first: steering.with_strength(...)."
         )
     if isinstance(dose, Target):
+        covered = {} if dose.coverage is None else {"coverage": dose.coverage}
         return {
             "type": name,
             "probability": dose.probability,
             "budget": dose_to_json(as_dose(dose.budget)),
+            **covered,
         }
     return {"type": name, "amount": dose.size}
 
@@ -136,7 +138,8 @@ def dose_from_json(tree: Any) -> Dose:
         raise ValueError(f"a dose is an object with its type; got {tree!r:.80}")
     kind = lookup(DOSES, tree["type"][:100], "dose")
     values = {key: value for key, value in tree.items() if key != "type"}
-    if set(values) != ({"probability", "budget"} if kind is Target else {"amount"}):
+    names = {"probability", "budget"} if kind is Target else {"amount"}
+    if set(values) - ({"coverage"} if kind is Target else set()) != names:
         raise ValueError(
             f"the dose '{tree['type']}' is not made of {', '.join(values) or 'nothing'}"
         )

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from odesteer.testing.suite.adapter import NotOffered
 from odesteer.testing.suite.architectures import DEPTH
-from odesteer.testing.suite.testbed import LAYER, NEW, Testbed, close, same
+from odesteer.testing.suite.testbed import LAYER, NEW, NotOffered, Testbed, close, same
 
 CHECKS: dict[str, "Check"] = {}
 """Checks by name, in the order of the table."""

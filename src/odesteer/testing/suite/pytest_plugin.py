@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from odesteer.testing.suite.adapter import Adapter
     from odesteer.testing.suite.runner import Case
+    from odesteer.testing.suite.testbed import Adapter
 
 
 def conformance(

@@ -18,10 +18,9 @@ import torch
 
 from odesteer.common.registry import lookup
 from odesteer.testing.suite import checks as _checks  # noqa: F401  fills CHECKS
-from odesteer.testing.suite.adapter import Adapter, NotOffered, Unsteered
 from odesteer.testing.suite.architectures import ARCHITECTURES
 from odesteer.testing.suite.checks import CHECKS
-from odesteer.testing.suite.testbed import Testbed
+from odesteer.testing.suite.testbed import Adapter, NotOffered, Testbed, Unsteered
 
 Outcome = Literal["pass", "fail", "not offered", "not possible"]
 

@@ -8,8 +8,8 @@ from tests.helpers import models as tiny
 
 from odesteer.backends import TransformersBackend
 from odesteer.evaluation.benchmarks.truthfulqa import TEMPLATE
-from odesteer.extraction.scoring.packing import GivenText, PromptWithAnswers, batches
-from odesteer.extraction.scoring.score_texts import (
+from odesteer.extraction.packing import GivenText, PromptWithAnswers, batches
+from odesteer.extraction.score_texts import (
     compare_prompts,
     measure_damage,
     score_texts,

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odesteer.extraction.scoring.packing import (
+from odesteer.extraction.packing import (
     GivenText,
     PackedBatch,
     PromptWithAnswers,
     batches,
 )
+from odesteer.models.capture import at, logits_at
 from odesteer.models.hooks.attach import scoring
 from odesteer.models.layers import Blocks, block_output, find_layers, input_device
-from odesteer.models.logits import at, logits_at
 from odesteer.steering import Steering
 
 ROWS = 16  # of the vocabulary's size: few enough to stay in a processor's cache
@@ -210,7 +210,7 @@ def score_tokens(
         model: a transformers causal language model, in eval mode.
         prompts: with their answers.
         steerings: each with its dose; None is the unsteered model.
-        packed: all answers to a prompt in one row, see `odesteer.extraction.scoring.packing`.
+        packed: all answers to a prompt in one row, see `odesteer.extraction.packing`.
         positions: which tokens are steered.
         compare: also KL and displacement, which are 0 without it.
         progress: called with the number of answers under one condition since the last call.

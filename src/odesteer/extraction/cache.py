@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from odesteer.common.files import is_temporary, remove_if_abandoned, write_whole
-from odesteer.extraction.cache.index import MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
+from odesteer.extraction.cache_index import MODEL, SCHEMA, SUFFIX, activations_dir, size_limit, trim
 from odesteer.models.compatibility import model_name
 from odesteer.models.fingerprint import fingerprint, obstacle
 

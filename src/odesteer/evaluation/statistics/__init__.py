@@ -1,1 +1,0 @@
-"""Statistics: intervals, paired tests, detection."""

@@ -1,1 +1,0 @@
-"""On-disk cache of activations."""

@@ -1,1 +1,0 @@
-"""Scoring of given texts under a steering: log-probabilities, KL, displacement."""

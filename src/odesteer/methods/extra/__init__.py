@@ -1,1 +1,0 @@
-"""Further barriers of our own: Gaussian, kernel density, network, safety filter."""
