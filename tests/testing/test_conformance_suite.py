@@ -176,12 +176,11 @@ def test_the_report_names_what_is_wrong_and_what_is_not_possible() -> None:
     assert "| assisted | mamba |" in text
 
 
-def test_the_page_asks_every_question() -> None:
-    page = REPOSITORY / "docs" / "conformance.md"
-    listed = [line for line in page.read_text(encoding="utf-8").splitlines() if "| " in line]
+def test_the_page_names_every_check_in_its_table_or_below_it() -> None:
+    page = (REPOSITORY / "docs" / "conformance.md").read_text(encoding="utf-8")
     for name, check in CHECKS.items():
         question = " ".join(check.question.split())
-        assert any(line.startswith(f"| {name} | {question} |") for line in listed), name
+        assert f"| {name} | {question} |" in page or f"*{name}*" in page, name
 
 
 # ---- pytest

@@ -228,12 +228,13 @@ def _print_summary(rows: list[dict[str, Any]]) -> None:
 
 def _print_certificate(scores: "Scores") -> None:
     if scores.radius is None:
-        out.print(f"No certified radius: {escape(str(scores.uncertified))}")
+        out.print(f"No certified radius: {escape(str(scores.uncertified))}", soft_wrap=True)
         return
     radii = sorted(float(radius) for radius in scores.radius)
     out.print(
         f"Certified: no change of an activation by less than its radius takes P past 0.5; radii "
-        f"{radii[0]:.3g} to {radii[-1]:.3g}, median {median(radii):.3g}."
+        f"{radii[0]:.3g} to {radii[-1]:.3g}, median {median(radii):.3g}.",
+        soft_wrap=True,
     )
 
 
