@@ -1,5 +1,6 @@
 """Shared data, the golden reference beside it, and the order of slow tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return slow * ((item.path.name in _SHORT) - (item.path.name in _LONG))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays: modules and tests, a million objects.
+
+    Tests of lifetimes collect by hand, half a second each time otherwise.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _data_path() -> Path:

@@ -16,14 +16,14 @@ WIDTH = 64
 
 @cache
 def language_model() -> tuple[Any, Any]:
-    """30 random blocks on a part of SmolLM2's embeddings, which tell words of two kinds apart."""
+    """20 random blocks on a part of SmolLM2's embeddings, which tell words of two kinds apart."""
     folder = Path(local_copy())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
-        num_hidden_layers=30,
+        num_hidden_layers=20,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=2048,

@@ -46,9 +46,9 @@ ASKS: tuple[dict[str, Any] | None, ...] = (
     None,
 )
 
-# Tokens of the longest answer that a test asks for: a block of the cache, so that every request
-# grows out of those that its prompt has.
-LONGEST = 32
+# Tokens of the longest answer that a test asks for: so many that requests grow out of the cache
+# that they share.
+LONGEST = 40
 
 
 def requests() -> list[tuple[str, dict[str, Any] | None]]:

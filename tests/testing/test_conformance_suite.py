@@ -117,9 +117,15 @@ def test_a_check_leaves_nothing_for_the_next() -> None:
 
 
 def test_the_collector_is_left_as_it_was() -> None:
+    some = cases(Hooked(), ["llama"], ["forgotten", "freed"])
+    gc.unfreeze()
+    run(some)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as the tests' conftest does
     before = gc.get_freeze_count()
-    run(cases(Hooked(), ["llama"], ["forgotten", "freed"]))
-    assert gc.get_freeze_count() == before
+    run(some)
+    # Some of what is frozen is replaced meanwhile.
+    assert gc.get_freeze_count() > 0.9 * before
 
 
 @pytest.mark.parametrize(
