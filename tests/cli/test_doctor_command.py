@@ -79,6 +79,8 @@ def test_smollm2_is_ready_once_it_was_converted(
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "config.json").write_text("{}")
     assert doctor.smollm2() == f"ready, in {tmp_path / 'copy'}"
+    monkeypatch.setattr("odesteer.models.loading.version", lambda _: "4.57.1")
+    assert doctor.smollm2().startswith("installed, converted at its first use")  # a copy of its own
 
 
 def test_every_extra_that_is_listed_exists() -> None:

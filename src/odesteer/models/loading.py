@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,20 @@ def local_copy(say: Say | None = None) -> Path | str:
     _needs_gguf_reader("The offline copy of SmolLM2")
     if say is not None:
         say("Converting SmolLM2-135M-Instruct (once, about 40 seconds)")
-    target = cache_dir() / _CONVERSION
+    target = _copy()
     _convert(folder, target)
     return target
 
 
+def _copy() -> Path:
+    """Return where the converted copy belongs: transformers 4 cannot read 5's tokenizer."""
+    major = int(version("transformers").partition(".")[0])
+    return cache_dir() / (_CONVERSION if major >= 5 else f"{_CONVERSION}-transformers-{major}")
+
+
 def converted_copy() -> Path | None:
     """Return the directory of "smollm2" that an earlier call has written, if there is one."""
-    target = cache_dir() / _CONVERSION
+    target = _copy()
     return target if (target / "config.json").is_file() else None
 
 
