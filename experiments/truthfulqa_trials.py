@@ -27,7 +27,7 @@ from odesteer.models.loading import load_model
 from odesteer.ode import Angle, Dose, Target
 
 LAYER, KL, MATCHED, FIT = 14, 0.2, 24, 245
-TEXTS = "{name:<40} dose {dose:.3f}  KL {kl:.3f}  displaced {moved:.3f}"
+TEXTS = "{name:<64} dose {dose:.3f}  KL {kl:.3f}  displaced {moved:.3f}"
 
 # (name, method, hyperparameters, tokens read, positions steered, budget of a target)
 TRIALS: list[tuple[str, str, dict[str, Any], str | None, str, float | None]] = [
@@ -54,6 +54,18 @@ TRIALS: list[tuple[str, str, dict[str, Any], str | None, str, float | None]] = [
             ("natural gradient, labels permuted", "natural-gradient", {}),
             ("margin gradient", "natural-gradient", {"shrinkage": 1.0}),
             ("trained", "odesteer-trained", {}),
+        )
+    ),
+    *(
+        (f"{name}, {which}", method, {}, None, positions, None)
+        for which, positions in (
+            ("first token left alone", "all-prompt[:1]"),
+            ("from the fourth last token of the question", "prompt[-4:]+generated"),
+        )
+        for name, method in (
+            ("caa", "caa"),
+            ("odesteer", "odesteer"),
+            ("natural gradient", "natural-gradient"),
         )
     ),
 ]
@@ -133,7 +145,7 @@ def matched(
         flat = [answer for answers in heard for answer in answers]
         return sum(answer.kl for answer in flat) / sum(answer.tokens for answer in flat)
 
-    start = 1.0 if dose is not Angle else 0.07 if positions == "all" else 0.25
+    start = 1.0 if dose is not Angle else 0.07 if positions.startswith("all") else 0.25
     return match_damage(damage, KL, start, 2.0)[0]
 
 

@@ -7,14 +7,14 @@ import torch
 from tests.helpers.models import block_outputs, constant, hooked, model, padded, prompt, quadratic
 
 from odesteer import Angle, Steering, Target
-from odesteer.models.hooks.condition import Condition
+from odesteer.models.hooks.condition import Threshold
 
 PROMPTS = [prompt(t, seed=t) for t in (4, 9, 7, 5)]
 IDS, MASK = padded(PROMPTS)
 ACTS = constant(1, strength=4.0)
 
 
-def condition(net, block: int = 1) -> tuple[Condition, list[bool]]:
+def condition(net, block: int = 1) -> tuple[Threshold, list[bool]]:
     """A condition that holds for two of the prompts, and for which, read without odesteer."""
     reads = quadratic(block)
     ends = torch.stack([block_outputs(net, ids)[0][block][0, -1] for ids in PROMPTS])
@@ -51,7 +51,7 @@ def test_rows_that_satisfy_it_are_steered_and_no_others(block, how):
 def test_less_is_the_other_rows_and_other_texts_are_read_anew():
     net = model()
     when, holds = condition(net)
-    less = Condition(when.part, when.probability, above=False)
+    less = Threshold(when.part, when.probability, above=False)
     assert (quadratic() < 0.3).above is False and (0.3 < quadratic()).above
     with ACTS.attach(net, when=less, positions="generated[:2]") as handle:
         generate(net)
@@ -61,6 +61,27 @@ def test_less_is_the_other_rows_and_other_texts_are_read_anew():
             assert bool(handle.trace().any()) == (not given)
         generate(net)
         assert handle.trace().sum(dim=1).tolist() == [0 if given else 2 for given in holds]
+
+
+def test_conditions_are_joined_and_negated():
+    net = model()
+    first, at_first = condition(net, 0)
+    second, at_second = condition(net, 1)
+    assert at_first != at_second
+    both = list(zip(at_first, at_second, strict=True))
+    for when, holds in (
+        (first & second, [a and b for a, b in both]),
+        (first | second, [a or b for a, b in both]),
+        (~first, [not a for a in at_first]),
+        (~(first | second) | (first & second), [a == b for a, b in both]),
+    ):
+        with ACTS.attach(net, when=when) as handle:
+            generate(net)
+        assert handle.trace().any(dim=1).tolist() == holds
+    assert not hooked(net)
+    with pytest.raises(ValueError, match="after block 2, too late"):
+        ACTS.attach(net, when=first & (quadratic(2) > 0.5))
+    assert not hooked(net)
 
 
 def test_several_layers_and_rows_of_their_own_share_one_reading():
@@ -122,7 +143,7 @@ def test_the_dose_of_what_is_read_does_not_matter():
     net = model()
     when, holds = condition(net)
     for dose in (0.0, Angle(-0.4), Target(0.9, 1.0)):
-        same = Condition(when.part.with_strength(dose), when.probability, above=True)
+        same = Threshold(when.part.with_strength(dose), when.probability, above=True)
         with ACTS.attach(net, when=same) as handle:
             generate(net)
         assert handle.trace().any(dim=1).tolist() == holds

@@ -25,7 +25,7 @@ from odesteer.models.chat_template import Messages
 from odesteer.models.compatibility import Difference, differences
 from odesteer.models.generation import Progress, Sampling, generate
 from odesteer.models.hooks.attach import attach
-from odesteer.models.hooks.condition import Condition
+from odesteer.models.hooks.condition import Condition, Threshold
 from odesteer.models.hooks.handle import Handle
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.loading import check_loaded
@@ -356,11 +356,11 @@ class Steering(Pushable):
 
     def __gt__(self, probability: float) -> Condition:
         """Return the condition P(positive) > probability at a prompt's end; see `attach`."""
-        return Condition(self.only, probability, above=True)
+        return Threshold(self.only, probability, above=True)
 
     def __lt__(self, probability: float) -> Condition:
         """Return the condition P(positive) < probability at a prompt's end; see `attach`."""
-        return Condition(self.only, probability, above=False)
+        return Threshold(self.only, probability, above=False)
 
     # ---- on a model
 

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack
 from torch import Tensor, nn
 
 from odesteer.models import compatibility
-from odesteer.models.hooks.condition import Condition
+from odesteer.models.hooks.condition import Condition, Threshold
 from odesteer.models.hooks.handle import ConditionReader, Handle, LayerHandle
 from odesteer.models.hooks.positions import Positions, parse_positions
 from odesteer.models.hooks.token_tracker import TokenTracker
@@ -68,16 +68,19 @@ def attach(
     blocks = find_layers(model)
     with ExitStack() as undo:
         handles = []
-        reader, read_at = None, 0
+        reader = None
+        thresholds: Sequence[Threshold] = ()
+        read_at: list[int] = []
         if when is not None:
             # Before the steerings: it reads what comes to a block that is steered, too.
-            read_at = check_fits(when.part, model, check)
-            reader = ConditionReader(when, model, blocks[read_at])
+            thresholds = when.thresholds
+            read_at = [check_fits(each.part, model, check) for each in thresholds]
+            reader = ConditionReader(when, model, [blocks[index] for index in read_at])
             undo.callback(reader.remove)
         for part in parts:
             index = check_fits(part, model, check)
-            if when is not None:
-                when.check(read_at, part, index, chosen)
+            for threshold, block in zip(thresholds, read_at, strict=True):
+                threshold.check(block, part, index, chosen)
             handle = LayerHandle(
                 part, model, blocks[index], chosen, rows, measure, differentiable, reader
             )

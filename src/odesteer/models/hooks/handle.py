@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from odesteer.models.hooks.condition import Condition
+from odesteer.models.hooks.condition import Condition, Threshold
 from odesteer.models.hooks.positions import PositionRule, check_packed, select_tokens
 from odesteer.models.hooks.registration import (
     Undo,
@@ -252,33 +252,53 @@ class LayerHandle:
 
 
 class ConditionReader:
-    """Reader of a condition in a model's running text, by a handle that moves nothing."""
+    """Reader of a condition in a model's running text, by handles that move nothing.
 
-    def __init__(self, condition: Condition, model: nn.Module, block: nn.Module):
-        last, local = PositionRule.parse("last"), threading.local()
-        self._local = local
-        self._handle = LayerHandle(
-            condition.part.with_strength(0.0), model, block, last, None, False
-        )
+    Args:
+        condition: what is read.
+        model: that runs.
+        blocks: of each of the condition's thresholds.
+    """
 
-        # Of the store alone: a reference to the reader would keep its handle alive.
-        def read(stats: StepStats) -> None:
-            if len(stats.rows):
-                assert stats.log_odds_before is not None  # it has a barrier
-                local.rows = stats.rows[condition.holds(stats.log_odds_before)]
-
-        self._handle.subscribe(read)
+    def __init__(self, condition: Condition, model: nn.Module, blocks: Sequence[nn.Module]):
+        self._condition, self._readings, self._handles = condition, [], []
+        last = PositionRule.parse("last")
+        for threshold, block in zip(condition.thresholds, blocks, strict=True):
+            part = threshold.part.with_strength(0.0)
+            handle = LayerHandle(part, model, block, last, None, False)
+            reading = threading.local()
+            handle.subscribe(_reading_into(reading, threshold))
+            self._readings.append(reading)
+            self._handles.append(handle)
 
     def rows(self, batch: int) -> Tensor:
         """Return the rows of the text whose prompts satisfy the condition, [batch]."""
-        mask = torch.zeros(batch, dtype=torch.bool)
-        rows: Tensor = getattr(self._local, "rows", torch.empty(0, dtype=torch.long))
-        mask[rows[rows < batch]] = True
-        return mask
+        masks = []
+        for reading in self._readings:
+            mask = torch.zeros(batch, dtype=torch.bool)
+            rows: Tensor = getattr(reading, "rows", torch.empty(0, dtype=torch.long))
+            mask[rows[rows < batch]] = True
+            masks.append(mask)
+        return self._condition.combine(masks)
 
     def remove(self) -> None:
         """Remove everything from the model."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _reading_into(reading: threading.local, threshold: Threshold) -> Callback:
+    """Return a callback that keeps the rows at which a threshold holds.
+
+    It knows the store alone: a reference to the reader would keep its handles alive.
+    """
+
+    def read(stats: StepStats) -> None:
+        if len(stats.rows):
+            assert stats.log_odds_before is not None  # it has a barrier
+            reading.rows = stats.rows[threshold.holds(stats.log_odds_before)]
+
+    return read
 
 
 class Handle:
