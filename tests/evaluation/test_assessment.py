@@ -9,6 +9,7 @@ import odesteer as ods
 from odesteer.evaluation.assessment import (
     BREAKS,
     NOTHING,
+    OPPOSITE,
     PROMPTS,
     WEAK,
     WORKS,
@@ -34,6 +35,12 @@ from odesteer.evaluation.statistics import Interval
 )
 def test_a_verdict_follows_effect_and_damage(mean, low, ratio, repeated, word):
     assert verdict(Interval(mean, low, 1.0, 12), ratio, repeated) == word
+
+
+def test_an_effect_that_is_surely_negative_is_said_to_go_the_other_way():
+    assert verdict(Interval(-0.3, -0.49, -0.09, 12), 1.2, 0.0) == OPPOSITE
+    assert verdict(Interval(-0.3, -0.6, 0.0, 12), 1.2, 0.0) == NOTHING
+    assert verdict(Interval(-0.3, -0.49, -0.09, 12), 2.5, 0.0) == BREAKS
 
 
 def test_nothing_is_said_to_work_by_a_probe_that_cannot_tell_the_classes_apart(fitted):

@@ -16,6 +16,8 @@ NEXT = {
     "weak": "Try a stronger dose (--kl strong --tokens response), another --layer, or more pairs.",
     "nothing happens": "Try a stronger dose (--kl strong --tokens response), another --layer, or "
     "pairs that show the behaviour more plainly.",
+    "moves the other way": "What separates these texts is not what makes the model write them: let "
+    "it choose the direction (--method natural-gradient), or negate the dose.",
     "breaks the text": "Try a weaker dose (--kl light) or another --layer.",
 }
 

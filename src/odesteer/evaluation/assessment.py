@@ -37,6 +37,7 @@ from odesteer.models.layers import find_layers
 from odesteer.steering import Steering
 
 WORKS, WEAK, NOTHING, BREAKS = "works", "weak", "nothing happens", "breaks the text"
+OPPOSITE = "moves the other way"
 # Prompts that are answered where the contrast has none.
 PROMPTS = (
     "Tell me about your day.",
@@ -74,7 +75,7 @@ class Assessment:
     """What a steering does to what is written.
 
     Attributes:
-        verdict: "works", "weak", "nothing happens" or "breaks the text".
+        verdict: "works", "weak", "nothing happens", "moves the other way" or "breaks the text".
         effect: with its 95 % interval over prompts, in units of the distance of the classes.
         perplexity_ratio: of the answers under the unsteered model, steered over unsteered.
         repetition: share of repeated trigrams in the steered answers, 0 to 1; 1 for an empty one.
@@ -270,7 +271,7 @@ class Assessor:
             tried,
             key=lambda each: (
                 each[1].verdict != BREAKS,
-                each[1].verdict != NOTHING,
+                each[1].verdict not in (NOTHING, OPPOSITE),
                 each[1].perplexity_ratio <= MOST_FLUENT,
                 each[1].effect.low,
             ),
@@ -365,6 +366,8 @@ def verdict(effect: Interval, perplexity_ratio: float, repetition: float, auc: f
         return WORKS
     if effect.low > 0.0 or effect.mean >= VISIBLE:
         return WEAK
+    if effect.high <= -VISIBLE / 2 and effect.mean <= -VISIBLE:
+        return OPPOSITE
     return NOTHING
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from odesteer.data import Contrast
-from odesteer.evaluation.assessment import BREAKS, NOTHING, WEAK, WORKS, Assessment
+from odesteer.evaluation.assessment import BREAKS, NOTHING, OPPOSITE, WEAK, WORKS, Assessment
 from odesteer.playground.session import Session
 from odesteer.playground.side_by_side import GeneratedText, GeneratedToken
 from odesteer.playground.token_paths import PhasePortrait, TokenPaths
@@ -36,6 +36,10 @@ KEY = (
 WORDS = {
     WORKS: ("works", "Move the slider for more or less of it."),
     WEAK: ("has a weak effect", "Move the slider up, or give more examples, or plainer ones."),
+    OPPOSITE: (
+        "moves the text the other way",
+        "Let the model choose the direction: take the method natural-gradient.",
+    ),
     NOTHING: ("changes nothing", "Move the slider up, or give examples that show it more plainly."),
     BREAKS: ("breaks the text", "Move the slider down, or choose another layer."),
 }

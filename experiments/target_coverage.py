@@ -1,6 +1,6 @@
 """Coverage of targets on three traits: by labels of fresh texts, and by a probe of moved rows.
 
-    python -m experiments.coverage --splits 30
+    python -m experiments.target_coverage --splits 30
 
 Statements of who has a trait and who has not (Perez et al. 2023), last token,
 SmolLM2-135M-Instruct. In every random split a third of a trait's statements is fitted, a probe
