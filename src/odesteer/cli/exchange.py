@@ -157,8 +157,7 @@ def _check_bake(model: str | None, output: Path) -> Path | None:
     if output.suffix != ".gguf":
         if model.endswith(".gguf"):
             raise ValueError(f"'{model}' is baked into a .gguf file; got '{output}'.")
-        if output.exists():
-            raise FileExistsError(f"'{output}' is there already: name a directory that is not.")
+        library.control_vectors.check_new(output)
         return None
     if source is None:
         raise ValueError(

@@ -1,6 +1,12 @@
 """Control vectors of other libraries: reading, writing and flattening to them."""
 
-from odesteer.integrations.control_vectors.baking import Logits, bake, bake_gguf, save_baked
+from odesteer.integrations.control_vectors.baking import (
+    Logits,
+    bake,
+    bake_gguf,
+    check_new,
+    save_baked,
+)
 from odesteer.integrations.control_vectors.files import FORMATS, read_vectors, write_vectors
 from odesteer.integrations.control_vectors.vectors import (
     Divergence,
@@ -20,6 +26,7 @@ __all__ = [
     "Vectors",
     "bake",
     "bake_gguf",
+    "check_new",
     "divergence",
     "flattened",
     "is_constant",

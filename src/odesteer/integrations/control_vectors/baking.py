@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odesteer.integrations.control_vectors.gguf import package
+from odesteer.integrations.control_vectors.gguf import package, writing
 from odesteer.integrations.control_vectors.vectors import Vectors
 from odesteer.models.capture import captured, evaluating
 from odesteer.models.layers import find_layers, hidden_size, input_device
@@ -65,7 +65,7 @@ def bake(model: nn.Module, vectors: Vectors) -> list[str]:
     names = {id(module): name for name, module in model.named_modules()}
     places = {}
     for layer in vectors.directions:
-        module, scale = _place(model, layer)
+        module, scale = _output_layer(model, layer)
         places[layer] = names[id(module)], scale
     changed = [f"{name}.bias" for name, _ in places.values()]
     _give_biases(model, changed)
@@ -113,8 +113,7 @@ def bake_gguf(source: str | os.PathLike[str], vectors: Vectors, target: Path) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         aside = Path(folder) / target.name
-        writer = gguf.GGUFWriter(aside, architecture)
-        try:
+        with writing(aside, architecture) as writer:
             for key, field in reader.fields.items():
                 if not key.startswith(("GGUF.", "general.architecture")):
                     writer.add_key_value(
@@ -129,13 +128,14 @@ def bake_gguf(source: str | os.PathLike[str], vectors: Vectors, target: Path) ->
                 known = tensors.get(name)
                 old = 0.0 if known is None else gguf.dequantize(known.data, known.tensor_type)
                 writer.add_tensor(name, direction.float().numpy() + old)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
         os.replace(aside, target)
     return list(biases)
+
+
+def check_new(target: Path) -> None:
+    """Raise FileExistsError if a directory is there."""
+    if target.exists():
+        raise FileExistsError(f"'{target}' is there already: name a directory that is not.")
 
 
 def save_baked(model: Any, tokenizer: Any, target: Path) -> None:
@@ -144,8 +144,7 @@ def save_baked(model: Any, tokenizer: Any, target: Path) -> None:
     Raises:
         FileExistsError: if the directory is there.
     """
-    if target.exists():
-        raise FileExistsError(f"'{target}' is there already: name a directory that is not.")
+    check_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -158,7 +157,7 @@ def save_baked(model: Any, tokenizer: Any, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _place(model: nn.Module, layer: int) -> tuple[nn.Module, float]:
+def _output_layer(model: nn.Module, layer: int) -> tuple[nn.Module, float]:
     """Return the linear layer of a block whose bias moves its output, and by how many times it.
 
     Raises:

@@ -14,6 +14,8 @@ element in the header before their number can be checked.
 
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -189,8 +191,7 @@ def write(vectors: Vectors, path: Path) -> None:
             "A GGUF control vector has no direction for block 0: steer a later layer, or write "
             "another format."
         )
-    writer = package().GGUFWriter(path, _ARCHITECTURES[0])
-    try:
+    with writing(path, _ARCHITECTURES[0]) as writer:
         if vectors.model_type is not None:
             writer.add_string("controlvector.model_hint", vectors.model_type)
         writer.add_uint32("controlvector.layer_count", len(vectors.directions))
@@ -198,6 +199,18 @@ def write(vectors: Vectors, path: Path) -> None:
             writer.add_string(key, value)
         for layer, direction in vectors.directions.items():
             writer.add_tensor(f"direction.{layer}", direction.numpy())
+
+
+@contextmanager
+def writing(path: Path, architecture: str) -> Iterator[Any]:
+    """Yield the writer of a GGUF file, whose keys and tensors are written at the end.
+
+    Raises:
+        ImportError: without the package gguf.
+    """
+    writer = package().GGUFWriter(path, architecture)
+    try:
+        yield writer
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
