@@ -100,28 +100,39 @@ def outcome(verdict, ratio, low):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "kept"),
+    ("outcomes", "kept", "factor"),
     [
-        (outcome(WORKS, 1.3, 0.2), None, 1.0),  # fluent and effective: nothing else is tried
-        (outcome(WORKS, 1.4**4, 0.3), outcome(WORKS, 1.4, 0.1), 0.5),
-        (outcome(NOTHING, 1.4**0.25, -0.1), outcome(WORKS, 1.4, 0.1), 1.5),
-        (outcome(WORKS, 1.6, 0.2), outcome(WORKS, 1.55, 0.1), 1.0),  # neither is fluent
-        (outcome(WEAK, 1.66, -0.03), outcome(NOTHING, 1.4, -0.1), 1.0),
-        (outcome(BREAKS, 3.0, 0.5), outcome(NOTHING, 1.4, -0.1), "less"),
-        (outcome(BREAKS, 1.4, 0.5), outcome(WORKS, 1.2, 0.3), 0.7),  # by repetition
-        (outcome(WEAK, 1.3, 0.1), outcome(BREAKS, 2.5, 0.4), 1.0),
+        ([outcome(WORKS, 1.3, 0.2)], 0, 1.0),  # fluent and effective: nothing else is tried
+        ([outcome(WORKS, 1.4**4, 0.3), outcome(WORKS, 1.4, 0.1)], 1, 0.5),
+        ([outcome(NOTHING, 1.4**0.25, -0.1), outcome(WORKS, 1.4, 0.1)], 1, 1.5),
+        (
+            [outcome(WORKS, 1.4**4, 0.3), outcome(WORKS, 1.4**4, 0.2), outcome(WEAK, 1.4, 0.1)],
+            2,
+            0.25,
+        ),
+        (
+            [outcome(WORKS, 1.4**4, 0.2), outcome(WORKS, 1.4**4, 0.3), outcome(WEAK, 1.6, 0.1)],
+            1,
+            0.5,
+        ),
+        ([outcome(WEAK, 1.8, 0.1), outcome(NOTHING, 1.4, -0.1)], 1, "less"),  # fluency first
+        ([outcome(WEAK, 1.35, 0.1)], 0, 1.0),  # another dose would be the same
+        ([outcome(BREAKS, 3.0, 0.5), outcome(NOTHING, 1.4, -0.1)], 1, "less"),
+        ([outcome(BREAKS, 1.4, 0.5), outcome(WORKS, 1.2, 0.3)], 1, 0.5),  # by repetition
+        ([outcome(WEAK, 1.1, 0.1), outcome(BREAKS, 2.5, 0.4), outcome(BREAKS, 2.2, 0.4)], 0, 1.0),
     ],
 )
 def test_a_dose_that_costs_too_much_or_does_too_little_is_scaled(
-    fitted, monkeypatch, first, second, kept
+    fitted, monkeypatch, outcomes, kept, factor
 ):
     model, tokenizer, contrast, steering = fitted
     steering = steering.with_strength(ods.Angle(0.2)).replace(receipts={"kl": {}, "held_out": {}})
     assessor = Assessor(model, tokenizer, contrast)
-    answers = iter([first, second])
+    answers = iter(outcomes)
     monkeypatch.setattr(assessor, "assess", lambda *_: next(answers))
     chosen, assessment = assessor.with_fluent_dose(steering)
-    factor = chosen.dose.amount / 0.2
-    assert 0.5 <= factor < 1.0 if kept == "less" else factor == pytest.approx(kept)
-    assert assessment is (first if factor == 1.0 else second)
-    assert set(chosen.receipts) == ({"kl", "held_out"} if factor == 1.0 else {"held_out"})
+    change = chosen.dose.amount / 0.2
+    assert 0.5 <= change < 1.0 if factor == "less" else change == pytest.approx(factor)
+    assert assessment is outcomes[kept]
+    assert list(answers) == []
+    assert set(chosen.receipts) == ({"held_out"} if kept else {"kl", "held_out"})

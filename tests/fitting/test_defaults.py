@@ -53,3 +53,50 @@ def test_where_the_ends_tell_the_classes_apart_all_tokens_are_read():
         warnings.simplefilter("error")
         chosen = ods.fit(tiny.model(), tiny.tokenizer(), dotted, "caa", 1, tokens="last")
     assert chosen.receipts["tokens"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "positions"),
+    [
+        ({}, "all"),
+        ({"strength": ods.KL(0.02)}, "all"),
+        ({"strength": ods.Angle(0.1)}, "last+generated"),
+        ({"positions": "prompt[:2]"}, "prompt[:2]"),
+        ({"strength": ods.Angle(0.1), "positions": "all - prompt[:1]"}, "all-prompt[:1]"),
+        ({"method": "natural-gradient"}, "all"),
+        ({"method": "truthflow", "strength": ods.KL(0.02)}, "last+generated"),
+        ({"layer": [0, 1]}, "all"),
+    ],
+)
+def test_a_steering_knows_the_tokens_that_it_was_fitted_for(arguments, positions, tmp_path):
+    contrast = ods.Contrast.from_pairs(WANTED, UNWANTED)
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    steering = ods.fit(model, tokenizer, contrast, **{"layer": 1, **arguments})
+    assert steering.positions == positions
+    assert ods.load(steering.save_pretrained(tmp_path / "s")).positions == positions
+
+
+@pytest.mark.parametrize("own", ["all", "generated", "prompt[1:]"])
+def test_without_positions_those_of_the_steering_are_steered(own):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    steering = ods.Steering.from_vector([2.0] * model.config.hidden_size, 1)
+    ids = tokenizer("the cat sat on", return_tensors="pt")
+    outputs = []
+    for one, positions in ((steering.replace(positions=own), None), (steering, own)):
+        with one.attach(model, positions=positions):
+            outputs.append(model.generate(**ids, max_new_tokens=3, pad_token_id=0))
+        with one.attach(model, positions=positions):
+            outputs.append(model(**ids).logits)
+    assert (outputs[0] == outputs[2]).all() and (outputs[1] == outputs[3]).all()
+
+
+def test_a_composition_steers_the_tokens_of_its_first_and_layers_agree():
+    contrast = ods.Contrast.from_pairs(WANTED, UNWANTED)
+    one = ods.fit(tiny.model(), tiny.tokenizer(), contrast, "caa", 1)
+    everywhere = one.replace(positions="all")
+    assert (everywhere & one).positions == "all" and (one | everywhere).positions != "all"
+    assert ods.guarded(everywhere, one).positions == (~everywhere).positions == "all"
+    with pytest.raises(ValueError, match=r"same positions; got all, last\+generated"):
+        ods.Steering.of([everywhere, one.replace(layer=2)])
+    with pytest.raises(ValueError, match="no tokens are called 'prompts'"):
+        one.replace(positions="prompts")

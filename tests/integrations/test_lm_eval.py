@@ -185,10 +185,10 @@ def test_the_command(
     arguments += ["--tasks", "colours", "--include", str(tasks), "--limit", "6", "--angle", "0.4"]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    assert "angle 0.4, continuation" in shown.stdout and "acc (higher is better)" in shown.stdout
+    assert "angle 0.4, last+generated" in shown.stdout and "acc (higher is better)" in shown.stdout
     request.getfixturevalue("without_builtin_tasks")  # the first time it was with all of them
     result = CliRunner().invoke(app, [*arguments, "--json"])
     tree = json.loads(result.stdout)
-    assert tree["model"]["steered_positions"] == "continuation"
+    assert tree["model"]["steered_positions"] == "last+generated"
     assert {row["metric"] for row in tree["metrics"]} == {"acc", "acc_norm"}
     assert all(row["delta"]["n"] == 6 for row in tree["metrics"])

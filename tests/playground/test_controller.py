@@ -127,7 +127,7 @@ def test_markup_in_names_methods_and_expressions_is_shown_as_text(controller, ev
 def test_what_one_person_fits_is_nobody_elses(controller):
     one, other = Session(), Session()
     words, amount = controller.fit(one, "mine", "odesteer", ("", GOOD, BAD))
-    assert "<b>mine " in words and "95 % interval" in words and 0.5 <= amount <= 1.5
+    assert "<b>mine " in words and "95 % interval" in words and 0.25 <= amount <= 1.5
     assert send(controller, one, expression="mine & good")[-1].details
     assert "Unknown steering" in send(controller, other, expression="mine")[0].error
     assert "mine" not in controller.library

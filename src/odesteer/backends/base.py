@@ -20,7 +20,7 @@ class Backend(ABC):
 
     @classmethod
     def beside(
-        cls, model: Any, tokenizer: Any, template: str, positions: str, batch_size: int
+        cls, model: Any, tokenizer: Any, template: str, positions: str | None, batch_size: int
     ) -> "Backend":
         """Return a backend beside a model of this process: `odesteer run --backend NAME` calls it.
 
@@ -28,7 +28,8 @@ class Backend(ABC):
             model: a transformers causal language model, in eval mode.
             tokenizer: its tokenizer.
             template: how prompts become text, see `odesteer.models.chat_template`.
-            positions: which tokens are steered, see `odesteer.models.hooks.attach`.
+            positions: which tokens, see `odesteer.models.hooks.positions`; None: each steering's
+                own.
             batch_size: prompts at once.
 
         Raises:

@@ -26,19 +26,19 @@ class TransformersBackend(Backend):
         model: a transformers causal language model.
         tokenizer: its tokenizer.
         template: how prompts become text, see `odesteer.models.chat_template`.
-        positions: which tokens are steered, see `odesteer.models.hooks.attach`.
+        positions: which tokens, see `odesteer.models.hooks.positions`; None: each steering's own.
         batch_size: prompts in a batch.
     """
 
     model: Any
     tokenizer: Any
     template: str = "auto"
-    positions: str = "last+generated"
+    positions: str | None = None
     batch_size: int = 16
 
     @classmethod
     def beside(
-        cls, model: Any, tokenizer: Any, template: str, positions: str, batch_size: int
+        cls, model: Any, tokenizer: Any, template: str, positions: str | None, batch_size: int
     ) -> "TransformersBackend":
         return cls(model, tokenizer, template, positions, batch_size)
 

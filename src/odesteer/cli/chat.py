@@ -57,7 +57,7 @@ class Conversation:
         model, tokenizer: of transformers, with a chat template.
         steering: the current steering; `on` says whether it acts.
         refit: fits a method at a layer on the chat's contrast; None without a contrast.
-        positions, max_new_tokens: of generation.
+        positions, max_new_tokens: of generation; None: the steering's own positions.
         messages: the turns so far.
     """
 
@@ -65,7 +65,7 @@ class Conversation:
     tokenizer: Any
     steering: "Steering"
     refit: Refit | None = None
-    positions: str = "last+generated"
+    positions: str | None = None
     max_new_tokens: int = 200
     on: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -227,7 +227,7 @@ def chat(
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
-    positions: options.Positions = "last+generated",
+    positions: options.Positions = None,
     max_new_tokens: options.MaxNewTokens = 200,
     cache: options.Cache = True,
     seed: options.Seed = 0,

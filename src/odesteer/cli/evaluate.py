@@ -28,9 +28,12 @@ def evaluate(
     target: options.Target = None,
     coverage: options.Coverage = None,
     positions: Annotated[
-        str,
-        typer.Option(help="Steer the `continuation` and the token before it, or `all` tokens."),
-    ] = "continuation",
+        str | None,
+        typer.Option(
+            help="Steer the `continuation` and the token before it, or `all` tokens; by default "
+            "those that it was fitted for."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents per task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests per batch.")] = 8,
@@ -73,7 +76,8 @@ def evaluate(
         about = harness_model.get_model_info()
         out.print_json(data={"model": about, "metrics": rows}, default=str)
         return
-    table = Table(title=f"{loaded.method} at layer {loaded.layer}, {loaded.dose}, {positions}")
+    where = positions or loaded.positions
+    table = Table(title=f"{loaded.method} at layer {loaded.layer}, {loaded.dose}, {where}")
     for heading in ("task", "metric", "unsteered", "steered", "difference [95 %]", "n"):
         table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
     for row in results:

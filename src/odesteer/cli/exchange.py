@@ -201,7 +201,7 @@ def import_(
 ) -> None:
     """Read another library's control vector as a steering; nothing in the file is executed.
 
-    llama.cpp adds it to every token: steer with --positions all to do the same.
+    It steers every token, as llama.cpp does.
 
     Example: odesteer import happy.gguf --out happy
     """

@@ -54,6 +54,7 @@ def fit(
         ),
     ] = None,
     max_tokens: options.MaxTokens = None,
+    positions: options.FittedPositions = None,
     check: options.Check = True,
     require_effect: options.RequireEffect = False,
     cache: options.Cache = True,
@@ -71,6 +72,8 @@ def fit(
     check_solver(solver)
     learner = library.find_method(method)()
     chosen = None if tokens is None else library.check_tokens(tokens)
+    if positions is not None:
+        library.PositionRule.parse(positions)
     data = read_chosen(contrast, behaviour, template, columns, format)
     language_model, tokenizer = library.load_model(model, say)
 
@@ -91,6 +94,7 @@ def fit(
             progress=callback,
             tokens=chosen,
             max_tokens=max_tokens,
+            positions=positions,
             cache=cache,
         )
     steering, assessment = with_solver(with_dose(steering, dose, spread), solver, steps), None
@@ -110,7 +114,11 @@ def fit(
         )
         verdict.require(assessment, require_effect)
         return
-    out.print(f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}", soft_wrap=True)
+    out.print(
+        f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}, "
+        f"positions {steering.positions}",
+        soft_wrap=True,
+    )
     cost = parts[0].receipts.get("kl")
     if cost:
         out.print(

@@ -33,7 +33,7 @@ def generate(
     spread: options.Spread = False,
     solver: options.Solver = None,
     steps: options.Steps = None,
-    positions: options.Positions = "last+generated",
+    positions: options.Positions = None,
     max_new_tokens: options.MaxNewTokens = 64,
     temperature: options.Temperature = 0.0,
     compare: Annotated[bool, typer.Option(help="Also print the unsteered text.")] = False,

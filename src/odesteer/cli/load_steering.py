@@ -21,7 +21,7 @@ def load_or_fit(
     layer: str,
     dose: "Dose | float | None",
     spread: bool,
-    positions: str,
+    positions: str | None,
     seed: int = 0,
     cache: bool = False,
     columns: str | None = None,
@@ -46,7 +46,8 @@ def load_or_fit(
             "--kl is measured when a steering is fitted, and this one is: give --angle, or fit it "
             "with `odesteer fit --kl`."
         )
-    library.PositionRule.parse(positions)
+    if positions is not None:
+        library.PositionRule.parse(positions)
     check_solver(solver)
     steering: Steering
     if path is not None:
@@ -70,6 +71,7 @@ def load_or_fit(
                 strength=budget if dose is None else dose,
                 seed=seed,
                 progress=callback,
+                positions=positions,
                 cache=cache,
             )
         say(f"Fitted {steering.method} at layer {steering.layer}.")

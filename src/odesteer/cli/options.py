@@ -216,10 +216,18 @@ Steps = Annotated[
     int | None, typer.Option(min=1, help="Steps of the solver; by default the method's.")
 ]
 Positions = Annotated[
-    str,
+    str | None,
     typer.Option(
         help=f"Tokens to steer: {', '.join(POSITIONS)}, or windows joined by + and -, such as "
-        "'prompt[:4]+generated[:32]' or 'all-prompt[:1]'.",
+        "'prompt[:4]+generated[:32]' or 'all-prompt[:1]'; by default those it was fitted for.",
+        autocompletion=among(POSITIONS),
+    ),
+]
+FittedPositions = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens that it will steer, as --positions of `odesteer generate`; by default all of "
+        "them where a KL or the text sets the dose, else last+generated.",
         autocompletion=among(POSITIONS),
     ),
 ]

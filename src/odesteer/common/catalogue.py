@@ -36,7 +36,8 @@ SOLVERS = ("euler", "midpoint", "heun", "rk4", "rk4-38", "great-circle", "certif
 # How much a model must be the one that a steering was fitted on; the strictest first.
 LEVELS = ("exact", "architecture", "width")
 # The words that are offered; rules are made of them, see `odesteer.models.hooks.positions`.
-POSITIONS = ("last+generated", "generated", "prompt", "all")
+LAST_AND_GENERATED = "last+generated"
+POSITIONS = (LAST_AND_GENERATED, "generated", "prompt", "all")
 TOKENS = ("last", "mean", "response", "prompt")
 # Of contrast files, in the order of `odesteer.data.formats.FORMATS`.
 FORMATS = (

@@ -58,10 +58,13 @@ NEW_TOKENS = 32
 # with an interval that began at 0.05 where it was highest (docs/tuning.md). So half of a visible
 # effect has to be certain.
 VISIBLE = 0.15
-# Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams.
-MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.2
+# Perplexity under the unsteered model, steered over unsteered, and the share of repeated trigrams
+# above the unsteered answers': at a tenth, about a third of the answers loop.
+MOST_PERPLEXITY, MOST_REPETITION = 2.0, 0.1
 # The perplexity ratio that `Assessor.with_fluent_dose` aims at, and what it lets pass.
 FLUENT, MOST_FLUENT = 1.4, 1.5
+# Doses that it assesses at most.
+TRIES = 3
 # Where unsteered answers lie from which on there is little to add.
 ALREADY = 0.8
 # Log-odds: classes that hardly differ are no unit to measure an effect in.
@@ -240,40 +243,46 @@ class Assessor:
     def with_fluent_dose(
         self, steering: Steering, progress: Progress | None = None
     ) -> tuple[Steering, Assessment]:
-        """Assess a steering, and another dose of it where this one does too much or too little.
+        """Assess a steering, and other doses of it while this one does too much or too little.
 
         For small doses KL, and with it the logarithm of the perplexity ratio r, grows with the
         square of the dose. So the dose is multiplied by sqrt(log `FLUENT` / log r), between 0.5 and
-        1.5, once, unless the steering works with a ratio of at most `MOST_FLUENT`. A text that
-        breaks by repetition gets 0.7 of the dose at most.
+        1.5, until the steering works with a ratio of at most `MOST_FLUENT` or this changes the dose
+        by less than a tenth; `TRIES` doses are assessed at most. A text that breaks gets half of
+        the dose.
 
         Args:
             steering: with its dose.
             progress: called with (steps done, steps in all), each time.
 
         Returns:
-            The better of the two and its assessment: a text that is whole counts first, then
-            whether anything happens, then fluency, then the lower end of the effect.
+            The best of them and its assessment: a text that is whole counts first, then fluency,
+            then whether anything happens, then the lower end of the effect.
         """
-        first = self.assess(steering, progress)
-        if first.verdict == WORKS and first.perplexity_ratio <= MOST_FLUENT:
-            return steering, first
-        change = math.sqrt(math.log(FLUENT) / max(math.log(max(first.perplexity_ratio, 1.0)), 0.05))
-        most = 0.7 if first.verdict == BREAKS else 1.5
-        scaled = min(max(change, 0.5), most) * steering
-        # The KL that was measured is not this dose's.
-        scaled = Steering.of(
-            replace(part, receipts={k: v for k, v in part.receipts.items() if k != "kl"})
-            for part in scaled.parts
-        )
-        tried = [(steering, first), (scaled, self.assess(scaled, progress))]
+        tried = [(steering, self.assess(steering, progress))]
+        while len(tried) < TRIES:
+            latest, found = tried[-1]
+            if found.verdict == WORKS and found.perplexity_ratio <= MOST_FLUENT:
+                break
+            ratio = max(found.perplexity_ratio, 1.0)
+            change = math.sqrt(math.log(FLUENT) / max(math.log(ratio), 0.05))
+            change = 0.5 if found.verdict == BREAKS else min(max(change, 0.5), 1.5)
+            if abs(change - 1.0) < 0.1:
+                break
+            scaled = change * latest
+            # The KL that was measured is not this dose's.
+            scaled = Steering.of(
+                replace(part, receipts={k: v for k, v in part.receipts.items() if k != "kl"})
+                for part in scaled.parts
+            )
+            tried.append((scaled, self.assess(scaled, progress)))
         return max(
             tried,
             key=lambda each: (
                 each[1].verdict != BREAKS,
-                each[1].verdict not in (NOTHING, OPPOSITE),
                 each[1].perplexity_ratio <= MOST_FLUENT,
-                each[1].effect.low,
+                each[1].verdict not in (NOTHING, OPPOSITE),
+                -each[1].repetition if each[1].verdict == BREAKS else each[1].effect.low,
             ),
         )
 

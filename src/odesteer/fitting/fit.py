@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.data import Contrast
 from odesteer.data.arguments import forgiving
 from odesteer.data.confounds import ends_apart
@@ -36,7 +37,6 @@ from odesteer.methods import Method, find_method
 from odesteer.methods.natural_gradient import NaturalGradient, held_out_margins
 from odesteer.methods.trained import TrainedODESteer
 from odesteer.models.compatibility import describe_model
-from odesteer.models.hooks.positions import PositionRule
 from odesteer.models.layers import find_layers, head_width, layer_index
 from odesteer.ode import Dose, as_dose
 from odesteer.steering import Steering
@@ -100,7 +100,7 @@ def fit(
     *,
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
-    positions: str = "last+generated",
+    positions: str | None = None,
     cache: CacheChoice = False,
 ) -> Steering:
     """Learn a steering for a model from a contrast.
@@ -131,8 +131,10 @@ def fit(
             of the method, but all of the response where its last one tells the classes apart by
             itself (a full stop at the end of one class, say).
         max_tokens: longer texts lose their beginning; None: the model's context.
-        positions: which tokens will be steered, for methods that learn through the model and for a
-            KL budget, see `odesteer.models.hooks.positions`.
+        positions: which tokens the steering acts on unless others are asked for, see
+            `odesteer.models.hooks.positions`. None: "all" where a KL sets the dose, which steers
+            further at the same fluency (docs/tuning.md), but "last+generated" for methods that
+            read the prompt's end, and for doses that are given.
         cache: True or a folder keeps the activations on disk, see `odesteer.activations`, and what
             a training has reached, so that one that was interrupted continues.
 
@@ -159,6 +161,9 @@ def fit(
     if strength is None and takes_kl(chosen, contrast, tokenizer):
         strength = KL(str(chosen.default_kl))
         tokens = tokens or "response"
+    if positions is None:
+        whole = isinstance(strength, KL) and not chosen.reads_prompts
+        positions = "all" if whole else LAST_AND_GENERATED
     if tokens is None and chosen.tokens == "last" and ends_apart(contrast):
         tokens = "response"
         warnings.warn(
@@ -173,6 +178,7 @@ def fit(
         strength=None if isinstance(strength, KL) else strength,
         seed=seed,
         model=describe_model(model, tokenizer),
+        positions=positions,
         progress=progress,
     )
     learnt_from = partial(
@@ -334,7 +340,7 @@ def _dosed(
         "measured": round(measured.kl, 4),
         "margin": round(measured.margin, 4),
         "texts": measured.texts,
-        "positions": str(PositionRule.parse(positions)),
+        "positions": steering.positions,
     }
     return Steering.of(
         replace(part, strength=measured.dose, receipts={**part.receipts, "kl": receipt})
@@ -402,7 +408,9 @@ def _train_one(
         "data": _data_of(contrast),
         "epochs": epochs,
     }
-    steering = steering.replace(model=describe_model(model, tokenizer), receipts=receipts)
+    steering = steering.replace(
+        model=describe_model(model, tokenizer), receipts=receipts, positions=positions
+    )
     if margins is not None:
         steering = _with_margins(steering, margins)
     if not isinstance(strength, KL):
@@ -453,7 +461,7 @@ def read(
     *,
     tokens: Tokens | None = None,
     max_tokens: int | None = None,
-    positions: str = "last+generated",
+    positions: str = LAST_AND_GENERATED,
     cache: CacheChoice = False,
 ) -> dict[int, ActivationSet]:
     """Extract what `method` learns from at each layer; see `fit`.
@@ -526,7 +534,7 @@ def fit_readings(
     seed: int = 0,
     progress: Progress | None = None,
     qualities: dict[int, BinaryQuality] | None = None,
-    positions: str = "last+generated",
+    positions: str = LAST_AND_GENERATED,
 ) -> list[Steering]:
     """Fit one steering a layer, each by itself, from what `read` returned; see `fit`.
 
@@ -556,6 +564,7 @@ def fit_readings(
         seed=seed,
         model=describe_model(model, tokenizer),
         qualities=qualities,
+        positions=positions,
         progress=progress,
     )
     return [learn(method, reading, index) for index, reading in readings.items()]
@@ -570,6 +579,7 @@ def _fit_one(
     strength: Dose | float | None,
     seed: int,
     model: dict[str, Any],
+    positions: str,
     progress: Progress | None,
     qualities: dict[int, BinaryQuality] | None = None,
 ) -> Steering:
@@ -591,4 +601,4 @@ def _fit_one(
     receipts["data"] = _data_of(contrast)
     if qualities:
         receipts["layers"] = {str(i): quality._asdict() for i, quality in qualities.items()}
-    return steering.replace(model=model, receipts=receipts)
+    return steering.replace(model=model, receipts=receipts, positions=positions)

@@ -29,7 +29,7 @@ class SteeredAPI(HuggingFaceAPI):
             None: the unsteered model.
         strength: its dose, in integration time; None: its own.
         angle: its dose, as an angle; instead of `strength`.
-        positions: which tokens, see `odesteer.models.hooks.positions`.
+        positions: which tokens, see `odesteer.models.hooks.positions`; None: the steering's own.
         model_args: of the provider "hf", such as `model_path`, `batch_size`, `do_sample`.
 
     Raises:
@@ -49,7 +49,7 @@ class SteeredAPI(HuggingFaceAPI):
         steering: str | os.PathLike[str] | None = None,
         strength: Dose | float | None = None,
         angle: float | None = None,
-        positions: str = "last+generated",
+        positions: str | None = None,
         **model_args: Any,
     ):
         if strength is not None and angle is not None:

@@ -10,8 +10,9 @@ masked, and not by the harness's own pass, which knows neither:
 
     positions=continuation   the last token of the context and the continuation (the paper's)
     positions=all            every token of both
+    neither                  the steering's own positions
 
-The two differ (by up to 0.3 nats a request in our measurements), so the choice is an argument
+The first two differ (by up to 0.3 nats a request in our measurements), so the choice is an argument
 and stands among the results. Everything else is the harness's `HFLM`.
 
 Source: Gao et al., "The Language Model Evaluation Harness",
@@ -48,7 +49,7 @@ class SteeredLM(HFLM):
             unsteered model.
         strength: its dose, in integration time; None: its own.
         angle: its dose, as an angle; instead of `strength`.
-        positions: "continuation" or "all", see above.
+        positions: "continuation" or "all", see above; None: the steering's own.
         arguments: of `HFLM`.
 
     Raises:
@@ -62,12 +63,13 @@ class SteeredLM(HFLM):
         steering: Steering | str | None = None,
         strength: Dose | float | None = None,
         angle: float | None = None,
-        positions: str = "continuation",
+        positions: str | None = None,
         **arguments: Any,
     ):
         if strength is not None and angle is not None:
             raise ValueError("strength and angle both say how far; give one of them.")
-        lookup(POSITIONS, positions, "positions")
+        if positions is not None:
+            lookup(POSITIONS, positions, "positions")
         self.positions = positions
         if pretrained == SMOLLM2:
             pretrained, arguments["tokenizer"] = load_model(SMOLLM2)
@@ -88,13 +90,14 @@ class SteeredLM(HFLM):
             "steering": None
             if steering is None
             else f"{steering.method} at layer {steering.layer}, {steering.dose}",
-            "steered_positions": self.positions,
+            "steered_positions": self.positions
+            or (None if steering is None else steering.positions),
         }
 
     def _steered(self) -> AbstractContextManager[Any]:
         if self.steering is None:
             return nullcontext()
-        return self.steering.attach(self.model, positions=POSITIONS[self.positions])
+        return self.steering.attach(self.model, positions=POSITIONS.get(self.positions or ""))
 
     def _model_generate(self, *arguments: Any, **keywords: Any) -> Tensor:
         with self._steered():

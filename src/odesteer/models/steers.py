@@ -18,6 +18,7 @@ class Steers(Protocol):
         dose: dose of the steering.
         hidden_size: d, or None where any width is taken.
         method: the name of the method that learnt it.
+        positions: which tokens it steers unless others are asked for.
         model: description of the model it was fitted on (JSON values).
     """
 
@@ -33,6 +34,8 @@ class Steers(Protocol):
     def hidden_size(self) -> int | None: ...
     @property
     def method(self) -> str: ...
+    @property
+    def positions(self) -> str: ...
     @property
     def model(self) -> Mapping[str, Any]: ...
 

@@ -69,6 +69,8 @@ def python(controls: Controls, library: SteeringLibrary, model: str, prompt: str
         return whole if NAME.fullmatch(expression.strip()) else f"({whole})"
 
     assignments.append(f"steering = {_dosed(controls, composed(controls.expression))}")
+    own = controls.positions == AS_LEARNT
+    positions = "" if own else f", positions={controls.positions!r}"
     changes = [] if controls.solver == AS_LEARNT else [f"solver={controls.solver!r}"]
     changes += [f"steps={controls.steps}"] if controls.steps else []
     if changes:
@@ -77,7 +79,7 @@ def python(controls: Controls, library: SteeringLibrary, model: str, prompt: str
     if controls.also.strip():
         second = composed(controls.also)
         assignments.append(f"second = {controls.also_amount:g} * {second}")
-        first = f"with steering.attach(model, positions={controls.positions!r}):"
+        first = f"with steering.attach(model{positions}):"
         generate = [first, "    print(backend.generate([prompt], second, sampling)[0])"]
     sampling = [f"max_new_tokens={controls.max_new_tokens}"]
     if controls.temperature > 0:
@@ -93,7 +95,7 @@ def python(controls: Controls, library: SteeringLibrary, model: str, prompt: str
         *assignments,
         "",
         f"prompt = {_literal(prompt)}",
-        f"backend = ods.TransformersBackend(model, tokenizer, positions={controls.positions!r})",
+        f"backend = ods.TransformersBackend(model, tokenizer{positions})",
         f"sampling = ods.Sampling({', '.join(sampling)})",
         *generate,
     ]

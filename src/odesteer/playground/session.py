@@ -23,7 +23,7 @@ from odesteer.steering import Steering
 from odesteer.steering.layer_steering import find_solver
 
 LEARNT, ANGLE, STRENGTH, TARGET = DOSES = ("as learnt", "angle", "strength", "target")
-AS_LEARNT = "as learnt"  # the solver
+AS_LEARNT = "as learnt"  # the solver, the positions
 
 
 class Controls(BaseModel):
@@ -40,7 +40,7 @@ class Controls(BaseModel):
         rival: another method, whose text is written beside; "" for none.
         solver: "as learnt" or a name in `SOLVERS`.
         steps: of that solver; 0: as learnt.
-        positions: which tokens, see `odesteer.models.hooks.positions`.
+        positions: "as learnt", or which tokens, see `odesteer.models.hooks.positions`.
         max_new_tokens, temperature, top_p, repetition_penalty, seed: of all texts.
     """
 
@@ -57,7 +57,7 @@ class Controls(BaseModel):
     rival: Annotated[str, Field(max_length=100)] = ""
     solver: Annotated[str, Field(max_length=100)] = AS_LEARNT
     steps: Annotated[int, Field(ge=0, le=100)] = 0
-    positions: Annotated[str, Field(max_length=200)] = "last+generated"
+    positions: Annotated[str, Field(max_length=200)] = AS_LEARNT
     max_new_tokens: Annotated[int, Field(ge=1, le=512)] = 64
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -117,7 +117,8 @@ class Controls(BaseModel):
             ValueError: for an invalid expression, names that are not in the library, steerings
                 that do not compose, or an invalid control.
         """
-        PositionRule.parse(self.positions)
+        if self.positions != AS_LEARNT:
+            PositionRule.parse(self.positions)
         if not self.expression.strip():
             raise ValueError(f"Choose a steering; there is {', '.join(library)}.")
         first = self.dosed(self._built(self.expression, shared, library))
@@ -270,7 +271,8 @@ class Session:
             for side in range(len(sides))
         ]
         _check_context(shared, max(map(len, prompts)), controls.max_new_tokens)
-        for texts in write(shared, prompts, sides, controls.positions, controls.sampling):
+        positions = None if controls.positions == AS_LEARNT else controls.positions
+        for texts in write(shared, prompts, sides, positions, controls.sampling):
             if self.generation != generation:
                 return
             self.texts = texts

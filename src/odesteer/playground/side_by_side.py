@@ -65,7 +65,7 @@ class Stream:
         shared: SharedModel,
         prompt: Sequence[int],
         steerings: list[Steerings],
-        positions: Positions,
+        positions: Positions | None,
         part: LayerSteering,
     ):
         if not prompt:
@@ -222,7 +222,7 @@ def write(
     shared: SharedModel,
     prompts: Sequence[Sequence[int]],
     sides: Sequence[Steerings],
-    positions: Positions = "last+generated",
+    positions: Positions | None = None,
     sampling: Sampling = Sampling(),
 ) -> Iterator[tuple[GeneratedText, ...]]:
     """Write a text a side, and yield all as they grow.
@@ -232,7 +232,7 @@ def write(
         prompts: token ids for each side (in a chat they differ).
         sides: what steers each of at least two sides; the second's first steering is the one whose
             barrier is shown.
-        positions: tokens that they act on.
+        positions: tokens that they act on; None: each steering's own.
         sampling: of all texts, which use the same random draws.
 
     Yields:

@@ -130,7 +130,7 @@ class SteerTab:
                 visible=False,
             )  # fmt: skip
             positions = gr.Dropdown(
-                list(POSITIONS), value=first.positions, label="Positions",
+                [AS_LEARNT, *POSITIONS], value=first.positions, label="Positions",
                 info="steered tokens; also prompt[:4]+generated", allow_custom_value=True,
             )  # fmt: skip
             solver = gr.Dropdown(

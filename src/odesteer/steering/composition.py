@@ -26,6 +26,7 @@ def join(
             hyperparameters={"parts": [part.hyperparameters for part in parts], "soft": soft},
             model=first.model,
             site=first.site,
+            positions=first.positions,
         )
 
     return [joined(parts) for parts in _by_layer(steerings)]
@@ -62,6 +63,7 @@ def guard(
             },
             model=part.model,
             site=part.site,
+            positions=part.positions,
         )
 
     return [guarded(*parts) for parts in _by_layer([steering, *by])]

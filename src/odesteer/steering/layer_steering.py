@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from odesteer import ode
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup, resolve
+from odesteer.models.hooks.positions import PositionRule
 from odesteer.ode import (
     SOLVERS,
     Barrier,
@@ -107,6 +109,8 @@ class LayerSteering:
         hyperparameters: of that method.
         calibration: from h to a probability.
         coverage: levels of h for targets with a coverage; None where there were no held-out rows.
+        positions: which tokens it steers unless others are asked for, see
+            `odesteer.models.hooks.positions`; the dose is for these.
         receipts: measurements made when it was fitted (JSON values).
         model: description of the model it was fitted on (JSON values).
     """
@@ -123,6 +127,7 @@ class LayerSteering:
     model: dict[str, Any] = field(default_factory=dict)
     site: str = "residual"
     coverage: Coverage | None = None
+    positions: str = LAST_AND_GENERATED
     _on_device: dict[Any, tuple[VectorField, int | None]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -135,6 +140,7 @@ class LayerSteering:
             )
         find_solver(self.solver)
         lookup(dict.fromkeys(SITES), self.site, "site")
+        object.__setattr__(self, "positions", str(PositionRule.parse(self.positions)))
         dose = self.dose  # refuses a strength that is no number
         if self.field.gated and not isinstance(dose, PerRow) and dose.size < 0:
             warnings.warn(
@@ -325,11 +331,13 @@ class LayerSteering:
         """Return JSON values, and tensors whose names have a prefix."""
         tree, tensors = describe(self.field, prefix)
         covered = {} if self.coverage is None else {"coverage": self.coverage.to_json()}
+        own = self.positions != LAST_AND_GENERATED
         return {
             "method": self.method,
             "hyperparameters": self.hyperparameters,
             "layer": self.layer,
             "site": self.site,
+            **({"positions": self.positions} if own else {}),
             "dose": dose_to_json(self.dose),
             "solver": self.solver,
             "steps": self.steps,

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from odesteer import ode
 from odesteer.common import limits
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.common.files import replace_files
 from odesteer.common.registry import lookup
 from odesteer.ode import DOSES, Dose, Target, as_dose
@@ -203,7 +204,10 @@ _PLAIN: dict[str, tuple[type, ...]] = {
     "receipts": (dict,),
     "model": (dict,),
     "site": (str,),
+    "positions": (str,),
 }
+# Of files from before there were others.
+_DEFAULTS = {"site": "residual", "positions": LAST_AND_GENERATED}
 # More would make generation wait at every token.
 MAX_STEPS = 1000
 # Of the trial: enough to see a flow diverge that does so early.
@@ -219,9 +223,8 @@ def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: for a value of another type, or more than `MAX_STEPS` steps.
         KeyError: for one that is missing.
     """
-    # Files from before there were other sites do not name it.
-    values = {key: config[key] for key in _PLAIN if key != "site"}
-    values["site"] = config.get("site", "residual")
+    values = {key: config[key] for key in _PLAIN if key not in _DEFAULTS}
+    values |= {key: config.get(key, default) for key, default in _DEFAULTS.items()}
     for key, kinds in _PLAIN.items():
         value = values[key]
         if type(value) not in kinds or (isinstance(value, str) and len(value) > 1000):

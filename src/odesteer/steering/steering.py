@@ -19,6 +19,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.common.limits import brief
 from odesteer.common.registry import lookup
 from odesteer.models.chat_template import Messages
@@ -56,7 +57,8 @@ class Steering(Pushable):
 
     Args:
         field, strength, solver, steps, layer, method, hyperparameters, calibration, receipts,
-            model, site, coverage: of the one layer, see `LayerSteering`. `of` joins several.
+            model, site, coverage, positions: of the one layer, see `LayerSteering`. `of` joins
+            several.
 
     What a part at an early layer moves, the later ones see.
 
@@ -81,6 +83,7 @@ class Steering(Pushable):
         model: dict[str, Any] | None = None,
         site: str = "residual",
         coverage: Coverage | None = None,
+        positions: str = LAST_AND_GENERATED,
     ):
         part = LayerSteering(
             field=field,
@@ -95,6 +98,7 @@ class Steering(Pushable):
             model=model or {},
             site=site,
             coverage=coverage,
+            positions=positions,
         )
         self._parts: tuple[LayerSteering, ...] = (part,)
 
@@ -103,7 +107,8 @@ class Steering(Pushable):
         """Join steerings of one model at different layers.
 
         Raises:
-            ValueError: for no parts, several of which one has no layer, or two at one place.
+            ValueError: for no parts, several of which one has no layer, two at one place, or parts
+                with different positions.
         """
         flat = [
             part
@@ -120,6 +125,12 @@ class Steering(Pushable):
             raise ValueError(
                 f"Two parts are at one place (layers {[layer for layer, _ in sites]}): join them "
                 f"with & instead."
+            )
+        if len({part.positions for part in ordered}) > 1:
+            raise ValueError(
+                f"The parts of a steering have the same positions; got "
+                f"{', '.join(part.positions for part in ordered)}. Change them with "
+                f"replace(positions=...)."
             )
         steering = cls.__new__(cls)
         steering._parts = ordered
@@ -202,6 +213,11 @@ class Steering(Pushable):
     def dose(self) -> Dose:
         """Dose at the first layer."""
         return self.parts[0].dose
+
+    @property
+    def positions(self) -> str:
+        """Tokens that are steered unless others are asked for."""
+        return self.parts[0].positions
 
     @property
     def model(self) -> dict[str, Any]:
@@ -367,7 +383,7 @@ class Steering(Pushable):
     def attach(
         self,
         model: nn.Module,
-        positions: Positions = "last+generated",
+        positions: Positions | None = None,
         rows: Sequence[int] | None = None,
         measure: bool = False,
         check: str = "architecture",
@@ -411,7 +427,7 @@ class Steering(Pushable):
         prompt: str | Messages,
         strength: Dose | float | None = ...,
         *,
-        positions: Positions = ...,
+        positions: Positions | None = ...,
         template: str = ...,
         progress: Progress | None = ...,
         **sampling: Any,
@@ -424,7 +440,7 @@ class Steering(Pushable):
         prompt: list[str] | list[Messages],
         strength: Dose | float | None = ...,
         *,
-        positions: Positions = ...,
+        positions: Positions | None = ...,
         template: str = ...,
         progress: Progress | None = ...,
         **sampling: Any,
@@ -436,7 +452,7 @@ class Steering(Pushable):
         prompt: str | Messages | list[str] | list[Messages],
         strength: Dose | float | None = None,
         *,
-        positions: Positions = "last+generated",
+        positions: Positions | None = None,
         template: str = "auto",
         progress: Progress | None = None,
         **sampling: Any,
@@ -450,7 +466,8 @@ class Steering(Pushable):
             tokenizer: its tokenizer.
             prompt: a text, chat messages, or a list of either, which gives a list.
             strength: another dose than the steering's own.
-            positions: which tokens are steered, see `odesteer.models.hooks.positions`.
+            positions: which tokens, see `odesteer.models.hooks.positions`; None: the steering's
+                own.
             template: how prompts become text, see `odesteer.models.chat_template`.
             progress: called with (prompts done, prompts in all).
             sampling: attributes of `odesteer.Sampling`: `max_new_tokens`, `temperature` (0 is
@@ -482,7 +499,7 @@ class Steering(Pushable):
         prompt: str | Messages | list[str] | list[Messages],
         strength: Dose | float | None = None,
         *,
-        positions: Positions = "last+generated",
+        positions: Positions | None = None,
         template: str = "auto",
         progress: Progress | None = None,
         **sampling: Any,

@@ -219,6 +219,15 @@ class TestPrefixKeys:
         assert len(found) == len(asks)
         assert self.of(config, ask("kind"), 64) == self.of(config, ask("kind"), 96)
 
+    def test_a_request_without_positions_has_the_key_of_its_steerings_own(
+        self, tmp_path: Path
+    ) -> None:
+        saved = steering(0).replace(positions="prompt[:4]").save_pretrained(tmp_path / "first")
+        config = configuration({"first": saved})
+        key = self.of(config, ask("first"), 16, 40)
+        assert key and key == self.of(config, ask("first", positions="prompt[:4]"), 16, 40)
+        assert key != self.of(config, ask("first", positions="all"), 16, 40)
+
     def test_the_order_of_a_list_and_its_spelling_do_not_matter(self, config: dict) -> None:
         spelled = {KEY: '{"start": "last_prompt",   "name": "kind"}'}
         assert self.of(config, spelled, 64) == self.of(config, ask("kind"), 64)

@@ -57,6 +57,11 @@ def asked(
 # ---- which steering, and how far
 
 
+def wanted(name: str, dose: Any = None, **fields: Any) -> SteeringRequest:
+    """Return the request for a steering at its own positions."""
+    return SteeringRequest(name, dose, "last+generated", **fields)
+
+
 @pytest.mark.parametrize("name", STEERINGS)
 def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(
     known: RegisteredSteerings, name: str
@@ -67,10 +72,10 @@ def test_a_steering_is_asked_for_by_its_name_at_its_own_dose(
 @pytest.mark.parametrize(
     ("dose", "expected"),
     [
-        (0.5, SteeringRequest("kind", Time(0.5))),
-        (Angle(-0.3), SteeringRequest("kind", Angle(-0.3))),
-        (Target(0.9, 2.0), SteeringRequest("kind", Time(2.0), probability=0.9)),
-        (Target(0.9, Angle(0.5)), SteeringRequest("kind", Angle(0.5), probability=0.9)),
+        (0.5, wanted("kind", Time(0.5))),
+        (Angle(-0.3), wanted("kind", Angle(-0.3))),
+        (Target(0.9, 2.0), wanted("kind", Time(2.0), probability=0.9)),
+        (Target(0.9, Angle(0.5)), wanted("kind", Angle(0.5), probability=0.9)),
     ],
 )
 def test_another_dose_travels_with_the_request(
@@ -91,7 +96,7 @@ def test_a_coverage_travels_where_the_engine_has_the_levels_for_it(tmp_path: Pat
     known = RegisteredSteerings(SteeringRegistry.of(options(paths)["additional_config"]))
     covered = steering.with_strength(Target(0.6, 2.0, coverage=0.8))
     found = asked(known, covered)
-    assert found == SteeringRequest("fitted", Time(2.0), probability=0.6, coverage=0.8)
+    assert found == wanted("fitted", Time(2.0), probability=0.6, coverage=0.8)
     assert found.dose_at(steering.dose) == covered.dose
     assert known._registry is not None
     with pytest.raises(ValueError, match=r"odesteer: 'none': .* fit it again"):
@@ -109,7 +114,7 @@ def test_the_same_steering_read_from_a_directory_is_recognised(
 ) -> None:
     again = load(STEERINGS["kind"].save_pretrained(tmp_path / "again"))
     assert known.supports(again)
-    assert asked(known, again.with_strength(0.5)) == SteeringRequest("kind", Time(0.5))
+    assert asked(known, again.with_strength(0.5)) == wanted("kind", Time(0.5))
 
 
 @pytest.mark.parametrize("name", ["kind", "two"])
@@ -120,14 +125,14 @@ def test_no_dose_is_no_steering(known: RegisteredSteerings, name: str) -> None:
 
 def test_one_dose_at_all_layers_is_one_dose_in_words(known: RegisteredSteerings) -> None:
     both = STEERINGS["two"]
-    assert asked(known, both.with_strength(Angle(0.1))) == SteeringRequest("two", Angle(0.1))
+    assert asked(known, both.with_strength(Angle(0.1))) == wanted("two", Angle(0.1))
     uneven = Steering.of((both.parts[0].with_strength(0.1), both.parts[1]))
     with pytest.raises(ValueError, match=r"says one dose for all layers; .* strength 0\.1, stren"):
         known.extra_args(uneven, "all")
 
 
 def test_of_two_names_the_one_with_the_dose_is_asked_for(known: RegisteredSteerings) -> None:
-    assert asked(known, made(5).with_strength(PathLength(0.7))) == SteeringRequest("twice-b")
+    assert asked(known, made(5).with_strength(PathLength(0.7))) == wanted("twice-b")
     assert asked(known, made(5).with_strength(0.3)).dose == Time(0.3)
 
 
@@ -136,7 +141,7 @@ def test_a_path_length_is_a_strength_where_the_field_has_unit_speed(
 ) -> None:
     one = STEERINGS["kind"]
     assert one.field.unit_speed
-    assert asked(known, one.with_strength(PathLength(0.3))) == SteeringRequest("kind", Time(0.3))
+    assert asked(known, one.with_strength(PathLength(0.3))) == wanted("kind", Time(0.3))
     other = STEERINGS["plain"]
     assert not other.field.unit_speed
     with pytest.raises(ValueError, match=r"a strength, an angle or a target; got path length 0\.3"):
@@ -207,8 +212,8 @@ def test_each_prompt_has_its_own_steering(known: RegisteredSteerings) -> None:
     extra = [each["extra_args"] for each in heard.asked]
     assert extra[0] is None
     assert [parse(each[KEY]) for each in extra[1:]] == [
-        (SteeringRequest("kind"),),
-        (SteeringRequest("plain", Time(0.5)),),
+        (wanted("kind"),),
+        (wanted("plain", Time(0.5)),),
     ]
     # <end> is special: it ends the text and is not in it.
     assert said == ["the a"] * 3

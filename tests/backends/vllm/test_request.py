@@ -16,9 +16,10 @@ from odesteer.backends.vllm.request import (
 from odesteer.ode import Angle, Target, Time
 
 
-def test_a_name_alone_is_the_steering_at_its_own_dose_from_the_last_prompt_token() -> None:
+def test_a_name_alone_is_the_steering_at_its_own_dose_and_positions() -> None:
     for value in ('{"name": "truthful"}', {"name": "truthful"}, '"truthful"'):
-        assert parse(value) == (SteeringRequest("truthful", None, "last+generated"),)
+        assert parse(value) == (SteeringRequest("truthful"),)
+        assert parse(value)[0].spans(10, "generated") == ((10, None),)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,13 @@ def test_however_a_sequence_is_cut_each_position_is_steered_as_in_one_pass(runne
         computed += rng.randint(1, count) if prompt <= computed else count
 
 
+def test_a_request_that_names_no_positions_gets_those_of_its_steering() -> None:
+    batch = first([{**request("r", 10, 0, 10, None), "extra": ask("s")}])
+    for own, rows in (("all", [*range(10)]), ("prompt[:2]", [0, 1])):
+        [span] = StepBatch.of(batch, {"s": own}).spans["s"]
+        assert list(span.rows) == rows
+
+
 def test_pooling_requests_and_others_arguments_are_none_of_ours() -> None:
     batch = [request("r", 3, 0, 3, None)]
     batch[0]["extra"] = {"somebody else's": 1}

@@ -31,7 +31,8 @@ class VLLMBackend(Backend):
         engine: has every steering that will be used.
         tokenizer: the model's, of transformers.
         template: how prompts become text, see `odesteer.models.chat_template`.
-        positions: which tokens are steered, see `odesteer.models.hooks.positions`; no mask.
+        positions: which tokens, see `odesteer.models.hooks.positions`, and no mask; None: each
+            steering's own.
 
     Raises:
         ValueError: for unknown positions.
@@ -40,10 +41,11 @@ class VLLMBackend(Backend):
     engine: Engine
     tokenizer: Any
     template: str = "auto"
-    positions: str = "last+generated"
+    positions: str | None = None
 
     def __post_init__(self) -> None:
-        PositionRule.parse(self.positions)
+        if self.positions is not None:
+            PositionRule.parse(self.positions)
 
     def activations(
         self, contrast: Contrast, layers: Sequence[int], progress: Progress | None = None
@@ -115,7 +117,7 @@ class VLLMBackend(Backend):
             before, after = parts[i]
             rows.append(before + after)
             check_scoring(steerings[i])
-            positions = self._positions_in_row(len(before))
+            positions = self._positions_in_row(steerings[i], len(before))
             extra = self.engine.registered.extra_args(
                 steerings[i] if positions else None, positions
             )
@@ -133,9 +135,11 @@ class VLLMBackend(Backend):
             progress(len(parts), len(parts))
         return results
 
-    def _positions_in_row(self, prompt_length: int) -> str:
+    def _positions_in_row(self, steering: Steering | None, prompt_length: int) -> str:
         """Return the positions in a row that is all prompt to vLLM; "" for none."""
-        spans = PositionRule.parse(self.positions).spans(prompt_length)
+        if steering is None:
+            return ""
+        spans = PositionRule.parse(self.positions or steering.positions).spans(prompt_length)
         windows = [f"prompt[{a}:{'' if b is None else b}]" for a, b in spans]
         return "+".join(windows)
 

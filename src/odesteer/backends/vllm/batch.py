@@ -6,7 +6,7 @@ again after a preemption, as one chunk of a long prompt, or as a guess to be ver
 acts on spans of positions that the prompt's length decides, so nothing else has to be known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from odesteer.backends.vllm.request import SteeringRequest
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.models.hooks.positions import Span
 from odesteer.ode import Dose, DoseBatch, columns_of
 from odesteer.steering import LayerSteering
@@ -74,14 +75,23 @@ class StepBatch:
     _rows: dict[tuple[torch.device, tuple[range, ...]], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scheduled: Sequence[ScheduledRequest]) -> "StepBatch":
+    def of(
+        cls, scheduled: Sequence[ScheduledRequest], positions: Mapping[str, str] = {}
+    ) -> "StepBatch":
+        """Return the batch of requests.
+
+        Args:
+            scheduled: the requests of a step.
+            positions: of the steerings, by name, for requests that name none.
+        """
         batch = cls()
         for request in scheduled:
             for steering in request.steerings:
                 if request.prompt_end is not None:
                     ends = batch.prompt_ends.setdefault(steering.name, [])
                     ends.append((request.request_id, request.prompt_end))
-                for span in steering.spans(request.prompt_length):
+                default = positions.get(steering.name, LAST_AND_GENERATED)
+                for span in steering.spans(request.prompt_length, default):
                     if rows := request.rows(span):
                         spans = batch.spans.setdefault(steering.name, [])
                         spans.append(RowSpan(request, steering, rows))

@@ -263,7 +263,9 @@ def block_keys(request: Any, end: int, registry: SteeringRegistry) -> tuple[tupl
     for steering in requests_of(request.sampling_params):
         spans = [
             (start, None if stop is None or stop >= end else stop)
-            for start, stop in steering.spans(request.num_prompt_tokens)
+            for start, stop in steering.spans(
+                request.num_prompt_tokens, registry.steerings[steering.name].positions
+            )
             if start < end
         ]
         if spans:

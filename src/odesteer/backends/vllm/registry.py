@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,12 @@ class SteeringRegistry:
                 part.resolve(request.dose_at(part.dose))
             except ValueError as error:
                 raise ValueError(f"{KEY}: '{request.name}': {error}") from None
-            late = (
-                isinstance(request.positions, str)
-                and PositionRule.parse(request.positions).after_prompt
-            )
+            positions = part.positions if request.positions is None else request.positions
+            late = isinstance(positions, str) and PositionRule.parse(positions).after_prompt
             if part.field.prompt_conditioned and not late:
                 raise ValueError(
                     f"{KEY}: '{request.name}' reads the prompt's last token first, so it starts at "
-                    f"last_prompt or generated; got {request.positions!r}."
+                    f"last_prompt or generated; got {positions!r}."
                 )
 
     def cache_key(self, request: SteeringRequest, spans: Sequence[Span]) -> str:
@@ -172,7 +170,8 @@ class SteeringRegistry:
             request: what is asked for.
             spans: the positions that it means there.
         """
-        key = [self.digests[request.name], request.as_value(), spans]
+        what = replace(request, positions=None).as_value()
+        key = [self.digests[request.name], what, spans]
         return json.dumps(key, sort_keys=True)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -183,6 +182,7 @@ class SteeringRegistry:
                 "method": steering.method,
                 "layers": [part.layer for part in steering.parts],
                 "dose": str(steering.dose),
+                "positions": steering.positions,
                 "has_barrier": all(part.field.barrier is not None for part in steering.parts),
                 "fitted_on": steering.parts[0].model.get("name"),
                 "sha256": self.digests[name],
@@ -255,13 +255,19 @@ class RegisteredSteerings:
     def supports(self, steering: Steering | None) -> bool:
         """Return whether a request can ask for a steering."""
         try:
-            self.extra_args(steering, "last+generated")
+            self.extra_args(steering)
         except ValueError:
             return False
         return True
 
-    def extra_args(self, steering: Steering | None, positions: str) -> dict[str, str] | None:
-        """Return the `extra_args` of a request that is steered at `positions`, or None.
+    def extra_args(
+        self, steering: Steering | None, positions: str | None = None
+    ) -> dict[str, str] | None:
+        """Return the `extra_args` of a steered request, or None for one that is not.
+
+        Args:
+            steering: with its dose.
+            positions: which tokens; None: the steering's own.
 
         Raises:
             ValueError: for a steering that the engine does not have, or a dose that a request
@@ -277,6 +283,7 @@ class RegisteredSteerings:
                 f"(it has: {', '.join(self.steerings) or 'none'}). A dose may change later, "
                 f"nothing else."
             )
+        positions = positions or steering.positions
         doses = _doses(steering)
         exact = [name for name in names if _doses(self.steerings[name]) == doses]
         if exact:

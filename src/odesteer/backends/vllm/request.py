@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from odesteer.common.catalogue import LAST_AND_GENERATED
 from odesteer.common.limits import brief, parse_json
 from odesteer.common.served import LONGEST_NAME
 from odesteer.models.hooks.positions import PositionRule, Span
@@ -39,20 +40,26 @@ class SteeringRequest:
         name: of a steering that the server has.
         dose: None is the steering's own dose.
         positions: which tokens, as canonical text (see `odesteer.models.hooks.positions`) or as the
-            position of the first steered token.
+            position of the first steered token; None is the steering's own.
         probability: at which each token stops; the dose is then the budget.
         coverage: of that target, see `odesteer.ode.Target`.
     """
 
     name: str
     dose: Dose | None = None
-    positions: str | int = "last+generated"
+    positions: str | int | None = None
     probability: float | None = None
     coverage: float | None = None
 
-    def spans(self, prompt_length: int) -> tuple[Span, ...]:
-        """Return the steered positions as spans, counted from the start of the prompt."""
-        return _spans(self.positions, prompt_length)
+    def spans(self, prompt_length: int, default: str = LAST_AND_GENERATED) -> tuple[Span, ...]:
+        """Return the steered positions as spans, counted from the start of the prompt.
+
+        Args:
+            prompt_length: number of its tokens.
+            default: positions of the steering itself.
+        """
+        positions = default if self.positions is None else self.positions
+        return _spans(positions, prompt_length)
 
     def dose_at(self, default: Dose) -> Dose:
         """Return the dose; `default` is the steering's own."""
@@ -63,8 +70,9 @@ class SteeringRequest:
 
     def as_value(self) -> dict[str, Any]:
         """Return the object that `parse` reads."""
-        where = "start" if isinstance(self.positions, int) else "positions"
-        value: dict[str, Any] = {"name": self.name, where: self.positions}
+        value: dict[str, Any] = {"name": self.name}
+        if self.positions is not None:
+            value["start" if isinstance(self.positions, int) else "positions"] = self.positions
         if self.probability is not None:
             value["target"] = self.probability
         if self.coverage is not None:
@@ -123,7 +131,7 @@ def ask(
         angle: path length relative to the activation's norm.
         target: stop each token where P(positive) reaches this; the rest is its budget.
         coverage: of that target: stop no earlier than where this share of rows is wanted.
-        positions: which tokens, see `odesteer.models.hooks.positions`; "last+generated" by default.
+        positions: which tokens, see `odesteer.models.hooks.positions`; None: the steering's own.
         start: instead of `positions`, "all", "last_prompt", "generated", or the first position
             that is steered.
 
@@ -215,11 +223,13 @@ def _parse_object(value: Any) -> SteeringRequest:
     return SteeringRequest(name, dose, positions, probability, numbers.get("coverage"))
 
 
-def _parse_positions(value: Mapping[str, Any]) -> str | int:
+def _parse_positions(value: Mapping[str, Any]) -> str | int | None:
     """Return which tokens an object asks for, by either of its two fields."""
     if "start" not in value:
+        if "positions" not in value:
+            return None
         try:
-            return str(PositionRule.parse(value.get("positions", "last+generated")))
+            return str(PositionRule.parse(value["positions"]))
         except ValueError as error:
             raise ValueError(f"{KEY}: {error}") from None
     start = value["start"]

@@ -21,13 +21,16 @@ class RunnerSteering:
 
     def __init__(self, layers: list[SteeredLayer], dense: bool = False):
         self.layers = layers
+        self._positions = {
+            name: part.positions for layer in layers for name, part in layer.parts.items()
+        }
         self._dense = dense
         # By request id, for the second runner: what is asked for, and the prompt's length.
         self._requests: dict[str, tuple[tuple[SteeringRequest, ...], int]] = {}
 
     def begin(self, scheduled: list[ScheduledRequest]) -> None:
         """Set the batch of the coming step."""
-        batch = StepBatch.of(scheduled) if scheduled else EMPTY_BATCH
+        batch = StepBatch.of(scheduled, self._positions) if scheduled else EMPTY_BATCH
         for layer in self.layers:
             layer.dense = False
             layer.begin(batch)

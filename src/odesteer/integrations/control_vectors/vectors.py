@@ -138,7 +138,7 @@ class Vectors:
         return Vectors(self.directions, self.model_type, {**self.notes, key: note})
 
     def steering(self, strength: float = 1.0) -> Steering:
-        """Return the equal steering, of one layer or of several.
+        """Return the equal steering, of one layer or of several, at all tokens as in llama.cpp.
 
         Args:
             strength: the scale, as other libraries call it; with 1, a moves by d.
@@ -146,7 +146,9 @@ class Vectors:
         hint = {} if self.model_type is None else {"hint": self.model_type}
         parts = tuple(
             Steering.from_vector(direction, layer, strength).replace(
-                model={**hint, "hidden_size": self.width}, receipts=dict(self.notes)
+                model={**hint, "hidden_size": self.width},
+                receipts=dict(self.notes),
+                positions="all",
             )
             for layer, direction in self.directions.items()
         )

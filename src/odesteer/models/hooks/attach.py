@@ -37,7 +37,7 @@ from odesteer.models.steers import Steers
 def attach(
     parts: Sequence[Steers],
     model: nn.Module,
-    positions: Positions = "last+generated",
+    positions: Positions | None = None,
     rows: Sequence[int] | None = None,
     measure: bool = False,
     check: str = "architecture",
@@ -49,7 +49,7 @@ def attach(
     Args:
         parts: the steering of each layer.
         model: any transformers causal language model, also wrapped by PEFT or compiled.
-        positions: which tokens, see `odesteer.models.hooks.positions`.
+        positions: which tokens, see `odesteer.models.hooks.positions`; None: those of each part.
         rows: which rows of the batch (with beams: which prompts); None is all. Several
             steerings on rows of their own share one batch.
         measure: also record displacement and log-odds for `Handle.stats` (costs two
@@ -64,7 +64,7 @@ def attach(
         ValueError: for a layer the model does not have, another width, unknown positions, another
             model than `check` accepts, or a condition that is read too late.
     """
-    chosen = parse_positions(positions)
+    given = None if positions is None else parse_positions(positions)
     blocks = find_layers(model)
     with ExitStack() as undo:
         handles = []
@@ -79,6 +79,7 @@ def attach(
             undo.callback(reader.remove)
         for part in parts:
             index = check_fits(part, model, check)
+            chosen = parse_positions(part.positions) if given is None else given
             for threshold, block in zip(thresholds, read_at, strict=True):
                 threshold.check(block, part, index, chosen)
             handle = LayerHandle(
