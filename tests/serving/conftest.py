@@ -59,7 +59,7 @@ def fit_all(folder: Path) -> None:
         "vector": fit(ods.CAA(), LAYER),
         "flow": fit(ods.ODESteer(), LAYER, ods.Angle(0.25)),
         "heads": fit("iti-heads", LAYER),
-        "layers": fit("odesteer", [8, 20], ods.Angle(0.15)),
+        "layers": fit("odesteer", [8, 20], ods.Angle(0.1)).replace(positions="all-prompt[:1]"),
     }
     made["aimed"] = made["flow"].with_strength(ods.Target(0.9, ods.Angle(0.4)))
     made["turn"] = turning(made["vector"])

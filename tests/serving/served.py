@@ -48,7 +48,7 @@ def steered(model: Any, named: dict[str, Any], extra: Any, prompt: int, length: 
         if ask.dose is not None or ask.probability is not None:
             one = one.with_strength(ask.dose_at(one.dose))
         positions = torch.zeros(length, dtype=torch.bool)
-        for first, stop in ask.spans(prompt):
+        for first, stop in ask.spans(prompt, one.positions):
             positions[first:stop] = True
         stack.enter_context(one.attach(model, positions=positions))
     return stack

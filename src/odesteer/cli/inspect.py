@@ -45,6 +45,7 @@ def _facts(steering: "LayerSteering") -> dict[str, Any]:
         "site": steering.site,
         "hidden size": steering.hidden_size,
         "dose": str(steering.dose),
+        "positions": steering.positions,
         "solver": f"{steering.solver}, {steering.steps} steps",
         "field": type(steering.field).__name__,
         "barrier": type(steering.field.barrier).__name__ if steering.field.barrier else "none",

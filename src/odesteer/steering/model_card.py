@@ -110,6 +110,8 @@ def _facts(
             yield f"`{text(key)}`", value
     yield "layer" if len(parts) == 1 else "layers", _layers(parts)
     yield "dose", dose
+    if "positions" in first:
+        yield "positions", f"`{text(first['positions'])}`"
     yield "solver", f"{first['solver']}, steps: {first['steps']}"
     yield "field", _kind(first["field"])
     if len(parts) == 1 and isinstance(first["field"].get("barrier"), dict):
