@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # What to try next, by verdict.
 NEXT = {
-    "weak": "Try a stronger dose (--kl strong --tokens response), another --layer, or more pairs.",
-    "nothing happens": "Try a stronger dose (--kl strong --tokens response), another --layer, or "
+    "weak": "Try a larger dose (--kl 1), another --layer, or more pairs.",
+    "nothing happens": "Try a larger dose (--kl 1), another --layer, or "
     "pairs that show the behaviour more plainly.",
     "moves the other way": "What separates these texts is not what makes the model write them: let "
     "it choose the direction (--method natural-gradient), or negate the dose.",

@@ -120,8 +120,8 @@ def fit(
             blocks; for methods that learn through the model, the largest held-out margin).
             Several indices give a steering of several layers; `layers` is the same.
         strength: the dose, at each layer, or a `KL` budget for all of them; None: the method's own,
-            which for ODESteer and the methods that learn through the model is `KL("strong")`, with
-            all tokens of the responses read. Whether the text bears it, `odesteer.assess` tells.
+            which for ODESteer and the methods that learn through the model is `KL("strong")`.
+            Whether the text bears it, `odesteer.assess` tells.
         seed: of the folds.
         incremental: of several layers, let the later ones learn from negatives that the
             earlier ones have moved; None: as the method's source does.
@@ -129,7 +129,7 @@ def fit(
             (steps done, steps in all).
         tokens: which tokens of each text are read, see `odesteer.extraction.tokenize`; None: those
             of the method, but all of the response where its last one tells the classes apart by
-            itself (a full stop at the end of one class, say).
+            itself (a full stop at the end of one class, say), and for ODESteer at a KL.
         max_tokens: longer texts lose their beginning; None: the model's context.
         positions: which tokens the steering acts on unless others are asked for, see
             `odesteer.models.hooks.positions`. None: "all" where a KL sets the dose, which steers
@@ -160,6 +160,7 @@ def fit(
         contrast = contrast.paired()
     if strength is None and takes_kl(chosen, contrast, tokenizer):
         strength = KL(str(chosen.default_kl))
+    if isinstance(strength, KL) and chosen.default_kl is not None:
         tokens = tokens or "response"
     if positions is None:
         whole = isinstance(strength, KL) and not chosen.reads_prompts
