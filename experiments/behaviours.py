@@ -139,6 +139,7 @@ def run(
     kl: float,
     pairs: int,
     fluent: bool = False,
+    positions: str | None = None,
 ) -> dict[str, Any]:
     """Fit and measure; what is in `out` is not done again."""
     model, tokenizer = load_model("smollm2")
@@ -151,6 +152,7 @@ def run(
         }
         for row in rows:
             key = f"{row} {pairs} {layer} {kl:g}{' fluent' if fluent else ''}"
+            key += f" {positions}" if positions else ""
             known = results.setdefault(name, {}).setdefault(key, {})
             missing = [each for each in measures if each not in known]
             if not missing:
@@ -164,6 +166,7 @@ def run(
                 layer,
                 ods.KL(kl),
                 tokens=tokens,
+                positions=positions,
                 cache=True,
             )
             if fluent:
@@ -208,12 +211,14 @@ if __name__ == "__main__":
     parser.add_argument("--layer", type=lambda x: x if x == "auto" else int(x), default=14)
     parser.add_argument("--kl", type=float, default=0.3)
     parser.add_argument("--fluent", action="store_true", help="scale the dose by what is written")
+    parser.add_argument("--positions", help="steered tokens; all, where nothing is said")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=[*MEASURES])
     given = parser.parse_args()
     found = run(
         given.names, given.rows, given.measures, given.out,
         layer=given.layer, kl=given.kl, pairs=given.pairs, fluent=given.fluent,
+        positions=given.positions,
     )  # fmt: skip
     for each in given.measures:
         print(table(found, each), end="\n\n")

@@ -7,7 +7,7 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import library, options
-from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors
+from odesteer.cli.console import out, parse_dose, progress, say, teaching_errors, warn
 from odesteer.cli.load_steering import read_contrast, with_dose
 from odesteer.common.registry import lookup
 
@@ -79,6 +79,11 @@ def export(
     loaded = with_dose(
         ods.load(steering), parse_dose(strength, angle, target, coverage), spread=False
     )
+    if loaded.positions != "all":
+        warn(
+            f"The vector acts on every token, and this steering was fitted for "
+            f"{loaded.positions}: the same dose does more there. Fit it with --positions all."
+        )
     rows = apart = None
     if model is not None:
         language_model, tokenizer = library.load_model(model, say)

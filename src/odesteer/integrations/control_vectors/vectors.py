@@ -341,8 +341,8 @@ def divergence(
 ) -> Divergence:
     """Compare the next-token distributions of a vector with those of the flow it stands for.
 
-    Both steer the last token of each prompt and all that follow, of the same texts; of a text
-    without a prompt, the second half follows.
+    Both steer the steering's positions of the same texts; of a text without a prompt, the first
+    half is one.
 
     Args:
         model: a transformers causal language model, in eval mode.
@@ -363,9 +363,9 @@ def divergence(
     vector = vectors.steering()
     to_vector, to_unsteered, read = [], [], 0
     for baseline in baselines(model, rows, [steering, vector], packed=False):
-        flow = baseline.run(steering).log_q
+        flow = baseline.run(steering, steering.positions).log_q
         to_unsteered.append(kl(flow, baseline.log_p).cpu())
-        to_vector.append(kl(flow, baseline.run(vector).log_q).cpu())
+        to_vector.append(kl(flow, baseline.run(vector, steering.positions).log_q).cpu())
         read += len(baseline.batch.slots)
         if progress is not None:
             progress(read, len(texts))
