@@ -24,6 +24,7 @@ from odesteer.ode import (
     GradientField,
     LinearBarrier,
     MixtureBarrier,
+    ModuleBarrier,
     Network,
     NetworkBarrier,
     OrBarrier,
@@ -142,6 +143,25 @@ def test_the_exact_flow_never_leaves_the_region(name: str) -> None:
     # The way back out exists: the same rows leave it along the reversed field.
     away = trajectory(GradientField(barrier).reversed(), inside, 3.0, solver=EULER, steps=60)
     assert float(barrier.value(away).min()) < 0.0
+
+
+class _Shelf(torch.nn.Module):
+    """h(x, y) = -1 - exp(-x) + max(0, y)^2, whose gradient is never 0."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        x, y = a.unbind(-1)
+        return -1 - torch.exp(-x) + torch.relu(y) ** 2
+
+
+def test_a_positive_rate_alone_does_not_reach_the_region() -> None:
+    barrier = ModuleBarrier(_Shelf())
+    a = torch.tensor([[0.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
+    values = [
+        barrier.value(solve(GradientField(barrier), a, length, solver=SOLVERS["rk4"], steps=200))
+        for length in (0.0, 1.0, 10.0)
+    ]
+    assert bool((values[0] < values[1]).all() and (values[1] < values[2]).all())
+    assert -1.0001 < float(values[2][0]) < -1.0 and float(values[2][1]) > 0
 
 
 # ---- linear: LDA, CAA, ITI
