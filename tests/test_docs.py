@@ -113,10 +113,8 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 
 
 def _method_row(method: type) -> str:
-    facts, plain = method.facts, method()
-    steps = f"{plain.solver}, {plain.steps}"
-    notes = "yes" if facts.keeps_norm else "no", "yes" if method.needs_pairs else "no"
-    cells = (facts.field, facts.barrier, facts.exact, steps, facts.strength, *notes, facts.source)
+    facts, pairs = method.facts, "yes" if method.needs_pairs else "no"
+    cells = (facts.field, facts.barrier, facts.strength, pairs, facts.source)
     escaped = " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in cells)
     return f"| `{method.name}` | {escaped} |"
 

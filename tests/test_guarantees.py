@@ -1,4 +1,4 @@
-"""The promises of docs/guarantees.md: which barrier keeps which, and where it fails."""
+"""The guarantees of docs/theory.md: which barrier keeps which, and where it fails."""
 
 import math
 import re
@@ -24,6 +24,7 @@ from odesteer.ode import (
     GradientField,
     LinearBarrier,
     MixtureBarrier,
+    ModuleBarrier,
     Network,
     NetworkBarrier,
     OrBarrier,
@@ -37,7 +38,7 @@ from odesteer.ode import (
 from odesteer.steering.coverage import Coverage
 
 D = 5
-PAGE = REPOSITORY / "docs" / "guarantees.md"
+PAGE = REPOSITORY / "docs" / "theory.md"
 EXACT = Adaptive(tolerance=1e-9)
 EULER = SOLVERS["euler"]
 
@@ -142,6 +143,25 @@ def test_the_exact_flow_never_leaves_the_region(name: str) -> None:
     # The way back out exists: the same rows leave it along the reversed field.
     away = trajectory(GradientField(barrier).reversed(), inside, 3.0, solver=EULER, steps=60)
     assert float(barrier.value(away).min()) < 0.0
+
+
+class _Shelf(torch.nn.Module):
+    """h(x, y) = -1 - exp(-x) + max(0, y)^2, whose gradient is never 0."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        x, y = a.unbind(-1)
+        return -1 - torch.exp(-x) + torch.relu(y) ** 2
+
+
+def test_a_positive_rate_alone_does_not_reach_the_region() -> None:
+    barrier = ModuleBarrier(_Shelf())
+    a = torch.tensor([[0.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
+    values = [
+        barrier.value(solve(GradientField(barrier), a, length, solver=SOLVERS["rk4"], steps=200))
+        for length in (0.0, 1.0, 10.0)
+    ]
+    assert bool((values[0] < values[1]).all() and (values[1] < values[2]).all())
+    assert -1.0001 < float(values[2][0]) < -1.0 and float(values[2][1]) > 0
 
 
 # ---- linear: LDA, CAA, ITI
@@ -585,9 +605,11 @@ def test_a_coverage_is_lost_at_the_level_itself_and_where_rows_are_others() -> N
     assert wanted / (wanted + nearer) < 0.7
 
 
-def test_the_page_names_these_tests_and_no_others() -> None:
+def test_the_page_names_all_tests_of_this_file_and_only_tests_that_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8")))
+    files = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "tests").rglob("test_*.py")]
+    existing = {name for text in files for name in re.findall(r"^def (test_\w+)", text, re.M)}
     here = {name for name in globals() if name.startswith("test_")} - {
-        "test_the_page_names_these_tests_and_no_others"
+        "test_the_page_names_all_tests_of_this_file_and_only_tests_that_exist"
     }
-    assert named == here
+    assert here <= named <= existing

@@ -148,7 +148,7 @@ def memory_settings() -> dict[str, str]:
     a batch and every shape of a weight, of 0.5 MB each for SmolLM2-135M. vLLM itself keeps 32 of
     every weight, so 160 serve the five shapes of a decoder. glibc puts them between larger buffers,
     and cannot give back what is free there, unless large buffers are mapped apart from its heap:
-    a fixed threshold does that (measured in docs/guarantees.md). What is set already stays.
+    a fixed threshold does that (measured in docs/robustness.md). What is set already stays.
     """
     import torch
 
