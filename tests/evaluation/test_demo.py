@@ -28,12 +28,19 @@ def test_the_demo_is_a_run_that_the_report_reads(
     assert run.finished and not run.remarks
     assert list(run.conditions) == [
         "none",
-        *(f"{m}@angle-{a}" for m in ("caa", "iti", "odesteer") for a in (0.1, 0.2, 0.3)),
+        *(
+            f"{method}@angle-{dose}"
+            for method in ("caa", "odesteer")
+            for dose in (0.03, 0.06, 0.09)
+        ),
+        "random@angle-0.06",
+        "odesteer@target-0.9",
     ]
     assert {len(answers) for answers in run.answers.values()} == {len(demo.test_prompts())}
-    assert len(run.barriers) == len(run.trajectories) == len(demo.METHODS)
+    assert len(run.barriers) == len(run.trajectories) == 2
     drawn = {drawing.name for drawing in result.report.figures}
     assert {"effect-against-perplexity", "flow", "calibration"} <= drawn
     page = result.page.read_text(encoding="utf-8")
     assert "A cheerful model, steered to melancholy" in page
-    assert ods.load(tmp_path / "steerings" / "odesteer").layer == result.layer
+    saved = ods.load(tmp_path / "steerings" / "odesteer")
+    assert (saved.layer, saved.positions) == (result.layer, "all")

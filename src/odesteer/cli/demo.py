@@ -48,7 +48,7 @@ def demo(
     )
     out.print(
         f'  odesteer generate {model} "How was your day?" '
-        f"-s {output / 'steerings' / 'odesteer'} --angle 0.25 --compare",
+        f"-s {output / 'steerings' / 'odesteer'} --angle 0.06 --compare",
         soft_wrap=True,
     )
 
@@ -56,8 +56,10 @@ def demo(
 def _texts(report: "Report") -> Table:
     """Tabulate the two prompts whose text ODESteer changed most at the middle dose."""
     run, shown = report.run, len(report.run.answers["none"])
-    doses = [each for each in report.texts if each.label == "ODESteer"]
-    beside = doses[len(doses) // 2]
+    middle = str(library.demo.DOSES[1])
+    beside = next(
+        each for each in report.texts if (each.label, each.setting) == ("ODESteer", middle)
+    )
     chosen = [pair.prompt for pair in beside.pairs[:2]]
     table = Table(
         title=f"Greedy generations on unseen prompts: of {shown}, the two that ODESteer changed "

@@ -1,9 +1,10 @@
 """The demo: a small run of a real model, reported as any other run.
 
 A contrast of 384 sentence pairs (melancholy against bright, 24 topics) is split by topic. On the
-fit topics: held-out quality by layer, the layer, CAA, ITI and ODESteer. On the test topics: the
-barriers' log-odds of unseen sentences, and generations from unseen prompts at three doses, judged
-by VADER and by their perplexity under the unsteered model. Nothing is chosen on the test topics.
+fit topics: held-out quality by layer, the layer, CAA and ODESteer. On the test topics: the
+barriers' log-odds of unseen sentences, and generations from unseen prompts at three doses, with a
+target, and in a random direction, judged by VADER and by their perplexity under the unsteered
+model. Nothing is chosen on the test topics.
 
 `odesteer run` computes a condition at a time; here all of them share one batch, which takes a
 third of the time. The lines are those of `odesteer run`.
@@ -38,22 +39,25 @@ from odesteer.evaluation.report import Report, build, read_run
 from odesteer.evaluation.report.writers import html
 from odesteer.extraction.extract import Progress, activations
 from odesteer.fitting import best_layer, middle_layers, rank_layers
-from odesteer.methods import CAA, ITI, Method, ODESteer
+from odesteer.methods import CAA, Method, ODESteer
+from odesteer.methods.baselines import RandomDirection
 from odesteer.models.compatibility import describe_model
-from odesteer.models.generation import Sampling
+from odesteer.models.generation import Sampling, whole_sentences
 from odesteer.models.layers import find_layers
-from odesteer.ode import Angle
+from odesteer.ode import Angle, Target
 from odesteer.steering import Steering
 from odesteer.steering.calibration import BinaryQuality
 from odesteer.steering.serialization import dose_to_json
 
-DOSES = (Angle(0.1), Angle(0.2), Angle(0.3))
-METHODS: tuple[Method, ...] = (CAA(), ITI(), ODESteer())
+# At all tokens.
+DOSES = (Angle(0.03), Angle(0.06), Angle(0.09))
+TARGET = Target(0.9, DOSES[-1])
+METHODS: tuple[Method, ...] = (CAA(), ODESteer(), RandomDirection())
 TEST_TOPICS = ("weather", "morning", "city", "garden", "music", "books", "sea", "weekend")
-# 12 prompts and 20 tokens keep the whole demo below 90 seconds on two cores.
+# 12 prompts and 40 tokens keep the whole demo below two minutes on two cores.
 PROMPT_TOPICS = TEST_TOPICS[:6]
 PROMPTS_PER_TOPIC = 2
-NEW_TOKENS = 20
+NEW_TOKENS = 40
 PAGE = "index.html"
 
 Stage = Callable[[str], AbstractContextManager[Progress]]
@@ -104,10 +108,10 @@ def run(model: Any, tokenizer: Any, folder: Path, stage: Stage) -> DemoResult:
     layer = best_layer(qualities, len(find_layers(model)))
     described = describe_model(model, tokenizer)
     steerings: dict[str, Steering] = {}
-    with stage("Fitting CAA, ITI and ODESteer") as progress:
+    with stage("Fitting CAA and ODESteer") as progress:
         for done, method in enumerate(METHODS, start=1):
             steering = method.fit(*data[layer], layer=layer, groups=fit_set.groups)
-            steerings[method.name] = steering.replace(model=described)
+            steerings[method.name] = steering.replace(model=described, positions="all")
             progress(done, len(METHODS))
     with stage("Reading the test sentences") as progress:
         held_out = activations(model, tokenizer, test_set, layer, progress=progress)
@@ -132,13 +136,15 @@ def run(model: Any, tokenizer: Any, folder: Path, stage: Stage) -> DemoResult:
 
 
 def _conditions(steerings: Mapping[str, Steering]) -> dict[str, Steering | None]:
+    doses = {name: DOSES for name in steerings} | {"random": DOSES[1:2]}
     return {
         "none": None,
         **{
             f"{name}@angle-{dose.size:g}": steering.with_strength(dose)
             for name, steering in steerings.items()
-            for dose in DOSES
+            for dose in doses[name]
         },
+        f"odesteer@target-{TARGET.probability:g}": steerings["odesteer"].with_strength(TARGET),
     }
 
 
@@ -212,6 +218,7 @@ def _cases(
         # A decoding step costs little more for 120 rows than for 30: one batch.
         backend = TransformersBackend(model, tokenizer, batch_size=len(batch))
         texts = backend.generate(batch, steered, Sampling(max_new_tokens=NEW_TOKENS), progress)
+        texts = [whole_sentences(text) for text in texts]
     with stage("Perplexity under the unsteered model") as progress:
         backend = TransformersBackend(model, tokenizer, batch_size=24)
         logprobs = backend.logprobs(batch, texts, None, progress)

@@ -1,5 +1,6 @@
 """Generation of text by a transformers model."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from odesteer.models.chat_template import Messages, encode
 from odesteer.models.layers import input_device
 
 Progress = Callable[[int, int], None]  # prompts done, prompts in all
+# A full stop or its like, and the quotes and brackets that it closes; not the number of a list.
+_SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)(?<!\n\d\d)[.!?…]+[\"'”’)\]*]*(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,16 @@ def generate(
         if progress is not None:
             progress(done, len(rows))
     return texts
+
+
+def whole_sentences(text: str) -> str:
+    """Return a text without what follows its last whole sentence, if there is one before it.
+
+    >>> whole_sentences("It rained. We stayed at")
+    'It rained.'
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else text
 
 
 def left_padded(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ The values of a token are those of the position that wrote it: the last token re
 first steered side's barrier gives those of all sides, so that they can be compared.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from odesteer.models.batching import end_tokens
-from odesteer.models.generation import Sampling
+from odesteer.models.generation import Sampling, whole_sentences
 from odesteer.models.hooks.positions import Positions
 from odesteer.models.layers import (
     attention_output,
@@ -43,8 +42,6 @@ from odesteer.steering import LayerSteering, Steering
 Steerings = tuple[Steering, ...]
 # Of models that name no sampling of their own: greedy texts of small models fall into loops.
 REPETITION_PENALTY = 1.1
-# A full stop or its like, and the quotes and brackets that it closes; not the number of a list.
-_SENTENCE_END = re.compile(r"(?<!^\d)(?<!\n\d)(?<!\n\d\d)[.!?…]+[\"'”’)\]*]*(?=\s|$)")
 
 
 def own_sampling(model: Any) -> Sampling:
@@ -187,11 +184,11 @@ class GeneratedText:
 
     def cut(self) -> None:
         """Leave out what follows the last whole sentence, if there is one before it."""
-        ends = [match.end() for match in _SENTENCE_END.finditer(self.text)]
-        if self.ended or not ends:
+        end = len(whole_sentences(self.text))
+        if self.ended or end == len(self.text):
             return
         length = kept = 0
-        while length < ends[-1]:
+        while length < end:
             length += len(self.tokens[kept].text)
             kept += 1
         for values in (self.tokens, self.ids, self.starts, self.ends):

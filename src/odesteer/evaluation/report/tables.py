@@ -458,6 +458,9 @@ def side_by_side(
         rows: of a run.
         measure: its first judge's score sorts the pairs.
         pairs: number per condition.
+
+    Returns:
+        The condition whose texts changed most on average first.
     """
     base, shown = unsteered(rows), _shown(rows)
     if base is None or not measure.judges[0]:
@@ -474,8 +477,10 @@ def side_by_side(
         # An unscored text is not a small change: it stands after those that are known.
         texts.sort(key=lambda p: np.inf if p.change is None else -abs(p.change))
         if texts:
-            result.append(Beside(row.label, row.setting, judge, tuple(texts[:pairs]), len(texts)))
-    return tuple(result)
+            beside = Beside(row.label, row.setting, judge, tuple(texts[:pairs]), len(texts))
+            changes = [abs(pair.change) for pair in texts if pair.change is not None]
+            result.append((float(np.mean(changes)) if changes else 0.0, beside))
+    return tuple(beside for _, beside in sorted(result, key=lambda each: -each[0]))
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
