@@ -109,6 +109,7 @@ def fit(
         held_out = {"layers": measured} if len(parts) > 1 else measured[parts[0].layer]
         out.print_json(
             data={"path": str(path), "layer": steering.layer, "method": method, **held_out}
+            | {"dose": str(steering.dose), "positions": steering.positions}
             | ({"kl": parts[0].receipts["kl"]} if "kl" in parts[0].receipts else {})
             | ({} if assessment is None else {"assessment": assessment.facts})
         )
