@@ -117,8 +117,7 @@ def test_a_request_in_a_batch_is_a_request_alone(parts: Any, positions: str, siz
 
 @pytest.mark.usefixtures("without_builtin_tasks")
 def test_the_harness_is_asked_twice_and_compared_in_pairs(parts: Any, tasks: Path) -> None:
-    from odesteer.integrations.lm_eval import SteeredLM
-    from odesteer.integrations.lm_eval_paired import paired
+    from odesteer.integrations.lm_eval import SteeredLM, paired
 
     model, tokenizer, steering = parts
     asked = SteeredLM(model, steering, tokenizer=tokenizer, batch_size=4)
@@ -153,8 +152,7 @@ def test_generation_is_steered_and_rolling_likelihoods_are_scored(parts: Any) ->
 
 @pytest.mark.usefixtures("without_builtin_tasks")
 def test_what_cannot_be_is_said(parts: Any, tasks: Path) -> None:
-    from odesteer.integrations.lm_eval import SteeredLM
-    from odesteer.integrations.lm_eval_paired import paired
+    from odesteer.integrations.lm_eval import SteeredLM, paired
 
     model, tokenizer, steering = parts
     with pytest.raises(ValueError, match="give one of them"):
