@@ -20,7 +20,7 @@ from odesteer.ode.solvers import GreatCircle, Solver
 
 
 class Result(IntEnum):
-    """How a row ended; the first that applies, in the order of `NOT_FINITE` to `BUDGET_SPENT`.
+    """Outcome of a row; the first that applies, in the order of `NOT_FINITE` to `BUDGET_SPENT`.
 
     Attributes:
         REACHED: the barrier was brought to the level.
