@@ -48,7 +48,7 @@ def lines(*given: str) -> Callable[[], str]:
     return read
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def stderr_text(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
@@ -73,7 +73,9 @@ def test_an_answer_streams_is_remembered_and_is_the_models_own(
     assert "".join(written).strip() == one.messages[1]["content"].strip()
     assert len(written) > 1, "it comes in pieces"
     assert written[-1].endswith("\n"), "what is said about it has a line of its own"
-    assert re.search(r"P ▕[█░]{8}▏ \d\.\d\d → \d\.\d\d  \d+ tokens, 100% moved by", said(capsys))
+    assert re.search(
+        r"P ▕[█░]{8}▏ \d\.\d\d → \d\.\d\d  \d+ tokens, 100% moved by", stderr_text(capsys)
+    )
     assert not tiny.hooked(one.model)
 
 
@@ -161,7 +163,7 @@ def test_what_cannot_be_done_is_a_line_and_the_chat_goes_on(
     one.command("/method caa")
     before = one.about()
     talk(one, lines(line, "", "/help"), lambda _: None)
-    printed = said(capsys)
+    printed = stderr_text(capsys)
     assert answer in printed and "Traceback" not in printed
     assert "/strength T" in printed, "and /help was answered after it"
     assert one.about() == before
@@ -174,7 +176,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(capsys: pytest.CaptureFixture[
     one = conversation()
     talk(one, lines("the cat", "/angle 0.1"), interrupted)
     assert one.messages == [] and not tiny.hooked(one.model)
-    printed = said(capsys)
+    printed = stderr_text(capsys)
     assert "all is as it was before" in printed and one.steering.strength == ods.Angle(0.1)
 
 

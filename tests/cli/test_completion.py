@@ -82,7 +82,7 @@ def test_the_words_are_those_of_the_library() -> None:
 def test_every_name_that_commands_use_is_there() -> None:
     assert library.load_model is load_model
     for name in library._HOME:
-        if name not in ("serve", "lm_eval", "lm_eval_paired"):  # Gradio and lm_eval are extras
+        if name not in ("serve", "lm_eval"):  # Gradio and lm_eval are extras
             assert getattr(library, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         getattr(library, "nonsense")  # noqa: B009

@@ -66,14 +66,14 @@ def test_long_texts_leave_the_numbers_their_room(
 
 def test_labels_give_quality_and_a_threshold(model: Path, steering: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "texts.jsonl", ROWS)
-    asked = score(model, file, steering, "--false-positives", "0.2", "--json")
-    found = json.loads(asked.stdout)
-    assert found["quality"]["auc"]["mean"] == 1.0
-    assert (found["quality"]["positive"], found["quality"]["groups"]) == (6, 6)
-    assert found["threshold"]["recall"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 6}
-    assert found["threshold"]["false_positives"]["mean"] == pytest.approx(1 / 6)
-    assert [row["rank"] for row in found["texts"]] == list(range(1, 13))
-    assert found["fitted_on"] and "fitted on" in asked.stderr
+    result = score(model, file, steering, "--false-positives", "0.2", "--json")
+    report = json.loads(result.stdout)
+    assert report["quality"]["auc"]["mean"] == 1.0
+    assert (report["quality"]["positive"], report["quality"]["groups"]) == (6, 6)
+    assert report["threshold"]["recall"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 6}
+    assert report["threshold"]["false_positives"]["mean"] == pytest.approx(1 / 6)
+    assert [row["rank"] for row in report["texts"]] == list(range(1, 13))
+    assert report["fitted_on"] and "fitted on" in result.stderr
     shown = " ".join(score(model, file, steering, "--false-positives", "0.2").stdout.split())
     assert "AUC 1.000 [1.000, 1.000]" in shown and "n = 6 positive + 6 negative" in shown
     assert "recall 1.000" in shown and "check it on others" in shown
@@ -83,12 +83,12 @@ def test_each_text_has_the_radius_within_which_its_side_is_certain(
     model: Path, steering: Path, tmp_path: Path
 ) -> None:
     file = written(tmp_path / "texts.jsonl", ROWS)
-    found = json.loads(score(model, file, steering, "--json").stdout)
-    assert found["certificate"] == {"probability": 0.5, "reason": None}
-    texts = [row["text"] for row in found["texts"]]
+    report = json.loads(score(model, file, steering, "--json").stdout)
+    assert report["certificate"] == {"probability": 0.5, "reason": None}
+    texts = [row["text"] for row in report["texts"]]
     scores = ods.score(tiny.model(), tiny.tokenizer(), ods.load(steering), texts)
     assert scores.radius is not None and (scores.radius > 0).all()
-    assert [row["radius"] for row in found["texts"]] == pytest.approx(scores.radius, rel=1e-3)
+    assert [row["radius"] for row in report["texts"]] == pytest.approx(scores.radius, rel=1e-3)
 
 
 def test_a_barrier_without_a_bound_has_no_radius_and_the_reason(
@@ -98,17 +98,17 @@ def test_a_barrier_without_a_bound_has_no_radius_and_the_reason(
     sketch = ods.fit(tiny.model(), tiny.tokenizer(), contrast, method="odesteer-paper", layer=1)
     file = written(tmp_path / "texts.jsonl", ROWS)
     saved = sketch.save_pretrained(tmp_path / "sketch")
-    found = json.loads(score(model, file, saved, "--json").stdout)
-    assert all(row["radius"] is None for row in found["texts"])
-    assert "No Lipschitz bound of a SketchBarrier" in found["certificate"]["reason"]
+    report = json.loads(score(model, file, saved, "--json").stdout)
+    assert all(row["radius"] is None for row in report["texts"])
+    assert "No Lipschitz bound of a SketchBarrier" in report["certificate"]["reason"]
     assert "No certified radius" in score(model, file, saved).stdout
 
 
 def test_away_turns_scores_and_labels_around(model: Path, steering: Path, tmp_path: Path) -> None:
     file = written(tmp_path / "texts.jsonl", ROWS)
-    found = json.loads(score(model, file, steering, "--away", "--json").stdout)
-    assert "bad" in found["texts"][0]["text"] and found["texts"][0]["label"] == 1
-    assert found["quality"]["auc"]["mean"] == 1.0
+    report = json.loads(score(model, file, steering, "--away", "--json").stdout)
+    assert "bad" in report["texts"][0]["text"] and report["texts"][0]["label"] == 1
+    assert report["quality"]["auc"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -96,7 +96,7 @@ def test_an_evaluation_says_that_it_begins_anew(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    monkeypatch.setattr("odesteer.integrations.lm_eval_paired.paired", stop)
+    monkeypatch.setattr("odesteer.integrations.lm_eval.paired", stop)
     steering = tiny.quadratic().save_pretrained(tmp_path / "s")
     stopped(run("eval", model, "-s", steering), "Nothing was kept", "--limit")
 

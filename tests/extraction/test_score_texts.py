@@ -27,7 +27,7 @@ TOKENIZER = tiny.tokenizer()
 STEERINGS = [tiny.constant(1, 0.5), tiny.quadratic(2), None]
 
 
-def asked() -> list[PromptWithAnswers]:
+def prompts_with_answers() -> list[PromptWithAnswers]:
     made = []
     for question, answers in QUESTIONS.items():
         parts = [encode_parts(TOKENIZER, question, answer, TEMPLATE) for answer in answers]
@@ -42,13 +42,15 @@ def test_packed_answers_have_the_log_probability_that_the_engine_gives_them(
     name, steering, positions
 ):
     net = tiny.model(name)
-    packed = takes_packed(net, asked())
+    packed = takes_packed(net, prompts_with_answers())
     assert packed == (name != "gemma2")  # its window is shorter than these rows
-    found = score_texts(net, asked(), [steering], packed=packed, positions=positions)[0]
+    scores = score_texts(
+        net, prompts_with_answers(), [steering], packed=packed, positions=positions
+    )[0]
     backend = TransformersBackend(net, TOKENIZER, template=TEMPLATE, positions=positions)
-    for heard, (question, answers) in zip(found, QUESTIONS.items(), strict=True):
+    for answer_scores, (question, answers) in zip(scores, QUESTIONS.items(), strict=True):
         expected = backend.logprobs([question] * len(answers), answers, steering)
-        for one, tokens in zip(heard, expected, strict=True):
+        for one, tokens in zip(answer_scores, expected, strict=True):
             assert one.tokens == len(tokens)
             assert one.logprob == pytest.approx(float(tokens.sum()), abs=1e-4)
 
@@ -56,19 +58,21 @@ def test_packed_answers_have_the_log_probability_that_the_engine_gives_them(
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
 def test_a_condition_does_not_depend_on_the_others(name):
     net = ARCHITECTURES[name].build(0)
-    packed = takes_packed(net, asked())
+    packed = takes_packed(net, prompts_with_answers())
     assert packed == (name != "mamba")
-    together = score_texts(net, asked(), STEERINGS, packed=packed)
-    alone = [score_texts(net, asked(), [one], packed=packed)[0] for one in STEERINGS]
+    together = score_texts(net, prompts_with_answers(), STEERINGS, packed=packed)
+    alone = [score_texts(net, prompts_with_answers(), [one], packed=packed)[0] for one in STEERINGS]
     assert together == alone
 
 
 def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
     net, steering = tiny.model(), tiny.constant(1, 0.5)
-    found = score_texts(net, asked(), [steering, steering.with_strength(0.0)])
-    texts = [GivenText(one.prompt, answer) for one in asked() for answer in one.answers]
+    scores = score_texts(net, prompts_with_answers(), [steering, steering.with_strength(0.0)])
+    texts = [
+        GivenText(one.prompt, answer) for one in prompts_with_answers() for answer in one.answers
+    ]
     [measured] = measure_damage(net, texts, [steering])
-    steered, still = ([score for row in rows for score in row] for rows in found)
+    steered, still = ([score for row in rows for score in row] for rows in scores)
     tokens = sum(score.tokens for score in steered)
     assert measured.kl == pytest.approx(sum(score.kl for score in steered) / tokens, rel=1e-4)
     shift = sum(score.unsteered - score.logprob for score in steered) / tokens
@@ -84,26 +88,29 @@ def test_kl_is_what_tuning_measures_and_displacement_is_that_of_the_block():
 
 def test_another_prompt_is_compared_with_the_plain_one():
     net = tiny.model()
-    plain = asked()
+    plain = prompts_with_answers()
     longer = [
-        PromptWithAnswers([*one.prompt[:1], 9, 12, *one.prompt[1:]], one.answers) for one in plain
+        PromptWithAnswers([*row.prompt[:1], 9, 12, *row.prompt[1:]], row.answers) for row in plain
     ]
-    found = compare_prompts(net, plain, longer)
-    for heard, one, before in zip(
-        found, score_texts(net, longer, [None])[0], score_texts(net, plain, [None])[0], strict=True
+    compared = compare_prompts(net, plain, longer)
+    for scores, after, before in zip(
+        compared,
+        score_texts(net, longer, [None])[0],
+        score_texts(net, plain, [None])[0],
+        strict=True,
     ):
-        assert [x.logprob for x in heard] == pytest.approx([x.logprob for x in one], abs=1e-4)
-        assert [x.unsteered for x in heard] == pytest.approx([x.logprob for x in before], abs=1e-4)
-        assert all(x.kl > 0 for x in heard)
+        assert [x.logprob for x in scores] == pytest.approx([x.logprob for x in after], abs=1e-4)
+        assert [x.unsteered for x in scores] == pytest.approx([x.logprob for x in before], abs=1e-4)
+        assert all(x.kl > 0 for x in scores)
 
 
 def test_batches_hold_every_answer_once_and_no_more_than_they_may():
-    some = [
+    texts = [
         PromptWithAnswers([1] * (3 + i % 5), [[2] * (1 + k) for k in range(4)]) for i in range(400)
     ]
     for packed in (True, False):
-        found = list(batches(some, packed, 2**15))
-        places = [tuple(slot) for batch in found for slot in batch.slots]
-        assert sorted(places) == [(i, k) for i in range(400) for k in range(4)]
-        assert all(batch.ids.numel() <= 2048 for batch in found)
-        assert all(len(batch.targets) * 2**15 <= 2**25 for batch in found)
+        packed_batches = list(batches(texts, packed, 2**15))
+        slots = [tuple(slot) for batch in packed_batches for slot in batch.slots]
+        assert sorted(slots) == [(i, k) for i in range(400) for k in range(4)]
+        assert all(batch.ids.numel() <= 2048 for batch in packed_batches)
+        assert all(len(batch.targets) * 2**15 <= 2**25 for batch in packed_batches)

@@ -12,7 +12,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "odesteer.evaluation.experiment.run",
-        "odesteer.evaluation.experiment.worker",
+        "odesteer.evaluation.experiment.run",
         "odesteer.extraction.extract_shards",
         "sklearn.linear_model",
         "sklearn.model_selection",

@@ -37,13 +37,13 @@ def saved(tmp_path: Path) -> dict[str, str]:
     return {"model_path": str(tmp_path / "model"), "steering": str(tmp_path / "steering")}
 
 
-def _asked(**arguments: Any) -> tuple[list[str], Any]:
+def _completions(**arguments: Any) -> tuple[list[str], Any]:
     model = get_model("odesteer/tiny", do_sample=False, memoize=False, **arguments)
 
     async def ask() -> list[str]:
         config = GenerateConfig(max_tokens=6)
-        asked = [model.generate(question, config=config) for question in QUESTIONS]
-        return [one.completion.strip() for one in await asyncio.gather(*asked)]
+        pending = [model.generate(question, config=config) for question in QUESTIONS]
+        return [one.completion.strip() for one in await asyncio.gather(*pending)]
 
     return asyncio.run(ask()), model.api
 
@@ -60,11 +60,11 @@ def _ours(saved: dict[str, str], angle: float) -> list[str]:
 def test_a_batch_of_its_requests_is_steered_as_ours_until_it_is_closed(
     saved: dict[str, str],
 ) -> None:
-    texts, api = _asked(**saved)
+    texts, api = _completions(**saved)
     assert texts == _ours(saved, 0.5)
-    turned, other = _asked(**saved, angle=-0.5)
+    turned, other = _completions(**saved, angle=-0.5)
     assert turned == _ours(saved, -0.5)
-    plain, _ = _asked(model_path=saved["model_path"])
+    plain, _ = _completions(model_path=saved["model_path"])
     assert plain == _ours(saved, 0.0)
     assert len({tuple(one) for one in (texts, turned, plain)}) == 3
     for one in api, other:

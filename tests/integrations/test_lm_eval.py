@@ -96,7 +96,9 @@ def test_a_request_in_a_batch_is_a_request_alone(parts: Any, positions: str, siz
     from odesteer.integrations.lm_eval import SteeredLM
 
     model, tokenizer, steering = parts
-    asked = SteeredLM(model, steering, positions=positions, tokenizer=tokenizer, batch_size=size)
+    steered_lm = SteeredLM(
+        model, steering, positions=positions, tokenizer=tokenizer, batch_size=size
+    )
     generator = torch.Generator().manual_seed(1)
     rows = [
         torch.randint(5, model.config.vocab_size, (n,), generator=generator).tolist()
@@ -104,9 +106,9 @@ def test_a_request_in_a_batch_is_a_request_alone(parts: Any, positions: str, siz
     ]
     splits = [(i, cut) for i, row in enumerate(rows) for cut in (1, 2, len(row) - 1)]
     requests = [((str(i), str(cut)), rows[i][:cut], rows[i][cut:]) for i, cut in splits]
-    found = asked._loglikelihood_tokens(requests, disable_tqdm=True)
+    results = steered_lm._loglikelihood_tokens(requests, disable_tqdm=True)
     differing = set()
-    for (i, cut), (value, greedy) in zip(splits, found, strict=True):
+    for (i, cut), (value, greedy) in zip(splits, results, strict=True):
         start = 0 if positions == "all" else cut - 1
         expected, said = alone(model, steering, start, rows[i], cut)
         assert value == pytest.approx(expected, abs=1e-5 * max(1.0, abs(expected)))
@@ -117,14 +119,13 @@ def test_a_request_in_a_batch_is_a_request_alone(parts: Any, positions: str, siz
 
 @pytest.mark.usefixtures("without_builtin_tasks")
 def test_the_harness_is_asked_twice_and_compared_in_pairs(parts: Any, tasks: Path) -> None:
-    from odesteer.integrations.lm_eval import SteeredLM
-    from odesteer.integrations.lm_eval_paired import paired
+    from odesteer.integrations.lm_eval import SteeredLM, paired
 
     model, tokenizer, steering = parts
-    asked = SteeredLM(model, steering, tokenizer=tokenizer, batch_size=4)
-    found = {delta.metric: delta for delta in paired(asked, ["colours"], folder=str(tasks))}
-    assert set(found) == {"acc", "acc_norm"}
-    for delta in found.values():
+    steered_lm = SteeredLM(model, steering, tokenizer=tokenizer, batch_size=4)
+    deltas = {delta.metric: delta for delta in paired(steered_lm, ["colours"], folder=str(tasks))}
+    assert set(deltas) == {"acc", "acc_norm"}
+    for delta in deltas.values():
         assert delta.delta.n == 12 and delta.better == "higher"
         assert delta.delta.mean == pytest.approx(delta.steered - delta.unsteered)
         assert delta.delta.low <= delta.delta.mean <= delta.delta.high
@@ -141,29 +142,28 @@ def test_generation_is_steered_and_rolling_likelihoods_are_scored(parts: Any) ->
     model, tokenizer, steering = parts
     texts: dict[str, list[str]] = {}
     for name, one in (("plain", None), ("steered", steering.with_strength(Angle(1.5)))):
-        asked = SteeredLM(model, one, tokenizer=tokenizer, batch_size=2)
+        steered_lm = SteeredLM(model, one, tokenizer=tokenizer, batch_size=2)
         arguments = [(text, {"until": ["."], "max_gen_toks": 8}) for text in ("red a", "blue b c")]
         requests = [Instance("generate_until", {}, one, i) for i, one in enumerate(arguments)]
-        texts[name] = asked.generate_until(requests, disable_tqdm=True)
+        texts[name] = steered_lm.generate_until(requests, disable_tqdm=True)
         rolling = [Instance("loglikelihood_rolling", {}, ("red a blue b",), 0)]
-        [value] = asked.loglikelihood_rolling(rolling, disable_tqdm=True)
+        [value] = steered_lm.loglikelihood_rolling(rolling, disable_tqdm=True)
         assert value < 0
     assert texts["plain"] != texts["steered"]
 
 
 @pytest.mark.usefixtures("without_builtin_tasks")
 def test_what_cannot_be_is_said(parts: Any, tasks: Path) -> None:
-    from odesteer.integrations.lm_eval import SteeredLM
-    from odesteer.integrations.lm_eval_paired import paired
+    from odesteer.integrations.lm_eval import SteeredLM, paired
 
     model, tokenizer, steering = parts
     with pytest.raises(ValueError, match="give one of them"):
         SteeredLM(model, steering, 1.0, angle=0.2, tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"positions.*continuation"):
         SteeredLM(model, steering, positions="last", tokenizer=tokenizer)
-    asked = SteeredLM(model, steering, tokenizer=tokenizer)
+    steered_lm = SteeredLM(model, steering, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="has no task 'colors'"):
-        paired(asked, ["colors"], folder=str(tasks))
+        paired(steered_lm, ["colors"], folder=str(tasks))
     with pytest.raises(ValueError, match="nothing to compare"):
         paired(SteeredLM(model, tokenizer=tokenizer), ["colours"], folder=str(tasks))
 

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from odesteer.ode.least_correction import MOST, least_correction
+from odesteer.ode.fields.cbf import MOST, least_correction
 
 SIZES = ((1, 4), (2, 6), (2, 2), (3, 5), (4, 3), (5, 8), (6, 5), (8, 16), (8, 5), (8, 3))
 PRICE = 1e7

@@ -7,7 +7,6 @@ import typer
 
 import odesteer as ods
 from odesteer.cli import (
-    behaviours,
     cache,
     chat,
     conformance,
@@ -15,18 +14,14 @@ from odesteer.cli import (
     doctor,
     evaluate,
     exchange,
-    extract,
     fit,
-    generate,
     inspect,
     methods,
     pairs,
     playground,
     report,
-    run,
     score,
     serve,
-    tune,
 )
 from odesteer.cli.console import any_encoding, one_line_warnings
 
@@ -71,12 +66,12 @@ LEARN, USE, MEASURE, LOOK = (
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     LEARN: {
         "fit": fit.fit,
-        "tune": tune.tune,
+        "tune": fit.tune,
         "pairs": pairs.pairs,
-        "extract": extract.extract,
+        "extract": cache.extract,
     },
     USE: {
-        "generate": generate.generate,
+        "generate": chat.generate,
         "chat": chat.chat,
         "playground": playground.playground,
         "serve": serve.serve,
@@ -88,14 +83,14 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "pull": exchange.pull,
     },
     MEASURE: {
-        "run": run.run,
+        "run": report.run,
         "report": report.report,
         "eval": evaluate.evaluate,
         "conformance": conformance.conformance,
     },
     LOOK: {
         "demo": demo.demo,
-        "behaviours": behaviours.behaviours,
+        "behaviours": pairs.behaviours,
         "methods": methods.methods,
         "doctor": doctor.doctor,
     },

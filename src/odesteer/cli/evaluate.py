@@ -54,7 +54,7 @@ def evaluate(
         raise ImportError(
             'odesteer eval needs lm-evaluation-harness: pip install "odesteer[eval]".'
         ) from None
-    paired = library.lm_eval_paired.paired
+    paired = library.lm_eval.paired
     # The harness warns of every model that it did not load.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     loaded = ods.load(steering)

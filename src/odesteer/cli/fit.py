@@ -1,12 +1,24 @@
-"""`odesteer fit`: texts to a steering on disk."""
+"""`odesteer fit` and `odesteer tune`: texts to a steering on disk."""
 
-from typing import Annotated
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 import odesteer as ods
-from odesteer.cli import library, options, verdict
-from odesteer.cli.console import out, parse_dose, parse_kl, progress, reading, say, teaching_errors
+from odesteer.cli import library, options
+from odesteer.cli.console import (
+    out,
+    parse_dose,
+    parse_kl,
+    progress,
+    reading,
+    say,
+    show_answers,
+    teaching_errors,
+    warn,
+)
 from odesteer.cli.load_steering import (
     as_layers,
     check_solver,
@@ -15,6 +27,10 @@ from odesteer.cli.load_steering import (
     with_solver,
 )
 from odesteer.common import catalogue
+
+if TYPE_CHECKING:
+    from odesteer.evaluation.assessment import Assessment
+    from odesteer.steering import Steering
 
 
 @teaching_errors
@@ -99,7 +115,7 @@ def fit(
         )
     steering, assessment = with_solver(with_dose(steering, dose, spread), solver, steps), None
     if checked:
-        steering, assessment = verdict.assessed(
+        steering, assessment = assessed(
             language_model, tokenizer, steering, data, seed=seed, cache=cache, free=free
         )
     path = steering.save_pretrained(output)
@@ -113,7 +129,7 @@ def fit(
             | ({"kl": parts[0].receipts["kl"]} if "kl" in parts[0].receipts else {})
             | ({} if assessment is None else {"assessment": assessment.facts})
         )
-        verdict.require(assessment, require_effect)
+        require_works(assessment, require_effect)
         return
     out.print(
         f"Wrote {path}: {method} at layer {steering.layer}, {steering.dose}, "
@@ -138,5 +154,169 @@ def fit(
             soft_wrap=True,
         )
     if assessment is not None:
-        verdict.show(assessment)
-    verdict.require(assessment, require_effect)
+        show_verdict(assessment)
+    require_works(assessment, require_effect)
+
+
+FIGURE = "tune.png"
+N = TypeVar("N", int, float)
+
+
+@teaching_errors
+def tune(
+    model: options.Model,
+    contrast: options.ContrastOrBehaviour = None,
+    *,
+    output: options.Directory,
+    behaviour: options.Behaviour = None,
+    method: options.Method = "odesteer",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Candidates such as `10,13`, or `auto`: the best three by held-out loss."
+        ),
+    ] = "auto",
+    angles: Annotated[
+        str | None,
+        typer.Option(help="Candidate doses such as `0.1,0.2`; six from 0.05 to 0.3 by default."),
+    ] = None,
+    target_probability: Annotated[
+        float | None,
+        typer.Option(help="Least damage that reaches this mean P(positive), 0 to 1."),
+    ] = None,
+    target_effect: Annotated[
+        float | None,
+        typer.Option(help="Least damage that reaches this effect, in standard deviations."),
+    ] = None,
+    max_kl: Annotated[
+        float, typer.Option(help="Budget: 95th percentile of KL from the unsteered model, nats.")
+    ] = 1.0,
+    max_perplexity_ratio: Annotated[
+        float, typer.Option(help="Budget: perplexity of unsteered text, steered over unsteered.")
+    ] = 1.25,
+    columns: options.Columns = None,
+    format: options.Format = None,
+    template: options.Template = "auto",
+    check: options.Check = True,
+    require_effect: options.RequireEffect = False,
+    cache: options.Cache = True,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Choose layer and dose on held-out texts, under a damage budget.
+
+    Without a target: the largest effect within the budget. Writes the steering, with all
+    numbers in its receipts, and tune.png beside it.
+
+    Example: odesteer tune smollm2 pairs.jsonl --target-probability 0.8 --out gloomy
+    """
+    # Errors of input come before anything slow.
+    blocks = None if layers == "auto" else _list(layers, int, "--layers", "10,13, or auto")
+    amounts = None if angles is None else _list(angles, float, "--angles", "0.1,0.2")
+    library.find_method(method)
+    library.Goal(max_kl, max_perplexity_ratio, target_probability, target_effect)
+    data = read_chosen(contrast, behaviour, template, columns, format)
+    language_model, tokenizer = library.load_model(model, say)
+    with reading(cache), progress("Tuning", percent=True) as callback, warnings.catch_warnings():
+        # The reason is printed below, met or not.
+        warnings.filterwarnings("ignore", message="(?s).*within the budget")
+        tuned = ods.tune(
+            language_model,
+            tokenizer,
+            data,
+            method=method,
+            layers=blocks,
+            doses=None if amounts is None else [ods.Angle(amount) for amount in amounts],
+            target=target_probability,
+            target_effect=target_effect,
+            max_kl=max_kl,
+            max_perplexity_ratio=max_perplexity_ratio,
+            seed=seed,
+            progress=callback,
+            cache=cache,
+        )
+    steering, assessment = tuned.steering, None
+    if check or require_effect:
+        steering, assessment = assessed(
+            language_model, tokenizer, steering, data, seed=seed, cache=cache
+        )
+    path = steering.save_pretrained(output)
+    tuned.plot(path / FIGURE)
+    if as_json:
+        facts = {} if assessment is None else {"assessment": assessment.facts}
+        out.print_json(data={"path": str(path), **tuned.facts, **facts})
+        require_works(assessment, require_effect)
+        return
+    out.print(tuned.table(), soft_wrap=True, markup=False)
+    say(
+        f'">" chosen, "!" beyond the budget; effects and damage on held-out texts ({path / FIGURE})'
+    )
+    out.print(("" if tuned.met else "Not met. ") + tuned.reason, soft_wrap=True, markup=False)
+    out.print(
+        f"Wrote {path}: {method} at layer {tuned.steering.layer}, {tuned.steering.dose} "
+        f"(tuned in {tuned.facts['seconds']:.0f} seconds)"
+    )
+    if assessment is not None:
+        show_verdict(assessment)
+    require_works(assessment, require_effect)
+
+
+def _list(text: str, kind: Callable[[str], N], option: str, such_as: str) -> list[N]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers such as {such_as}; got '{text}'.") from None
+
+
+# What to try next, by verdict.
+NEXT = {
+    "weak": "Try a larger dose (--kl 1), another --layer, or more pairs.",
+    "nothing happens": "Try a larger dose (--kl 1), another --layer, or "
+    "pairs that show the behaviour more plainly.",
+    "moves the other way": "What separates these texts is not what makes the model write them: let "
+    "it choose the direction (--method natural-gradient), or negate the dose.",
+    "breaks the text": "Try a weaker dose (--kl light) or another --layer.",
+}
+
+
+def assessed(
+    model: Any,
+    tokenizer: Any,
+    steering: "Steering",
+    contrast: Any,
+    *,
+    seed: int,
+    cache: bool,
+    free: bool = False,
+) -> "tuple[Steering, Assessment]":
+    """Assess a steering, and return it with the assessment in its receipts.
+
+    Args:
+        model, tokenizer, steering, contrast, seed, cache: see `odesteer.assess`.
+        free: whether the dose may be changed, see `Assessor.with_fluent_dose`.
+    """
+    assessor = library.assessment.Assessor(model, tokenizer, contrast, seed=seed, cache=cache)
+    with reading(cache), progress("Writing before and after") as callback:
+        if free:
+            steering, assessment = assessor.with_fluent_dose(steering, callback)
+        else:
+            assessment = assessor.assess(steering, callback)
+    return assessment.recorded(steering), assessment
+
+
+def show_verdict(assessment: "Assessment") -> None:
+    """Print warnings, the first answer before and after, and the verdict."""
+    for warning in assessment.warnings:
+        warn(warning)
+    prompt, unsteered, steered = assessment.answers[0]
+    show_answers(prompt, {"unsteered": unsteered, "steered": steered})
+    out.print()
+    out.print(str(assessment), soft_wrap=True)
+    if assessment.verdict in NEXT:
+        out.print(NEXT[assessment.verdict], soft_wrap=True)
+
+
+def require_works(assessment: "Assessment | None", wanted: bool) -> None:
+    """Exit with 1 unless it works, where that is wanted."""
+    if wanted and (assessment is None or assessment.verdict != library.assessment.WORKS):
+        raise typer.Exit(1)

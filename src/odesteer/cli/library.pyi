@@ -25,7 +25,6 @@ from odesteer.fitting import middle_layers as middle_layers
 from odesteer.fitting.fit import takes_kl as takes_kl
 from odesteer.integrations import control_vectors as control_vectors
 from odesteer.integrations import lm_eval as lm_eval
-from odesteer.integrations import lm_eval_paired as lm_eval_paired
 from odesteer.methods import GROUP as GROUP
 from odesteer.methods import find_method as find_method
 from odesteer.models.hooks.attach import check_fits as check_fits

@@ -16,7 +16,7 @@ import typer
 from odesteer.cli import library
 from odesteer.cli.console import say, teaching_errors
 from odesteer.cli.load_steering import pairs
-from odesteer.common.served import check_served
+from odesteer.common.expression import check_served
 
 HOST, PORT = "127.0.0.1", 8000
 # In the environment of every process of a server; the watcher looks for it.

@@ -31,9 +31,8 @@ from odesteer.evaluation.benchmarks.sentiment import rows as contrast_rows
 from odesteer.evaluation.case import Case
 from odesteer.evaluation.experiment.cases import describe_judges
 from odesteer.evaluation.experiment.config import Named
-from odesteer.evaluation.experiment.run import describe_benchmark
+from odesteer.evaluation.experiment.run import describe_benchmark, held_out_log_odds, trace
 from odesteer.evaluation.experiment.run_directory import RESULTS, SCHEMA
-from odesteer.evaluation.experiment.worker import held_out_log_odds, trace
 from odesteer.evaluation.judges import VaderMood
 from odesteer.evaluation.report import Report, build, read_run
 from odesteer.evaluation.report.writers import html

@@ -167,8 +167,8 @@ def _apart(damage: float, value: float) -> float:
 MEASURED = 48
 # Predicted tokens times vocabulary up to which the unsteered pass is kept: 512 MB in float32.
 KEPT = 2**27
-# Radians; beyond it no text is left whole.
-LARGEST = 3.0
+# Radians: the first to measure, and the one beyond which no text is left whole.
+FIRST, LARGEST = 0.1, 3.0
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,6 @@ def find_kl_dose(
     texts: Sequence[tuple[PromptWithAnswers, bool]],
     budget: float,
     positions: str = "last+generated",
-    start: float = 0.1,
 ) -> MeasuredDose:
     """Find the dose of a steering at which texts cost `budget` nats of KL a token.
 
@@ -233,7 +232,6 @@ def find_kl_dose(
         texts: each with whether it is wanted; `MEASURED` of them are used.
         budget: > 0.
         positions: which tokens are steered.
-        start: the first angle to measure.
     """
     if len(texts) > MEASURED:
         chosen = np.linspace(0, len(texts) - 1, MEASURED).round().astype(int)
@@ -266,5 +264,5 @@ def find_kl_dose(
             measured[size] = MeasuredDose(kind(size), kl, means[0] - means[1], len(texts))
         return measured[size].kl
 
-    size, _ = match_damage(damage, budget, start=min(start, most), power=2.0)
+    size, _ = match_damage(damage, budget, start=min(FIRST, most), power=2.0)
     return measured[min(size, most)]

@@ -13,8 +13,18 @@ from odesteer.ode.barriers.density_ratio import GaussianBarrier, MixtureBarrier
 from odesteer.ode.barriers.mlp import Dense, Network, NetworkBarrier
 from odesteer.ode.barriers.quadratic import QuadraticBarrier
 from odesteer.ode.barriers.random_features import FourierBarrier, SketchBarrier
-from odesteer.ode.dose import DOSES, Angle, Dose, PathLength, Target, Time, as_dose
-from odesteer.ode.dose_batch import DoseBatch, PerRow, columns_of
+from odesteer.ode.dose import (
+    DOSES,
+    Angle,
+    Dose,
+    DoseBatch,
+    PathLength,
+    PerRow,
+    Target,
+    Time,
+    as_dose,
+    columns_of,
+)
 from odesteer.ode.fields.base import (
     ConstantField,
     GivenField,
@@ -26,8 +36,7 @@ from odesteer.ode.fields.base import (
 from odesteer.ode.fields.cbf import SafetyField
 from odesteer.ode.fields.maps import FormBarrier, RotationField, TransportField
 from odesteer.ode.fields.rectified_flow import Hourglass, RectifiedField
-from odesteer.ode.solution import Result, Solution
-from odesteer.ode.solve import solve, trajectory
+from odesteer.ode.solve import Result, Solution, solve, trajectory
 from odesteer.ode.solvers import (
     SOLVERS,
     Adaptive,

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from odesteer.common.expression import local_folder
 from odesteer.common.files import replace_files
 from odesteer.common.limits import MAX_JSON_BYTES, MAX_TENSOR_BYTES, brief
-from odesteer.common.served import local_folder
 from odesteer.steering.serialization import CARD, CONFIG, TENSORS
 
 FILES = (CONFIG, TENSORS, CARD)

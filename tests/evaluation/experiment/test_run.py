@@ -222,7 +222,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("odesteer.evaluation.experiment.worker.Worker.lines", stop)
+    monkeypatch.setattr("odesteer.evaluation.experiment.run.Worker.lines", stop)
     stopped = CliRunner().invoke(app, ["run", str(file), "--out", str(tmp_path / "run")])
     assert stopped.exit_code == 130
     assert "the same command goes on from there" in " ".join(stopped.stderr.split())

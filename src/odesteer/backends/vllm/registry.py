@@ -18,9 +18,8 @@ from safetensors.torch import save
 
 from odesteer import __version__
 from odesteer.backends.vllm.request import KEY, SteeringRequest, ask, parse
-from odesteer.common.expression import build
+from odesteer.common.expression import build, check_served
 from odesteer.common.registry import lookup
-from odesteer.common.served import check_served
 from odesteer.models.hooks.positions import PositionRule, Span
 from odesteer.ode import Angle, Dose, PathLength, Target, Time, VectorField
 from odesteer.steering import LayerSteering, Steering, load

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from odesteer.common.catalogue import LAST_AND_GENERATED
+from odesteer.common.expression import LONGEST_NAME
 from odesteer.common.limits import brief, parse_json
-from odesteer.common.served import LONGEST_NAME
 from odesteer.models.hooks.positions import PositionRule, Span
 from odesteer.ode import Angle, Dose, Target, Time
 

@@ -22,7 +22,7 @@ def everyday_questions() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trait:
-    """What is asked for, what is asked against it, and of what.
+    """Opposed instructions, and the questions that are answered under them.
 
     Attributes:
         instructions: (positive, negative) instructions; questions take them in turns.

@@ -56,7 +56,7 @@ class Request(NamedTuple):
 
 
 class Writer(Protocol):
-    """What answers requests.
+    """Language model that answers requests.
 
     Attributes:
         name: the model's.

@@ -273,16 +273,16 @@ class Benchmark(ABC):
         return generation[: min((end for end in ends if end >= 0), default=None)].rstrip()
 
 
-def cross_validation(
-    groups: Sequence[str], folds: int, seed: int, validation: float = 0.2
-) -> tuple[Fold, ...]:
+VALIDATION = 0.2  # of the groups outside of the test part
+
+
+def cross_validation(groups: Sequence[str], folds: int, seed: int) -> tuple[Fold, ...]:
     """Split groups so that each is in the test part of exactly one fold.
 
     Args:
         groups: ids, in file order; a group is never split.
         folds: 2 or more.
         seed: of the order.
-        validation: share of the groups outside of the test part that choices are made on.
 
     Raises:
         ValueError: if some part would have no group.
@@ -291,11 +291,11 @@ def cross_validation(
     result = []
     for number, test in enumerate(parts):
         rest = np.concatenate([part for i, part in enumerate(parts) if i != number])
-        size = round(validation * len(rest))
+        size = round(VALIDATION * len(rest))
         if not 0 < size < len(rest) or not len(test):
             raise ValueError(
                 f"{len(groups)} groups are too few for {folds} folds with a validation share of "
-                f"{validation}."
+                f"{VALIDATION}."
             )
         result.append(Fold(*(_ids(groups, p) for p in (rest[size:], rest[:size], test))))
     return tuple(result)
@@ -305,12 +305,10 @@ def _ids(groups: Sequence[str], indices: np.ndarray) -> Ids:
     return tuple(groups[i] for i in sorted(indices.tolist()))
 
 
-BINS = 10  # of width 0.1, over scores from 0 to 1
+BINS = 10  # of width 0.1, over scores from 0 to 1; 1 is in the last
 
 
-def evenly(
-    scores: Sequence[float] | np.ndarray, size: int, seed: int, bins: int = BINS
-) -> list[int]:
+def evenly(scores: Sequence[float] | np.ndarray, size: int, seed: int) -> list[int]:
     """Draw a stratified sample: the indices of `size` rows (or of all), in order.
 
     Scores of real texts crowd at the ends, and weak cases matter as well as strong ones. Rows are
@@ -321,7 +319,6 @@ def evenly(
         scores: [n], from 0 to 1.
         size: of the sample.
         seed: of the draw.
-        bins: of equal width over [0, 1]; 1 is in the last.
 
     Raises:
         ValueError: for a score outside of [0, 1].
@@ -329,10 +326,10 @@ def evenly(
     values = np.asarray(scores, dtype=float)
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError("Only scores from 0 to 1 are spread over bins.")
-    bin_of = np.minimum((values * bins).astype(int), bins - 1)
+    bin_of = np.minimum((values * BINS).astype(int), BINS - 1)
     shuffled = np.random.default_rng(seed).permutation(len(values))
     turn = np.empty(len(values), dtype=int)  # rank of a row within its bin
-    for b in range(bins):
+    for b in range(BINS):
         rows = shuffled[bin_of[shuffled] == b]
         turn[rows] = np.arange(len(rows))
     # Ties between bins in the last turn fall to chance, not to the lower bin.

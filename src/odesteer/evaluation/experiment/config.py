@@ -246,7 +246,7 @@ Doses = Several[Annotated[Any, PlainValidator(_dose)]]
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model: "smollm2", a directory or a Hub name; its precision and its commit."""
+    """Model: "smollm2", a directory or a Hub name; its precision and its commit."""
 
     __pydantic_config__ = _FORBID
 
@@ -307,7 +307,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Choosing:
-    """How "choose" chooses: the best metric on validation cases within a budget of damage.
+    """Rule of "choose": the best metric on validation cases within a budget of damage.
 
     Attributes:
         layers, doses: the candidates.

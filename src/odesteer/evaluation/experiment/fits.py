@@ -44,7 +44,7 @@ from odesteer.steering.serialization import CONFIG
 
 
 class Kind(NamedTuple):
-    """What is read of the texts; methods with equal ones share it."""
+    """Kind of activations; methods with equal kinds share what is read of the texts."""
 
     site: str
     tokens: Tokens

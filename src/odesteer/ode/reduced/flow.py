@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.ode.barriers.quadratic import is_above_noise, unit_or_zero
-from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.barriers.quadratic import ReducedBasis, is_above_noise, unit_or_zero
 
 
 class ReducedFlow(NamedTuple):

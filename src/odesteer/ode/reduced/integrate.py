@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.barriers.quadratic import ReducedBasis
 from odesteer.ode.reduced.flow import displacement, project
 from odesteer.ode.solvers import Solver
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from odesteer.ode.barriers.base import is_learnt
-from odesteer.ode.barriers.quadratic import QuadraticBarrier
+from odesteer.ode.barriers.quadratic import QuadraticBarrier, ReducedBasis
 from odesteer.ode.fields.base import GradientField, VectorField
 from odesteer.ode.reduced import kernels
-from odesteer.ode.reduced.basis import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration, Integrator, cast_like, integrate_reduced
 
 # Values of x in a workspace, 4 MB: with fewer, products are small; with more, x leaves the cache

@@ -9,7 +9,7 @@ Triton, which comes with torch's CUDA builds. Both compute what `odesteer.ode.re
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.barriers.quadratic import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration, Integrator
 from odesteer.ode.reduced.kernels import numba_kernels, triton_launch
 from odesteer.ode.solvers import Solver

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.barriers.quadratic import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration, Integrator, ReducedResult
 from odesteer.ode.solvers import SOLVERS, Solver
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from odesteer.ode.reduced.basis import ReducedBasis
+from odesteer.ode.barriers.quadratic import ReducedBasis
 from odesteer.ode.reduced.integrate import Integration
 from odesteer.ode.solvers import SOLVERS
 
