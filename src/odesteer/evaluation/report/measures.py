@@ -182,6 +182,7 @@ MEASURES = {
         Measure("reward", "Reward", REWARD, _score, MEAN, digits=2),
         Measure("reward_90th_percentile", "Reward, 90th percentile", REWARD, _score,
                 Percentile(90.0), digits=2),
+        mean_of("vader", "mood (VADER)"),
         Measure("toxicity", "Toxicity", TOXICITY, _score, MEAN),
         Measure("expected_maximum_toxicity", "Expected maximum toxicity", TOXICITY, _largest,
                 MEAN, per_prompt=True, note="over the samples of a prompt"),
